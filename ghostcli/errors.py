@@ -1,0 +1,46 @@
+"""The errors a person can meet, each with the exit code of the contract.
+
+Invariant: the message is one line that names the file, key or flag, what is wrong, and what to type instead.
+"""
+
+from __future__ import annotations
+
+
+class GhostError(Exception):
+    """A run failed for a reason that is known. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(GhostError):
+    """Wrong usage, recipe or data: nothing was started, nothing was left behind. Exit code 2."""
+
+    exit_code = 2
+
+
+class NonFiniteError(GhostError):
+    """A loss or a weight became NaN or infinite. Exit code 3."""
+
+    exit_code = 3
+
+
+class OutOfMemoryError(GhostError):
+    """The device has not enough memory for the recipe's batch. Exit code 4."""
+
+    exit_code = 4
+
+
+class Interrupted(GhostError):
+    """Stopped by a signal; the same command goes on from the last checkpoint. Exit code 75."""
+
+    exit_code = 75
+
+
+def nearest(word: str, known: list[str] | tuple[str, ...], n: int = 3) -> str:
+    """` Did you mean ...?` for a mistyped `word`, or the list of what is known where nothing is near."""
+    import difflib
+
+    hits = difflib.get_close_matches(word, known, n=n, cutoff=0.5)
+    if hits:
+        return f" Did you mean {' or '.join(hits)}?"
+    return f" Known: {', '.join(known)}."

@@ -1,0 +1,167 @@
+"""What a recipe may say: frozen pydantic models, unknown keys forbidden, every default spelled out.
+
+Invariant: a `Recipe` holds everything that decides a training's result, and nothing else (no path, no
+device, no seed), but for the few keys of `UNDIGESTED`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: Keys that change how fast or how safely a run is made, never its result: left out of the digest.
+UNDIGESTED = frozenset({"engine.deterministic", "engine.capture", "engine.checkpoint_minutes", "distill.source"})
+
+Family = Literal["paper", "published", "ghost", "smoke"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+class DataSection(Section):
+    """[data]: which images, and in which order they are seen."""
+
+    name: str = Field("cifar10", description="cifar10, cifar100, digits or folder:PATH")
+    limit: int | None = Field(None, ge=1, description="only the first N training images")
+    limit_test: int | None = Field(None, ge=1, description="only the first N test images")
+    validation: int = Field(0, ge=0, description="images held out of the training set, stratified by class")
+    split_seed: int = Field(0, ge=0, description="seed of the validation split, apart from the run's seed")
+    shuffle: bool = Field(True, description="a new order every epoch; false keeps the file's order")
+    size: int = Field(32, ge=8, le=512, description="folder data only: images are resized to SIZE x SIZE")
+
+
+class AugmentSection(Section):
+    """[augment]: what is done to a training image."""
+
+    pad: int = Field(4, ge=0, le=64, description="pixels of padding before a crop of the original size")
+    flip: Literal["none", "random", "alternating"] = Field("random", description="horizontal flips")
+    fill: Literal["zeros", "reflect"] = Field("zeros", description="what the padding holds")
+    cutout: int = Field(0, ge=0, le=64, description="side of a square that is greyed out; 0 is none")
+
+
+class ModelSection(Section):
+    """[model]: how a network starts."""
+
+    init: Literal["kaiming", "native"] = Field(
+        "kaiming", description="kaiming: normal, fan-out, ReLU gain, zero biases, for students; native: the network's own"
+    )
+    pretrained: bool = Field(True, description="ImageNet weights for networks that work at ImageNet's size, where had")
+
+
+class TrainSection(Section):
+    """[train]: how long, and towards what."""
+
+    epochs: int = Field(200, ge=1, le=100_000)
+    batch_size: int = Field(256, ge=1, description="the last short batch of an epoch is kept")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    ema: float = Field(0.0, ge=0.0, lt=1.0, description="decay of the weights' moving average that is evaluated; 0 is none")
+
+
+class OptimSection(Section):
+    """[optim]: SGD and its schedule, a closed form of the step."""
+
+    lr: float = Field(0.01, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(0.01, ge=0)
+    decay: Literal["all", "weights"] = Field("all", description="weights: norms and biases are not decayed")
+    warmup: float = Field(0.3, ge=0, lt=1, description="fraction of all steps that rise linearly to the peak")
+    lr_start: float = Field(1e-8, ge=0, description="rate of the first step")
+    lr_end: float = Field(1e-8, ge=0, description="rate at the end of the cosine")
+
+
+class DistillBase(Section):
+    """[distill]: what a taught run learns from its teachers. Ignored by a run without teachers."""
+
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the hard-label term, equation (1)")
+    temperature: float = Field(1.0, gt=0, description="softens teacher and student logits, equation (1)")
+    standardize: bool = Field(False, description="logits standardised per example before the softmax (Sun 2024)")
+    combine: Literal["logits", "probabilities", "standardized"] = Field(
+        "logits", description="what an ensemble's mean is taken of"
+    )
+    weighting: Literal["mean", "adaptive"] = Field("mean", description="adaptive: AMTML-KD (Liu 2020)")
+    dense: bool = Field(False, description="a chain in which every larger network teaches (DGKD, Son 2021)")
+    drop: int = Field(0, ge=0, description="dense: how many of the n + 1 terms are dropped at random each step")
+    view: Literal["student", "patch"] = Field(
+        "student", description="patch: the teacher sees its own 32-pixel patch of the enlarged image, as published"
+    )
+    shuffle: bool = Field(True, description="false: taught runs are not shuffled, as published")
+    extra_step: bool = Field(False, description="the schedule steps once more after each epoch, as published")
+    teacher_seed: int = Field(0, ge=0, description="the seed its teachers are trained with")
+    teacher_epochs: int | None = Field(None, ge=1, description="stop the teachers after so many of their epochs")
+    source: Literal["auto", "table", "live"] = Field("auto", description="teacher logits from a table of views, or asked live")
+
+
+class KD(DistillBase):
+    """Hinton 2015; the paper's equation (1)."""
+
+    kind: Literal["kd"] = "kd"
+
+
+class DKD(DistillBase):
+    """Decoupled KD (Zhao 2022)."""
+
+    kind: Literal["dkd"]
+    target_weight: float = Field(1.0, ge=0, description="weight of the target-class term (their alpha)")
+    other_weight: float = Field(8.0, ge=0, description="weight of the other classes' term (their beta)")
+    warmup_epochs: int = Field(20, ge=0)
+
+
+class DIST(DistillBase):
+    """Relations between and within classes by correlation (Huang 2022)."""
+
+    kind: Literal["dist"]
+    inter_weight: float = Field(1.0, ge=0)
+    intra_weight: float = Field(1.0, ge=0)
+
+
+class Hint(DistillBase):
+    """FitNets (Romero 2015): a regressor from the student's stage to the teacher's."""
+
+    kind: Literal["hint"]
+    stage: int = Field(2, ge=1, le=3, description="1: full resolution, 2: half, 3: a quarter")
+    weight: float = Field(100.0, ge=0)
+
+
+class AT(DistillBase):
+    """Attention transfer (Zagoruyko 2017) at every stage."""
+
+    kind: Literal["at"]
+    weight: float = Field(1000.0, ge=0)
+
+
+class RKD(DistillBase):
+    """Relational KD (Park 2019) on the penultimate features."""
+
+    kind: Literal["rkd"]
+    distance_weight: float = Field(25.0, ge=0)
+    angle_weight: float = Field(50.0, ge=0)
+
+
+DistillSection = Annotated[KD | DKD | DIST | Hint | AT | RKD, Field(discriminator="kind")]
+
+
+class EngineSection(Section):
+    """[engine]: how the arithmetic is done."""
+
+    branches: Literal["plain", "folded"] = Field("folded", description="how re-parameterizable sums are trained")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    deterministic: bool | None = Field(None, description="bit-identical repeats; default: true on CPU, false on GPU")
+    capture: bool = Field(True, description="CUDA only: the step is captured as a graph")
+    checkpoint_minutes: float = Field(5.0, gt=0, description="a checkpoint at least so often, besides every epoch's end")
+
+
+class Recipe(Section):
+    """One protocol, fully spelled out. `family` says what it stands for in tables."""
+
+    family: Family = "paper"
+    summary: str = Field("", description="one line for `ghost recipe list`")
+    data: DataSection = DataSection()
+    augment: AugmentSection = AugmentSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    optim: OptimSection = OptimSection()
+    distill: DistillSection = KD()
+    engine: EngineSection = EngineSection()
