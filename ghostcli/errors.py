@@ -44,3 +44,8 @@ def nearest(word: str, known: list[str] | tuple[str, ...], n: int = 3) -> str:
     if hits:
         return f" Did you mean {' or '.join(hits)}?"
     return f" Known: {', '.join(known)}."
+
+
+def printable(text: str) -> str:
+    """`text` with every control character escaped, so that a file's name cannot drive the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
