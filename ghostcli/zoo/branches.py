@@ -1,0 +1,188 @@
+"""The re-parameterizable sum of parallel convolution + batch norm branches, its parameters stacked.
+
+Invariant: a `RepConv` computes the same function in every mode; a mode only decides how.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Mode = Literal["plain", "folded"]
+
+EPS = 1e-5
+MOMENTUM = 0.1
+
+
+class RepConv(nn.Module):
+    """Sum of `branches` parallel conv + BN (1x1 dense, or k x k depthwise), then ReLU where `relu`.
+
+    Besides the branches: where kernel > 1, a 1x1 depthwise conv + BN (`scale`); where input and output agree
+    in shape, a BN of the input itself (`identity`). Input [N, I, H, W], output [N, O, ceil(H/s), ceil(W/s)].
+
+    `weight` is [B, O, I/groups, k, k], `gamma`, `beta`, `running_mean`, `running_var` are [B, O]; those of scale
+    and identity are [O]. The state dict speaks of branches one by one: `branches.J.conv.weight`,
+    `branches.J.bn.weight`, `scale.conv.weight`, `identity.bias` and so on.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        *,
+        relu: bool = True,
+        branches: int = 3,
+        mode: Mode = "plain",
+    ) -> None:
+        super().__init__()
+        if kernel_size > 1 and in_channels != out_channels:
+            raise ValueError(f"a depthwise RepConv keeps its channels: {in_channels} in, {out_channels} out")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, kernel_size // 2
+        self.groups = in_channels if kernel_size > 1 else 1
+        self.branches, self.relu, self.mode = branches, relu, mode
+        self.has_scale = kernel_size > 1
+        self.has_identity = in_channels == out_channels and stride == 1
+
+        shape = (branches, out_channels, in_channels // self.groups, kernel_size, kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self._norm("", (branches, out_channels))
+        if self.has_scale:
+            self.scale_weight = nn.Parameter(torch.empty(out_channels))
+            self._norm("scale_", (out_channels,))
+        if self.has_identity:
+            self._norm("identity_", (out_channels,))
+        self.reset_parameters()
+
+    def _norm(self, prefix: str, shape: tuple[int, ...]) -> None:
+        self.register_parameter(prefix + "gamma", nn.Parameter(torch.ones(shape)))
+        self.register_parameter(prefix + "beta", nn.Parameter(torch.zeros(shape)))
+        self.register_buffer(prefix + "running_mean", torch.zeros(shape))
+        self.register_buffer(prefix + "running_var", torch.ones(shape))
+
+    def reset_parameters(self) -> None:
+        """torch's own initialisation of a Conv2d, for each branch apart."""
+        for kernel in self.kernels():
+            nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
+
+    def kernels(self) -> Iterator[Tensor]:
+        """Each branch's convolution weight [O, I/groups, k, k] as a view, the scale branch's last."""
+        yield from self.weight.detach()
+        if self.has_scale:
+            yield self.scale_weight.detach().view(-1, 1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and self.mode == "folded":
+            y = F.conv2d(x, *self.fold(), self.stride, self.padding, 1, self.groups)
+        else:
+            y = self.plain(x)
+        return F.relu(y, inplace=True) if self.relu else y
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The sum of the branches before the ReLU, each run by itself: the reference."""
+        y = self._normalise(x, "identity_") if self.has_identity else None
+        for j in range(self.branches):
+            z = F.conv2d(x, self.weight[j], None, self.stride, self.padding, 1, self.groups)
+            z = self._normalise(z, "", j)
+            y = z if y is None else y + z
+        if self.has_scale:
+            z = F.conv2d(x, self.scale_weight.view(-1, 1, 1, 1), None, self.stride, 0, 1, self.groups)
+            y = y + self._normalise(z, "scale_")
+        return y
+
+    def _normalise(self, z: Tensor, prefix: str, index: Any = ...) -> Tensor:
+        gamma, beta, mean, var = self._norm_of(prefix)
+        return F.batch_norm(
+            z, mean[index], var[index], gamma[index], beta[index], self.training, momentum=MOMENTUM, eps=EPS
+        )
+
+    def _norm_of(self, prefix: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        names = ("gamma", "beta", "running_mean", "running_var")
+        gamma, beta, mean, var = (getattr(self, prefix + name) for name in names)
+        return gamma, beta, mean, var
+
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """One kernel [O, I/groups, k, k] and one bias [O] equal to the sum of branches in eval mode."""
+        gain, bias = self._affine("")  # [B, O] each
+        kernel, bias = (gain[..., None, None, None] * self.weight).sum(0), bias.sum(0)
+        centre = torch.zeros_like(bias)  # what scale and identity add to each channel's own middle weight
+        if self.has_scale:
+            gain, shift = self._affine("scale_")
+            centre, bias = centre + gain * self.scale_weight, bias + shift
+        if self.has_identity:
+            gain, shift = self._affine("identity_")
+            centre, bias = centre + gain, bias + shift
+        if self.groups > 1:
+            kernel = kernel + F.pad(centre.view(-1, 1, 1, 1), (self.padding,) * 4)
+        elif self.has_identity:
+            kernel = kernel + torch.diag(centre)[..., None, None]
+        return kernel, bias
+
+    def _affine(self, prefix: str) -> tuple[Tensor, Tensor]:
+        """Batch norm in eval mode as y = gain x + shift."""
+        gamma, beta, mean, var = self._norm_of(prefix)
+        gain = gamma * torch.rsqrt(var + EPS)
+        return gain, beta - gain * mean
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RepConv:
+        # torch offers a memory format to 4-D and 5-D tensors alike, but channels_last fits the 4-D ones only
+        def on_kernels(t: Tensor) -> Tensor:
+            return fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.dim() == 5 else fn(t)
+
+        return super()._apply(on_kernels, recurse)
+
+    def named_branches(self, of: Callable[[Tensor], Tensor] = lambda t: t) -> dict[str, Tensor]:
+        """The readable name of each branch's tensor -> its view into `of(stacked tensor)`."""
+        named: dict[str, Tensor] = {}
+
+        def norm(readable: str, prefix: str, index: Any = ...) -> None:
+            for name, tensor in zip(
+                ("weight", "bias", "running_mean", "running_var"), self._norm_of(prefix), strict=True
+            ):
+                named[f"{readable}.{name}"] = of(tensor)[index]
+
+        for j in range(self.branches):
+            named[f"branches.{j}.conv.weight"] = of(self.weight)[j]
+            norm(f"branches.{j}.bn", "", j)
+        if self.has_scale:
+            named["scale.conv.weight"] = of(self.scale_weight).view(-1, 1, 1, 1)
+            norm("scale.bn", "scale_")
+        if self.has_identity:
+            norm("identity", "identity_")
+        return named
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name, tensor in self.named_branches().items():
+            destination[prefix + name] = tensor if keep_vars else tensor.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        named = {prefix + name: tensor.detach() for name, tensor in self.named_branches().items()}
+        for key, tensor in named.items():
+            given = state_dict.get(key)
+            if given is None:
+                missing_keys.append(key)
+            elif given.shape != tensor.shape:
+                error_msgs.append(
+                    f"{key} has shape {tuple(given.shape)}; this network's has {tuple(tensor.shape)}."
+                )
+            else:
+                tensor.copy_(given)
+        if strict:
+            mine = (key for key in state_dict if key.startswith(prefix) and key not in named)
+            unexpected_keys.extend(key for key in mine if not key.endswith(".num_batches_tracked"))

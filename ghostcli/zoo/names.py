@@ -1,0 +1,112 @@
+"""The names of networks: what a person may type, and the one canonical form of each.
+
+Invariant: no torch here, and `canonical(canonical(name)) == canonical(name)`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ghostcli.errors import UsageError, nearest
+
+Family = Literal["gns", "gnd", "teacher", "timm", "run"]
+
+#: The rows of the paper's Table I, in its order. Any other positive width of `gns` and `gnd` is as good.
+KNOWN: tuple[str, ...] = (
+    "gns:1.0",
+    "gns:1.3",
+    "gns:1.6",
+    "gns:1.9",
+    "gns:2.2",
+    "gns:2.8",
+    "gns:3.4",
+    "gnd:1.0",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "vgg13",
+    "inceptionv3",
+    "densenet161",
+    "efficientnetv2",
+)
+_GHOSTS = ("gns", "gnd")
+_TEACHERS = tuple(name for name in KNOWN if ":" not in name)
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A parsed name. `width` is None but for `gns` and `gnd`."""
+
+    canonical: str
+    family: Family
+    width: float | None = None
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a built network says of itself, as `model.spec`.
+
+    `input_size` is the side in pixels the module enlarges its input to (None: it takes any size); `mean` and
+    `std` are its own normalisation (None: the data set's); `note` is a sentence for the run record.
+    """
+
+    name: str
+    classes: int
+    input_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    note: str | None = None
+
+
+def parse(name: str) -> ModelName:
+    """What `name` stands for; UsageError with the nearest names where it stands for nothing."""
+    name = name.strip()
+    for family in ("timm", "run"):
+        if name.startswith(f"{family}/"):
+            if name == f"{family}/":
+                raise UsageError(
+                    f"model '{name}': nothing follows the slash; type {family}/{'NAME' if family == 'timm' else 'ID'}."
+                )
+            return ModelName(name, family)
+    head, colon, width = name.partition(":")
+    if head in _GHOSTS:
+        return _ghost(name, head, width if colon else "1.0")
+    if name in _TEACHERS:
+        return ModelName(name, "teacher")
+    hint = nearest(name.lower(), (*_GHOSTS, *KNOWN))
+    raise UsageError(
+        f"model '{name}' is unknown.{hint} (`ghost bench` takes the same names; gns:WIDTH has any width.)"
+    )
+
+
+def _ghost(name: str, family: Literal["gns", "gnd"], text: str) -> ModelName:
+    try:
+        width = float(text.replace("_", "?"))  # float() would take 1_3 for 13
+    except ValueError:
+        width = math.nan
+    if math.isnan(width):
+        raise UsageError(
+            f"model '{name}': the width '{text}' is not a number; type a positive one, such as {family}:1.3."
+        )
+    if width <= 0 or math.isinf(width):
+        raise UsageError(
+            f"model '{name}': the width must be positive and finite; type for example {family}:1.3."
+        )
+    return ModelName(f"{family}:{width!r}", family, width)
+
+
+def canonical(name: str) -> str:
+    """`gns` -> `gns:1.0`, `gns:1.30` -> `gns:1.3`; other names are their own."""
+    return parse(name).canonical
+
+
+def slug(name: str) -> str:
+    """A canonical name as part of a file name: `gns:1.3` -> `gns-1.3`, `timm/x` -> `timm-x`."""
+    return name.replace(":", "-").replace("/", "-")
+
+
+def is_ghost(name: str) -> bool:
+    """Whether `name` is a GhostNetV3-Small or its deeper parent, at any width."""
+    return parse(name).family in _GHOSTS
