@@ -142,6 +142,9 @@ def chain(path: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_n
 
 def _taught(name: str, stages: list[Job | Finished], seed: int, recipe: Recipe, recipe_name: str) -> Job:
     teachers = tuple(stages) if recipe.distill.dense else (stages[-1],)
+    if len(teachers) == 1:  # with one teacher a dense stage is plain KD: the same job, found by either
+        alone = {"dense": False, "drop": 0, "weighting": "mean", "combine": "logits"}
+        recipe = recipe.model_copy(update={"distill": recipe.distill.model_copy(update=alone)})
     return Job(names.canonical(name), seed, recipe, recipe_name, teachers)
 
 

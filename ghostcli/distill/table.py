@@ -1,0 +1,157 @@
+"""The exact teacher table: a teacher's logits for (image, view), computed once and kept with the teacher's run.
+
+Invariant: an entry is whole or absent. New entries are journalled (atomically) before they are applied, so a
+kill at any instant leaves each chunk's entries either all there or all missing, and what a student reads
+does not depend on where an earlier run was interrupted.
+
+An image has (2 pad + 1)^2 crops, twice with flips: 162 for CIFAR-10. A table is float16, images x views x
+classes: 162 MB for CIFAR-10, sparse on disk until filled, memory-mapped and never loaded whole.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ghostcli import signals
+from ghostcli.errors import GhostError, printable
+from ghostcli.recipe.digest import digest
+from ghostcli.storage import cannot_write, fault, read_json, sweep, write_bytes, write_json
+
+#: Images whose missing entries are computed and committed together: the most work a kill can cost.
+CHUNK = 4096
+
+Ask = Callable[[Tensor, Tensor], Tensor]  # image numbers [B], views [B] -> logits [B, C]
+
+
+def describe(weights: str, data: str, images: int, classes: int, pad: int, fill: str, views: int) -> dict[str, Any]:
+    """What a table's content follows from; equal descriptions mean equal tables."""
+    view = {"pad": pad, "fill": fill, "count": views}
+    return {"schema": 1, "weights": weights, "data": data, "images": images, "classes": classes, "views": view}
+
+
+class TeacherTable:
+    """One teacher's logits over one training set and one definition of views."""
+
+    def __init__(self, run: Path, meta: dict[str, Any]) -> None:
+        """Open, or create, the table of `run` that `meta` (see `describe`) stands for.
+
+        Raises GhostError naming the folder where what lies there is of another teacher, data set or views.
+        """
+        self.meta = meta
+        self.folder = run / "teacher-table" / digest(meta)[:8]
+        self.shape = (meta["images"], meta["views"]["count"], meta["classes"])
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                sweep(self.folder)
+                self._create()
+                self._check()
+                self.logits = np.memmap(self.folder / "logits.f16", np.float16, "r+", shape=self.shape)
+                self.filled = np.memmap(self.folder / "filled.u8", np.uint8, "r+", shape=self.shape[:2])
+                self._replay()
+        except OSError as error:
+            raise GhostError(cannot_write(self.folder, error)) from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        from filelock import FileLock
+
+        with FileLock(self.folder / "table.lock"):
+            yield
+
+    def _create(self) -> None:
+        # meta.json comes last: where it is missing, the files before it are not trusted and made again.
+        if (self.folder / "meta.json").exists():
+            return
+        images, views, classes = self.shape
+        for name, size in (("logits.f16", images * views * classes * 2), ("filled.u8", images * views)):
+            with open(self.folder / name, "wb") as file:
+                file.truncate(size)
+        (self.folder / "pending.npz").unlink(missing_ok=True)
+        write_json(self.folder / "meta.json", self.meta, "table")
+
+    def _check(self) -> None:
+        images, views, classes = self.shape
+        sizes = {"logits.f16": images * views * classes * 2, "filled.u8": images * views}
+        found = read_json(self.folder / "meta.json")
+        wrong = [name for name, size in sizes.items() if self._size(name) != size]
+        if found != self.meta or wrong:
+            what = f"{wrong[0]} has the wrong size" if wrong else "it is of another teacher, data set or view"
+            raise GhostError(f"{printable(str(self.folder))}: no table of this teacher's ({what}); delete that folder")
+
+    def _size(self, name: str) -> int:
+        path = self.folder / name
+        return path.stat().st_size if path.exists() else -1
+
+    def _replay(self) -> None:
+        """Finish a commit that a kill interrupted between its journal and its last write."""
+        journal = self.folder / "pending.npz"
+        if not journal.exists():
+            return
+        try:
+            with np.load(journal, allow_pickle=False) as file:
+                self._apply(file["images"], file["views"], file["logits"])
+        except (ValueError, KeyError, IndexError, EOFError) as error:
+            raise GhostError(f"{printable(str(journal))}: is damaged; delete the folder it lies in") from error
+        journal.unlink()
+
+    def _apply(self, images: np.ndarray, views: np.ndarray, logits: np.ndarray) -> None:
+        self.logits[images, views] = logits
+        fault("table:values")
+        self.logits.flush()
+        self.filled[images, views] = 1
+        self.filled.flush()
+
+    def _commit(self, images: np.ndarray, views: np.ndarray, logits: np.ndarray) -> None:
+        with self._locked():
+            if (self.folder / "pending.npz").exists():
+                self._replay()
+            # Whoever came first has spoken: an entry is never written twice.
+            fresh = self.filled[images, views] == 0
+            if not fresh.any():
+                return
+            content = io.BytesIO()
+            np.savez(content, images=images[fresh], views=views[fresh], logits=logits[fresh])
+            write_bytes(self.folder / "pending.npz", content.getvalue(), "journal")
+            self._apply(images[fresh], views[fresh], logits[fresh])
+            (self.folder / "pending.npz").unlink()
+
+    def fill(self, views: np.ndarray, ask: Ask, batch: int, progress: Callable[[int], None] | None = None) -> int:
+        """Make sure that (image i, views[i]) is there for every i; returns how many had to be asked for."""
+        asked = 0
+        for start in range(0, len(views), CHUNK):
+            numbers = np.arange(start, min(start + CHUNK, len(views)))
+            missing = numbers[self.filled[numbers, views[numbers]] == 0]
+            if len(missing):
+                parts = []
+                for part in np.array_split(missing, -(-len(missing) // batch)):
+                    signals.stop_if_asked()
+                    index = torch.from_numpy(part)
+                    parts.append(ask(index, torch.from_numpy(views[part])).half().cpu().numpy())
+                logits = np.concatenate(parts)
+                if not np.isfinite(logits).all():
+                    raise GhostError(f"{printable(str(self.folder))}: the teacher's logits are not finite in float16; train it again")
+                self._commit(missing, views[missing], logits)
+                asked += len(missing)
+            if progress is not None:
+                progress(len(numbers))
+        return asked
+
+    def read(self, views: np.ndarray) -> Tensor:
+        """float16 [N, C]: the entry of image i under views[i]. They must have been filled."""
+        numbers = np.arange(len(views))
+        if not self.filled[numbers, views].all():
+            raise GhostError(f"{printable(str(self.folder))}: entries are missing that were filled; delete that folder")
+        return torch.from_numpy(self.logits[numbers, views])
+
+    def coverage(self) -> float:
+        """Share of all entries that are filled."""
+        return float(self.filled.mean())

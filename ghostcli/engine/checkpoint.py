@@ -1,0 +1,80 @@
+"""Checkpoints: one safetensors file each, checked by its own content digest; the previous one is kept.
+
+Invariant: at every instant at least one whole checkpoint lies on the disk once the first was written. No
+pickle is ever read or written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from ghostcli.errors import GhostError, printable
+from ghostcli.storage import fault, sync_folder, write_bytes
+
+LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
+MAX_BYTES = 4 << 30  # no network here comes near; a larger file is no checkpoint of ours
+
+
+def checksum(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> str:
+    """sha256 over names, shapes, types and bytes of the tensors and the canonical metadata."""
+    content = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        content.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return content.hexdigest()
+
+
+def encode(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> bytes:
+    """The file's bytes. Layouts (channels_last) are written as plain contiguous values."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(tensors, {"ghost": json.dumps(meta, sort_keys=True), "sha256": checksum(tensors, meta)})
+
+
+def write(folder: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+    """Make this the last checkpoint; what was last becomes the previous one once this one is verified."""
+    content = encode(tensors, meta)
+    fresh, last, previous = folder / "fresh.safetensors", folder / LAST, folder / PREVIOUS
+    write_bytes(fresh, content, "checkpoint")
+    if hashlib.sha256(fresh.read_bytes()).digest() != hashlib.sha256(content).digest():
+        raise GhostError(f"{printable(str(fresh))}: what was read back is not what was written; check the disk")
+    if last.exists():
+        os.replace(last, previous)
+    fault("checkpoint:between")
+    os.replace(fresh, last)
+    sync_folder(folder)
+    fault("checkpoint:after")
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata of a safetensors file that `encode` made; GhostError naming it where it is not whole."""
+    name = printable(str(path))
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise GhostError(f"{name}: {size} bytes is more than any file of ghost's holds; refused unread")
+        content = path.read_bytes()
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        meta = json.loads(header["ghost"])
+        good = header["sha256"] == checksum(tensors, meta)
+    except OSError as error:
+        raise GhostError(f"{name}: cannot be read ({error.strerror})") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise GhostError(f"{name}: is no whole file of ghost's ({type(error).__name__}); refused") from error
+    if not good or not isinstance(meta, dict):
+        raise GhostError(f"{name}: its checksum does not match its content; refused")
+    return tensors, meta
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Checkpoints of a run, newest first: `fresh` is whole too where a kill came between its two renames."""
+    return [folder / name for name in ("fresh.safetensors", LAST, PREVIOUS) if (folder / name).exists()]

@@ -1,0 +1,86 @@
+"""Which device, which arithmetic. Invariant: a device that was asked for and is not there is an error, never a fallback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+
+import torch
+
+from ghostcli.errors import OutOfMemoryError, UsageError, printable
+from ghostcli.recipe.models import EngineSection
+
+
+def pick(name: str) -> torch.device:
+    """`auto | cpu | cuda[:N] | mps` -> a device that is there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise UsageError(f"--device {printable(name)}: is none of auto, cpu, cuda, cuda:N, mps")
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count()
+        if int(name.partition(":")[2] or 0) >= count:
+            here = f"this machine has {count}" if count else "this machine has no CUDA device"
+            raise UsageError(f"--device {name}: {here}; use --device {'cuda' if count else 'cpu'}")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: this machine has none; use --device cpu")
+    return torch.device(name)
+
+
+@contextlib.contextmanager
+def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
+    """Deterministic algorithms where asked for (always so on a CPU, whose kernels are), restored afterwards."""
+    strict = engine.deterministic and device.type == "cuda"
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    if strict:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not strict
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[0])
+        torch.backends.cudnn.benchmark = before[1]
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+def autocast(engine: EngineSection, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """bfloat16 for the network's own arithmetic where the recipe says so; moments and losses stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=engine.precision == "bfloat16")
+
+
+@contextlib.contextmanager
+def memory_errors(batch_size: int) -> Iterator[None]:
+    """Turn the allocators' errors into the one line that names the lever."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemoryError(_lever(batch_size)) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "out of memory" in str(error).lower():
+            raise OutOfMemoryError(_lever(batch_size)) from error
+        raise
+
+
+def _lever(batch_size: int) -> str:
+    return (
+        f"out of memory at train.batch_size={batch_size}. A smaller one (-s train.batch_size={max(1, batch_size // 2)}) fits more "
+        "easily, but is another recipe: batch norm and the rate see other batches. Fewer --jobs changes no result"
+    )
+
+
+def describe(device: torch.device) -> str:
+    """The device's own name, for the run record."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        with open("/proc/cpuinfo") as info:
+            for line in info:
+                if line.startswith("model name"):
+                    return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
+    return device.type
+

@@ -1,0 +1,37 @@
+"""Evaluation: logits of every image, in order. Invariant: no randomness, no augmentation, eval mode, no gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ghostcli import signals
+from ghostcli.data import Images
+from ghostcli.data.batches import normalise
+
+Norm = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+BATCH = {"cpu": 500, "cuda": 5000, "mps": 1000}
+
+
+@torch.no_grad()
+def logits(model: nn.Module, images: Images, norm: Norm, batch: int | None = None) -> Tensor:
+    """float32 logits [n, classes] on the images' device. The model's mode is restored."""
+    training = model.training
+    model.eval()
+    size = batch or BATCH[images.pixels.device.type]
+    parts = []
+    try:
+        for pixels in images.pixels.split(size):
+            signals.stop_if_asked()
+            parts.append(model(normalise(pixels, *norm)).float())
+    finally:
+        model.train(training)
+    return torch.cat(parts)
+
+
+def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Top-1 accuracy in percent and mean cross-entropy in nats."""
+    accuracy = (logits.argmax(1) == labels).double().mean().item() * 100
+    loss = nn.functional.cross_entropy(logits.double(), labels).item()
+    return {"accuracy": round(accuracy, 4), "loss": loss}

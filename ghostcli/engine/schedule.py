@@ -1,0 +1,21 @@
+"""The learning rate as a closed form of the step. Invariant: no object, no memory; resuming needs nothing."""
+
+from __future__ import annotations
+
+import math
+
+from ghostcli.recipe.models import OptimSection
+
+
+def learning_rate(step: int, total: int, optim: OptimSection, extra: int = 0) -> float:
+    """Rate of update `step` (from 0) of `total`: linear to the peak, then half a cosine to the end.
+
+    `extra` is how many steps the schedule ran ahead (one an epoch in the published KD scripts). The cosine is
+    not clamped there: past its end it turns and rises again, as theirs did.
+    """
+    warm = optim.warmup * total
+    at = step + extra
+    if at < warm:
+        return optim.lr_start + (optim.lr - optim.lr_start) * at / warm
+    share = (at - warm) / (total - warm)
+    return optim.lr_end + (optim.lr - optim.lr_end) * (1 + math.cos(math.pi * share)) / 2
