@@ -25,8 +25,8 @@ class RepConv(nn.Module):
     Besides the branches: where kernel > 1, a 1x1 depthwise conv + BN (`scale`); where input and output agree
     in shape, a BN of the input itself (`identity`). Input [N, I, H, W], output [N, O, ceil(H/s), ceil(W/s)].
 
-    `weight` is [B, O, I/groups, k, k], `gamma`, `beta`, `running_mean`, `running_var` are [B, O]; those of scale
-    and identity are [O]. The state dict speaks of branches one by one: `branches.J.conv.weight`,
+    `weight` is [B, O, I/groups, k, k]; `gamma`, `beta`, `running_mean`, `running_var` are [B, O], and [O] for
+    scale and identity. The state dict speaks of branches one by one: `branches.J.conv.weight`,
     `branches.J.bn.weight`, `scale.conv.weight`, `identity.bias` and so on.
     """
 

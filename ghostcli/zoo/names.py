@@ -63,12 +63,10 @@ class Spec:
 def parse(name: str) -> ModelName:
     """What `name` stands for; UsageError with the nearest names where it stands for nothing."""
     name = name.strip()
-    for family in ("timm", "run"):
+    for family, example in (("timm", "timm/resnet10t"), ("run", "run/gns-1.0-plain-1a2b3c4d/s0")):
         if name.startswith(f"{family}/"):
             if name == f"{family}/":
-                raise UsageError(
-                    f"model '{name}': nothing follows the slash; type {family}/{'NAME' if family == 'timm' else 'ID'}."
-                )
+                raise UsageError(f"model '{name}': nothing follows the slash; type for example {example}.")
             return ModelName(name, family)
     head, colon, width = name.partition(":")
     if head in _GHOSTS:
@@ -76,9 +74,7 @@ def parse(name: str) -> ModelName:
     if name in _TEACHERS:
         return ModelName(name, "teacher")
     hint = nearest(name.lower(), (*_GHOSTS, *KNOWN))
-    raise UsageError(
-        f"model '{name}' is unknown.{hint} (`ghost bench` takes the same names; gns:WIDTH has any width.)"
-    )
+    raise UsageError(f"model '{name}' is unknown.{hint} Also: gns:WIDTH, gnd:WIDTH, timm/NAME, run/ID.")
 
 
 def _ghost(name: str, family: Literal["gns", "gnd"], text: str) -> ModelName:

@@ -1,0 +1,217 @@
+"""GhostNetV3-Small (`gns`) and its deeper parent (`gnd`) at any width, train form.
+
+Invariant: module and state-dict names are those of the published weights' layout, row by row, so that weights
+load directly; the deploy form has the same skeleton with every `RepConv` and batch norm folded (see fold.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghostcli.zoo.branches import Mode, RepConv
+from ghostcli.zoo.names import Spec
+
+
+class Row(NamedTuple):
+    """One bottleneck before widening: `se` is the squeeze-excite's reduction ratio, 0 for none."""
+
+    kernel: int
+    expansion: int
+    out: int
+    se: float
+    stride: int
+
+
+GNS: tuple[Row, ...] = (
+    Row(3, 16, 16, 0, 1),
+    Row(3, 32, 20, 0, 2),
+    Row(3, 40, 20, 0, 1),
+    Row(3, 48, 32, 0.25, 1),
+    Row(3, 64, 32, 0.25, 1),
+    Row(3, 80, 48, 0, 2),
+    Row(3, 96, 48, 0, 1),
+    Row(3, 120, 64, 0.25, 1),
+    Row(3, 128, 80, 0.25, 1),
+    Row(3, 160, 80, 0.25, 1),
+)
+GND: tuple[Row, ...] = (
+    Row(3, 16, 16, 0, 1),
+    Row(3, 48, 24, 0, 2),
+    Row(3, 72, 24, 0, 1),
+    Row(5, 72, 40, 0.25, 2),
+    Row(5, 120, 40, 0.25, 1),
+    Row(3, 240, 80, 0, 2),
+    Row(3, 200, 80, 0, 1),
+    Row(3, 184, 80, 0, 1),
+    Row(3, 184, 80, 0, 1),
+    Row(3, 480, 112, 0.25, 1),
+    Row(3, 672, 112, 0.25, 1),
+    Row(5, 672, 160, 0.25, 2),
+    Row(5, 960, 160, 0, 1),
+    Row(5, 960, 160, 0.25, 1),
+    Row(5, 960, 160, 0, 1),
+    Row(5, 960, 160, 0.25, 1),
+)
+ROWS = {"gns": GNS, "gnd": GND}
+
+STEM = 16
+HEAD = 1280
+FIRST_GATED = 2  # the expanding ghost modules of this row and all later ones have a gate
+
+
+def divisible(channels: float) -> int:
+    """The nearest multiple of 4, halves up, but never below 4 nor below 90 % of `channels`."""
+    rounded = max(4, int(channels + 2) // 4 * 4)
+    return rounded + 4 if rounded < 0.9 * channels else rounded
+
+
+class ConvBN(nn.Sequential):
+    """`conv` (square, no bias, same padding) -> `bn` -> ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x), inplace=True)
+
+
+class Gate(nn.Sequential):
+    """The long-range ("DFC") attention of a ghost module: what to multiply onto an output of side `size`."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        c = out_channels
+        super().__init__(
+            nn.Conv2d(in_channels, c, 1, bias=False),
+            nn.BatchNorm2d(c),
+            nn.Conv2d(c, c, (1, 5), padding=(0, 2), groups=c, bias=False),
+            nn.BatchNorm2d(c),
+            nn.Conv2d(c, c, (5, 1), padding=(2, 0), groups=c, bias=False),
+            nn.BatchNorm2d(c),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        # a side of one pixel, where small images have been halved away, is left as it is
+        window = [min(2, side) for side in x.shape[-2:]]
+        attention = torch.sigmoid(super().forward(F.avg_pool2d(x, window)))
+        return F.interpolate(attention, x.shape[-2:], mode="nearest")
+
+
+class GhostModule(nn.Module):
+    """Half of `out_channels` by a 1x1 (`primary`), the other half by a depthwise 3x3 of that (`cheap`)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, relu: bool, gated: bool, mode: Mode) -> None:
+        super().__init__()
+        half = math.ceil(out_channels / 2)
+        self.out_channels = out_channels
+        self.primary = RepConv(in_channels, half, relu=relu, mode=mode)
+        self.cheap = RepConv(half, half, 3, relu=relu, mode=mode)
+        self.gate = Gate(in_channels, out_channels) if gated else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.primary(x)
+        y = torch.cat([y, self.cheap(y)], dim=1)[:, : self.out_channels]
+        return y if self.gate is None else y * self.gate(x)
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighed by a hard sigmoid of the whole map's mean."""
+
+    def __init__(self, channels: int, ratio: float) -> None:
+        super().__init__()
+        reduced = divisible(channels * ratio)
+        self.reduce = nn.Conv2d(channels, reduced, 1)
+        self.expand = nn.Conv2d(reduced, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = F.adaptive_avg_pool2d(x, 1)
+        return x * F.hardsigmoid(self.expand(F.relu(self.reduce(s))))
+
+
+class Bottleneck(nn.Module):
+    """Expand, halve the side (stride 2), squeeze and excite, project, add the shortcut, as the row says."""
+
+    def __init__(
+        self, in_channels: int, middle: int, out_channels: int, row: Row, *, gated: bool, mode: Mode
+    ) -> None:
+        super().__init__()
+        k, stride = row.kernel, row.stride
+        self.expand = GhostModule(in_channels, middle, relu=True, gated=gated, mode=mode)
+        self.depthwise = RepConv(middle, middle, k, stride, relu=False, mode=mode) if stride > 1 else None
+        self.se = SqueezeExcite(middle, row.se) if row.se else None
+        self.project = GhostModule(middle, out_channels, relu=False, gated=False, mode=mode)
+        if stride == 1 and in_channels == out_channels:
+            self.shortcut = nn.Sequential()
+        else:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, in_channels, k, stride, k // 2, groups=in_channels, bias=False),
+                nn.BatchNorm2d(in_channels),
+                nn.Conv2d(in_channels, out_channels, 1, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.expand(x)
+        if self.depthwise is not None:
+            y = self.depthwise(y)
+        if self.se is not None:
+            y = self.se(y)
+        return self.project(y) + self.shortcut(x)
+
+
+class GhostNet(nn.Module):
+    """Rows of bottlenecks at `width` between a 3x3 stem and a 1x1 tail; [N, 3, H, W] to logits [N, classes].
+
+    Images may be as small as 8 x 8. In training each batch norm needs two values per channel: ValueError
+    where one image is too small for that.
+    """
+
+    spec: Spec
+
+    def __init__(
+        self, rows: tuple[Row, ...], width: float, classes: int = 10, *, mode: Mode = "folded"
+    ) -> None:
+        super().__init__()
+        self.rows = rows
+        channels = divisible(STEM * width)
+        self.stem = ConvBN(3, channels, 3)
+        self.bottlenecks = nn.ModuleList()
+        for i, row in enumerate(rows):
+            middle, out = divisible(row.expansion * width), divisible(row.out * width)
+            gated = i >= FIRST_GATED
+            self.bottlenecks.append(Bottleneck(channels, middle, out, row, gated=gated, mode=mode))
+            channels = out
+        self.tail = ConvBN(channels, divisible(rows[-1].expansion * width), 1)
+        self.head = nn.Conv2d(divisible(rows[-1].expansion * width), HEAD, 1)
+        self.classifier = nn.Linear(HEAD, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.shape[0] == 1:
+            self._refuse_single_values(*x.shape[-2:])
+        x = self.stem(x)
+        for bottleneck in self.bottlenecks:
+            x = bottleneck(x)
+        x = F.adaptive_avg_pool2d(self.tail(x), 1)
+        x = F.relu(self.head(x))
+        return self.classifier(x.flatten(1))
+
+    def _refuse_single_values(self, height: int, width: int) -> None:
+        """ValueError where a batch of one leaves some batch norm a single value per channel."""
+        h, w = height, width
+        for i, row in enumerate(self.rows):
+            if i >= FIRST_GATED and max(h, w) < 4:  # the gate halves once more
+                break
+            h, w = math.ceil(h / row.stride), math.ceil(w / row.stride)
+        else:
+            if h * w > 1:
+                return
+        raise ValueError(
+            f"batch norm needs at least two values per channel in training, and a batch of one image of "
+            f"{height} x {width} leaves one: train on two images at a time or more, or on larger ones"
+        )
