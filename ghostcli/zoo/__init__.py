@@ -2,3 +2,77 @@
 
 Invariant: importing this package imports no torch; building a network does.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Literal
+
+from ghostcli.zoo.names import KNOWN, ModelName, Spec, canonical, is_ghost, parse, slug
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ghostcli.zoo.count import count_macs, count_parameters
+    from ghostcli.zoo.fold import build_deployed, deploy
+    from ghostcli.zoo.init import init_kaiming
+
+__all__ = [
+    "KNOWN",
+    "ModelName",
+    "Spec",
+    "build",
+    "build_deployed",
+    "canonical",
+    "count_macs",
+    "count_parameters",
+    "deploy",
+    "init_kaiming",
+    "is_ghost",
+    "parse",
+    "slug",
+]
+_HOME = {
+    "build_deployed": "fold",
+    "count_macs": "count",
+    "count_parameters": "count",
+    "deploy": "fold",
+    "init_kaiming": "init",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def build(
+    name: str,
+    classes: int = 10,
+    *,
+    branches: Literal["plain", "folded"] = "folded",
+    pretrained: bool = False,
+) -> nn.Module:
+    """The network of that name on the CPU in float32, in training mode, with its `Spec` as `.spec`.
+
+    Its weights are drawn from torch's global generator by the network's own rule (see `init_kaiming` for the
+    students'). `branches` says how a Ghost network trains its sums; `pretrained` asks for ImageNet weights
+    where the network works at ImageNet's size. `run/ID` is a recorded run's, and built from its record.
+    """
+    parsed = parse(name)
+    if parsed.family == "timm":
+        from ghostcli.zoo.teachers import build_timm
+
+        return build_timm(parsed.canonical, classes, pretrained)
+    if parsed.family == "teacher":
+        from ghostcli.zoo.teachers import build_teacher
+
+        return build_teacher(parsed.canonical, classes, pretrained)
+    if parsed.width is None:
+        raise ValueError(f"{name} is a run: build its record's student, then load its weights")
+    from ghostcli.zoo.ghost import ROWS, GhostNet
+
+    model = GhostNet(ROWS[parsed.family], parsed.width, classes, mode=branches)
+    model.spec = Spec(parsed.canonical, classes)
+    return model

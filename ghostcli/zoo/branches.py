@@ -72,6 +72,14 @@ class RepConv(nn.Module):
         for kernel in self.kernels():
             nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
 
+    def reset_norms(self) -> None:
+        """Every batch norm as new: gain 1, shift 0, running mean 0 and variance 1."""
+        for prefix in ("", "scale_", "identity_"):
+            if hasattr(self, prefix + "gamma"):
+                gamma, beta, mean, var = self._norm_of(prefix)
+                for tensor, value in ((gamma, 1.0), (beta, 0.0), (mean, 0.0), (var, 1.0)):
+                    nn.init.constant_(tensor, value)
+
     def kernels(self) -> Iterator[Tensor]:
         """Each branch's convolution weight [O, I/groups, k, k] as a view, the scale branch's last."""
         yield from self.weight.detach()
