@@ -1,0 +1,162 @@
+"""Who teaches: trained networks in eval mode, asked live or through their tables of views.
+
+Invariant: a teacher gets the student's own uint8 view and applies its own normalisation and input size; it
+never has gradients and is never in train mode.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ghostcli import signals
+from ghostcli.data import Data
+from ghostcli.data.batches import Cropper, normalise, view_count
+from ghostcli.distill.features import Features
+from ghostcli.distill.table import TeacherTable, describe
+from ghostcli.engine import weights
+from ghostcli.engine.evaluate import BATCH, Norm
+from ghostcli.recipe.models import AugmentSection, Recipe
+from ghostcli.zoo.stages import Tap
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A finished run's network, ready to be asked."""
+
+    id: str
+    name: str
+    run: Path
+    model: nn.Module
+    norm: Norm
+    sha256: str
+
+    @torch.no_grad()
+    def logits(self, pixels: Tensor) -> Tensor:
+        """float32 [B, C] for uint8 pixels [B, H, W, 3]."""
+        return self.model(normalise(pixels, *self.norm)).float()
+
+
+def load(run_id: str, run: Path, classes: int, device: torch.device) -> Teacher:
+    """The teacher that a finished run's weights are. GhostError naming the file where they cannot be used."""
+    loaded = weights.load(run / "model.safetensors", device, classes)
+    loaded.model.requires_grad_(False)
+    return Teacher(run_id, loaded.name, run, loaded.model, loaded.norm, loaded.sha256)
+
+
+class Lesson:
+    """What the teachers say in each epoch of one run, as the training step asks for it.
+
+    From tables, where the views can be numbered and only logits are wanted: then `targets` [T, N, C] holds an
+    epoch's answers before its first step, and a step costs what a plain one costs. Live otherwise.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[Teacher],
+        recipe: Recipe,
+        data: Data,
+        cropper: Cropper,
+        *,
+        features: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.teachers = tuple(teachers)
+        self.cropper, self.seed = cropper, seed
+        self.patch = recipe.distill.view == "patch"
+        self.seconds = 0.0
+        self.targets: Tensor | None = None
+        self.why_live = why_live(recipe, features)
+        self.tables: list[TeacherTable] = []
+        self.taps = [Tap(teacher.model) for teacher in self.teachers] if features else []
+        if self.why_live is None and self.teachers:
+            self.tables = [open_table(teacher, data, recipe.augment) for teacher in self.teachers]
+
+    def start_epoch(self, epoch: int, views: Tensor) -> None:
+        """Fetch the epoch's answers; what no table holds yet is asked for now, in large batches."""
+        self.epoch = epoch
+        if not self.tables:
+            return
+        began = time.perf_counter()
+        numbers = views.cpu().numpy()
+        device = self.cropper.device
+        for teacher, table in zip(self.teachers, self.tables, strict=True):
+            table.fill(numbers, self._ask(teacher), BATCH[device.type])
+        rows = torch.stack([table.read(numbers) for table in self.tables])
+        if self.targets is None:
+            self.targets = rows.to(device)
+        else:
+            self.targets.copy_(rows)  # in place: a captured step reads this very memory
+        self.seconds += time.perf_counter() - began
+
+    def _ask(self, teacher: Teacher):
+        device = self.cropper.device
+
+        def ask(index: Tensor, views: Tensor) -> Tensor:
+            return teacher.logits(self.cropper.crop(index.to(device), views.to(device)))
+
+        return ask
+
+    def answer(self, index: Tensor, pixels: Tensor) -> tuple[Tensor | None, list[Features] | None]:
+        """Logits [T, B, C] (and features) for the step's images `index`, whose view is `pixels`."""
+        if not self.teachers:
+            return None, None
+        if self.targets is not None:
+            return self.targets[:, index].float(), None
+        if self.patch:
+            return torch.stack([self._on_patch(teacher, index) for teacher in self.teachers]), None
+        if self.taps:
+            with torch.no_grad():
+                pairs = [tap(normalise(pixels, *t.norm)) for tap, t in zip(self.taps, self.teachers, strict=True)]
+            return torch.stack([logits.float() for logits, _ in pairs]), [features for _, features in pairs]
+        return torch.stack([teacher.logits(pixels) for teacher in self.teachers]), None
+
+    @torch.no_grad()
+    def _on_patch(self, teacher: Teacher, index: Tensor) -> Tensor:
+        """The published fault: the teacher sees its own random 32-pixel patch of the enlarged image."""
+        pixels = self.cropper.patch(index, self.seed, self.epoch)
+        body = getattr(teacher.model, "network", teacher.model)  # without the wrapper that enlarges
+        return body(normalise(pixels, *teacher.norm)).float()
+
+
+def why_live(recipe: Recipe, features: bool) -> str | None:
+    """Why the teachers must be asked at every step, or None where tables can hold what they say."""
+    if recipe.distill.source == "live":
+        return "distill.source is live"
+    if features:
+        return f"distill.kind={recipe.distill.kind} needs the teacher's features"
+    if recipe.distill.view == "patch":
+        return "distill.view=patch: the teacher does not see the student's view"
+    if view_count(recipe.augment) is None:
+        return f"augment.cutout={recipe.augment.cutout}: these views cannot be numbered"
+    return None
+
+
+def open_table(teacher: Teacher, data: Data, augment: AugmentSection) -> TeacherTable:
+    """The table of this teacher over this data's training images, made where there is none."""
+    views = view_count(augment)
+    assert views is not None
+    meta = describe(
+        teacher.sha256, data.checksum, len(data.train), len(data.classes), augment.pad, augment.fill, views
+    )
+    return TeacherTable(teacher.run, meta)
+
+
+def fill_table(teacher: Teacher, data: Data, augment: AugmentSection, device: torch.device, advance) -> TeacherTable:
+    """Every view of every training image (`ghost teach fill`); what is there already is not asked again."""
+    table = open_table(teacher, data, augment)
+    cropper = Cropper(data.train.to(device), augment)
+    _, views, _ = table.shape
+
+    def ask(index: Tensor, view: Tensor) -> Tensor:
+        return teacher.logits(cropper.crop(index.to(device), view.to(device)))
+
+    for view in range(views):
+        signals.stop_if_asked()
+        table.fill(torch.full((len(data.train),), view).numpy(), ask, BATCH[device.type], advance)
+    return table

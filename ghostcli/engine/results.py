@@ -1,0 +1,114 @@
+"""From a finished state to what the run directory keeps. Invariant: all that `ghost table` reads is in result.json."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ghostcli import zoo
+from ghostcli.data import Data
+from ghostcli.display import Display
+from ghostcli.distill.teacher import Teacher
+from ghostcli.engine.train import State, final_weights
+from ghostcli.plan import Job
+from ghostcli.record import RunRecord, RunWriter
+
+
+def check(job: Job, data: Data, teachers: list[Teacher], device: torch.device, show: Display) -> list[dict[str, Any]]:
+    """The teaching check of a taught run, shown and recorded; nothing for a run alone."""
+    if not teachers:
+        return []
+    from ghostcli.distill.check import inspect
+
+    findings = inspect(job, data, teachers, device)
+    for finding in findings:
+        if finding.level == "warn":
+            show.warn(f"check: {finding.message}")
+    return [finding.as_dict() for finding in findings]
+
+
+def final(state: State, test_logits: Tensor) -> tuple[nn.Module, Tensor]:
+    """The network that the run stands for and its test logits (float16, as they are kept)."""
+    logits = state.best_tensors.get("logits", test_logits)
+    return final_weights(state), logits.half().cpu()
+
+
+def predictions(logits: Tensor, labels: Tensor) -> bytes:
+    """predictions.npz: float16 logits [n, C] and labels [n]."""
+    content = io.BytesIO()
+    np.savez(content, logits=logits.numpy(), labels=labels.cpu().numpy())
+    return content.getvalue()
+
+
+def agreement(logits: np.ndarray, teacher: RunRecord) -> float | None:
+    """Percent of test images on which student and teacher say the same; None where they saw other test sets."""
+    theirs = teacher.predictions()
+    if theirs is None or theirs[0].shape != logits.shape:
+        return None
+    return round(float((theirs[0].argmax(1) == logits.argmax(1)).mean() * 100), 4)
+
+
+def result(
+    job: Job,
+    data: Data,
+    state: State,
+    model: nn.Module,
+    run: RunWriter,
+    device: torch.device,
+    runs: Path,
+    findings: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """result.json. Accuracies in percent, times in seconds; `selected` is the run's result."""
+    rows = RunRecord(run.path, run.id).metrics()
+    last, best = rows[-1], max(rows, key=lambda row: row["test"]["accuracy"])
+    chosen = state.best or {"epoch": last["epoch"], "test": last["test"]["accuracy"]}
+    row = rows[chosen["epoch"] - 1]
+    mine = RunRecord(run.path, run.id).predictions()
+    agreements = {}
+    if mine is not None:
+        agreements = {t.student: agreement(mine[0], RunRecord(runs / t.id, t.id)) for t in job.teachers}
+    return {
+        "schema": 1,
+        "run": job.id,
+        "status": "done",
+        "student": job.student,
+        "parameters": zoo.count_parameters(model),
+        "strategy": job.strategy,
+        "kind": job.recipe.distill.kind if job.taught else None,
+        "teachers": list(job.path),
+        "teacher_runs": [t.id for t in job.teachers],
+        "data": data.name,
+        "data_checksum": data.checksum,
+        "classes": len(data.classes),
+        "train_images": len(data.train),
+        "validation_images": len(data.validation) if data.validation is not None else 0,
+        "test_images": len(data.test),
+        "seed": job.seed,
+        "epochs": last["epoch"],
+        "family": job.recipe.family,
+        "recipe": job.recipe_name,
+        "digest": job.digest,
+        "protocol": job.protocol,
+        "shuffled": job.shuffled,
+        "accuracy": {
+            "last": last["test"]["accuracy"],
+            "best": best["test"]["accuracy"],
+            "best_epoch": best["epoch"],
+            "selected": chosen["test"],
+            "selected_epoch": chosen["epoch"],
+            "selected_by": "validation" if state.best else "last",
+        },
+        "nll": row["test"]["loss"],
+        "agreement": agreements or None,
+        "seconds": round(state.seconds + state.teacher_seconds, 3),
+        "train_seconds": round(state.seconds, 3),
+        "teacher_seconds": round(state.teacher_seconds, 3),
+        "device": device.type,
+        "check": findings,
+        "notes": [note for note in [model.spec.note] if note],
+    }

@@ -1,0 +1,165 @@
+"""One update of a student. Invariant: the same arithmetic whether run eagerly or replayed as a CUDA graph, and
+never a synchronisation with the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ghostcli.data.batches import Cropper, normalise
+from ghostcli.distill.objective import Objective
+from ghostcli.distill.teacher import Lesson
+from ghostcli.engine.device import autocast
+from ghostcli.engine.evaluate import Norm
+from ghostcli.recipe.models import OptimSection, Recipe
+from ghostcli.zoo.stages import Tap
+
+
+def optimizer(model: nn.Module, objective: nn.Module, optim: OptimSection, device: torch.device) -> torch.optim.SGD:
+    """SGD over the student and the objective's own weights; `decay = "all"` decays norms and biases too (the paper)."""
+    parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
+    groups = [{"params": parameters, "weight_decay": optim.weight_decay}]
+    if optim.decay == "weights":
+        weights = [p for name, p in model.named_parameters() if p.requires_grad and is_weight(name, p)]
+        weights += [p for p in objective.parameters() if p.ndim > 1]
+        chosen = {id(p) for p in weights}
+        others = [p for p in parameters if id(p) not in chosen]
+        groups = [{"params": weights, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    # On CUDA the rate lives in a tensor, so that a captured step reads the new one.
+    lr = torch.tensor(optim.lr, device=device) if device.type == "cuda" else optim.lr
+    nesterov = optim.nesterov and optim.momentum > 0
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, nesterov=nesterov, fused=fused)
+
+
+def is_weight(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a convolution's or a linear map's weight (stacked norms are two-dimensional too)."""
+    return name.rpartition(".")[2] in ("weight", "scale_weight") and (parameter.ndim > 1 or name.endswith("scale_weight"))
+
+
+@dataclass
+class Update:
+    """Everything one update touches; called with the numbers of a batch's images."""
+
+    recipe: Recipe
+    model: nn.Module
+    ema: nn.Module | None
+    objective: Objective
+    optimizer: torch.optim.SGD
+    cropper: Cropper
+    lesson: Lesson
+    norm: Norm
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.tap = Tap(self.model) if self.objective.needs_features else None
+        self.device = self.cropper.device
+        self.views = torch.zeros(len(self.cropper), dtype=torch.long, device=self.device)
+        self.toward = torch.zeros((), device=self.device)
+        self.epoch = 0
+
+    def start_epoch(self, epoch: int, views: Tensor) -> None:
+        self.epoch = epoch
+        self.views.copy_(views)
+        self.lesson.start_epoch(epoch, views)
+
+    def set_rates(self, rate: float, step: int) -> None:
+        """What changes from step to step besides the batch: kept out of `__call__`, which may be a graph."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        # The average's decay rises from 1/2, so that an early average is not the untrained start.
+        self.toward.fill_(1 - min(self.recipe.train.ema, (1 + step) / (2 + step)))
+
+    def __call__(self, index: Tensor, step: int) -> Tensor:
+        """Train on images `index` [B]; returns (total, hard, soft, correct) [4], left on the device."""
+        pixels = self.cropper.crop(index, self.views[index], self.seed, self.epoch)  # uint8 [B, H, W, 3]
+        labels = self.cropper.labels[index]  # [B]
+        answers, teacher_features = self.lesson.answer(index, pixels)  # [T, B, C]
+        with autocast(self.recipe.engine, self.device):
+            images = normalise(pixels, *self.norm)  # [B, 3, H, W]
+            logits, features = self.tap(images) if self.tap else (self.model(images), None)  # [B, C]
+        losses = self.objective(
+            logits.float(), labels, answers, features, teacher_features, seed=self.seed, epoch=self.epoch, step=step
+        )
+        losses.total.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            follow(self.ema, self.model, self.toward)
+        with torch.no_grad():
+            correct = (logits.argmax(1) == labels).sum().float()
+            return torch.stack([losses.total, losses.hard, losses.soft, correct]).detach()
+
+
+@torch.no_grad()
+def follow(ema: nn.Module, model: nn.Module, toward: Tensor) -> None:
+    """Move the average `toward` (a scalar share, on the device) the weights and running statistics."""
+    mine = [t for t in (*ema.parameters(), *ema.buffers()) if t.is_floating_point()]
+    theirs = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    gap = torch._foreach_sub(theirs, mine)
+    torch._foreach_mul_(gap, toward)
+    torch._foreach_add_(mine, gap)
+
+
+class Captured:
+    """An update replayed as a CUDA graph for every full batch; short batches run eagerly.
+
+    The first batches are trained eagerly (they are real steps, and warm the allocator and the kernels up); then
+    one step is captured and from there on replayed. Only for updates that do the same arithmetic at each step.
+    """
+
+    WARM = 3
+
+    def __init__(self, update: Update, batch_size: int) -> None:
+        self.update, self.batch_size = update, batch_size
+        self.index = torch.zeros(batch_size, dtype=torch.long, device=update.device)
+        self.stream = torch.cuda.Stream(update.device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.seen = 0
+        self.result: Tensor | None = None
+
+    def start_epoch(self, epoch: int, views: Tensor) -> None:
+        self.update.start_epoch(epoch, views)
+
+    def set_rates(self, rate: float, step: int) -> None:
+        self.update.set_rates(rate, step)
+
+    def __call__(self, index: Tensor, step: int) -> Tensor:
+        if len(index) != self.batch_size:
+            return self.update(index, step)
+        if self.graph is None and self.seen < self.WARM:
+            self.seen += 1
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                result = self.update(index, step)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return result
+        self.index.copy_(index)
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.result = self.update(self.index, step)
+        self.graph.replay()
+        assert self.result is not None
+        return self.result.clone()
+
+
+def why_eager(recipe: Recipe, taught: bool, device: torch.device) -> str | None:
+    """Why the step cannot be captured as a graph, or None where it can."""
+    if device.type != "cuda":
+        return f"{device.type} has no graphs"
+    if not recipe.engine.capture:
+        return "engine.capture is false"
+    if recipe.augment.cutout:
+        return "augment.cutout draws anew at each step"
+    if taught and (recipe.distill.drop or recipe.distill.kind == "dkd"):
+        return "the loss's terms change with the step"
+    if taught and recipe.distill.view == "patch":
+        return "distill.view=patch draws anew at each step"
+    return None

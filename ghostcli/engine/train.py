@@ -1,0 +1,280 @@
+"""The training loop: one for every strategy, read top to bottom.
+
+Invariant: a run is a pure function of its job and its data. Order, views and schedule follow from (seed, epoch,
+step), so that a checkpoint holds tensors and counters and no random state.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostcli import distill, signals, zoo
+from ghostcli.data import Data
+from ghostcli.data.batches import Cropper, order, views
+from ghostcli.display import Display
+from ghostcli.distill.teacher import Lesson, Teacher
+from ghostcli.engine import checkpoint, evaluate
+from ghostcli.engine.device import arithmetic, memory_errors
+from ghostcli.engine.evaluate import Norm
+from ghostcli.engine.schedule import learning_rate
+from ghostcli.engine.step import Captured, Update, optimizer, why_eager
+from ghostcli.errors import GhostError, Interrupted, NonFiniteError, UsageError
+from ghostcli.plan import Job
+from ghostcli.record import RunWriter
+
+
+@dataclass
+class State:
+    """What a checkpoint holds. `epoch` epochs are finished, and `batch` batches of the one under way."""
+
+    model: nn.Module
+    ema: nn.Module | None
+    objective: nn.Module
+    optimizer: torch.optim.SGD
+    log: Tensor  # [batches an epoch, 4]: total, hard, soft, correct of each step of the epoch under way
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0  # training alone: no evaluation, no saving
+    epoch_seconds: float = 0.0
+    teacher_seconds: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)  # the epoch chosen on the validation split
+    best_tensors: dict[str, Tensor] = field(default_factory=dict)  # its weights and test logits
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self.ema or self.model
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        if self.ema is not None:
+            found |= {f"ema.{name}": t for name, t in self.ema.state_dict().items()}
+        found |= {f"objective.{name}": t for name, t in self.objective.state_dict().items()}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for i, p in enumerate(parameters):
+            momentum = self.optimizer.state[p].get("momentum_buffer")
+            if momentum is not None:
+                found[f"momentum.{i}"] = momentum
+        found |= {f"best.{name}": t for name, t in self.best_tensors.items()}
+        return found | {"log": self.log}
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+        self.model.load_state_dict(part("model"))
+        if self.ema is not None:
+            self.ema.load_state_dict(part("ema"))
+        self.objective.load_state_dict(part("objective"))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        momenta = part("momentum")
+        for i, p in enumerate(parameters):
+            if str(i) in momenta:
+                self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momenta[str(i)])
+        self.best_tensors = {name: t.to(self.log.device) for name, t in part("best").items()}
+        self.log.copy_(tensors["log"])
+        for name in ("epoch", "batch", "seconds", "epoch_seconds", "teacher_seconds", "best"):
+            setattr(self, name, meta[name])
+
+
+def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device) -> State:
+    """A student at its start: the same weights for the same seed, whatever ran before."""
+    recipe = job.recipe
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        model = zoo.build(
+            job.student, len(data.classes), branches=recipe.engine.branches, pretrained=recipe.model.pretrained
+        )
+        student = job.taught or zoo.names.is_ghost(job.student)
+        if recipe.model.init == "kaiming" and student and model.spec.mean is None:
+            zoo.init_kaiming(model, torch.Generator().manual_seed(job.seed))
+        size = data.train.pixels.shape[1]
+        objective = distill.build_for(recipe, model, [t.model for t in teachers], len(data.classes), size)
+    model = model.to(device, memory_format=torch.channels_last).train()
+    objective = objective.to(device)
+    ema = copy.deepcopy(model) if recipe.train.ema else None
+    batches = math.ceil(len(data.train) / recipe.train.batch_size)
+    log = torch.zeros(batches, 4, device=device)
+    return State(model, ema, objective, optimizer(model, objective, recipe.optim, device), log)
+
+
+def train(
+    job: Job, data: Data, teachers: Sequence[Teacher], run: RunWriter, device: torch.device, show: Display
+) -> tuple[State, Tensor, Norm]:
+    """Train (or go on training) `job`; returns the final state, the last test logits, the normalisation.
+
+    Raises Interrupted after saving where a signal came, NonFiniteError, OutOfMemoryError, and GhostError for a
+    failure to save.
+    """
+    recipe, seed = job.recipe, job.seed
+    data = data.to(device)
+    state = make_state(job, data, teachers, device)
+    resume(state, job, data, run, show)
+    norm = (state.model.spec.mean or data.mean, state.model.spec.std or data.std)
+    cropper = Cropper(data.train, recipe.augment)
+    lesson = Lesson(teachers, recipe, data, cropper, features=state.objective.needs_features, seed=seed)
+    lesson.seconds = state.teacher_seconds
+    if lesson.why_live and teachers:
+        show.line(f"{job.id}: teachers are asked at every step ({lesson.why_live})")
+    update = Update(recipe, state.model, state.ema, state.objective, state.optimizer, cropper, lesson, norm, seed)
+    step_once = update if why_eager(recipe, job.taught, device) else Captured(update, recipe.train.batch_size)
+
+    images, batches = len(data.train), len(state.log)
+    epochs, total = recipe.train.epochs, recipe.train.epochs * batches
+    last_epoch = min(epochs, recipe.train.stop or epochs)
+    ahead = 1 if job.taught and recipe.distill.extra_step else 0  # schedule steps beyond the updates, per epoch
+    test_logits: Tensor | None = None
+    show.begin(job.id, last_epoch * batches, state.epoch * batches + state.batch)
+
+    with arithmetic(recipe.engine, device), memory_errors(recipe.train.batch_size), signals.polled():
+        while state.epoch < last_epoch:
+            epoch = state.epoch
+            sequence = order(images, seed, epoch, job.shuffled).to(device)  # [N]
+            step_once.start_epoch(epoch, views(images, seed, epoch, recipe.augment).to(device))
+            state.teacher_seconds = lesson.seconds
+            mark, saved = time.perf_counter(), time.monotonic()
+            for batch in range(state.batch, batches):
+                index = sequence[batch * recipe.train.batch_size : (batch + 1) * recipe.train.batch_size]
+                step = epoch * batches + batch
+                step_once.set_rates(learning_rate(step, total, recipe.optim, extra=ahead * epoch), step)
+                state.log[batch] = step_once(index, step)
+                state.batch = batch + 1
+                show.advance()
+                due = time.monotonic() - saved > 60 * recipe.engine.checkpoint_minutes
+                if (due or signals.asked()) and state.batch < batches:
+                    state.epoch_seconds, mark = state.epoch_seconds + time.perf_counter() - mark, time.perf_counter()
+                    require_finite(state, job, epoch)
+                    save(state, job, data, run)
+                    saved = time.monotonic()
+                    signals.stop_if_asked()
+
+            log = state.log.tolist()  # the epoch's one synchronisation
+            state.epoch_seconds += time.perf_counter() - mark
+            require_finite(state, job, epoch)
+            try:
+                test_logits = evaluate.logits(state.evaluated, data.test, norm)
+                held_out = evaluate.logits(state.evaluated, data.validation, norm) if data.validation else None
+            except Interrupted:
+                save(state, job, data, run)  # all the epoch's batches are trained; evaluation is what is left
+                raise
+            rate = learning_rate((epoch + 1) * batches - 1, total, recipe.optim, extra=ahead * epoch)
+            row = summarise(state, log, images, rate, evaluate.score(test_logits, data.test.labels))
+            if held_out is not None:
+                row["validation"] = evaluate.score(held_out, data.validation.labels)
+                choose(state, row, test_logits)
+            run.append_metrics(row)
+            state.seconds += state.epoch_seconds
+            state.epoch, state.batch, state.epoch_seconds = epoch + 1, 0, 0.0
+            save(state, job, data, run)
+            show.epoch(job.id, row, last_epoch)
+            signals.stop_if_asked()
+
+        if test_logits is None:  # everything was trained, and a kill came before the result was written
+            test_logits = evaluate.logits(state.evaluated, data.test, norm)
+    return state, test_logits, norm
+
+
+def summarise(state: State, log: list[list[float]], images: int, rate: float, test: dict[str, float]) -> dict[str, Any]:
+    """One line of metrics.jsonl. Losses are means over the epoch's steps, accuracies in percent."""
+    total, hard, soft, correct = (math.fsum(column) for column in zip(*log, strict=True))
+    steps = len(log)
+    return {
+        "epoch": state.epoch + 1,
+        "step": (state.epoch + 1) * steps,
+        "lr": rate,
+        "loss": total / steps,
+        "hard": hard / steps,
+        "soft": soft / steps,
+        "train_accuracy": round(100 * correct / images, 4),
+        "validation": None,
+        "test": test,
+        "seconds": round(state.epoch_seconds, 3),
+        "images_per_second": round(images / max(state.epoch_seconds, 1e-9), 1),
+    }
+
+
+def choose(state: State, row: dict[str, Any], test_logits: Tensor) -> None:
+    """Keep the epoch that is best on the validation split: its weights and its test logits."""
+    if not state.best or row["validation"]["accuracy"] > state.best["validation"]:
+        state.best = {"epoch": row["epoch"], "validation": row["validation"]["accuracy"], "test": row["test"]["accuracy"]}
+        weights = {f"weights.{name}": t.clone() for name, t in state.evaluated.state_dict().items()}
+        state.best_tensors = weights | {"logits": test_logits.half()}
+
+
+def require_finite(state: State, job: Job, epoch: int) -> None:
+    """Read the steps' losses (one synchronisation) and look at the weights; NonFiniteError names the step."""
+    losses = state.log[: state.batch, 0]
+    bad = (~losses.isfinite()).nonzero()
+    tensors = [t for t in (*state.model.parameters(), *state.model.buffers()) if t.is_floating_point()]
+    norms = torch.stack(torch._foreach_norm(tensors))
+    if len(bad) or not norms.isfinite().all():
+        optim, where = job.recipe.optim, f"epoch {epoch + 1}"
+        where += f", step {int(bad[0]) + 1} of {len(state.log)}" if len(bad) else ""
+        what = "the loss" if len(bad) else "a weight"
+        raise NonFiniteError(
+            f"{job.id}: {what} became non-finite in {where}. Likely levers: a lower optim.lr (now {optim.lr:g}), a longer "
+            f"optim.warmup (now {optim.warmup:g}), a lower distill.temperature, engine.precision=float32. "
+            "The last good checkpoint is kept"
+        )
+
+
+def save(state: State, job: Job, data: Data, run: RunWriter) -> None:
+    length, sha256 = run.metrics_mark()
+    meta = {
+        "job": job.digest,
+        "seed": job.seed,
+        "data": data.checksum,
+        "metrics": [length, sha256],
+        **{name: getattr(state, name) for name in ("epoch", "batch", "seconds", "epoch_seconds", "teacher_seconds", "best")},
+    }
+    checkpoint.write(run.path / "checkpoint", state.tensors(), meta)
+
+
+def resume(state: State, job: Job, data: Data, run: RunWriter, show: Display) -> None:
+    """Go on from the newest whole checkpoint, if the run has one; otherwise start at its beginning."""
+    files = checkpoint.candidates(run.path / "checkpoint")
+    refused: list[str] = []
+    for file in files:
+        try:
+            tensors, meta = checkpoint.read(file)
+            if (meta["job"], meta["seed"]) != (job.digest, job.seed):
+                raise GhostError(f"{file}: is of another run; refused")
+            if meta["data"] != data.checksum:
+                raise UsageError(
+                    f"{job.id}: the images of {job.recipe.data.name} are no longer those this run began with; "
+                    "put them back, or start over with --no-resume"
+                )
+            if not run.rewind_metrics(*meta["metrics"]):
+                raise GhostError(f"{run.path / 'metrics.jsonl'}: is not what {file.name} saw; refused")
+            state.restore(tensors, meta)
+        except UsageError:
+            raise
+        except (GhostError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            refused.append(str(error) if isinstance(error, GhostError) else f"{file}: does not fit this network; refused")
+            show.warn(refused[-1])
+            continue
+        show.line(f"{job.id}: goes on after epoch {state.epoch}" + (f", batch {state.batch}" if state.batch else ""))
+        return
+    if refused:
+        raise GhostError(f"{refused[0]}; no whole checkpoint is left. Start over with --no-resume (the old run is kept aside)")
+    run.rewind_metrics(0, hashlib.sha256().hexdigest())
+
+
+def final_weights(state: State) -> nn.Module:
+    """The network that the run stands for: of the epoch chosen on validation, or of the last."""
+    if state.best_tensors:
+        prefix = "weights."
+        chosen = {n[len(prefix) :]: t for n, t in state.best_tensors.items() if n.startswith(prefix)}
+        model = copy.deepcopy(state.evaluated)
+        model.load_state_dict(chosen)
+        return model
+    return state.evaluated
+

@@ -1,0 +1,285 @@
+"""Runs a plan: in this process, or spread over workers.
+
+Invariant: a job starts when all its teachers are done, and is done once whoever asks for it. Torch is imported
+only where a job is really carried out.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import metadata
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ghostcli import __version__, signals
+from ghostcli.display import Display
+from ghostcli.errors import GhostError, Interrupted, UsageError
+from ghostcli.plan import Finished, Job, Plan
+from ghostcli.recipe.models import DataSection
+from ghostcli.record import RunRecord, RunWriter
+
+if TYPE_CHECKING:
+    import torch
+
+    from ghostcli.data import Data
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and how a plan is carried out; nothing here changes a result."""
+
+    runs: Path
+    device: str = "auto"
+    resume: bool = True
+    jobs: int = 1
+    quiet: bool = False
+
+
+def record_of(job: Job | Finished, runs: Path) -> RunRecord:
+    return RunRecord(runs / job.id, job.id)
+
+
+def is_done(job: Job | Finished, runs: Path) -> bool:
+    return record_of(job, runs).status == "done"
+
+
+@lru_cache(maxsize=2)
+def load_data(section: DataSection) -> Data:
+    from ghostcli import data
+
+    return data.load(section)
+
+
+def prepare(plan: Plan, options: Options) -> torch.device:
+    """Everything that can be wrong before the first run is touched: device, data, class counts. UsageErrors."""
+    from ghostcli.engine.device import pick
+
+    device = pick(options.device)
+    for job in plan.jobs:
+        if is_done(job, options.runs) and (options.resume or job not in plan.asked):
+            continue
+        data = load_data(job.recipe.data)
+        for teacher in job.teachers:
+            if isinstance(teacher, Finished) and teacher.classes != len(data.classes):
+                raise UsageError(
+                    f"run/{teacher.id}: has {teacher.classes} classes, {data.name} has {len(data.classes)}; "
+                    "name a teacher that was trained on the same classes"
+                )
+    return device
+
+
+def carry_out(plan: Plan, options: Options) -> list[RunRecord]:
+    """Run every job of the plan that is not done yet; returns the records of those that were asked for."""
+    with signals.handled():
+        device = prepare(plan, options)
+        plan_jobs = [job for job in plan.jobs if not is_done(job, options.runs) or (not options.resume and job in plan.asked)]
+        if options.jobs > 1 and len(plan_jobs) > 1:
+            _spread(plan, plan_jobs, options)
+        else:
+            for job in plan.jobs:
+                run_job(job, options, device, fresh=not options.resume and job in plan.asked)
+    return [record_of(job, options.runs) for job in plan.asked]
+
+
+def run_job(job: Job, options: Options, device: torch.device, fresh: bool = False) -> None:
+    """Carry out one job, or find that it is done. Whatever happens is written into the run's status."""
+    with Display(options.quiet) as show:
+        if not fresh and is_done(job, options.runs):
+            show.line(f"{job.id}: found, finished earlier")
+            return
+        run = RunWriter(options.runs, job.id)
+        with run.locked(show.line):
+            if not fresh and is_done(job, options.runs):  # another process made it while this one waited
+                show.line(f"{job.id}: found, finished meanwhile")
+                return
+            if fresh and (aside := run.set_aside()):
+                show.line(f"{job.id}: the earlier run now lies in {aside}")
+            run.open()
+            try:
+                with signals.polled():
+                    run.set_status("running")
+                    run.write("recipe.json", describe(job))
+                    _train(job, run, options, device, show)
+            except BaseException as error:
+                raise _note(error, job, run) from error
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """recipe.json: the resolved recipe with every default, and who takes part."""
+    return {
+        "student": job.student,
+        "seed": job.seed,
+        "teachers": [teacher.id for teacher in job.teachers],
+        "recipe_name": job.recipe_name,
+        "digest": job.digest,
+        "recipe": job.recipe.model_dump(mode="json"),
+    }
+
+
+def _note(error: BaseException, job: Job, run: RunWriter) -> BaseException:
+    """Write down why a run ended, as far as the disk still lets us, and give back what to raise."""
+    if isinstance(error, KeyboardInterrupt):
+        error = Interrupted("stopped by SIGINT")
+    status = "interrupted" if isinstance(error, Interrupted) else "failed"
+    try:
+        run.set_status(status, error=str(error).partition("\n")[0] or type(error).__name__)
+        if isinstance(error, UsageError):
+            run.discard_if_empty()
+    except GhostError:
+        pass  # the disk is what failed: the first error is the one to hear about
+    if isinstance(error, Interrupted):
+        return Interrupted(f"{job.id}: {error}, all but the last moments are saved. The same command goes on from there")
+    if isinstance(error, OSError) and not isinstance(error, GhostError):
+        return GhostError(f"{job.id}: {error}. Mend the cause and give the same command again")
+    return error
+
+
+def _train(job: Job, run: RunWriter, options: Options, device: torch.device, show: Display) -> None:
+    from ghostcli.distill import teacher
+    from ghostcli.engine import results, weights
+    from ghostcli.engine.train import train
+
+    data = load_data(job.recipe.data)
+    run.write("env.json", environment(device, data.checksum))
+    teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
+    findings = results.check(job, data, teachers, device, show)
+    state, test_logits, norm = train(job, data, teachers, run, device, show)
+    model, chosen = results.final(state, test_logits)
+    run.write_file("model.safetensors", weights.encode(model, norm))
+    run.write_file("predictions.npz", results.predictions(chosen, data.test.labels))
+    result = results.result(job, data, state, model, run, device, options.runs, findings)
+    run.write("result.json", result)
+    run.set_status("done")
+    accuracy = result["accuracy"]
+    show.line(f"{job.id}: done, test accuracy {accuracy['selected']:.2f} ({accuracy['selected_by']}; best epoch {accuracy['best']:.2f})")
+
+
+def environment(device: torch.device, data_checksum: str) -> dict[str, Any]:
+    """env.json: what would have to be the same for the same bits."""
+    import torch
+
+    from ghostcli.engine.device import describe as describe_device
+    from ghostcli.zoo import kernels
+
+    return {
+        "ghost": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+        "device": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "kernel": kernels.status()["name"],
+        "data": data_checksum,
+    }
+
+
+@lru_cache(maxsize=1)
+def commit() -> str | None:
+    """The checkout's commit, where ghost runs from one."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _worker(job: Job, options: Options, fresh: bool, threads: int) -> None:
+    """The body of a worker process; its exit code is the contract's."""
+    import torch
+
+    from ghostcli.engine.device import pick
+
+    torch.set_num_threads(threads)
+    try:
+        with signals.handled():
+            run_job(job, options, pick(options.device), fresh)
+    except GhostError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _spread(plan: Plan, waiting: list[Job], options: Options) -> None:
+    """Run jobs `options.jobs` at a time, each in a process of its own, teachers before students."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    quiet = replace(options, quiet=True)
+    open_ids = {job.id for job in waiting}
+    alive: dict[Job, BaseProcess] = {}
+    failed: list[tuple[Job, int]] = []
+    lost: set[str] = set()
+
+    def start(job: Job) -> None:
+        fresh = not options.resume and job in plan.asked
+        alive[job] = context.Process(target=_worker, args=(job, quiet, fresh, threads), name=job.id)
+        alive[job].start()
+
+    with Display(options.quiet) as show, signals.polled():
+        show.begin("runs", len(waiting))
+        epochs = _EpochLines(options.runs, show)
+        while waiting or alive:
+            for job in list(waiting):
+                needs = {t.id for t in job.teachers}
+                if needs & lost:
+                    lost.add(job.id)
+                    waiting.remove(job)
+                    show.warn(f"{job.id}: not started, its teacher failed")
+                elif not needs & open_ids and len(alive) < options.jobs and not signals.asked():
+                    waiting.remove(job)
+                    start(job)
+            time.sleep(0.2)
+            epochs.follow(alive)
+            for job, process in list(alive.items()):
+                if process.exitcode is None:
+                    continue
+                del alive[job]
+                if process.exitcode == 0:
+                    open_ids.discard(job.id)
+                    show.line(f"{job.id}: done")
+                else:
+                    failed.append((job, process.exitcode))
+                    lost.add(job.id)
+                    show.warn(f"{job.id}: {record_of(job, options.runs).problem or f'ended with code {process.exitcode}'}")
+                show.advance()
+            if signals.asked():
+                waiting.clear()
+                for process in alive.values():
+                    process.terminate()
+                for process in alive.values():
+                    process.join()
+                raise Interrupted(f"stopped by {signals.asked()}; every run is saved, and the same command goes on")
+    if failed:
+        job, code = failed[0]
+        error = GhostError(f"{len(failed)} of the runs failed, first {job.id}: {record_of(job, options.runs).problem}")
+        error.exit_code = code if code > 0 else 1
+        raise error
+
+
+class _EpochLines:
+    """Shows the workers' epochs as their metrics files grow."""
+
+    def __init__(self, runs: Path, show: Display) -> None:
+        self.runs, self.show = runs, show
+        self.seen: dict[str, int] = {}
+
+    def follow(self, alive: dict[Job, Any]) -> None:
+        for job in alive:
+            rows = record_of(job, self.runs).metrics()
+            if len(rows) > self.seen.get(job.id, 0):
+                self.seen[job.id] = len(rows)
+                self.show.epoch(job.id, rows[-1], job.recipe.train.stop or job.recipe.train.epochs)
+
+
+Say = Callable[[str], None]
