@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import socket
 import sys
 from collections.abc import Iterator
 from http.client import HTTPException
 from pickle import UnpicklingError
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
 import torch.nn.functional as F
@@ -145,19 +148,19 @@ def _short_timeout() -> Iterator[None]:
 
 def build_timm(name: str, classes: int, pretrained: bool) -> nn.Module:
     """`timm/NAME` behind an enlargement to its own input size, with its own normalisation."""
+    if pretrained and not _answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read at timm's import: the cache at once, not a minute of retries
     try:
         import timm
         import timm.data
     except ImportError:
-        raise UsageError(
-            f"model '{name}' needs timm, which is not installed: pip install 'ghostcli[timm]'"
-        ) from None
+        raise UsageError(f"model '{name}' needs timm, which is not installed: pip install 'ghostcli[timm]'") from None
     arch = name.removeprefix("timm/")
     if not timm.is_model(arch):
         raise UsageError(f"model '{name}' is unknown to timm.{nearest(arch, timm.list_models())}")
     note = None
     try:
-        with _short_timeout():
+        with _short_timeout(), contextlib.redirect_stdout(io.StringIO()):
             net = timm.create_model(arch, pretrained=pretrained, num_classes=classes)
     except Exception as error:  # whatever its hub client raises without a network
         if not pretrained:
@@ -169,6 +172,16 @@ def build_timm(name: str, classes: int, pretrained: bool) -> nn.Module:
     model = Enlarged(net, size)
     model.spec = Spec(name, classes, size, tuple(config["mean"]), tuple(config["std"]), note)
     return model
+
+
+def _answers(url: str) -> bool:
+    try:
+        urlopen(Request(url, method="HEAD"), timeout=DOWNLOAD_TIMEOUT).close()
+    except HTTPError:
+        return True
+    except (OSError, HTTPException):
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:
