@@ -46,6 +46,6 @@ def nearest(word: str, known: list[str] | tuple[str, ...], n: int = 3) -> str:
     return f" Known: {', '.join(known)}."
 
 
-def printable(text: str) -> str:
+def printable(text: object) -> str:
     """`text` with every control character escaped, so that a file's name cannot drive the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

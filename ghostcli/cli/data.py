@@ -1,0 +1,131 @@
+"""`ghost data`: which sets there are, fetching them, and checking what is on disk.
+
+Invariant: results go to stdout, one JSON value with --json; nothing but `fetch` writes a file.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from ghostcli.errors import UsageError, printable
+
+app = typer.Typer(no_args_is_help=True, help="Data sets: what there is, fetching, checking.")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout.")]
+Name = Annotated[str, typer.Argument(help="cifar10, cifar100, digits or folder:PATH")]
+
+MEANING = {
+    "ready": "yes",
+    "incomplete": "files are missing: fetch it",
+    "packed": "archive only: unpacked at first use",
+    "absent": "no: fetched at first use",
+}
+
+
+@app.command("list")
+def list_sets(as_json: Json = False) -> None:
+    """The named data sets: where they are, whether they are there, how many images and classes."""
+    rows = _sets()
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("name", "there?", "training", "test", "classes", "where", box=None, pad_edge=False)
+    for row in rows:
+        counts = (f"{row[key]:,}" for key in ("train_images", "test_images", "classes"))
+        table.add_row(row["name"], MEANING[row["state"]], *counts, Text(row["path"], overflow="fold"))
+    console = Console()
+    console.print(table)
+    console.print(
+        "and folder:PATH, your own images: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png (or val/)",
+        markup=False,
+    )
+
+
+@app.command()
+def fetch(name: Name, as_json: Json = False) -> None:
+    """Download a set, or mend it: files with the published checksum stay, the others are fetched again."""
+    from ghostcli.data import data_root, folder_of
+
+    if folder_of(name) is not None:
+        raise UsageError(f"{printable(name)}: your own images are not fetched; `ghost data verify` checks them")
+    if name != "digits":
+        from ghostcli.data.cifar import archive
+        from ghostcli.data.download import fetch as fetch_archive
+
+        fetch_archive(archive(name), data_root())
+    row = next(row for row in _sets() if row["name"] == name)
+    typer.echo(json.dumps(row, indent=1) if as_json else f"{name}: ready in {row['path']}")
+
+
+@app.command()
+def verify(name: Name, as_json: Json = False) -> None:
+    """Check a set: CIFAR's files by published MD5, a folder's by decoding each. Exit code 2 if one is bad."""
+    checks = _checks(name)
+    bad = [check for check in checks if check["problem"]]
+    if as_json:
+        typer.echo(json.dumps({"name": printable(name), "ok": not bad, "files": checks}, indent=1))
+    else:
+        for check in checks:
+            typer.echo(f"BAD {check['problem']}" if check["problem"] else f"ok  {check['file']}")
+    if bad:
+        raise UsageError(f"{printable(name)}: {len(bad)} of {len(checks)} checks failed")
+
+
+def _sets() -> list[dict[str, Any]]:
+    from ghostcli.data import data_root
+    from ghostcli.data.cifar import archive, state
+
+    root = data_root()
+    rows = []
+    for source in (archive("cifar10"), archive("cifar100")):
+        rows.append(
+            {
+                "name": source.name,
+                "state": state(source, root),
+                "train_images": source.train_images,
+                "test_images": source.test_images,
+                "classes": source.classes,
+                "path": printable(root / source.folder),
+            }
+        )
+    digits = {
+        "state": "ready",
+        "train_images": 1437,
+        "test_images": 360,
+        "classes": 10,
+        "path": "within scikit-learn",
+    }
+    return [row | {"present": row["state"] == "ready"} for row in (*rows, {"name": "digits", **digits})]
+
+
+def _checks(name: str) -> list[dict[str, str | None]]:
+    """One entry a file (or a set, where it is one thing): `file` and `problem`, None where all is well."""
+    from ghostcli.data import data_root, folder_of
+
+    folder = folder_of(name)
+    if folder is not None:
+        from ghostcli.data.folder import read_folder
+
+        classes, train, test = read_folder(folder, size=8)
+        summary = f"{len(classes)} classes, {len(train):,} training and {len(test):,} test images"
+        return [{"file": f"{printable(folder)}: {summary}", "problem": None}]
+    if name == "digits":
+        from ghostcli.data.digits import SHA256, raw_checksum
+
+        same = raw_checksum() == SHA256
+        problem = None if same else "scikit-learn's digits are not the 1,797 images of its releases: install it again"
+        return [{"file": "sklearn.datasets.load_digits", "problem": problem}]
+    from ghostcli.data.cifar import archive, check_file
+
+    source, root = archive(name), data_root()
+    return [
+        {"file": printable(root / source.folder / file), "problem": check_file(source, root, file)}
+        for file in source.files
+    ]

@@ -1,0 +1,140 @@
+"""Data sets by name: loaded, limited, split and fingerprinted.
+
+Invariant: a `Data` is decided by its recipe section and the files alone; the run's seed never touches it.
+Torch is imported only once something is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ghostcli.errors import UsageError, nearest, printable
+
+if TYPE_CHECKING:
+    import torch
+
+    from ghostcli.recipe.models import DataSection
+
+NAMES = ("cifar10", "cifar100", "digits")
+
+#: Channel means and deviations of images in 0..1: the paper's for CIFAR-10, the customary ones for CIFAR-100.
+STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images and what they show, on one device."""
+
+    pixels: torch.Tensor  # uint8 [N, H, W, 3]
+    labels: torch.Tensor  # int64 [N]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: slice | torch.Tensor) -> Images:
+        return Images(self.pixels[index], self.labels[index])
+
+    def to(self, device: torch.device | str) -> Images:
+        return Images(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set as a run uses it. `mean`, `std`: of pixels in 0..1. `checksum`: of every pixel and label."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    validation: Images | None
+    test: Images
+    mean: Triple
+    std: Triple
+    checksum: str
+
+
+def data_root() -> Path:
+    """Where downloaded sets live: `GHOST_DATA`, or `data` in the current directory."""
+    return Path(os.environ.get("GHOST_DATA") or "data")
+
+
+def folder_of(name: str) -> Path | None:
+    """PATH of `folder:PATH`, None for the named sets; any other name is a UsageError."""
+    if name in NAMES:
+        return None
+    if name.startswith("folder:") and name != "folder:":
+        return Path(name.removeprefix("folder:")).expanduser()
+    hint = nearest(name, [*NAMES, "folder:PATH"])
+    raise UsageError(f"data.name: there is no data set '{printable(name)}'.{hint}")
+
+
+def load(section: DataSection, root: Path | None = None) -> Data:
+    """The data set of a recipe, on the CPU; CIFAR is fetched into `root` at first use. UsageError where none is."""
+    folder = folder_of(section.name)
+    if folder is None and section.size != 32:
+        raise UsageError(f"data.size = {section.size} is for folder data; {section.name} is 32 x 32: remove the key")
+    if folder is not None:
+        from ghostcli.data.folder import read_folder
+
+        classes, train, test = read_folder(folder, section.size)
+    elif section.name == "digits":
+        from ghostcli.data.digits import read_digits
+
+        classes, train, test = read_digits()
+    else:
+        from ghostcli.data.cifar import read_cifar
+
+        classes, train, test = read_cifar(section.name, root or data_root())
+
+    train, test = train[: section.limit], test[: section.limit_test]
+    train, validation = _hold_out(train, section)
+    mean, std = STATISTICS.get(section.name) or _statistics(train)
+    parts = {"train": train, "validation": validation, "test": test}
+    return Data(printable(section.name), classes, train, validation, test, mean, std, _checksum(parts))
+
+
+def _hold_out(train: Images, section: DataSection) -> tuple[Images, Images | None]:
+    from ghostcli.data.split import stratified
+
+    if section.validation == 0:
+        return train, None
+    if section.validation >= len(train):
+        raise UsageError(
+            f"data.validation = {section.validation} leaves nothing of {len(train)} training images: "
+            f"type a number below {len(train)}"
+        )
+    rest, held_out = stratified(train.labels, section.validation, section.split_seed)
+    return train[rest], train[held_out]
+
+
+def _statistics(train: Images) -> tuple[Triple, Triple]:
+    """Channel means and deviations in 0..1, by whole numbers to the last step: the same on every machine."""
+    import torch
+
+    mean, std = [], []
+    for channel in train.pixels.unbind(-1):
+        counts = torch.bincount(channel.flatten(), minlength=256).tolist()
+        n = sum(counts)
+        first, second = (sum(count * value**power for value, count in enumerate(counts)) for power in (1, 2))
+        mean.append(first / (255 * n))
+        std.append(math.sqrt(n * second - first**2) / (255 * n) or 1.0)  # a constant channel divides by one
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _checksum(parts: dict[str, Images | None]) -> str:
+    digest = hashlib.sha256()
+    for name, images in parts.items():
+        if images is not None:
+            digest.update(f"{name} {tuple(images.pixels.shape)}\n".encode())
+            digest.update(images.pixels.contiguous().numpy())
+            digest.update(images.labels.contiguous().numpy())
+    return digest.hexdigest()

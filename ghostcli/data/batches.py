@@ -1,0 +1,138 @@
+"""The order of an epoch, and every crop, flip and cutout, for a whole batch at once.
+
+Invariant: each is a pure function of (seed, epoch), drawn on the CPU, so it is the same on every device and
+whatever ran before; what runs on the device never synchronises with the host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from ghostcli.data import Images, Triple
+from ghostcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from ghostcli.recipe.models import AugmentSection
+
+
+def generator(seed: int, stream: str, epoch: int) -> torch.Generator:
+    """A fresh CPU generator for one purpose (`stream`) of one epoch."""
+    digest = hashlib.sha256(f"{seed}/{stream}/{epoch}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def order(n: int, seed: int, epoch: int, shuffle: bool = True) -> torch.Tensor:
+    """The images of an epoch in the order they are seen: int64 [n]."""
+    return torch.randperm(n, generator=generator(seed, "order", epoch)) if shuffle else torch.arange(n)
+
+
+def view_count(augment: AugmentSection) -> int | None:
+    """How many views an image has; None where they cannot be numbered (cutout)."""
+    if augment.cutout:
+        return None
+    return (2 * augment.pad + 1) ** 2 * (1 if augment.flip == "none" else 2)
+
+
+def views(n: int, seed: int, epoch: int, augment: AugmentSection) -> torch.Tensor:
+    """The view of image i in this epoch: int64 [n].
+
+    View v = flip * (2p+1)^2 + dy * (2p+1) + dx for pad p: the crop at (dy, dx) of the padded image, mirrored
+    where flip is 1. Alternating flips (Jordan 2024): a coin per image in epoch 0, then the other side each time.
+    """
+    crops = (2 * augment.pad + 1) ** 2
+    drawn = torch.randint(crops, (n,), generator=generator(seed, "crop", epoch))
+    if augment.flip == "none":
+        return drawn
+    if augment.flip == "random":
+        flip = torch.randint(2, (n,), generator=generator(seed, "flip", epoch))
+    else:
+        flip = (torch.randint(2, (n,), generator=generator(seed, "coin", 0)) + epoch) % 2
+    return flip * crops + drawn
+
+
+def cutout_centres(n: int, seed: int, epoch: int, height: int, width: int) -> torch.Tensor:
+    """The pixel (y, x) that image i's cutout is centred on, uniform (DeVries 2017): int64 [n, 2]."""
+    rng = generator(seed, "cutout", epoch)
+    return torch.stack([torch.randint(side, (n,), generator=rng) for side in (height, width)], dim=1)
+
+
+class Cropper:
+    """A set of images, padded once, of which any views are cut for a whole batch, on the images' device."""
+
+    def __init__(self, images: Images, augment: AugmentSection) -> None:
+        self.augment = augment
+        _, self.height, self.width, _ = images.pixels.shape
+        padded = _padded(images.pixels, augment)
+        row = padded.stride(1)
+        offsets = 2 * augment.pad + 1
+        # Every crop of every image without a copy: windows[i, dy, dx] is the crop of image i at (dy, dx), each row
+        # of it contiguous, so that gathering a batch moves whole rows.
+        self._windows = padded.as_strided(
+            (len(padded), offsets, offsets, self.height, self.width * 3), (padded.stride(0), row, 3, row, 1)
+        )
+        if augment.cutout:
+            self._grey = images.pixels.flatten(0, 2).double().mean(0).round().to(torch.uint8).repeat(self.width)
+        self._centres: tuple[tuple[int, int], torch.Tensor] | None = None
+
+    def crop(self, index: torch.Tensor, views: torch.Tensor, seed: int = 0, epoch: int = 0) -> torch.Tensor:
+        """Views [B] of images `index` [B], both int64 on the images' device: uint8 [B, H, W, 3].
+
+        `seed` and `epoch` place the cutout and nothing else.
+        """
+        offsets = 2 * self.augment.pad + 1
+        flip, place = views // offsets**2, views % offsets**2
+        crops = self._windows[index, place // offsets, place % offsets]
+        crops = crops.view(len(index), self.height, self.width, 3)
+        if self.augment.flip != "none":
+            crops = torch.where(flip.bool()[:, None, None, None], crops.flip(2), crops)
+        return self._cut_out(crops, index, seed, epoch) if self.augment.cutout else crops
+
+    def _cut_out(self, crops: torch.Tensor, index: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+        if self._centres is None or self._centres[0] != (seed, epoch):
+            centres = cutout_centres(len(self._windows), seed, epoch, self.height, self.width)
+            self._centres = (seed, epoch), centres.to(crops.device)
+        start = self._centres[1][index] - self.augment.cutout // 2
+        y = torch.arange(self.height, device=crops.device) - start[:, :1]
+        x = torch.arange(self.width, device=crops.device).repeat_interleave(3) - start[:, 1:]
+        inside_y, inside_x = ((d >= 0) & (d < self.augment.cutout) for d in (y, x))
+        square = inside_y[:, :, None] & inside_x[:, None, :]  # [B, H, 3 W]
+        return torch.where(square, self._grey, crops.flatten(2)).view_as(crops)
+
+
+def normalise(pixels: torch.Tensor, mean: Triple, std: Triple, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """uint8 [B, H, W, 3] to `dtype` [B, 3, H, W] in channels_last: (pixels / 255 - mean) / std in float32."""
+    b, h, w, _ = pixels.shape
+    tiled_mean, tiled_std = _tiled(tuple(mean), tuple(std), h * w, pixels.device)
+    flat = torch.div(pixels.reshape(b, h * w * 3), 255).sub_(tiled_mean).div_(tiled_std)
+    return flat.view(b, h, w, 3).permute(0, 3, 1, 2).to(dtype)
+
+
+@lru_cache(maxsize=32)
+def _tiled(mean: Triple, std: Triple, repeats: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The channel constants repeated over an image: a long inner dimension vectorises where one of 3 does not
+    (7 times the rate on a CPU), and what is kept on the device need not be copied there in every step."""
+    return torch.tensor(mean, device=device).repeat(repeats), torch.tensor(std, device=device).repeat(repeats)
+
+
+def _padded(pixels: torch.Tensor, augment: AugmentSection) -> torch.Tensor:
+    """uint8 [N, H, W, 3] to [N, H + 2p, W + 2p, 3]; zeros are black before normalisation."""
+    n, h, w, c = pixels.shape
+    p = augment.pad
+    if augment.fill == "reflect":
+        if p >= min(h, w):
+            raise UsageError(f"augment.pad = {p}: an image of {h} x {w} reflects at most {min(h, w) - 1} pixels")
+        rows, columns = (_reflected(side, p).to(pixels.device) for side in (h, w))
+        return pixels[:, rows[:, None], columns]
+    padded = pixels.new_zeros((n, h + 2 * p, w + 2 * p, c))
+    padded[:, p : p + h, p : p + w] = pixels
+    return padded
+
+
+def _reflected(side: int, pad: int) -> torch.Tensor:
+    """Source positions of a side padded by reflection about its border pixels: int64 [side + 2 pad]."""
+    place = torch.arange(-pad, side + pad).abs()
+    return torch.where(place < side, place, 2 * (side - 1) - place)

@@ -1,0 +1,142 @@
+"""A person's own images: train/ and test/ (or val/), with a folder a class.
+
+Invariant: nothing outside the folder is ever opened, and whatever cannot be read is refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ghostcli.data import Images
+from ghostcli.data.split import interleaved
+from ghostcli.errors import UsageError, printable
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+
+#: Pillow's plain decoders: without this list a file named .png could start Ghostscript.
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+
+
+def read_folder(folder: Path, size: int) -> tuple[tuple[str, ...], Images, Images]:
+    """(classes sorted by name, train, test), images SIZE x SIZE; classes take turns in their order."""
+    train, test = list_images(folder)
+    classes = tuple(printable(name) for name in train)
+    return classes, _read(train, size), _read(test, size)
+
+
+def list_images(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """(train, test): image paths by class name, both sorted, the same classes in both. Decodes nothing."""
+    if not os.path.isdir(folder):
+        raise UsageError(
+            f"folder:{printable(folder)}: there is no such folder; it must hold train/ and test/ (or val/)"
+        )
+    train = folder / "train"
+    test = next((folder / name for name in ("test", "val") if os.path.isdir(folder / name)), None)
+    if not os.path.isdir(train) or test is None:
+        missing = "train/" if test else "test/ (or val/)" if os.path.isdir(train) else "train/ and test/ (or val/)"
+        raise UsageError(f"folder:{printable(folder)}: has no {missing} with a folder a class")
+    inside = folder.resolve()
+    parts = [_list_part(part, inside) for part in (train, test)]
+    only = [sorted(set(a) - set(b)) for a, b in (parts, parts[::-1])]
+    for part, other, names in ((train, test, only[0]), (test, train, only[1])):
+        if names:
+            raise UsageError(
+                f"folder:{printable(folder)}: {part.name}/ and {other.name}/ must hold the same classes; "
+                f"only {part.name}/ holds {_listed(names)}"
+            )
+    return parts[0], parts[1]
+
+
+def _list_part(part: Path, inside: Path) -> dict[str, list[Path]]:
+    _refuse_escape(part, inside)
+    folders = [entry for entry in _entries(part, inside) if entry.is_dir()]
+    images = {}
+    for folder in folders:
+        files = [f for f in _entries(folder, inside) if f.suffix.lower() in SUFFIXES]
+        for file in files:
+            if not file.is_file():
+                raise UsageError(f"{printable(file)}: is named as an image but is not a file: remove it")
+        if files:
+            images[folder.name] = files
+    if not images:
+        raise UsageError(
+            f"{printable(part)}: holds no images; it needs a folder a class, with {', '.join(sorted(SUFFIXES))}"
+        )
+    empty = [folder.name for folder in folders if folder.name not in images]
+    if empty:
+        raise UsageError(f"{printable(part)}: no images in {_listed(empty)}: add some or remove the folder")
+    if len(images) == 1:
+        raise UsageError(f"{printable(part)}: only one class, {_listed(list(images))}; a classifier needs two or more")
+    return images
+
+
+def _entries(folder: Path, inside: Path) -> list[Path]:
+    """What a folder holds, sorted by name, hidden names left out."""
+    try:
+        entries = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    except OSError as error:
+        raise UsageError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
+    paths = [folder / name for name in entries]
+    for path in paths:
+        _refuse_escape(path, inside)
+    return paths
+
+
+def _refuse_escape(path: Path, inside: Path) -> None:
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+        raise UsageError(f"{printable(path)}: is a link that leads out of {printable(inside)}: copy what it points to")
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"'{printable(name)}'" for name in names[:most]) + more
+
+
+def _read(by_class: dict[str, list[Path]], size: int) -> Images:
+    from rich.console import Console
+    from rich.progress import track
+
+    files = list(by_class.values())
+    places = interleaved([len(paths) for paths in files])
+    paths = [files[c][j] for c, j in places]
+    pixels = np.empty((len(paths), size, size, 3), np.uint8)
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        console = Console(stderr=True)
+        done = pool.map(_decode, paths, pixels)
+        for _ in track(
+            done,
+            "reading images",
+            len(paths),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        ):
+            pass
+    return Images(torch.from_numpy(pixels), torch.tensor([c for c, _ in places]))
+
+
+def _decode(path: Path, out: np.ndarray) -> None:
+    """Writes the image, shorter side scaled to the size, cut about its centre, into `out` [size, size, 3]."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.mode.startswith(("I", "F")):
+                raise UsageError(f"{printable(path)}: has more than 8 bits a channel: convert it to 8 bits")
+            out[:] = np.asarray(ImageOps.fit(image.convert("RGB"), out.shape[:2], Image.Resampling.BILINEAR))
+    except UsageError:
+        raise
+    except PermissionError as error:
+        raise UsageError(f"{printable(path)}: cannot be read ({error.strerror})") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UsageError(f"{printable(path)}: too many pixels to be decoded safely: make it smaller") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
+        raise UsageError(
+            f"{printable(path)}: not an image that can be read, damaged or cut short: replace it"
+        ) from error

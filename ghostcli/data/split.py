@@ -1,0 +1,34 @@
+"""Which images go where, by class.
+
+Invariant: a split is decided by the labels, its size and its own seed.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ghostcli.data.batches import generator
+
+
+def stratified(labels: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Splits `labels` int64 [N] into (rest [N - count], taken [count]): ascending indices.
+
+    Each class gives its share of `count`, rounded by largest remainder, lower classes first in a tie.
+    """
+    sizes = torch.bincount(labels).tolist()
+    quotas = [count * size // len(labels) for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda c: (-(count * sizes[c] % len(labels)), c))
+    for c in by_remainder[: count - sum(quotas)]:
+        quotas[c] += 1
+
+    taken = torch.zeros(len(labels), dtype=torch.bool)
+    for c, quota in enumerate(quotas):
+        members = (labels == c).nonzero().squeeze(1)
+        taken[members[torch.randperm(len(members), generator=generator(seed, "split", c))[:quota]]] = True
+    return (~taken).nonzero().squeeze(1), taken.nonzero().squeeze(1)
+
+
+def interleaved(sizes: list[int]) -> list[tuple[int, int]]:
+    """(class, member) of classes of these sizes, in an order whose every prefix is in proportion to them."""
+    places = [((2 * j + 1) / (2 * size), c, j) for c, size in enumerate(sizes) for j in range(size)]
+    return [(c, j) for _, c, j in sorted(places)]
