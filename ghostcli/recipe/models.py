@@ -6,28 +6,62 @@ device, no seed), but for the few keys of `UNDIGESTED`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 #: Keys that change how fast or how safely a run is made, never its result: left out of the digest.
 UNDIGESTED = frozenset({"engine.deterministic", "engine.capture", "engine.checkpoint_minutes", "distill.source"})
 
+#: Data sets that have a name of their own; any other is `folder:PATH`.
+DATA_NAMES = ("cifar10", "cifar100", "digits")
+
 Family = Literal["paper", "published", "ghost", "smoke"]
 
 
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("needs one line of printable characters")
+    return text
+
+
+def _data_name(name: str) -> str:
+    if name in DATA_NAMES or name.removeprefix("folder:") not in ("", name):
+        return name
+    near = get_close_matches(name[:40].lower(), DATA_NAMES, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"needs cifar10, cifar100, digits or folder:PATH{hint}")
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+class Conflict(ValueError):
+    """Keys that are each valid but contradict one another: `found` holds (keys, what is wrong)."""
+
+    def __init__(self, found: list[tuple[tuple[str, ...], str]]) -> None:
+        super().__init__("; ".join(f"{keys[0]}: {text}" for keys, text in found))
+        self.found = found
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    # Strict: "yes" is no boolean and 1.0 no count. A whole number for a float key is accepted all the same.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class DataSection(Section):
     """[data]: which images, and in which order they are seen."""
 
-    name: str = Field("cifar10", description="cifar10, cifar100, digits or folder:PATH")
+    name: Annotated[Line, AfterValidator(_data_name)] = Field(
+        "cifar10", description="cifar10, cifar100, digits or folder:PATH"
+    )
     limit: int | None = Field(None, ge=1, description="only the first N training images")
     limit_test: int | None = Field(None, ge=1, description="only the first N test images")
     validation: int = Field(0, ge=0, description="images held out of the training set, stratified by class")
-    split_seed: int = Field(0, ge=0, description="seed of the validation split, apart from the run's seed")
+    split_seed: Seed = Field(0, description="seed of the validation split, apart from the run's seed")
     shuffle: bool = Field(True, description="a new order every epoch; false keeps the file's order")
     size: int = Field(32, ge=8, le=512, description="folder data only: images are resized to SIZE x SIZE")
 
@@ -45,7 +79,8 @@ class ModelSection(Section):
     """[model]: how a network starts."""
 
     init: Literal["kaiming", "native"] = Field(
-        "kaiming", description="kaiming: normal, fan-out, ReLU gain, zero biases, for students; native: the network's own"
+        "kaiming",
+        description="students. kaiming: normal, fan-out, ReLU gain, zero biases; native: the network's own",
     )
     pretrained: bool = Field(True, description="ImageNet weights for networks that work at ImageNet's size, where had")
 
@@ -53,19 +88,22 @@ class ModelSection(Section):
 class TrainSection(Section):
     """[train]: how long, and towards what."""
 
-    epochs: int = Field(200, ge=1, le=100_000)
-    batch_size: int = Field(256, ge=1, description="the last short batch of an epoch is kept")
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
-    ema: float = Field(0.0, ge=0.0, lt=1.0, description="decay of the weights' moving average that is evaluated; 0 is none")
+    epochs: int = Field(200, ge=1, le=100_000, description="passes over the training set; the schedule spans all")
+    stop: int | None = Field(None, ge=1, description="end after so many epochs of the full schedule")
+    batch_size: int = Field(256, ge=1, le=1_000_000, description="the last short batch of an epoch is kept")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of the label spread over all classes")
+    ema: float = Field(
+        0.0, ge=0.0, lt=1.0, description="decay of the weights' moving average that is evaluated; 0 is none"
+    )
 
 
 class OptimSection(Section):
     """[optim]: SGD and its schedule, a closed form of the step."""
 
     lr: float = Field(0.01, gt=0, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
-    weight_decay: float = Field(0.01, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    nesterov: bool = Field(True, description="Nesterov's form of the momentum")
+    weight_decay: float = Field(0.01, ge=0, description="L2 penalty, added to the gradient")
     decay: Literal["all", "weights"] = Field("all", description="weights: norms and biases are not decayed")
     warmup: float = Field(0.3, ge=0, lt=1, description="fraction of all steps that rise linearly to the peak")
     lr_start: float = Field(1e-8, ge=0, description="rate of the first step")
@@ -85,19 +123,22 @@ class DistillBase(Section):
     dense: bool = Field(False, description="a chain in which every larger network teaches (DGKD, Son 2021)")
     drop: int = Field(0, ge=0, description="dense: how many of the n + 1 terms are dropped at random each step")
     view: Literal["student", "patch"] = Field(
-        "student", description="patch: the teacher sees its own 32-pixel patch of the enlarged image, as published"
+        "student",
+        description="patch: the teacher sees its own 32-pixel patch of the enlarged image, as published",
     )
     shuffle: bool = Field(True, description="false: taught runs are not shuffled, as published")
     extra_step: bool = Field(False, description="the schedule steps once more after each epoch, as published")
-    teacher_seed: int = Field(0, ge=0, description="the seed its teachers are trained with")
+    teacher_seed: Seed = Field(0, description="the seed its teachers are trained with")
     teacher_epochs: int | None = Field(None, ge=1, description="stop the teachers after so many of their epochs")
-    source: Literal["auto", "table", "live"] = Field("auto", description="teacher logits from a table of views, or asked live")
+    source: Literal["auto", "table", "live"] = Field(
+        "auto", description="teacher logits from a table of views, or asked live"
+    )
 
 
 class KD(DistillBase):
     """Hinton 2015; the paper's equation (1)."""
 
-    kind: Literal["kd"] = "kd"
+    kind: Literal["kd"] = Field("kd", description="the soft term: kd, dkd, dist, hint, at or rkd")
 
 
 class DKD(DistillBase):
@@ -106,15 +147,19 @@ class DKD(DistillBase):
     kind: Literal["dkd"]
     target_weight: float = Field(1.0, ge=0, description="weight of the target-class term (their alpha)")
     other_weight: float = Field(8.0, ge=0, description="weight of the other classes' term (their beta)")
-    warmup_epochs: int = Field(20, ge=0)
+    warmup_epochs: int = Field(
+        20, ge=0, description="epochs over which the soft term rises linearly to its full weight"
+    )
 
 
 class DIST(DistillBase):
     """Relations between and within classes by correlation (Huang 2022)."""
 
     kind: Literal["dist"]
-    inter_weight: float = Field(1.0, ge=0)
-    intra_weight: float = Field(1.0, ge=0)
+    inter_weight: float = Field(1.0, ge=0, description="weight of the relation between an image's classes (their beta)")
+    intra_weight: float = Field(
+        1.0, ge=0, description="weight of the relation within a class over the batch (their gamma)"
+    )
 
 
 class Hint(DistillBase):
@@ -122,22 +167,22 @@ class Hint(DistillBase):
 
     kind: Literal["hint"]
     stage: int = Field(2, ge=1, le=3, description="1: full resolution, 2: half, 3: a quarter")
-    weight: float = Field(100.0, ge=0)
+    weight: float = Field(100.0, ge=0, description="weight of the squared distance to the teacher's stage")
 
 
 class AT(DistillBase):
     """Attention transfer (Zagoruyko 2017) at every stage."""
 
     kind: Literal["at"]
-    weight: float = Field(1000.0, ge=0)
+    weight: float = Field(1000.0, ge=0, description="weight of the attention maps' distance, summed over stages")
 
 
 class RKD(DistillBase):
     """Relational KD (Park 2019) on the penultimate features."""
 
     kind: Literal["rkd"]
-    distance_weight: float = Field(25.0, ge=0)
-    angle_weight: float = Field(50.0, ge=0)
+    distance_weight: float = Field(25.0, ge=0, description="weight of the distances between pairs of images")
+    angle_weight: float = Field(50.0, ge=0, description="weight of the angles between triples of images")
 
 
 DistillSection = Annotated[KD | DKD | DIST | Hint | AT | RKD, Field(discriminator="kind")]
@@ -147,17 +192,19 @@ class EngineSection(Section):
     """[engine]: how the arithmetic is done."""
 
     branches: Literal["plain", "folded"] = Field("folded", description="how re-parameterizable sums are trained")
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of activations; weights stay float32")
     deterministic: bool | None = Field(None, description="bit-identical repeats; default: true on CPU, false on GPU")
     capture: bool = Field(True, description="CUDA only: the step is captured as a graph")
-    checkpoint_minutes: float = Field(5.0, gt=0, description="a checkpoint at least so often, besides every epoch's end")
+    checkpoint_minutes: float = Field(
+        5.0, gt=0, description="a checkpoint at least so often, besides every epoch's end"
+    )
 
 
 class Recipe(Section):
     """One protocol, fully spelled out. `family` says what it stands for in tables."""
 
-    family: Family = "paper"
-    summary: str = Field("", description="one line for `ghost recipe list`")
+    family: Family = Field("paper", description="the protocol it belongs to, a column of the tables")
+    summary: Line = Field("", description="one line for `ghost recipe list`")
     data: DataSection = DataSection()
     augment: AugmentSection = AugmentSection()
     model: ModelSection = ModelSection()
@@ -165,3 +212,34 @@ class Recipe(Section):
     optim: OptimSection = OptimSection()
     distill: DistillSection = KD()
     engine: EngineSection = EngineSection()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Recipe:
+        if found := list(_conflicts(self)):
+            raise Conflict(found)
+        return self
+
+
+def _conflicts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    data, augment, train, distill = recipe.data, recipe.augment, recipe.train, recipe.distill
+    side = data.size if data.name.startswith("folder:") else 32
+    if augment.fill == "reflect" and augment.pad >= side:
+        text = f"an image of {side} pixels reflects at most {side - 1}; make it smaller, or augment.fill zeros"
+        yield ("augment.pad", "augment.fill"), text
+    if train.stop is not None and train.stop > train.epochs:
+        yield (
+            ("train.stop", "train.epochs"),
+            f"{train.stop} is past the last of {train.epochs} epochs (train.epochs)",
+        )
+    if distill.teacher_epochs is not None and distill.teacher_epochs > train.epochs:
+        text = f"{distill.teacher_epochs} is past the last of {train.epochs} epochs (train.epochs)"
+        yield ("distill.teacher_epochs", "train.epochs"), text
+    if distill.source == "table":
+        live = {
+            "augment.cutout": augment.cutout > 0,
+            "distill.view": distill.view == "patch",
+            "distill.kind": distill.kind in ("hint", "at", "rkd"),
+            "distill.weighting": distill.weighting == "adaptive",
+        }
+        for key in (key for key, asked in live.items() if asked):
+            yield ("distill.source", key), f"no table can hold what {key} asks of a teacher; use auto or live"

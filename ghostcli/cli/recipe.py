@@ -1,0 +1,141 @@
+"""`ghost recipe`: the recipes there are, what they resolve to, and a copy to call one's own.
+
+Invariant: nothing here imports torch or starts a run; only `copy` writes, and never over a file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ghostcli.cli.options import Json
+from ghostcli.errors import UsageError, printable
+from ghostcli.recipe import Recipe, Resolved, canonical, digest, files, keys, load, names
+from ghostcli.recipe.toml import dumps
+
+app = typer.Typer(help="List, show, check and copy recipes.", no_args_is_help=True)
+
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="A shipped recipe's name, a .toml file, or a run's recipe.json.")
+]
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """The recipes that ghost brings along: name, family, what each is for."""
+    known = [(name, load(name).recipe) for name in names()]
+    if as_json:
+        _print_json([{"name": name, "family": recipe.family, "summary": recipe.summary} for name, recipe in known])
+        return
+    table = Table("recipe", "family", "summary", box=None, pad_edge=False, header_style="bold")
+    for name, recipe in known:
+        table.add_row(name, recipe.family, recipe.summary)
+    console = Console()
+    console.print(table, width=None if console.is_terminal else 160, crop=False)
+
+
+@app.command()
+def show(
+    name: Name,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, as -s train.epochs=20; repeatable."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """A recipe with every value spelled out, and where each came from.
+
+    The output is itself a recipe: saved as a .toml file (or, with --json, as a .json file) it resolves to the same.
+    """
+    resolved = load(name, overrides or ())
+    if as_json:
+        _print_json(_data(resolved))
+    else:
+        typer.echo(dumps(resolved.recipe, resolved.provenance), nl=False)
+
+
+def _data(resolved: Resolved) -> dict[str, Any]:
+    recipe: Recipe = resolved.recipe
+    return {
+        "name": resolved.name,
+        "digest": digest(canonical(recipe)),
+        "recipe": recipe.model_dump(mode="json"),
+        "provenance": dict(resolved.provenance),
+    }
+
+
+@app.command()
+def check(
+    recipes: Annotated[list[str], typer.Argument(metavar="FILE...", help="Recipe files, or shipped recipes' names.")],
+) -> None:
+    """Say `ok` of each recipe, or every mistake with file, line and key; exit code 2 where there is one."""
+    wrong = []
+    for name in recipes:
+        try:
+            load(name)
+        except UsageError as error:
+            wrong.append(str(error))
+        else:
+            typer.echo(f"{printable(name)}: ok")
+    if wrong:
+        raise UsageError("\n".join(wrong))
+
+
+@app.command()
+def schema() -> None:
+    """The JSON schema of a recipe file, for editors that complete and check TOML."""
+    _print_json(keys.file_schema())
+
+
+@app.command()
+def copy(
+    name: Name,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new .toml file; never one that exists.")],
+) -> None:
+    """Write a recipe to a file of your own, to change and to hand to --recipe.
+
+    Comments are kept. A recipe that extends a file is written out whole, so that the copy stands alone.
+    """
+    load(name)
+    target = printable(str(file))
+    if file.suffix.lower() != ".toml":
+        raise UsageError(f"{target}: a recipe file's name ends in .toml")
+    text = _own(name)
+    try:
+        out = open(file, "x", encoding="utf-8", newline="")
+    except FileExistsError as error:
+        raise UsageError(f"{target}: exists already, and is not overwritten; name another file") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(_cannot_write(target, error)) from error
+    try:
+        with out:
+            out.write(text)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise UsageError(_cannot_write(target, error)) from error
+    typer.echo(f"wrote {target}; use it with --recipe {target}", err=True)
+
+
+def _cannot_write(target: str, error: Exception) -> str:
+    return (
+        f"{target}: cannot be written ({getattr(error, 'strerror', None) or error}); name a file in a folder of yours"
+    )
+
+
+def _own(name: str) -> str:
+    """Text that means the same wherever it lies: the file's own, unless that leans on a file beside it."""
+    source = files.find(name)
+    if source.path.suffix.lower() == ".toml":
+        text = files.read(source)
+        if not files.is_file_name(files.parse(text, is_json=False).get("extends", "")):
+            return text
+    return f"# Written out from {printable(source.name)}.\n" + dumps(load(name).recipe)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))

@@ -1,0 +1,99 @@
+"""A recipe's mistakes, gathered so that all are told at once.
+
+Invariant: a line is `place: key: what is wrong`, printable whatever the file held, and their number is bounded.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from ghostcli.errors import UsageError, printable
+from ghostcli.recipe import keys
+
+#: So many mistakes are spelled out; of a file that is no recipe at all nobody reads more.
+SHOWN = 20
+
+
+class Problems:
+    """Mistakes in the order of their finding; `raise_any` tells them by file and line."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int, str], None] = {}
+        self._more = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    @property
+    def full(self) -> bool:
+        return len(self._found) >= SHOWN
+
+    def add(self, file: str, line: int | None, text: str) -> None:
+        """`file` is a file's label or a flag; `line` counts from 1, None where it is not known."""
+        if self.full:
+            self._more += 1
+        else:
+            self._found[(file, line or 0, text)] = None
+
+    def raise_any(self) -> None:
+        """UsageError with a line a mistake, unless there is none."""
+        if not self._found:
+            return
+        files = list(dict.fromkeys(file for file, _, _ in self._found))
+        told = sorted(self._found, key=lambda found: (files.index(found[0]), found[1]))
+        lines = [place(file, line) + ": " + text for file, line, text in told]
+        if self._more:
+            lines.append(f"... and {self._more} more")
+        raise UsageError("\n".join(map(printable, lines)))
+
+
+def place(file: str, line: int | None) -> str:
+    return f"{file}:{line}" if line else file
+
+
+def unknown_key(section: str, key: str, is_table: bool) -> str:
+    """One line for a key that [section] has not; `section` is empty for what stands above all sections."""
+    prefix = f"{section}." if section else ""
+    wrong = f"{prefix}{shown_key(key)}: unknown {'section' if is_table and not section else 'key'}"
+    if moved := [path for path in keys.PATHS if path.rpartition(".")[2] == key]:
+        return wrong + _meant(moved)
+    known = keys.FIELDS[section] if section else (*keys.TOP, *keys.MODELS, "extends")
+    if near := get_close_matches(key[:60].lower(), known, n=2):
+        return wrong + _meant([prefix + hit for hit in near])
+    if near := get_close_matches(f"{prefix}{key[:60]}".lower(), keys.PATHS, n=1):
+        return wrong + _meant(near)
+    return f"{wrong}; known here: {', '.join(known)}"
+
+
+def _meant(names: list[str]) -> str:
+    return f"; did you mean {' or '.join(names)}?"
+
+
+def shown_key(key: str) -> str:
+    """A key as TOML would spell it, cut where it is absurdly long."""
+    bare = key.isascii() and key.replace("-", "_").isidentifier()
+    return shorten(key) if bare else f'"{shorten(key)}"'
+
+
+def shorten(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[:most] + "..."
+
+
+def shown_value(value: Any) -> str:
+    """A value as a person wrote it, or its kind where it has no short form."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return f'"{shorten(value)}"'
+        case dict():
+            return "a table"
+        case list():
+            return "an array"
+        case int() if abs(value) >= 10**40:
+            return "a number of more than 40 digits"
+        case _:
+            return shorten(str(value))

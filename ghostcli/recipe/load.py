@@ -1,0 +1,254 @@
+"""From a name, a file and overrides to a resolved recipe, with the origin of every value.
+
+Invariant: whatever is put in, the outcome is a `Resolved` or one UsageError that tells every mistake found, each
+located; never another exception.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from ghostcli.errors import UsageError
+from ghostcli.recipe import files, keys
+from ghostcli.recipe.errors import Problems, place, shorten, shown_value, unknown_key
+from ghostcli.recipe.lines import Path as KeyPath
+from ghostcli.recipe.lines import key_lines
+from ghostcli.recipe.models import Conflict, DistillBase, Recipe
+
+OVERRIDE = "--set"
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe with every default spelled out; `provenance` maps each key to where its value came from:
+    `recipes/paper/base.toml:7`, `--set` or `default`."""
+
+    recipe: Recipe
+    name: str
+    provenance: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What one file, or all overrides together, say: a tree, and its keys' lines."""
+
+    file: str
+    tree: dict[str, Any]
+    lines: dict[KeyPath, int]
+
+    def where(self, *path: str) -> tuple[str, int | None]:
+        """The file and the line of a key, of its section where the key's own is not known."""
+        return self.file, self.lines.get(path) or self.lines.get(path[:1])
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> Resolved:
+    """Resolve a shipped recipe's name, a .toml file, or a run's recipe.json, under `key.path=value` overrides.
+
+    Later layers win key by key: the parent (`extends`), the file, the overrides in their order.
+    """
+    problems = Problems()
+    source, layers, whole = _files(name_or_path, problems)
+    layers.append(_overrides(overrides, problems))
+    merged = _Merged(problems)
+    for layer in layers:
+        merged.add(layer)
+    recipe = merged.validated(whole)
+    problems.raise_any()
+    assert source is not None and recipe is not None
+    provenance = {}
+    for path in _paths(recipe):
+        origin = merged.origin.get(path)
+        provenance[".".join(path)] = place(*origin) if origin else DEFAULT
+    return Resolved(recipe, source.name, provenance)
+
+
+def _paths(recipe: Recipe) -> list[KeyPath]:
+    sections = {name: type(getattr(recipe, name)).model_fields for name in keys.MODELS}
+    return [(name,) for name in keys.TOP] + [(name, key) for name, fields in sections.items() for key in fields]
+
+
+def _files(asked: str, problems: Problems) -> tuple[files.Source | None, list[_Layer], bool]:
+    """The recipe's source, its layers with the farthest parent first, and whether none of them is missing."""
+    layers: list[_Layer] = []
+    line: list[files.Source] = []
+    try:
+        source = files.find(asked)
+    except UsageError as error:
+        problems.add(*_split(str(error)))
+        return None, layers, False
+    while True:
+        line.append(source)
+        is_json = source.path.suffix.lower() == ".json"
+        try:
+            text = files.read(source)
+            tree = files.parse(text, is_json)
+        except files.Unreadable as error:
+            problems.add(source.label, error.line, error.text)
+            return line[0], layers, False
+        layer = _Layer(source.label, tree, {} if is_json else key_lines(text))
+        layers.insert(0, layer)
+        if is_json or "extends" not in tree:
+            return line[0], layers, True
+        parent = tree.pop("extends")
+        at = layer.where("extends")
+        if not isinstance(parent, str):
+            problems.add(*at, f"extends: needs one recipe's name or file, as a string; got {shown_value(parent)}")
+            return line[0], layers, False
+        try:
+            source = files.find_parent(parent, source)
+        except UsageError as error:
+            problems.add(*at, f"extends: {error}")
+            return line[0], layers, False
+        met = [known.path.resolve() for known in line]
+        if source.path.resolve() in met:
+            circle = [known.label for known in line[met.index(source.path.resolve()) :]] + [source.label]
+            problems.add(*at, f"extends: a recipe cannot extend itself: {' -> '.join(circle)}")
+            return line[0], layers, False
+
+
+def _split(message: str) -> tuple[str, None, str]:
+    asked, _, text = message.partition(": ")
+    return asked, None, text
+
+
+def _overrides(overrides: Sequence[str], problems: Problems) -> _Layer:
+    tree: dict[str, Any] = {}
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        name, _, key = path.strip().partition(".")
+        value = _value(text)
+        problem = None
+        if not equals or not name or path.strip().endswith("."):
+            problem = f"{shorten(override)}: needs key=value, as in -s train.epochs=20"
+        elif name == "extends":
+            problem = "extends: stands in files only; choose a recipe with --recipe"
+        elif key:
+            held = tree.get(name)
+            tree[name] = {**(held if isinstance(held, dict) else {}), key: value}
+        elif name not in keys.MODELS:
+            tree[name] = value
+        elif isinstance(value, dict):
+            tree[name] = tree.get(name, {}) | value
+        else:
+            problem = _no_section(name, value)
+        if problem:
+            problems.add(OVERRIDE, None, problem)
+    return _Layer(OVERRIDE, tree, {})
+
+
+def _no_section(name: str, value: Any) -> str:
+    return f"{name}: is a section, with keys such as {name}.{keys.FIELDS[name][0]}; got {shown_value(value)}"
+
+
+def _value(text: str) -> Any:
+    """`text` as a TOML value; what is none is a bare word, and a string."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text.strip()
+    return parsed["value"] if len(parsed) == 1 else text.strip()
+
+
+class _Merged:
+    """Layers laid over one another: known keys in `tree`, with the place that each was last set in."""
+
+    def __init__(self, problems: Problems) -> None:
+        self.problems = problems
+        self.tree: dict[str, Any] = {}
+        self.origin: dict[KeyPath, tuple[str, int | None]] = {}
+        self.file = OVERRIDE
+
+    def add(self, layer: _Layer) -> None:
+        self.file = layer.file
+        for name, value in layer.tree.items():
+            if name in keys.TOP:
+                self._set(layer, (name,), value)
+            elif name not in keys.MODELS:
+                self._refuse_unknown(layer, "", name, value)
+            elif not isinstance(value, dict):
+                self.problems.add(*layer.where(name), _no_section(name, value))
+            else:
+                if name == "distill" and "kind" in value:
+                    self._change_kind(value["kind"])
+                for key, said in value.items():
+                    if key in keys.FIELDS[name]:
+                        self._set(layer, (name, key), said)
+                    else:
+                        self._refuse_unknown(layer, name, key, said)
+
+    def _refuse_unknown(self, layer: _Layer, section: str, key: str, value: Any) -> None:
+        path = (section, key) if section else (key,)
+        text = "" if self.problems.full else unknown_key(section, key, isinstance(value, dict))
+        self.problems.add(*layer.where(*path), text)
+
+    def _set(self, layer: _Layer, path: KeyPath, value: Any) -> None:
+        section = path[0] if len(path) == 2 else ""
+        if value == "none" and keys.optional(section, path[-1]):
+            value = None
+        holder = self.tree.setdefault(section, {}) if section else self.tree
+        holder[path[-1]] = value
+        self.origin[path] = layer.where(*path)
+
+    def _change_kind(self, kind: Any) -> None:
+        """Under another kind, what only the old kind's model has means nothing (or another thing: `weight`)."""
+        old = self.tree.get("distill", {})
+        if old.get("kind", "kd") == kind:
+            return
+        for key in [key for key in old if key not in DistillBase.model_fields and key != "kind"]:
+            del old[key], self.origin["distill", key]
+
+    def validated(self, whole: bool) -> Recipe | None:
+        """The recipe, or None with its mistakes noted. Not `whole`: a layer is missing, so what depends on
+        another key is not judged."""
+        tree = dict(self.tree)
+        tree["distill"] = self._distill(tree.get("distill", {}), whole)
+        try:
+            return Recipe.model_validate(tree)
+        except ValidationError as error:
+            for found in error.errors(include_url=False, include_input=False):
+                self._note(found, tree, whole)
+            return None
+
+    def _distill(self, said: dict[str, Any], whole: bool) -> dict[str, Any]:
+        """[distill] with its kind spelled out, less the keys that are refused here."""
+        kind = said.get("kind", "kd")
+        if not isinstance(kind, str) or kind not in keys.KINDS:
+            self._refuse(("distill", "kind"), kind)
+            return {"kind": "kd"}
+        kept = {"kind": kind}
+        for key, value in said.items():
+            if key in keys.KINDS[kind].model_fields:
+                kept[key] = value
+            elif whole:
+                owners = [name for name, model in keys.KINDS.items() if key in model.model_fields]
+                text = f"distill.{key}: belongs to distill.kind {' or '.join(owners)}, and the kind here is {kind}"
+                self.problems.add(*self._place(("distill", key)), text)
+        return kept
+
+    def _note(self, found: Any, tree: dict[str, Any], whole: bool) -> None:
+        cause = found.get("ctx", {}).get("error")
+        if isinstance(cause, Conflict):
+            for names, text in cause.found if whole else ():
+                self.problems.add(*self._place(*(tuple(name.split(".")) for name in names)), f"{names[0]}: {text}")
+            return
+        path = tuple(str(part) for part in found["loc"])
+        path = path[:1] + path[-1:] if len(path) > 1 else path  # ("distill", "kd", "alpha"): the kind is no key
+        value = tree[path[0]] if len(path) == 1 else tree[path[0]][path[1]]
+        self._refuse(path, value, None if cause is None else str(cause))
+
+    def _refuse(self, path: KeyPath, value: Any, why: str | None = None) -> None:
+        section = path[0] if len(path) == 2 else ""
+        why = why or f"needs {keys.expected(section, path[-1])}"
+        hint, _, meant = why.partition("; ")
+        text = f"{'.'.join(path)}: {hint}; got {shown_value(value)}" + (f"; {meant}" if meant else "")
+        self.problems.add(*self._place(path), text)
+
+    def _place(self, *paths: KeyPath) -> tuple[str, int | None]:
+        """Where the first of `paths` that was set at all was set; else the recipe's own file."""
+        return next((self.origin[path] for path in paths if path in self.origin), (self.file, None))

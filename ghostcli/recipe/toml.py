@@ -1,0 +1,44 @@
+"""A resolved recipe as a TOML file. Invariant: what is written loads again to an equal recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ghostcli.errors import printable
+from ghostcli.recipe import keys
+from ghostcli.recipe.models import Recipe
+
+
+def dumps(recipe: Recipe, provenance: Mapping[str, str] | None = None) -> str:
+    """TOML text of every key; with `provenance`, each line ends in a comment that says where it came from."""
+    tree = recipe.model_dump()
+    rows = [(f"{name} = {_value(tree[name])}", name) for name in keys.TOP]
+    for section in keys.MODELS:
+        said = tree[section]
+        first = [key for key in ("kind",) if key in said]  # what the other keys of [distill] depend on
+        rows += [("", ""), (f"[{section}]", "")]
+        rows += [(f"{key} = {_value(said[key])}", f"{section}.{key}") for key in dict.fromkeys([*first, *said])]
+    if provenance is None:
+        return "".join(f"{line}\n" for line, _ in rows)
+    width = min(48, max(len(line) for line, path in rows if path != "summary"))
+    return "".join(
+        f"{line:<{width}}  # {printable(provenance[path])}\n" if path else f"{line}\n" for line, path in rows
+    )
+
+
+def _value(value: Any) -> str:
+    match value:
+        case None:
+            return '"none"'
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return _string(value)
+        case _:
+            return repr(value)
+
+
+def _string(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
