@@ -72,7 +72,7 @@ def folder_of(name: str) -> Path | None:
     if name in NAMES:
         return None
     if name.startswith("folder:") and name != "folder:":
-        return Path(name.removeprefix("folder:")).expanduser()
+        return Path(os.path.expanduser(name.removeprefix("folder:")))
     hint = nearest(name, [*NAMES, "folder:PATH"])
     raise UsageError(f"data.name: there is no data set '{printable(name)}'.{hint}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +82,10 @@ def read_cifar(name: str, root: Path) -> tuple[tuple[str, ...], Images, Images]:
 
 def state(source: Archive, root: Path) -> str:
     """ready, incomplete (files are missing), packed (only the archive is) or absent. No sums checked."""
-    there = [(root / source.folder / file).is_file() for file in source.files]
+    there = [os.path.isfile(root / source.folder / file) for file in source.files]
     if any(there):
         return "ready" if all(there) else "incomplete"
-    return "packed" if (root / source.filename).is_file() else "absent"
+    return "packed" if os.path.isfile(root / source.filename) else "absent"
 
 
 def check_file(source: Archive, root: Path, file: str) -> str | None:

@@ -39,7 +39,7 @@ def fetch(source: Archive, root: Path) -> None:
         wrong = [file for file in source.files if check_file(source, root, file)]
         if not wrong:
             return
-        if not (root / source.filename).is_file() or problem_of_archive(source, root):
+        if not os.path.isfile(root / source.filename) or problem_of_archive(source, root):
             _download(source, root)
         _unpack(source, root, wrong)
 
@@ -64,7 +64,7 @@ def problem_of_archive(source: Archive, root: Path) -> str | None:
 @contextlib.contextmanager
 def _owned(source: Archive, root: Path) -> Iterator[None]:
     """One process at a time; what was made only for that is taken away again."""
-    made = not root.exists()
+    made = not os.path.exists(root)
     lock = root / f".{source.name}.lock"
     try:
         root.mkdir(parents=True, exist_ok=True)

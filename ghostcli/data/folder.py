@@ -56,12 +56,12 @@ def list_images(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Pat
 
 def _list_part(part: Path, inside: Path) -> dict[str, list[Path]]:
     _refuse_escape(part, inside)
-    folders = [entry for entry in _entries(part, inside) if entry.is_dir()]
+    folders = [entry for entry in _entries(part, inside) if os.path.isdir(entry)]
     images = {}
     for folder in folders:
         files = [f for f in _entries(folder, inside) if f.suffix.lower() in SUFFIXES]
         for file in files:
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise UsageError(f"{printable(file)}: is named as an image but is not a file: remove it")
         if files:
             images[folder.name] = files
@@ -90,7 +90,7 @@ def _entries(folder: Path, inside: Path) -> list[Path]:
 
 
 def _refuse_escape(path: Path, inside: Path) -> None:
-    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+    if os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(inside):
         raise UsageError(f"{printable(path)}: is a link that leads out of {printable(inside)}: copy what it points to")
 
 
