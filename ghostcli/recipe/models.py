@@ -120,8 +120,12 @@ class DistillBase(Section):
         "logits", description="what an ensemble's mean is taken of"
     )
     weighting: Literal["mean", "adaptive"] = Field("mean", description="adaptive: AMTML-KD (Liu 2020)")
+    adaptive_angle: float = Field(1.0, ge=0, description="adaptive: weight of the angle loss")
+    adaptive_hint: float = Field(1.0, ge=0, description="adaptive: weight of the grouped hints")
     dense: bool = Field(False, description="a chain in which every larger network teaches (DGKD, Son 2021)")
-    drop: int = Field(0, ge=0, description="dense: how many of the n + 1 terms are dropped at random each step")
+    drop: int = Field(
+        0, ge=0, description="dense: how many of the teachers' terms are dropped each step; one is always kept"
+    )
     view: Literal["student", "patch"] = Field(
         "student",
         description="patch: the teacher sees its own 32-pixel patch of the enlarged image, as published",
@@ -168,6 +172,7 @@ class Hint(DistillBase):
     kind: Literal["hint"]
     stage: int = Field(2, ge=1, le=3, description="1: full resolution, 2: half, 3: a quarter")
     weight: float = Field(100.0, ge=0, description="weight of the squared distance to the teacher's stage")
+    kd_weight: float = Field(0.0, ge=0, description="weight of KD on the logits beside the features")
 
 
 class AT(DistillBase):
@@ -175,6 +180,7 @@ class AT(DistillBase):
 
     kind: Literal["at"]
     weight: float = Field(1000.0, ge=0, description="weight of the attention maps' distance, summed over stages")
+    kd_weight: float = Field(0.0, ge=0, description="weight of KD on the logits beside the features")
 
 
 class RKD(DistillBase):
@@ -183,6 +189,7 @@ class RKD(DistillBase):
     kind: Literal["rkd"]
     distance_weight: float = Field(25.0, ge=0, description="weight of the distances between pairs of images")
     angle_weight: float = Field(50.0, ge=0, description="weight of the angles between triples of images")
+    kd_weight: float = Field(0.0, ge=0, description="weight of KD on the logits beside the features")
 
 
 DistillSection = Annotated[KD | DKD | DIST | Hint | AT | RKD, Field(discriminator="kind")]
@@ -234,6 +241,12 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     if distill.teacher_epochs is not None and distill.teacher_epochs > train.epochs:
         text = f"{distill.teacher_epochs} is past the last of {train.epochs} epochs (train.epochs)"
         yield ("distill.teacher_epochs", "train.epochs"), text
+    if distill.dense and distill.weighting == "adaptive":
+        text = "dense teaches a chain term by term, adaptive weighs an ensemble; set one of them"
+        yield ("distill.weighting", "distill.dense"), text
+    if distill.view == "patch" and (distill.kind in ("hint", "at", "rkd") or distill.weighting == "adaptive"):
+        text = "features are compared on the student's own view; use view student"
+        yield ("distill.view", "distill.kind"), text
     if distill.source == "table":
         live = {
             "augment.cutout": augment.cutout > 0,

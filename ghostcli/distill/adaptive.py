@@ -1,0 +1,62 @@
+"""Teachers weighed example by example (AMTML-KD: Liu 2020, "Adaptive multi-teacher multi-level KD").
+
+Invariant: the weights, the teachers' factors and the hints' regressors are parameters of this module, so they
+are trained with the student wherever `Objective.parameters()` reaches the optimiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghostcli.distill.features import hint, regressor
+from ghostcli.zoo.stages import Features, FeatureShape, nearest
+
+
+class TeacherWeights(nn.Module):
+    """w_i(x) = softmax over teachers i of v . (theta_i * f(x)) / sqrt(D), f the student's pooled features [B, D].
+
+    theta_i is teacher i's latent factor and v the score, both learned. The root of D, which the paper has not,
+    keeps the weights away from 0 and 1 at the start for features of any width.
+    """
+
+    def __init__(self, width: int, teachers: int, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.randn(teachers, width, generator=generator))
+        self.score = nn.Parameter(torch.randn(width, generator=generator))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Log weights [B, teachers]."""
+        scores = pooled @ (self.factors * self.score).T
+        return F.log_softmax(scores / pooled.shape[-1] ** 0.5, -1)
+
+
+class GroupedHints(nn.Module):
+    """The student's stages shared out among the teachers, in order: each group of stages has hints of one.
+
+    With more teachers than stages a stage has hints of several. A teacher's stage is the one nearest in level.
+    Both maps are unit vectors over the channels, as in the published code; the mean over all hints.
+    """
+
+    def __init__(
+        self, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        stages, n = len(student.levels), len(teachers)
+        self.groups: list[tuple[int, int, int]] = []  # student's stage, teacher, teacher's stage
+        self.regressors = nn.ModuleList()
+        for k in range(max(stages, n)):
+            i, who = k * stages // max(stages, n), k * n // max(stages, n)
+            j = nearest(teachers[who].levels, student.levels[i])
+            self.groups.append((i, who, j))
+            self.regressors.append(regressor(student.channels[i], teachers[who].channels[j], generator))
+
+    def forward(self, student: Features, teachers: Sequence[Features]) -> Tensor:
+        terms = [
+            hint(regress(F.normalize(student.maps[i])), F.normalize(teachers[who].maps[j]))
+            for (i, who, j), regress in zip(self.groups, self.regressors, strict=True)
+        ]
+        return torch.stack(terms).mean()

@@ -1,0 +1,167 @@
+"""Losses on features: hints, attention and relations, each a pure function; and the regressors hints need.
+
+Invariant: any student and teacher pair up, stage by stage (see zoo/stages.py); the larger of two maps is
+averaged down to the side of the smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghostcli.recipe.models import AT, RKD, DistillSection, Hint
+from ghostcli.zoo.stages import Features, FeatureShape, common, nearest
+
+
+def same_side(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps [B, C, H, W] at the smaller of their sides."""
+    side = min(a.shape[-1], b.shape[-1])
+    return tuple(x if x.shape[-1] == side else F.adaptive_avg_pool2d(x, side) for x in (a, b))
+
+
+def hint(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over all elements of (r - t)^2 for the regressed student's map r (FitNets, Romero 2015, equation 3).
+
+    The equation's half and its sum over elements are left to the weight.
+    """
+    return F.mse_loss(*same_side(student, teacher))
+
+
+def attention_map(maps: Tensor) -> Tensor:
+    """The channels' mean of squares, as unit vectors: [B, C, H, W] -> [B, H W] (Zagoruyko 2017, section 3.1)."""
+    return F.normalize(maps.square().mean(1).flatten(1))
+
+
+def attention(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over samples and places of (Q_s - Q_t)^2, attention maps Q (Zagoruyko 2017, equation 2, squared).
+
+    The mean over places in the stead of their sum is what the usual weight of 1000 is made for.
+    """
+    student, teacher = same_side(student, teacher)
+    return F.mse_loss(attention_map(student), attention_map(teacher))
+
+
+def distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Huber loss between the pairs' distances, each in units of its network's mean (RKD, Park 2019, eq. 5, 6).
+
+    Features [B, D] of any two widths; the mean over pairs of different samples, 0 for a batch of one.
+    """
+    (s, _), (t, _) = _pairwise(student), _pairwise(teacher)
+    pairs = max(len(s) * (len(s) - 1), 1)
+    tiny = torch.finfo(s.dtype).tiny
+    s, t = (x / (x.sum() / pairs).clamp_min(tiny) for x in (s, t))
+    return F.smooth_l1_loss(s, t, reduction="sum") / pairs
+
+
+def angle(student: Tensor, teacher: Tensor) -> Tensor:
+    """Huber loss between the cosines of the angles that triples of samples span (RKD, Park 2019, eq. 7, 8).
+
+    Features [B, D] of any two widths; the mean over triples of different samples, 0 for a batch below three.
+    """
+    b = len(student)
+    triples = max(b * (b - 1) * (b - 2), 1)
+    return F.smooth_l1_loss(cosines(student), cosines(teacher), reduction="sum") / triples
+
+
+def cosines(x: Tensor) -> Tensor:
+    """[B, D] -> [B, B, B]: entry (j, i, k) is the cosine of the angle at sample j between samples i and k.
+
+    0 where i or k coincides with j. From the Gram matrix, (x_i - x_j)(x_k - x_j) = g_ik - g_ij - g_jk + g_jj:
+    B^3 numbers, not B^2 D.
+    """
+    distances, gram = _pairwise(x)
+    apart = distances > 0
+    inverse = torch.where(apart, 1 / distances.where(apart, 1.0), 0.0)
+    dots = gram[None] - gram[:, :, None] - gram[:, None, :] + gram.diagonal()[:, None, None]
+    return dots * inverse[:, :, None] * inverse[:, None, :]
+
+
+def _pairwise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances between rows, [B, B], and the Gram matrix they follow from; 0 for rows apart by rounding only."""
+    x = x - x.mean(0)  # distances stay, and what cancels in them shrinks
+    gram = x @ x.T
+    sizes = gram.diagonal()[:, None] + gram.diagonal()[None, :]
+    squares = sizes - 2 * gram
+    apart = squares > 8 * torch.finfo(x.dtype).eps * sizes
+    # The root's slope at 0 is infinite: what is not apart must not pass through it.
+    return torch.where(apart, squares.where(apart, 1.0).sqrt(), 0.0), gram
+
+
+def regressor(in_channels: int, out_channels: int, generator: torch.Generator | None) -> nn.Conv2d:
+    """A 1x1 convolution from the student's channels to the teacher's, drawn from `generator` (variance 1 / in)."""
+    conv = nn.Conv2d(in_channels, out_channels, 1)
+    with torch.no_grad():
+        conv.weight.normal_(0, in_channels**-0.5, generator=generator)
+        conv.bias.zero_()
+    return conv
+
+
+class HintTerms(nn.Module):
+    """One hint a teacher, at the level asked for or the nearest that both have; owns a regressor for each."""
+
+    def __init__(
+        self, distill: Hint, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        self.weight = distill.weight
+        self.pairs = []
+        for teacher in teachers:
+            both = common(student, teacher)
+            self.pairs.append(both[nearest([student.levels[i] for i, _ in both], distill.stage - 1)])
+        self.regressors = nn.ModuleList(
+            regressor(student.channels[i], teacher.channels[j], generator)
+            for (i, j), teacher in zip(self.pairs, teachers, strict=True)
+        )
+
+    def forward(self, student: Features, teachers: Sequence[Features]) -> list[Tensor]:
+        return [
+            self.weight * hint(regress(student.maps[i]), teacher.maps[j])
+            for (i, j), regress, teacher in zip(self.pairs, self.regressors, teachers, strict=True)
+        ]
+
+
+class AttentionTerms(nn.Module):
+    """For each teacher the attention loss, summed over all levels that it and the student have."""
+
+    def __init__(self, distill: AT, student: FeatureShape, teachers: Sequence[FeatureShape]) -> None:
+        super().__init__()
+        self.weight = distill.weight
+        self.pairs = [common(student, teacher) for teacher in teachers]
+
+    def forward(self, student: Features, teachers: Sequence[Features]) -> list[Tensor]:
+        return [
+            self.weight * torch.stack([attention(student.maps[i], teacher.maps[j]) for i, j in pairs]).sum()
+            for pairs, teacher in zip(self.pairs, teachers, strict=True)
+        ]
+
+
+class RelationTerms(nn.Module):
+    """For each teacher the distance and angle losses of the penultimate features."""
+
+    def __init__(self, distill: RKD) -> None:
+        super().__init__()
+        self.distance_weight, self.angle_weight = distill.distance_weight, distill.angle_weight
+
+    def forward(self, student: Features, teachers: Sequence[Features]) -> list[Tensor]:
+        return [
+            self.distance_weight * distance(student.pooled, teacher.pooled)
+            + self.angle_weight * angle(student.pooled, teacher.pooled)
+            for teacher in teachers
+        ]
+
+
+def feature_terms(
+    distill: DistillSection, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
+) -> nn.Module | None:
+    """What gives one weighted loss a teacher from (student's, teachers') features; None for kinds of logits."""
+    match distill:
+        case Hint():
+            return HintTerms(distill, student, teachers, generator)
+        case AT():
+            return AttentionTerms(distill, student, teachers)
+        case RKD():
+            return RelationTerms(distill)
+    return None

@@ -1,0 +1,212 @@
+"""What a run minimises, as one value for the one training loop: the hard term and what its teachers add.
+
+Invariant: `total = alpha * hard + (1 - alpha) * soft`, whoever teaches and by whatever kind; everything is
+computed in float32 (float64 where the logits are), and nothing waits for the device.
+
+The soft term:
+
+- an ensemble (or one teacher): the kind's logit loss against the combined logits, plus the mean over teachers
+  of the kind's feature loss;
+- dense (DGKD, Son 2021; never with adaptive): the mean over teachers of each one's own logit and feature loss.
+  That is the paper's (n + 1)(1 - lambda) CE + lambda (the sum of n + 1 KD terms, the first teacher's and the n
+  assistants'), divided by n + 1, so that alpha and the learning rate mean the same for any n. Stochastic: the
+  paper drops teachers' terms by coins; here exactly `drop` of the n + 1, never all of them and never the hard
+  term, and the mean is over those kept, so that the expected loss is the undropped one;
+- adaptive (AMTML-KD, Liu 2020): the logit loss against the mixture of the teachers' soft targets under
+  per-example weights, each teacher's feature loss under the batch's mean weight, plus the angle loss between
+  the student's soft answers and the mixture, plus grouped hints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghostcli.distill import losses
+from ghostcli.distill.adaptive import GroupedHints, TeacherWeights
+from ghostcli.distill.features import angle, feature_terms
+from ghostcli.recipe.models import AT, DIST, DKD, KD, RKD, DistillSection, Hint
+from ghostcli.zoo.stages import Features, FeatureShape
+
+
+class Losses(NamedTuple):
+    """Scalars on the logits' device; `total` is the one to minimise."""
+
+    total: Tensor
+    hard: Tensor
+    soft: Tensor
+
+
+def needs_features(distill: DistillSection) -> bool:
+    """Whether student and teachers must be tapped (see zoo/stages.py): no table of logits is enough then."""
+    return isinstance(distill, Hint | AT | RKD) or distill.weighting == "adaptive"
+
+
+def build(
+    distill: DistillSection | None,
+    *,
+    teachers: int,
+    label_smoothing: float = 0.0,
+    student_features: FeatureShape | None = None,
+    teacher_features: Sequence[FeatureShape] | None = None,
+    generator: torch.Generator | None = None,
+) -> Objective:
+    """The objective of a run with so many teachers; without any, plain cross-entropy, whatever `distill` says.
+
+    The shapes are asked for where `needs_features(distill)`. `generator` (default: torch's own) draws the
+    regressors and the adaptive weights.
+    """
+    if teachers == 0 or distill is None:
+        return Objective(label_smoothing)
+    features = weights = hints = None
+    if needs_features(distill):
+        if student_features is None or teacher_features is None or len(teacher_features) != teachers:
+            raise ValueError("this kind of teaching compares features: give the shape of each network's")
+        features = feature_terms(distill, student_features, teacher_features, generator)
+        if distill.weighting == "adaptive":
+            weights = TeacherWeights(student_features.pooled, teachers, generator)
+            hints = GroupedHints(student_features, teacher_features, generator)
+    return Objective(label_smoothing, distill, teachers, features, weights, hints)
+
+
+def kept_terms(teachers: int, drop: int, seed: int, step: int) -> list[int]:
+    """Which teachers' terms are kept at this step: all but `drop` of them, but always one. Pure in (seed, step)."""
+
+    def rank(i: int) -> bytes:
+        return hashlib.sha256(f"{seed}/drop/{step}/{i}".encode()).digest()
+
+    return sorted(sorted(range(teachers), key=rank)[min(drop, teachers - 1) :])
+
+
+class Objective(nn.Module):
+    """Called with a batch's logits, labels and teachers, gives `Losses`. Its parameters are trained with the student's
+    and left out of what is saved as the network."""
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        distill: DistillSection | None = None,
+        teachers: int = 0,
+        feature_terms: nn.Module | None = None,
+        teacher_weights: TeacherWeights | None = None,
+        hints: GroupedHints | None = None,
+    ) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.distill = distill
+        self.teachers = teachers
+        self.feature_terms = feature_terms
+        self.teacher_weights = teacher_weights
+        self.hints = hints
+
+    @property
+    def needs_features(self) -> bool:
+        return self.feature_terms is not None or self.teacher_weights is not None
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether `schedule` changes from step to step; where it does not, a captured step may ignore it."""
+        if self.teachers == 0:
+            return False
+        warming = isinstance(self.distill, DKD) and self.distill.warmup_epochs > 0
+        return warming or (self.distill.dense and min(self.distill.drop, self.teachers - 1) > 0)
+
+    def schedule(self, seed: int, epoch: int, step: int) -> tuple[float, ...]:
+        """Weights of the soft term's parts at update `step` (from 0, over the whole run) of `epoch` (from 0):
+        one a teacher where dense, else one. They hold DKD's linear warm-up and the dropping of terms."""
+        warm = 1.0
+        if isinstance(self.distill, DKD) and self.distill.warmup_epochs:
+            warm = min((epoch + 1) / self.distill.warmup_epochs, 1.0)
+        if not self.distill.dense:
+            return (warm,)
+        kept = kept_terms(self.teachers, self.distill.drop, seed, step)
+        return tuple(warm / len(kept) if i in kept else 0.0 for i in range(self.teachers))
+
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        teacher_logits: Tensor | None = None,
+        features: Features | None = None,
+        teacher_features: Sequence[Features] | None = None,
+        seed: int = 0,
+        epoch: int = 0,
+        step: int = 0,
+        schedule: Tensor | None = None,
+    ) -> Losses:
+        """Logits [B, C], labels [B], teachers' logits [T, B, C], and features where they are needed.
+
+        `schedule` stands in for `self.schedule(seed, epoch, step)` as a tensor on the device: a captured step
+        reads it from there, and the loop refills it between replays.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            z = _full(logits)
+            hard = F.cross_entropy(z, labels, label_smoothing=self.label_smoothing)
+            if self.teachers == 0:
+                return Losses(hard, hard, torch.zeros_like(hard))
+            weights = self.schedule(seed, epoch, step) if schedule is None else schedule
+            soft = self._soft(
+                z,
+                labels,
+                _full(teacher_logits.detach()),
+                features and _full_features(features),
+                teacher_features and [_full_features(f, detach=True) for f in teacher_features],
+                weights,
+            )
+            alpha = self.distill.alpha
+            return Losses(alpha * hard + (1 - alpha) * soft, hard, soft)
+
+    def _soft(
+        self,
+        z: Tensor,
+        labels: Tensor,
+        t: Tensor,
+        features: Features | None,
+        teacher_features: list[Features] | None,
+        weights: Sequence[float] | Tensor,
+    ) -> Tensor:
+        terms = self.feature_terms
+        extra = [0.0] * self.teachers if terms is None else terms(features, teacher_features)
+        if self.distill.dense:
+            return sum(weights[i] * (self._logit_loss(z, t[i], labels) + extra[i]) for i in range(self.teachers))
+        if self.teacher_weights is None:
+            target = losses.combine(t, self.distill.combine, self.distill.temperature)
+            return weights[0] * (self._logit_loss(z, target, labels) + sum(extra) / self.teachers)
+
+        temperature = self.distill.temperature
+        log_share = self.teacher_weights(features.pooled)  # [B, T]
+        target = losses.mixture(t, log_share, temperature)
+        share = log_share.exp().mean(0)
+        soft = self._logit_loss(z, target, labels) + sum(share[i] * extra[i] for i in range(self.teachers))
+        structure = angle(F.softmax(z / temperature, -1), F.softmax(target / temperature, -1))
+        soft = soft + self.distill.adaptive_angle * structure
+        return weights[0] * (soft + self.distill.adaptive_hint * self.hints(features, teacher_features))
+
+    def _logit_loss(self, z: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+        distill = self.distill
+        if distill.standardize:
+            z, target = losses.standardize(z), losses.standardize(target)
+        match distill:
+            case KD():
+                return losses.kd(z, target, distill.temperature)
+            case DKD():
+                a, b = distill.target_weight, distill.other_weight
+                return losses.dkd(z, target, labels, distill.temperature, a, b)
+            case DIST():
+                return losses.dist(z, target, distill.temperature, distill.inter_weight, distill.intra_weight)
+            case Hint() | AT() | RKD():
+                return distill.kd_weight * losses.kd(z, target, distill.temperature)
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _full_features(features: Features, detach: bool = False) -> Features:
+    maps, pooled = [_full(m) for m in features.maps], _full(features.pooled)
+    return Features([m.detach() for m in maps], pooled.detach()) if detach else Features(maps, pooled)
