@@ -131,15 +131,14 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         s = F.adaptive_avg_pool2d(x, 1)
-        return x * F.hardsigmoid(self.expand(F.relu(self.reduce(s))))
+        s = self.expand(F.relu(self.reduce(s)))
+        return x * (F.relu6(s + 3) / 6)  # torch's hardsigmoid has a float32 sixth in its gradient
 
 
 class Bottleneck(nn.Module):
     """Expand, halve the side (stride 2), squeeze and excite, project, add the shortcut, as the row says."""
 
-    def __init__(
-        self, in_channels: int, middle: int, out_channels: int, row: Row, *, gated: bool, mode: Mode
-    ) -> None:
+    def __init__(self, in_channels: int, middle: int, out_channels: int, row: Row, *, gated: bool, mode: Mode) -> None:
         super().__init__()
         k, stride = row.kernel, row.stride
         self.expand = GhostModule(in_channels, middle, relu=True, gated=gated, mode=mode)
@@ -175,9 +174,7 @@ class GhostNet(nn.Module):
     spec: Spec
     deployed = False
 
-    def __init__(
-        self, rows: tuple[Row, ...], width: float, classes: int = 10, *, mode: Mode = "folded"
-    ) -> None:
+    def __init__(self, rows: tuple[Row, ...], width: float, classes: int = 10, *, mode: Mode = "folded") -> None:
         super().__init__()
         self.rows = rows
         channels = divisible(STEM * width)
