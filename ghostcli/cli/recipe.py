@@ -6,6 +6,7 @@ Invariant: nothing here imports torch or starts a run; only `copy` writes, and n
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,8 +36,7 @@ def list_(as_json: Json = False) -> None:
     table = Table("recipe", "family", "summary", box=None, pad_edge=False, header_style="bold")
     for name, recipe in known:
         table.add_row(name, recipe.family, recipe.summary)
-    console = Console()
-    console.print(table, width=None if console.is_terminal else 160, crop=False)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a pipe wants a line a recipe
 
 
 @app.command()
@@ -107,24 +107,19 @@ def copy(
         raise UsageError(f"{target}: a recipe file's name ends in .toml")
     text = _own(name)
     try:
-        out = open(file, "x", encoding="utf-8", newline="")
+        with open(file, "x", encoding="utf-8", newline="") as out:
+            try:
+                out.write(text)
+                out.flush()
+            except OSError:
+                file.unlink(missing_ok=True)
+                raise
     except FileExistsError as error:
         raise UsageError(f"{target}: exists already, and is not overwritten; name another file") from error
     except (OSError, ValueError) as error:
-        raise UsageError(_cannot_write(target, error)) from error
-    try:
-        with out:
-            out.write(text)
-    except OSError as error:
-        file.unlink(missing_ok=True)
-        raise UsageError(_cannot_write(target, error)) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{target}: cannot be written ({reason}); name a file in a folder of yours") from error
     typer.echo(f"wrote {target}; use it with --recipe {target}", err=True)
-
-
-def _cannot_write(target: str, error: Exception) -> str:
-    return (
-        f"{target}: cannot be written ({getattr(error, 'strerror', None) or error}); name a file in a folder of yours"
-    )
 
 
 def _own(name: str) -> str:

@@ -20,8 +20,8 @@ from ghostcli.errors import UsageError, printable
 from ghostcli.recipe import keys
 from ghostcli.recipe.errors import shorten
 
-#: No recipe is longer; and tomllib takes a time quadratic in the length of a dotted key.
-MOST_BYTES = 1 << 16
+#: No recipe is longer, and none has a longer line: tomllib's time is quadratic in the length of a dotted key.
+MOST_BYTES, MOST_COLUMNS = 1 << 16, 2000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?", re.ASCII)
 
@@ -151,7 +151,7 @@ def read(source: Source) -> str:
 def parse(text: str, is_json: bool) -> dict[str, Any]:
     """The document's tree. Unreadable, with the line, where the text is not TOML or not JSON."""
     try:
-        return _parse_json(text) if is_json else tomllib.loads(text)
+        return _parse_json(text) if is_json else _parse_toml(text)
     except RecursionError as error:
         raise Unreadable(None, "nested too deeply for a recipe") from error
     except json.JSONDecodeError as error:
@@ -163,6 +163,13 @@ def parse(text: str, is_json: bool) -> dict[str, Any]:
             line = len(text.splitlines()) if words.endswith("(at end of document)") else None
             raise Unreadable(line, f"not {'JSON' if is_json else 'TOML'}: {words}") from error
         raise Unreadable(int(at[1]), f"not TOML: {words[: at.start()]} (column {at[2]})") from error
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if len(line) > MOST_COLUMNS:
+            raise Unreadable(number, f"a line of {len(line)} characters; no recipe has one longer than {MOST_COLUMNS}")
+    return tomllib.loads(text)
 
 
 def _parse_json(text: str) -> dict[str, Any]:

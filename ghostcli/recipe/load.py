@@ -148,6 +148,8 @@ def _no_section(name: str, value: Any) -> str:
 
 def _value(text: str) -> Any:
     """`text` as a TOML value; what is none is a bare word, and a string."""
+    if len(text) > files.MOST_COLUMNS:
+        return text
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
