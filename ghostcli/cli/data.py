@@ -17,12 +17,7 @@ app = typer.Typer(no_args_is_help=True, help="Data sets: what there is, fetching
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout.")]
 Name = Annotated[str, typer.Argument(help="cifar10, cifar100, digits or folder:PATH")]
 
-MEANING = {
-    "ready": "yes",
-    "incomplete": "files are missing: fetch it",
-    "packed": "archive only: unpacked at first use",
-    "absent": "no: fetched at first use",
-}
+MEANING = {"ready": "yes", "incomplete": "in part", "packed": "packed", "absent": "no"}
 
 
 @app.command("list")
@@ -36,16 +31,17 @@ def list_sets(as_json: Json = False) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("name", "there?", "training", "test", "classes", "where", box=None, pad_edge=False)
+    table = Table("name", "there", box=None, pad_edge=False)
+    for heading in ("training", "test", "classes"):
+        table.add_column(heading, justify="right")
+    table.add_column("where", overflow="fold")
     for row in rows:
         counts = (f"{row[key]:,}" for key in ("train_images", "test_images", "classes"))
-        table.add_row(row["name"], MEANING[row["state"]], *counts, Text(row["path"], overflow="fold"))
+        table.add_row(row["name"], MEANING[row["state"]], *counts, Text(row["path"]))
     console = Console()
     console.print(table)
-    console.print(
-        "and folder:PATH, your own images: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png (or val/)",
-        markup=False,
-    )
+    console.print("What is not there is fetched at first use, or by `ghost data fetch NAME`.")
+    console.print("Your own images: folder:PATH, with PATH/train/CLASS/*.png and PATH/test/CLASS/*.png (or val/).")
 
 
 @app.command()

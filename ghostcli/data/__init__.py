@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghostcli.errors import UsageError, nearest, printable
+from ghostcli.recipe.models import DATA_NAMES, DataSection
 
 if TYPE_CHECKING:
     import torch
-
-    from ghostcli.recipe.models import DataSection
-
-NAMES = ("cifar10", "cifar100", "digits")
 
 #: Channel means and deviations of images in 0..1: the paper's for CIFAR-10, the customary ones for CIFAR-100.
 STATISTICS = {
@@ -69,11 +66,11 @@ def data_root() -> Path:
 
 def folder_of(name: str) -> Path | None:
     """PATH of `folder:PATH`, None for the named sets; any other name is a UsageError."""
-    if name in NAMES:
+    if name in DATA_NAMES:
         return None
     if name.startswith("folder:") and name != "folder:":
         return Path(os.path.expanduser(name.removeprefix("folder:")))
-    hint = nearest(name, [*NAMES, "folder:PATH"])
+    hint = nearest(name, [*DATA_NAMES, "folder:PATH"])
     raise UsageError(f"data.name: there is no data set '{printable(name)}'.{hint}")
 
 

@@ -47,10 +47,10 @@ def fetch(source: Archive, root: Path) -> None:
 def problem_of_archive(source: Archive, root: Path) -> str | None:
     """What is wrong with the packed file, in a line; None where it is right or absent."""
     path = root / source.filename
+    if not os.path.isfile(path):
+        return None
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
-        return None
     except OSError as error:
         return f"{printable(path)}: cannot be read ({error.strerror})"
     if md5_of(content) == source.md5:
@@ -93,7 +93,10 @@ def _download(source: Archive, root: Path) -> None:
         TimeRemainingColumn(),
     )
     try:
-        with part.open("wb") as file, Progress(*columns, console=console, transient=True) as progress:
+        with (
+            part.open("wb") as file,
+            Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+        ):
             try:
                 _receive(source.url, file, progress, source.filename)
             except (OSError, http.client.HTTPException) as error:

@@ -51,6 +51,10 @@ def list_images(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Pat
                 f"folder:{printable(folder)}: {part.name}/ and {other.name}/ must hold the same classes; "
                 f"only {part.name}/ holds {_listed(names)}"
             )
+    if len(parts[0]) == 1:
+        raise UsageError(
+            f"{printable(train)}: only one class, {_listed(list(parts[0]))}; a classifier needs two or more"
+        )
     return parts[0], parts[1]
 
 
@@ -72,8 +76,6 @@ def _list_part(part: Path, inside: Path) -> dict[str, list[Path]]:
     empty = [folder.name for folder in folders if folder.name not in images]
     if empty:
         raise UsageError(f"{printable(part)}: no images in {_listed(empty)}: add some or remove the folder")
-    if len(images) == 1:
-        raise UsageError(f"{printable(part)}: only one class, {_listed(list(images))}; a classifier needs two or more")
     return images
 
 
@@ -107,7 +109,7 @@ def _read(by_class: dict[str, list[Path]], size: int) -> Images:
     places = interleaved([len(paths) for paths in files])
     paths = [files[c][j] for c, j in places]
     pixels = np.empty((len(paths), size, size, 3), np.uint8)
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         console = Console(stderr=True)
         done = pool.map(_decode, paths, pixels)
