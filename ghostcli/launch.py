@@ -81,7 +81,9 @@ def carry_out(plan: Plan, options: Options) -> list[RunRecord]:
     """Run every job of the plan that is not done yet; returns the records of those that were asked for."""
     with signals.handled():
         device = prepare(plan, options)
-        plan_jobs = [job for job in plan.jobs if not is_done(job, options.runs) or (not options.resume and job in plan.asked)]
+        plan_jobs = [
+            job for job in plan.jobs if not is_done(job, options.runs) or (not options.resume and job in plan.asked)
+        ]
         if options.jobs > 1 and len(plan_jobs) > 1:
             _spread(plan, plan_jobs, options)
         else:
@@ -137,7 +139,9 @@ def _note(error: BaseException, job: Job, run: RunWriter) -> BaseException:
     except GhostError:
         pass  # the disk is what failed: the first error is the one to hear about
     if isinstance(error, Interrupted):
-        return Interrupted(f"{job.id}: {error}, all but the last moments are saved. The same command goes on from there")
+        return Interrupted(
+            f"{job.id}: {error}, all but the last moments are saved. The same command goes on from there"
+        )
     if isinstance(error, OSError) and not isinstance(error, GhostError):
         return GhostError(f"{job.id}: {error}. Mend the cause and give the same command again")
     return error
@@ -160,7 +164,9 @@ def _train(job: Job, run: RunWriter, options: Options, device: torch.device, sho
     run.write("result.json", result)
     run.set_status("done")
     accuracy = result["accuracy"]
-    show.line(f"{job.id}: done, test accuracy {accuracy['selected']:.2f} ({accuracy['selected_by']}; best epoch {accuracy['best']:.2f})")
+    show.line(
+        f"{job.id}: done, test accuracy {accuracy['selected']:.2f} ({accuracy['selected_by']}; best epoch {accuracy['best']:.2f})"
+    )
 
 
 def environment(device: torch.device, data_checksum: str) -> dict[str, Any]:
@@ -251,7 +257,9 @@ def _spread(plan: Plan, waiting: list[Job], options: Options) -> None:
                 else:
                     failed.append((job, process.exitcode))
                     lost.add(job.id)
-                    show.warn(f"{job.id}: {record_of(job, options.runs).problem or f'ended with code {process.exitcode}'}")
+                    show.warn(
+                        f"{job.id}: {record_of(job, options.runs).problem or f'ended with code {process.exitcode}'}"
+                    )
                 show.advance()
             if signals.asked():
                 waiting.clear()

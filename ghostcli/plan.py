@@ -126,7 +126,9 @@ def finished(name: str, runs: Path) -> Finished:
     if run.status != "done" or run.result is None:
         raise UsageError(f"{run.id}: cannot teach, {run.problem}; finish it first with the command that began it")
     result = run.result
-    lineage = (*result["teachers"], result["student"]) if result["strategy"] in ("kd", "chain") else (result["student"],)
+    lineage = (
+        (*result["teachers"], result["student"]) if result["strategy"] in ("kd", "chain") else (result["student"],)
+    )
     return Finished(run.id, result["student"], result["digest"], lineage, result["classes"])
 
 
@@ -135,7 +137,9 @@ def chain(path: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_n
     stages: list[Job | Finished] = [root_teacher(path[0], recipe, recipe_name, runs)]
     for name in path[1:]:
         if name.startswith("run/"):
-            raise UsageError(f"{printable(name)}: only the first teacher of a chain can be a finished run; name a model")
+            raise UsageError(
+                f"{printable(name)}: only the first teacher of a chain can be a finished run; name a model"
+            )
         stages.append(_taught(name, stages, recipe.distill.teacher_seed, recipe, recipe_name))
     return _taught(student, stages, seed, recipe, recipe_name)
 

@@ -34,7 +34,14 @@ Ask = Callable[[Tensor, Tensor], Tensor]  # image numbers [B], views [B] -> logi
 def describe(weights: str, data: str, images: int, classes: int, pad: int, fill: str, views: int) -> dict[str, Any]:
     """What a table's content follows from; equal descriptions mean equal tables."""
     view = {"pad": pad, "fill": fill, "count": views}
-    return {"schema": 1, "weights": weights, "data": data, "images": images, "classes": classes, "views": view}
+    return {
+        "schema": 1,
+        "weights": weights,
+        "data": data,
+        "images": images,
+        "classes": classes,
+        "views": view,
+    }
 
 
 class TeacherTable:
@@ -138,7 +145,9 @@ class TeacherTable:
                     parts.append(ask(index, torch.from_numpy(views[part])).half().cpu().numpy())
                 logits = np.concatenate(parts)
                 if not np.isfinite(logits).all():
-                    raise GhostError(f"{printable(str(self.folder))}: the teacher's logits are not finite in float16; train it again")
+                    raise GhostError(
+                        f"{printable(str(self.folder))}: the teacher's logits are not finite in float16; train it again"
+                    )
                 self._commit(missing, views[missing], logits)
                 asked += len(missing)
             if progress is not None:

@@ -7,7 +7,7 @@ never has gradients and is never in train mode.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ghostcli import signals
-from ghostcli.data import Data
-from ghostcli.data.batches import Cropper, normalise, view_count
-from ghostcli.distill.features import Features
-from ghostcli.distill.table import TeacherTable, describe
+from ghostcli.data import Data, Images
+from ghostcli.data.batches import Cropper, generator, normalise, view_count
+from ghostcli.distill.table import Ask, TeacherTable, describe
 from ghostcli.engine import weights
 from ghostcli.engine.evaluate import BATCH, Norm
 from ghostcli.recipe.models import AugmentSection, Recipe
-from ghostcli.zoo.stages import Tap
+from ghostcli.zoo.stages import Features, Tap
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Lesson:
         seed: int = 0,
     ) -> None:
         self.teachers = tuple(teachers)
-        self.cropper, self.seed = cropper, seed
+        self.cropper, self.images, self.seed = cropper, data.train, seed
         self.patch = recipe.distill.view == "patch"
         self.seconds = 0.0
         self.targets: Tensor | None = None
@@ -84,7 +83,7 @@ class Lesson:
             return
         began = time.perf_counter()
         numbers = views.cpu().numpy()
-        device = self.cropper.device
+        device = self.images.pixels.device
         for teacher, table in zip(self.teachers, self.tables, strict=True):
             table.fill(numbers, self._ask(teacher), BATCH[device.type])
         rows = torch.stack([table.read(numbers) for table in self.tables])
@@ -94,13 +93,8 @@ class Lesson:
             self.targets.copy_(rows)  # in place: a captured step reads this very memory
         self.seconds += time.perf_counter() - began
 
-    def _ask(self, teacher: Teacher):
-        device = self.cropper.device
-
-        def ask(index: Tensor, views: Tensor) -> Tensor:
-            return teacher.logits(self.cropper.crop(index.to(device), views.to(device)))
-
-        return ask
+    def _ask(self, teacher: Teacher) -> Ask:
+        return ask_about_views(teacher, self.cropper, self.images.pixels.device)
 
     def answer(self, index: Tensor, pixels: Tensor) -> tuple[Tensor | None, list[Features] | None]:
         """Logits [T, B, C] (and features) for the step's images `index`, whose view is `pixels`."""
@@ -118,10 +112,38 @@ class Lesson:
 
     @torch.no_grad()
     def _on_patch(self, teacher: Teacher, index: Tensor) -> Tensor:
-        """The published fault: the teacher sees its own random 32-pixel patch of the enlarged image."""
-        pixels = self.cropper.patch(index, self.seed, self.epoch)
-        body = getattr(teacher.model, "network", teacher.model)  # without the wrapper that enlarges
+        pixels = patch(self.images, index, self.seed, self.epoch)
+        body = getattr(teacher.model, "net", teacher.model)  # without the wrapper that enlarges
         return body(normalise(pixels, *teacher.norm)).float()
+
+
+def patch(images: Images, index: Tensor, seed: int, epoch: int, side: int = 224) -> Tensor:
+    """The published fault of the EfficientNetV2 row: uint8 [B, H, W, 3] cut from the image enlarged to `side`.
+
+    A patch of the small image's size, at its own random place (4 pixels of padding) and flip: a 49th of the
+    picture, and not the student's view. Kept because a reproduction must contain it.
+    """
+    whole = images.pixels[index]  # [B, H, W, 3]
+    size = whole.shape[1]
+    rng = generator(seed, "patch", epoch)
+    draws = torch.randint(side + 8 - size + 1, (len(images), 2), generator=rng)
+    flips = torch.randint(2, (len(images),), generator=rng).bool()
+    at, flip = draws.to(index.device)[index], flips.to(index.device)[index]
+    large = nn.functional.interpolate(whole.permute(0, 3, 1, 2).float(), size=(side, side), mode="bilinear")
+    large = nn.functional.pad(large, (4, 4, 4, 4)).permute(0, 2, 3, 1)  # [B, side + 8, side + 8, 3]
+    span = torch.arange(size, device=index.device)
+    rows, columns = at[:, :1] + span, at[:, 1:] + torch.where(flip[:, None], span.flip(0), span)
+    batch = torch.arange(len(index), device=index.device)[:, None, None]
+    return large[batch, rows[:, :, None], columns[:, None, :]].round().to(torch.uint8)
+
+
+def ask_about_views(teacher: Teacher, cropper: Cropper, device: torch.device) -> Ask:
+    """The teacher as a function of (image numbers, views), which is how its table asks it."""
+
+    def ask(index: Tensor, views: Tensor) -> Tensor:
+        return teacher.logits(cropper.crop(index.to(device), views.to(device)))
+
+    return ask
 
 
 def why_live(recipe: Recipe, features: bool) -> str | None:
@@ -141,21 +163,22 @@ def open_table(teacher: Teacher, data: Data, augment: AugmentSection) -> Teacher
     """The table of this teacher over this data's training images, made where there is none."""
     views = view_count(augment)
     assert views is not None
-    meta = describe(
-        teacher.sha256, data.checksum, len(data.train), len(data.classes), augment.pad, augment.fill, views
-    )
+    meta = describe(teacher.sha256, data.checksum, len(data.train), len(data.classes), augment.pad, augment.fill, views)
     return TeacherTable(teacher.run, meta)
 
 
-def fill_table(teacher: Teacher, data: Data, augment: AugmentSection, device: torch.device, advance) -> TeacherTable:
+def fill_table(
+    teacher: Teacher,
+    data: Data,
+    augment: AugmentSection,
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> TeacherTable:
     """Every view of every training image (`ghost teach fill`); what is there already is not asked again."""
     table = open_table(teacher, data, augment)
     cropper = Cropper(data.train.to(device), augment)
     _, views, _ = table.shape
-
-    def ask(index: Tensor, view: Tensor) -> Tensor:
-        return teacher.logits(cropper.crop(index.to(device), view.to(device)))
-
+    ask = ask_about_views(teacher, cropper, device)
     for view in range(views):
         signals.stop_if_asked()
         table.fill(torch.full((len(data.train),), view).numpy(), ask, BATCH[device.type], advance)

@@ -83,4 +83,3 @@ def describe(device: torch.device) -> str:
                 if line.startswith("model name"):
                     return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
     return device.type
-

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ghostcli.data import Images
 from ghostcli.data.batches import Cropper, normalise
 from ghostcli.distill.objective import Objective
 from ghostcli.distill.teacher import Lesson
@@ -26,7 +27,10 @@ def optimizer(model: nn.Module, objective: nn.Module, optim: OptimSection, devic
         weights += [p for p in objective.parameters() if p.ndim > 1]
         chosen = {id(p) for p in weights}
         others = [p for p in parameters if id(p) not in chosen]
-        groups = [{"params": weights, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": weights, "weight_decay": optim.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
     groups = [group for group in groups if group["params"]]
     # On CUDA the rate lives in a tensor, so that a captured step reads the new one.
     lr = torch.tensor(optim.lr, device=device) if device.type == "cuda" else optim.lr
@@ -37,7 +41,9 @@ def optimizer(model: nn.Module, objective: nn.Module, optim: OptimSection, devic
 
 def is_weight(name: str, parameter: Tensor) -> bool:
     """Whether a parameter is a convolution's or a linear map's weight (stacked norms are two-dimensional too)."""
-    return name.rpartition(".")[2] in ("weight", "scale_weight") and (parameter.ndim > 1 or name.endswith("scale_weight"))
+    return name.rpartition(".")[2] in ("weight", "scale_weight") and (
+        parameter.ndim > 1 or name.endswith("scale_weight")
+    )
 
 
 @dataclass
@@ -49,6 +55,7 @@ class Update:
     ema: nn.Module | None
     objective: Objective
     optimizer: torch.optim.SGD
+    images: Images
     cropper: Cropper
     lesson: Lesson
     norm: Norm
@@ -56,9 +63,11 @@ class Update:
 
     def __post_init__(self) -> None:
         self.tap = Tap(self.model) if self.objective.needs_features else None
-        self.device = self.cropper.device
-        self.views = torch.zeros(len(self.cropper), dtype=torch.long, device=self.device)
+        self.device = self.images.labels.device
+        self.views = torch.zeros(len(self.images), dtype=torch.long, device=self.device)
         self.toward = torch.zeros((), device=self.device)
+        terms = self.objective.schedule(self.seed, 0, 0) if self.objective.teachers else ()
+        self.terms = torch.tensor(terms, device=self.device)
         self.epoch = 0
 
     def start_epoch(self, epoch: int, views: Tensor) -> None:
@@ -75,18 +84,18 @@ class Update:
                 group["lr"] = rate
         # The average's decay rises from 1/2, so that an early average is not the untrained start.
         self.toward.fill_(1 - min(self.recipe.train.ema, (1 + step) / (2 + step)))
+        if self.objective.scheduled:
+            self.terms.copy_(torch.tensor(self.objective.schedule(self.seed, self.epoch, step)))
 
-    def __call__(self, index: Tensor, step: int) -> Tensor:
+    def __call__(self, index: Tensor) -> Tensor:
         """Train on images `index` [B]; returns (total, hard, soft, correct) [4], left on the device."""
         pixels = self.cropper.crop(index, self.views[index], self.seed, self.epoch)  # uint8 [B, H, W, 3]
-        labels = self.cropper.labels[index]  # [B]
+        labels = self.images.labels[index]  # [B]
         answers, teacher_features = self.lesson.answer(index, pixels)  # [T, B, C]
         with autocast(self.recipe.engine, self.device):
             images = normalise(pixels, *self.norm)  # [B, 3, H, W]
             logits, features = self.tap(images) if self.tap else (self.model(images), None)  # [B, C]
-        losses = self.objective(
-            logits.float(), labels, answers, features, teacher_features, seed=self.seed, epoch=self.epoch, step=step
-        )
+        losses = self.objective(logits, labels, answers, features, teacher_features, schedule=self.terms)
         losses.total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -130,21 +139,21 @@ class Captured:
     def set_rates(self, rate: float, step: int) -> None:
         self.update.set_rates(rate, step)
 
-    def __call__(self, index: Tensor, step: int) -> Tensor:
+    def __call__(self, index: Tensor) -> Tensor:
         if len(index) != self.batch_size:
-            return self.update(index, step)
+            return self.update(index)
         if self.graph is None and self.seen < self.WARM:
             self.seen += 1
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                result = self.update(index, step)
+                result = self.update(index)
             torch.cuda.current_stream().wait_stream(self.stream)
             return result
         self.index.copy_(index)
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, stream=self.stream):
-                self.result = self.update(self.index, step)
+                self.result = self.update(self.index)
         self.graph.replay()
         assert self.result is not None
         return self.result.clone()
@@ -158,8 +167,6 @@ def why_eager(recipe: Recipe, taught: bool, device: torch.device) -> str | None:
         return "engine.capture is false"
     if recipe.augment.cutout:
         return "augment.cutout draws anew at each step"
-    if taught and (recipe.distill.drop or recipe.distill.kind == "dkd"):
-        return "the loss's terms change with the step"
     if taught and recipe.distill.view == "patch":
         return "distill.view=patch draws anew at each step"
     return None

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -91,13 +91,16 @@ def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         model = zoo.build(
-            job.student, len(data.classes), branches=recipe.engine.branches, pretrained=recipe.model.pretrained
+            job.student,
+            len(data.classes),
+            branches=recipe.engine.branches,
+            pretrained=recipe.model.pretrained,
         )
         student = job.taught or zoo.names.is_ghost(job.student)
         if recipe.model.init == "kaiming" and student and model.spec.mean is None:
             zoo.init_kaiming(model, torch.Generator().manual_seed(job.seed))
         size = data.train.pixels.shape[1]
-        objective = distill.build_for(recipe, model, [t.model for t in teachers], len(data.classes), size)
+        objective = distill.build_for(recipe, model, [t.model for t in teachers], size)
     model = model.to(device, memory_format=torch.channels_last).train()
     objective = objective.to(device)
     ema = copy.deepcopy(model) if recipe.train.ema else None
@@ -115,7 +118,7 @@ def train(
     failure to save.
     """
     recipe, seed = job.recipe, job.seed
-    data = data.to(device)
+    data = on_device(data, device)
     state = make_state(job, data, teachers, device)
     resume(state, job, data, run, show)
     norm = (state.model.spec.mean or data.mean, state.model.spec.std or data.std)
@@ -124,7 +127,18 @@ def train(
     lesson.seconds = state.teacher_seconds
     if lesson.why_live and teachers:
         show.line(f"{job.id}: teachers are asked at every step ({lesson.why_live})")
-    update = Update(recipe, state.model, state.ema, state.objective, state.optimizer, cropper, lesson, norm, seed)
+    update = Update(
+        recipe,
+        state.model,
+        state.ema,
+        state.objective,
+        state.optimizer,
+        data.train,
+        cropper,
+        lesson,
+        norm,
+        seed,
+    )
     step_once = update if why_eager(recipe, job.taught, device) else Captured(update, recipe.train.batch_size)
 
     images, batches = len(data.train), len(state.log)
@@ -145,12 +159,15 @@ def train(
                 index = sequence[batch * recipe.train.batch_size : (batch + 1) * recipe.train.batch_size]
                 step = epoch * batches + batch
                 step_once.set_rates(learning_rate(step, total, recipe.optim, extra=ahead * epoch), step)
-                state.log[batch] = step_once(index, step)
+                state.log[batch] = step_once(index)
                 state.batch = batch + 1
                 show.advance()
                 due = time.monotonic() - saved > 60 * recipe.engine.checkpoint_minutes
                 if (due or signals.asked()) and state.batch < batches:
-                    state.epoch_seconds, mark = state.epoch_seconds + time.perf_counter() - mark, time.perf_counter()
+                    state.epoch_seconds, mark = (
+                        state.epoch_seconds + time.perf_counter() - mark,
+                        time.perf_counter(),
+                    )
                     require_finite(state, job, epoch)
                     save(state, job, data, run)
                     saved = time.monotonic()
@@ -182,6 +199,12 @@ def train(
     return state, test_logits, norm
 
 
+def on_device(data: Data, device: torch.device) -> Data:
+    """The whole data set on the device, as uint8."""
+    validation = data.validation.to(device) if data.validation is not None else None
+    return replace(data, train=data.train.to(device), validation=validation, test=data.test.to(device))
+
+
 def summarise(state: State, log: list[list[float]], images: int, rate: float, test: dict[str, float]) -> dict[str, Any]:
     """One line of metrics.jsonl. Losses are means over the epoch's steps, accuracies in percent."""
     total, hard, soft, correct = (math.fsum(column) for column in zip(*log, strict=True))
@@ -204,7 +227,11 @@ def summarise(state: State, log: list[list[float]], images: int, rate: float, te
 def choose(state: State, row: dict[str, Any], test_logits: Tensor) -> None:
     """Keep the epoch that is best on the validation split: its weights and its test logits."""
     if not state.best or row["validation"]["accuracy"] > state.best["validation"]:
-        state.best = {"epoch": row["epoch"], "validation": row["validation"]["accuracy"], "test": row["test"]["accuracy"]}
+        state.best = {
+            "epoch": row["epoch"],
+            "validation": row["validation"]["accuracy"],
+            "test": row["test"]["accuracy"],
+        }
         weights = {f"weights.{name}": t.clone() for name, t in state.evaluated.state_dict().items()}
         state.best_tensors = weights | {"logits": test_logits.half()}
 
@@ -233,7 +260,10 @@ def save(state: State, job: Job, data: Data, run: RunWriter) -> None:
         "seed": job.seed,
         "data": data.checksum,
         "metrics": [length, sha256],
-        **{name: getattr(state, name) for name in ("epoch", "batch", "seconds", "epoch_seconds", "teacher_seconds", "best")},
+        **{
+            name: getattr(state, name)
+            for name in ("epoch", "batch", "seconds", "epoch_seconds", "teacher_seconds", "best")
+        },
     }
     checkpoint.write(run.path / "checkpoint", state.tensors(), meta)
 
@@ -258,13 +288,17 @@ def resume(state: State, job: Job, data: Data, run: RunWriter, show: Display) ->
         except UsageError:
             raise
         except (GhostError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            refused.append(str(error) if isinstance(error, GhostError) else f"{file}: does not fit this network; refused")
+            refused.append(
+                str(error) if isinstance(error, GhostError) else f"{file}: does not fit this network; refused"
+            )
             show.warn(refused[-1])
             continue
         show.line(f"{job.id}: goes on after epoch {state.epoch}" + (f", batch {state.batch}" if state.batch else ""))
         return
     if refused:
-        raise GhostError(f"{refused[0]}; no whole checkpoint is left. Start over with --no-resume (the old run is kept aside)")
+        raise GhostError(
+            f"{refused[0]}; no whole checkpoint is left. Start over with --no-resume (the old run is kept aside)"
+        )
     run.rewind_metrics(0, hashlib.sha256().hexdigest())
 
 
@@ -277,4 +311,3 @@ def final_weights(state: State) -> nn.Module:
         model.load_state_dict(chosen)
         return model
     return state.evaluated
-

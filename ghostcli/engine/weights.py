@@ -29,11 +29,19 @@ class Loaded:
 def encode(model: nn.Module, norm: Norm, form: str = "train") -> bytes:
     """The bytes of model.safetensors: readable tensor names, one checksum over all."""
     spec = model.spec
-    meta = {"model": spec.name, "classes": spec.classes, "form": form, "mean": list(norm[0]), "std": list(norm[1])}
+    meta = {
+        "model": spec.name,
+        "classes": spec.classes,
+        "form": form,
+        "mean": list(norm[0]),
+        "std": list(norm[1]),
+    }
     return checkpoint.encode(dict(model.state_dict()), meta)
 
 
-def load(path: Path, device: torch.device | str = "cpu", classes: int | None = None, model: str | None = None) -> Loaded:
+def load(
+    path: Path, device: torch.device | str = "cpu", classes: int | None = None, model: str | None = None
+) -> Loaded:
     """Build the network a weights file names and fill it.
 
     Raises GhostError, naming the file, where it is damaged, foreign, of another architecture than `model` or of

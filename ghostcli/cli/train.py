@@ -1,0 +1,271 @@
+"""The strategies as verbs: arguments -> recipe -> plan -> run, or print.
+
+Invariant: a verb only says who teaches whom; everything else is the recipe's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ghostcli import launch, plan, record
+from ghostcli.cli.options import Common, Device, Json, Runs, with_common
+from ghostcli.errors import UsageError
+from ghostcli.plan import Job
+from ghostcli.recipe.models import Recipe
+
+check_app = typer.Typer(
+    no_args_is_help=True,
+    help="The teaching check alone, with a training verb and its arguments: ghost check distill resnet18 --student gns.",
+)
+teach_app = typer.Typer(no_args_is_help=True, help="Work with a trained teacher's table of logits.")
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="gns:WIDTH, gnd:WIDTH, resnet18, resnet34, resnet50, vgg13, densenet161, inceptionv3, efficientnetv2 or timm/NAME."
+    ),
+]
+TeacherModel = Annotated[str, typer.Argument(help="A model (trained first where no finished run is found) or run/ID.")]
+TeacherModels = Annotated[list[str], typer.Argument(help="Models, or run/ID; first to last.")]
+Student = Annotated[str, typer.Option("--student", metavar="MODEL", help="Who is taught, as in gns:1.3.")]
+Kind = Annotated[
+    str | None,
+    typer.Option("--kind", help="kd, dkd, dist, hint, at or rkd: what is learnt.", show_default="the recipe's"),
+]
+Alpha = Annotated[
+    float | None, typer.Option("--alpha", help="Weight of the hard labels, equation (1).", show_default="the recipe's")
+]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", help="Softens the logits.", show_default="the recipe's")
+]
+
+
+def distilling(kind: str | None, alpha: float | None, temperature: float | None) -> list[str]:
+    """The distillation flags as overrides."""
+    flags = {"kind": kind, "alpha": alpha, "temperature": temperature}
+    return [f"distill.{name}={value}" for name, value in flags.items() if value is not None]
+
+
+@with_common
+def train_teacher(ctx: typer.Context, model: Model, common: Common) -> None:
+    """Train any model without a teacher: teachers, and the students' baselines.
+
+    ghost train-teacher resnet50        ghost train-teacher gns:1.0 --seed 0 --seed 1 --seed 2
+    """
+    found = common.resolve()
+    act(ctx, common, found.recipe, lambda seed: plan.plain(model, seed, found.recipe, found.name))
+
+
+@with_common
+def distill(
+    ctx: typer.Context,
+    teacher: TeacherModel,
+    common: Common,
+    student: Student,
+    kind: Kind = None,
+    alpha: Alpha = None,
+    temperature: Temperature = None,
+    generations: Annotated[
+        int, typer.Option("--generations", min=1, help="Born-again: the student teaches its like, N times.")
+    ] = 1,
+) -> None:
+    """Distil one teacher into a student; the teacher is trained first where no finished run of it is found.
+
+    ghost distill resnet18 --student gns:1.0 --temperature 4 --alpha 0.1
+    """
+    found = common.resolve(*distilling(kind, alpha, temperature))
+    stages = [teacher, *[student] * (generations - 1)]
+    act(
+        ctx, common, found.recipe, lambda seed: plan.chain(stages, student, seed, found.recipe, found.name, common.runs)
+    )
+
+
+@with_common
+def assist_chain(
+    ctx: typer.Context,
+    teachers: TeacherModels,
+    common: Common,
+    student: Student,
+    dense: Annotated[bool, typer.Option("--dense", help="Each network learns from all larger ones (DGKD).")] = False,
+    kind: Kind = None,
+    alpha: Alpha = None,
+    temperature: Temperature = None,
+) -> None:
+    """Distil down a chain of teacher assistants, each taught by the one before.
+
+    ghost assist-chain resnet50 resnet34 resnet18 --student gns:1.3
+    """
+    flags = [*distilling(kind, alpha, temperature), *(["distill.dense=true"] if dense else [])]
+    found = common.resolve(*flags)
+    act(
+        ctx,
+        common,
+        found.recipe,
+        lambda seed: plan.chain(teachers, student, seed, found.recipe, found.name, common.runs),
+    )
+
+
+@with_common
+def ensemble(
+    ctx: typer.Context,
+    teachers: TeacherModels,
+    common: Common,
+    student: Student,
+    weighting: Annotated[
+        str | None, typer.Option("--weighting", help="mean or adaptive (AMTML-KD).", show_default="the recipe's")
+    ] = None,
+    kind: Kind = None,
+    alpha: Alpha = None,
+    temperature: Temperature = None,
+) -> None:
+    """Distil several teachers at once.
+
+    ghost ensemble resnet50 densenet161 vgg13 inceptionv3 --student gns:1.0
+    """
+    if len(teachers) < 2:
+        raise UsageError(f"ensemble: {teachers[0]} alone is no ensemble; name two or more, or use ghost distill")
+    flags = distilling(kind, alpha, temperature)
+    found = common.resolve(*flags, *([f"distill.weighting={weighting}"] if weighting else []))
+    act(
+        ctx,
+        common,
+        found.recipe,
+        lambda seed: plan.ensemble(teachers, student, seed, found.recipe, found.name, common.runs),
+    )
+
+
+def register(app: typer.Typer, panel: str) -> None:
+    """Each verb twice: to train, and under `ghost check` to look at the teaching alone."""
+    verbs: dict[str, Callable[..., Any]] = {
+        "train-teacher": train_teacher,
+        "distill": distill,
+        "assist-chain": assist_chain,
+        "ensemble": ensemble,
+    }
+    for name, verb in verbs.items():
+        app.command(name, rich_help_panel=panel)(verb)
+        check_app.command(name)(verb)
+
+
+def act(ctx: typer.Context, common: Common, recipe: Recipe, job_of: Callable[[int], Job]) -> None:
+    """What every verb ends in: plan the seeds' jobs, then print, check or run them."""
+    todo = plan.order(job_of(seed) for seed in common.seeds)
+    if ctx.parent is not None and ctx.parent.info_name == "check":
+        check(todo, common)
+    elif common.dry_run:
+        show_plan(todo, common)
+    else:
+        options = launch.Options(common.runs, common.device, common.resume, common.jobs, quiet=False)
+        results = [summary(run) for run in launch.carry_out(todo, options)]
+        if common.json:
+            typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+
+
+def summary(run: record.RunRecord) -> dict[str, Any]:
+    """What a training verb prints under --json, as the contract has it."""
+    result = run.result or {}
+    keys = ("run", "status", "student", "strategy", "teachers", "data", "seed", "epochs")
+    accuracy = result["accuracy"]
+    return {
+        **{key: result[key] for key in keys},
+        "accuracy": {"last": accuracy["last"], "best": accuracy["best"], "selected": accuracy["selected"]},
+        "seconds": result["seconds"],
+        "recipe": result["recipe"],
+        "check": result["check"],
+    }
+
+
+def show_plan(todo: plan.Plan, common: Common) -> None:
+    """What will be trained, what is reused, in which order."""
+    rows = []
+    for job in todo.jobs:
+        status = launch.record_of(job, common.runs).status
+        state = {"done": "reused", "broken": "trained"}.get(status, "goes on")
+        if job in todo.asked and not common.resume:
+            state = "trained"
+        epochs = min(job.recipe.train.epochs, job.recipe.train.stop or job.recipe.train.epochs)
+        rows.append(
+            {
+                "run": job.id,
+                "student": job.student,
+                "strategy": job.strategy,
+                "teachers": [teacher.id for teacher in job.teachers],
+                "seed": job.seed,
+                "epochs": epochs,
+                "state": state,
+            }
+        )
+    if common.json:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table("", "run", "taught by", "epochs", "", box=None, pad_edge=False)
+    for number, row in enumerate(rows, 1):
+        view.add_row(str(number), row["run"], "\n".join(row["teachers"]) or "-", str(row["epochs"]), row["state"])
+    Console(soft_wrap=True).print(view)
+
+
+def check(todo: plan.Plan, common: Common) -> None:
+    """Look at what the first asked job's teachers would teach, without training anything."""
+    from ghostcli.cli.check import report
+
+    report(todo.asked[0], common)
+
+
+@teach_app.command("fill")
+def fill(
+    run: Annotated[str, typer.Argument(help="A finished run: ID or run/ID.")],
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Fill a trained teacher's table of logits: every view of every training image, asked once, reused by all.
+
+    It needs no filling by hand: a student asks for what is missing as it goes.
+    """
+    from ghostcli import signals
+    from ghostcli.display import Display
+
+    chosen = record.find(runs, run)
+    if chosen.status != "done" or chosen.result is None:
+        raise UsageError(f"{chosen.id}: cannot teach, {chosen.problem}; finish it first")
+    recipe = Recipe.model_validate(chosen.recipe["recipe"])
+    with signals.handled():
+        from ghostcli.distill import teacher
+        from ghostcli.engine.device import pick
+
+        where = pick(device)
+        data = launch.load_data(recipe.data)
+        if data.checksum != chosen.result["data_checksum"]:
+            raise UsageError(
+                f"{chosen.id}: the images of {recipe.data.name} are no longer those it was trained on; put them back"
+            )
+        loaded = teacher.load(chosen.id, chosen.path, len(data.classes), where)
+        if teacher.view_count(recipe.augment) is None:
+            raise UsageError(
+                f"{chosen.id}: augment.cutout={recipe.augment.cutout} has views without number; no table can hold them"
+            )
+        views = teacher.view_count(recipe.augment) or 0
+        with Display() as show, signals.polled():
+            show.begin(f"{chosen.id} table", views * len(data.train))
+            table = teacher.fill_table(loaded, data, recipe.augment, where, show.advance)
+    filled = {
+        "run": chosen.id,
+        "table": str(table.folder),
+        "views": views,
+        "images": len(data.train),
+        "filled": table.coverage(),
+    }
+    if as_json:
+        typer.echo(json.dumps(filled, indent=1))
+    else:
+        typer.echo(
+            f"{chosen.id}: {filled['filled']:.1%} of {views} views x {len(data.train):,} images, in {table.folder}"
+        )
