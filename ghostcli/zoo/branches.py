@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghostcli.zoo import folded
+
 Mode = Literal["plain", "folded"]
 
-EPS = 1e-5
+EPS = folded.EPS
 MOMENTUM = 0.1
 
 
@@ -87,11 +89,42 @@ class RepConv(nn.Module):
             yield self.scale_weight.detach().view(-1, 1, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training and self.mode == "folded":
-            y = F.conv2d(x, *self.fold(), self.stride, self.padding, 1, self.groups)
-        else:
+        if self.mode == "plain":
             y = self.plain(x)
+        elif self.training:
+            return self.folded(x)
+        else:
+            y = F.conv2d(x, *self.fold(), self.stride, self.padding, 1, self.groups)
         return F.relu(y, inplace=True) if self.relu else y
+
+    @torch.compiler.disable
+    def folded(self, x: Tensor) -> Tensor:
+        """What `plain` gives in training, ReLU included, by one convolution; see folded.py."""
+        y, mean, var = folded.convolve(x, self.stacked(), self.shape)
+        self.track(mean, var, y.numel() // y.shape[1])
+        return y
+
+    @property
+    def shape(self) -> folded.Shape:
+        return folded.Shape(self.kernel_size, self.stride, self.relu)
+
+    def stacked(self) -> folded.Branches:
+        return folded.Branches(*(getattr(self, name, None) for name in folded.Branches._fields))
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Moves the running statistics towards a batch's, [B', O] in the order of `folded.Branches`; `var` is
+        biased, over `count` values, and batch norm keeps the unbiased one."""
+        present = (("", True), ("scale_", self.has_scale), ("identity_", self.has_identity))
+        norms = [self._norm_of(prefix)[2:] for prefix, there in present if there]
+        running = [statistic for norm in norms for statistic in norm]
+        batch, after = [], 0
+        unbiased = var * (count / (count - 1))
+        for its_mean, _ in norms:
+            rows = slice(after, after + self.branches) if after == 0 else after
+            batch += [mean[rows].to(its_mean.dtype), unbiased[rows].to(its_mean.dtype)]
+            after += self.branches if after == 0 else 1
+        torch._foreach_lerp_(running, batch, MOMENTUM)
 
     def plain(self, x: Tensor) -> Tensor:
         """The sum of the branches before the ReLU, each run by itself: the reference."""
@@ -186,9 +219,7 @@ class RepConv(nn.Module):
             if given is None:
                 missing_keys.append(key)
             elif given.shape != tensor.shape:
-                error_msgs.append(
-                    f"{key} has shape {tuple(given.shape)}; this network's has {tuple(tensor.shape)}."
-                )
+                error_msgs.append(f"{key} has shape {tuple(given.shape)}; this network's has {tuple(tensor.shape)}.")
             else:
                 tensor.copy_(given)
         if strict:

@@ -1,0 +1,195 @@
+"""The sum of convolution + batch norm branches trained as one convolution, exactly: algebra and autograd.
+
+Invariant: outputs, gradients and batch statistics are those of the branches run apart, up to rounding.
+
+A branch with weight rows w [T] sees patches p of the input (T = I channels for a 1x1, k * k pixels of one channel
+for a depthwise k x k). Its output w.p has mean w.m and variance w R w', where m and R are mean and covariance of the
+patches, so batch norm's gain a = gamma / sqrt(w R w' + eps) is known before the branch has run, and all branches sum
+to the one convolution K = sum a w with bias b = sum beta - a w.m. Scale and identity branches are rows like the
+others. Backwards the statistics' gradients reach a patch as S p + t, with S = 2/M sum dvar w'w and
+t = 1/M sum dmean w - S m (M patches), and that joins the convolution's own input gradient.
+
+Moments and folding are in float32, or float64 for a float64 input, whatever the input's precision.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ghostcli.zoo import kernels
+
+EPS = 1e-5
+
+
+class Branches(NamedTuple):
+    """Stacked parameters of one sum: [B, O, I/groups, k, k], [B, O], [B, O]; the rest [O] or None."""
+
+    weight: Tensor
+    gamma: Tensor
+    beta: Tensor
+    scale_weight: Tensor | None = None
+    scale_gamma: Tensor | None = None
+    scale_beta: Tensor | None = None
+    identity_gamma: Tensor | None = None
+    identity_beta: Tensor | None = None
+
+
+class Shape(NamedTuple):
+    """What a sum of branches is besides its parameters."""
+
+    kernel: int = 1
+    stride: int = 1
+    relu: bool = False
+
+
+class Fold(NamedTuple):
+    """One convolution, kernel [O, T] and bias [O], and what its backward needs; [B'] counts every branch."""
+
+    kernel: Tensor
+    bias: Tensor
+    rows: Tensor  # [B', O, T]
+    rows_cov: Tensor  # rows R
+    gain: Tensor  # [B', O]
+    rstd: Tensor
+    mean: Tensor
+    var: Tensor
+    patch_mean: Tensor  # [T], or [O, T] for a depthwise
+
+
+def _stack(branches: Branches, depthwise: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [B', O, T], gamma and beta [B', O] of all branches: the given ones, scale, identity."""
+    p = branches
+    rows = p.weight.flatten(2).to(dtype)
+    gamma, beta = [p.gamma], [p.beta]
+    if p.scale_gamma is not None:
+        gamma.append(p.scale_gamma[None])
+        beta.append(p.scale_beta[None])
+    if p.identity_gamma is not None:
+        gamma.append(p.identity_gamma[None])
+        beta.append(p.identity_beta[None])
+    known = len(gamma) - 1
+    if known and depthwise:
+        extra = rows.new_zeros(known, *rows.shape[1:])
+        middle = extra[:, :, rows.shape[2] // 2]
+        if p.identity_gamma is not None:
+            middle[-1] = 1
+        if p.scale_weight is not None:
+            middle[0] = p.scale_weight
+        rows = torch.cat([rows, extra])
+    elif known:
+        rows = torch.cat([rows, torch.eye(rows.shape[1], dtype=dtype, device=rows.device)[None]])
+    if not known:
+        return rows, p.gamma.to(dtype), p.beta.to(dtype)
+    return rows, torch.cat(gamma).to(dtype), torch.cat(beta).to(dtype)
+
+
+def _unstack(branches: Branches, drows: Tensor, dgamma: Tensor, dbias: Tensor) -> list[Tensor | None]:
+    """Gradients in the order of `Branches`; every branch's beta has the bias's own gradient."""
+    p, b = branches, branches.gamma.shape[0]
+    grads = [drows[:b].reshape(p.weight.shape), dgamma[:b], dbias.expand(b, -1), None, None, None, None, None]
+    if p.scale_gamma is not None:
+        grads[3:6] = drows[b, :, drows.shape[2] // 2], dgamma[b], dbias
+    if p.identity_gamma is not None:
+        grads[6:8] = dgamma[-1], dbias
+    return [None if g is None else g.to(t.dtype) for g, t in zip(grads, p, strict=True)]
+
+
+def _fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
+    """`mean` [T] and `cov` [T, T] of the patches; [O, T] and [O, T, T] for a depthwise."""
+    depthwise = mean.dim() == 2
+    rows, gamma, beta = _stack(branches, depthwise, mean.dtype)
+    if depthwise:
+        rows_cov = (rows.transpose(0, 1) @ cov).transpose(0, 1)
+        branch_mean = (rows * mean).sum(-1)
+    else:
+        rows_cov, branch_mean = rows @ cov, rows @ mean
+    var = (rows_cov * rows).sum(-1).clamp_(min=0)
+    rstd = (var + EPS).rsqrt_()
+    gain = gamma * rstd
+    kernel = (gain[..., None] * rows).sum(0)
+    bias = (beta - gain * branch_mean).sum(0)
+    return Fold(kernel, bias, rows, rows_cov, gain, rstd, branch_mean, var, mean)
+
+
+def _unfold(fold: Fold, dkernel: Tensor, dbias: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of rows and gamma, then S and t of the patches' gradient, from those of kernel and bias."""
+    dgain = (dkernel * fold.rows).sum(-1).addcmul_(dbias, fold.mean, value=-1)  # [B', O]
+    dmean = -dbias * fold.gain
+    dvar = -0.5 * dgain * fold.gain * fold.rstd.square()
+    dgamma = dgain * fold.rstd
+    drows = fold.gain[..., None] * dkernel
+    drows.addcmul_(dmean[..., None], fold.patch_mean).addcmul_(dvar[..., None], fold.rows_cov, value=2)
+    weighted = fold.rows * (dvar[..., None] * (2 / count))
+    if fold.patch_mean.dim() == 2:
+        S = weighted.permute(1, 2, 0) @ fold.rows.transpose(0, 1)
+        t = (fold.rows * dmean[..., None]).sum(0).div_(count)
+        t = t - (S @ fold.patch_mean[..., None])[..., 0]
+    else:
+        S = weighted.flatten(0, 1).t() @ fold.rows.flatten(0, 1)
+        t = (dmean.flatten() @ fold.rows.flatten(0, 1)).div_(count) - S @ fold.patch_mean
+    return drows, dgamma, S, t
+
+
+def _count(x: Tensor, stride: int) -> int:
+    """How many patches of [N, H, W, C] pixels there are; ValueError where one has no variance."""
+    n, h, w, c = x.shape
+    count = n * math.ceil(h / stride) * math.ceil(w / stride)
+    if count < 2:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size [{n}, {c}, {h}, {w}]")
+    return count
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """[N, C, H, W] in any layout as [N, H, W, C] with its pixels one after another, copied only if need be."""
+    x = x.permute(0, 2, 3, 1)
+    return x if kernels.pitch(x) else x.contiguous()
+
+
+def _images(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
+
+
+class _Sum(torch.autograd.Function):
+    """One sum of branches: [N, C, H, W] -> output, means [B', O], variances [B', O]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: Shape, *parameters: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        x, branches, ops = _pixels(x), Branches(*parameters), kernels.of(x)
+        k, stride, relu = shape
+        ctx.shape, ctx.count = shape, _count(x, stride)
+        fold = _fold(branches, *ops.moments(x, k, stride))
+        z = ops.convolve(x, fold.kernel, fold.bias, k, stride, relu)
+        ctx.save_for_backward(x, z if relu else None, *parameters, *fold)
+        ctx.mark_non_differentiable(fold.mean, fold.var)
+        return _images(z), fold.mean, fold.var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Any, ...]:
+        x, z, *rest = ctx.saved_tensors
+        branches, fold, ops = Branches(*rest[:8]), Fold(*rest[8:]), kernels.of(x)
+        k, stride, _ = ctx.shape
+        with torch.autocast(x.device.type, enabled=False):
+            step = ops.reduce(_pixels(dz), z, x, fold.kernel, k, stride)
+            drows, dgamma, S, t = _unfold(fold, step.dkernel, step.dbias, ctx.count)
+            dx = ops.adjoint(step, x, fold.kernel, S, t, k, stride) if ctx.needs_input_grad[0] else None
+            grads = _unstack(branches, drows, dgamma, step.dbias)
+        return None if dx is None else _images(dx), None, *grads
+
+
+def convolve(x: Tensor, branches: Branches, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of branches of `x` [N, C, H, W] in training, in channels_last; means and (biased) variances of the
+    branches' outputs [B', O], in the order of `Branches`. Under autocast in its precision, moments in float32.
+
+    ValueError where there is a single value per channel.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return _Sum.apply(x, shape, *branches)

@@ -1,0 +1,248 @@
+"""The operations of folded training in plain PyTorch: any device, any precision, no compiler.
+
+Invariant: this is what every other implementation must agree with. Pixels are [N, H, W, C], `k` 1 means a dense 1x1
+with kernel [O, C], other `k` a depthwise k x k with kernel [C, k * k], zero padding k // 2.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NAME = "pytorch"
+
+
+class Step(NamedTuple):
+    """What `reduce` found, and what `adjoint` goes on from."""
+
+    dkernel: Tensor
+    dbias: Tensor
+    dz: Tensor
+    z: Tensor | None = None  # masks `dz`, where it is not masked yet
+    dx: Tensor | None = None  # the convolution's own input gradient, where it came along
+
+
+def precision(x: Tensor) -> torch.dtype:
+    """The precision of moments and folding."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the patches: [C] and [C, C] for k 1, else [C, T] and [C, T, T], T = k * k."""
+    if k == 1:
+        return _pointwise_moments(x)
+    return _lag_moments(x) if k == 3 and stride == 1 else _patch_moments(x, k, stride)
+
+
+def convolve(
+    x: Tensor, kernel: Tensor, bias: Tensor, k: int, stride: int, relu: bool, out: Tensor | None = None
+) -> Tensor:
+    """[N, H', W', O] in the precision of `x`, in `out` where that is given."""
+    kernel, bias = kernel.to(x.dtype), bias.to(x.dtype)
+    groups = 1 if k == 1 else x.shape[3]
+    z = F.conv2d(_images(x), _weight(kernel, k), bias, stride, k // 2, 1, groups)
+    z = _pixels(z)
+    z = z.relu_() if relu else z
+    return z if out is None else out.copy_(z)
+
+
+def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: int, stride: int) -> Step:
+    """Gradients of kernel and bias; `z` is the output whose ReLU masks `dz`, None where there was none."""
+    if z is not None:
+        dz = torch.ops.aten.threshold_backward(dz, z, 0)
+    if k == 1:
+        flat = dz.flatten(0, 2).to(kernel.dtype)
+        return Step(flat.t() @ x.flatten(0, 2).to(kernel.dtype), flat.sum(0), dz)
+    dx, dkernel, dbias = torch.ops.aten.convolution_backward(
+        _images(dz), _images(x), _weight(kernel.to(x.dtype), k), [x.shape[3]], [stride] * 2, [k // 2] * 2, [1, 1],
+        False, [0, 0], x.shape[3], [True, True, True],
+    )  # fmt: skip
+    return Step(dkernel.flatten(1).to(kernel.dtype), dbias.to(kernel.dtype), dz, dx=_pixels(dx))
+
+
+def adjoint(
+    step: Step,
+    x: Tensor,
+    kernel: Tensor,
+    S: Tensor,
+    t: Tensor,
+    k: int,
+    stride: int,
+    add: Tensor | None = None,
+    mask: bool = False,
+) -> Tensor:
+    """Input gradient: the convolution's own, and S patch + t of every patch put back where it came from.
+
+    Then `add` is added, and with `mask` only what lies under positive `x` is kept (`x` being a ReLU's output).
+    """
+    if k == 1:
+        dx = torch.addmm(t.to(x.dtype), x.flatten(0, 2), S.to(x.dtype))
+        dx = dx.addmm_(step.dz.flatten(0, 2), kernel.to(x.dtype)).view(x.shape)
+    elif k == 3 and stride == 1:
+        dx = _add_lag_adjoint(step.dx, x, S, t)
+    else:
+        dx = _add_patch_adjoint(step.dx, x, S, t, k, stride)
+    dx = dx if add is None else dx.add_(add)
+    return torch.ops.aten.threshold_backward(dx, x, 0) if mask else dx
+
+
+def _weight(kernel: Tensor, k: int) -> Tensor:
+    return kernel.view(*kernel.shape, 1, 1) if k == 1 else kernel.view(-1, 1, k, k)
+
+
+def _images(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
+
+
+def _pixels(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def _pointwise_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    flat, dtype = x.flatten(0, 2), precision(x)
+    mean = flat.mean(0, dtype=dtype)
+    cov = torch.zeros(len(mean), len(mean), dtype=dtype, device=x.device)
+    for rows in flat.split(len(flat) if x.is_cuda else 1 + (1 << 18) // len(mean)):  # to stay within a core's cache
+        centred = rows - mean
+        cov.addmm_(centred.t(), centred)
+    return mean, cov.div_(len(flat))
+
+
+# ---- any stride: the patches themselves, a few images at a time -------------------------------------------------
+
+
+def _patches(x: Tensor, k: int, stride: int, pivot: Tensor | None = None) -> Tensor:
+    """[C, T, patches] of a few images, less `pivot` [C], in the moments' precision."""
+    x = F.pad(x.to(precision(x)), (0, 0, k // 2, k // 2, k // 2, k // 2))
+    x = x if pivot is None else x - pivot
+    return x.unfold(1, k, stride).unfold(2, k, stride).permute(3, 4, 5, 0, 1, 2).flatten(3).flatten(1, 2)
+
+
+def _chunks(x: Tensor, k: int) -> tuple[Tensor, ...]:
+    return x.split(max(1, (1 << 22) // (k * k * x[0].numel())))
+
+
+def _patch_moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
+    pivot = x.mean((0, 1, 2), dtype=precision(x))
+    total = product = count = 0
+    for chunk in _chunks(x, k):
+        p = _patches(chunk, k, stride, pivot)
+        total, product, count = total + p.sum(2), product + p @ p.transpose(1, 2), count + p.shape[2]
+    mean = total / count
+    return mean + pivot[:, None], product / count - mean[:, :, None] * mean[:, None]
+
+
+def _add_patch_adjoint(dx: Tensor, x: Tensor, S: Tensor, t: Tensor, k: int, stride: int) -> Tensor:
+    for chunk, out in zip(_chunks(x, k), _chunks(dx, k), strict=True):
+        n, h, w, c = chunk.shape
+        gradient = torch.baddbmm(t[..., None], S, _patches(chunk, k, stride))  # [C, T, patches]
+        columns = gradient.view(c * k * k, n, -1).transpose(0, 1)
+        out += _images_to_pixels(F.fold(columns, (h, w), k, 1, k // 2, stride)).to(out.dtype)
+    return dx
+
+
+def _images_to_pixels(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+# ---- stride 1, 3 x 3: patches overlap so much that lagged products of the map say everything --------------------
+# Taps k and l of a patch meet wherever two pixels lie l - k apart, but tap +1 never sees the first row (column), tap
+# -1 never the last: the edges' own lagged products are taken off, the corners' put back.
+
+
+@functools.lru_cache(maxsize=64)
+def _tap_tables(device: torch.device) -> dict[str, Tensor]:
+    """Index and coefficient tables between pairs of taps [9, 9] and lags."""
+    tap = torch.arange(3, device=device) - 1
+    ky, kx = tap.repeat_interleave(3), tap.repeat(3)
+    dy, dx = ky - ky[:, None], kx - kx[:, None]
+    same_y, same_x = ky == ky[:, None], kx == kx[:, None]
+    return {
+        "lag": (dy + 2) * 5 + dx + 2,
+        "dy": dy + 2,
+        "dx": dx + 2,
+        "top": same_y & (ky == 1),
+        "bottom": same_y & (ky == -1),
+        "left": same_x & (kx == 1),
+        "right": same_x & (kx == -1),
+    }
+
+
+@functools.lru_cache(maxsize=256)
+def _sees(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[3, 3, side]: whether tap l holds position q while tap k of the same patch lies inside too."""
+    q, tap = torch.arange(side, device=device), torch.arange(3, device=device) - 1
+    centre = q - tap[:, None]  # [l, q]
+    other = centre + tap[:, None, None]  # [k, l, q]
+    inside = (centre >= 0) & (centre < side) & (other >= 0) & (other < side)
+    return inside.to(dtype)
+
+
+def _lag_products(x: Tensor, other: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """[C, lags]: sums of x(q) other(q + d), zero outside: a depthwise kernel's gradient is just that."""
+    c = x.shape[3]
+    weight = x.new_empty(c, 1, *kernel)
+    padding = [kernel[0] // 2, kernel[1] // 2]
+    _, products, _ = torch.ops.aten.convolution_backward(
+        _images(x), _images(other), weight, None, [1, 1], padding, [1, 1], False, [0, 0], c, [False, True, False]
+    )
+    return products.flatten(1)
+
+
+def _lag_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    n, h, w, c = x.shape
+    dtype, tables = precision(x), _tap_tables(x.device)
+    pivot = x.mean((0, 1, 2), dtype=dtype)
+    y = x - pivot
+    product = _lag_products(y, y, (5, 5))[:, tables["lag"]]  # [C, 9, 9]
+    for name, edge in (("top", y[:, :1]), ("bottom", y[:, -1:]), ("left", y[:, :, :1]), ("right", y[:, :, -1:])):
+        across = name in ("top", "bottom")
+        edge = edge.contiguous()
+        lags = _lag_products(edge, edge, (1, 5) if across else (5, 1))
+        product = product - lags[:, tables["dx" if across else "dy"]] * tables[name]
+    corners = y[:, :: max(h - 1, 1), :: max(w - 1, 1)].square().sum(0)  # [1|2, 1|2, C]
+    for i, tap_y in ((0, 2), (-1, 0)):
+        for j, tap_x in ((0, 2), (-1, 0)):
+            product[:, tap_y * 3 + tap_x, tap_y * 3 + tap_x] += corners[i, j]
+    # with x = pivot + y inside and 0 outside: how often a tap is inside, and y's sum over a tap while another is
+    rows, columns = _sees(h, dtype, x.device), _sees(w, dtype, x.device)
+    seen = torch.einsum("klh,mnw,hwc->ckmln", rows, columns, y.sum(0)).reshape(c, 9, 9) / (n * h * w)
+    inside = torch.einsum("kl,mn->kmln", rows.sum(2), columns.sum(2)).reshape(9, 9) / (h * w)
+    mean, share = seen[:, 4], inside[4]  # the middle tap is always inside
+    cross = seen - share[:, None] * mean[:, None]
+    pivot = pivot[:, None]
+    cov = product / (n * h * w) - mean[:, :, None] * mean[:, None]
+    cov += pivot[..., None] * (cross + cross.transpose(1, 2))
+    cov += pivot.square()[..., None] * (inside - share[:, None] * share)
+    return mean + pivot * share, cov
+
+
+def _add_lag_adjoint(dx: Tensor, x: Tensor, S: Tensor, t: Tensor) -> Tensor:
+    _, h, w, c = x.shape
+    tables = _tap_tables(x.device)
+
+    def lags(pairs: Tensor, index: Tensor, count: int) -> Tensor:
+        return pairs.new_zeros(c, count).index_add_(1, index.flatten(), pairs.flatten(1)).to(x.dtype)
+
+    def correlate(pixels: Tensor, kernel: Tensor, size: tuple[int, int]) -> Tensor:
+        padding = (size[0] // 2, size[1] // 2)
+        return F.conv2d(_images(pixels), kernel.view(c, 1, *size), None, 1, padding, 1, c).permute(0, 2, 3, 1)
+
+    dx += correlate(x, lags(S, tables["lag"], 25), (5, 5))
+    for name, edge in (("top", 0), ("bottom", h - 1)):
+        part = x[:, edge : edge + 1]
+        dx[:, edge : edge + 1] -= correlate(part, lags(S * tables[name], tables["dx"], 5), (1, 5))
+    for name, edge in (("left", 0), ("right", w - 1)):
+        part = x[:, :, edge : edge + 1]
+        dx[:, :, edge : edge + 1] -= correlate(part, lags(S * tables[name], tables["dy"], 5), (5, 1))
+    for i, tap_y in ((0, 2), (-1, 0)):
+        for j, tap_x in ((0, 2), (-1, 0)):
+            tap = tap_y * 3 + tap_x
+            dx[:, i, j] += x[:, i, j] * S[:, tap, tap].to(x.dtype)
+    rows, columns = _sees(h, t.dtype, x.device)[1], _sees(w, t.dtype, x.device)[1]
+    dx += torch.einsum("lh,nw,cln->hwc", rows, columns, t.view(c, 3, 3)).to(x.dtype)
+    return dx

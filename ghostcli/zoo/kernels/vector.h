@@ -1,0 +1,68 @@
+// Eight float lanes and the static split of work over threads, shared by the kernels.
+#pragma once
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
+constexpr long LANES = 8;
+typedef float v8f __attribute__((vector_size(32), aligned(4), may_alias));
+typedef double v8d __attribute__((vector_size(64), aligned(8), may_alias));
+
+struct Images {
+    long N, H, W, C, pitch;  // `pitch`: floats from one pixel to the next
+};
+
+inline long padded(long C) { return (C + LANES - 1) / LANES * LANES; }
+
+inline v8f loadf(const float *p) { return *(const v8f *)p; }
+inline void storef(float *p, v8f v) { *(v8f *)p = v; }
+inline v8d loadd(const double *p) { return *(const v8d *)p; }
+inline void addd(double *p, v8d v) { *(v8d *)p += v; }
+
+// The first `n` lanes, where a map ends within a vector; the others read as zero.
+inline v8f load_some(const float *p, long n) {
+#if defined(__AVX512VL__)
+    return (v8f)_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1), p);
+#else
+    v8f v = {};
+    for (long i = 0; i < n; i++) v[i] = p[i];
+    return v;
+#endif
+}
+inline void store_some(float *p, long n, v8f v) {
+#if defined(__AVX512VL__)
+    _mm256_mask_storeu_ps(p, (__mmask8)((1u << n) - 1), (__m256)v);
+#else
+    for (long i = 0; i < n; i++) p[i] = v[i];
+#endif
+}
+inline v8f load(const float *p, long n) { return n >= LANES ? loadf(p) : load_some(p, n); }
+inline void store(float *p, long n, v8f v) {
+    if (n >= LANES) storef(p, v);
+    else store_some(p, n, v);
+}
+
+// As torch's ReLU and its backward: a NaN stays, and lets the gradient through.
+inline v8f positive_part(v8f v) { return v < 0.f ? v8f{} : v; }
+inline v8f select_positive(v8f z, v8f v) { return z <= 0.f ? v8f{} : v; }
+
+// Calls work(thread, begin, end) for equal, consecutive parts of [0, count).
+template <class Work> void each_thread(int threads, long count, Work work) {
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int t = 0; t < threads; t++) {
+        const long begin = count * t / threads, end = count * (t + 1) / threads;
+        if (begin < end) work(t, begin, end);
+    }
+}
+
+template <class T> std::vector<T> per_thread(int threads, long size) { return std::vector<T>(threads * size); }
+
+// The threads' parts added, in their order, into the first.
+template <class T> void sum_threads(std::vector<T> &partial, int threads, long size) {
+    for (int t = 1; t < threads; t++)
+        for (long i = 0; i < size; i++) partial[i] += partial[t * size + i];
+}

@@ -1,0 +1,121 @@
+"""The compiled kernels against plain PyTorch, and how they are had or done without."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ghostcli.errors import UsageError
+from ghostcli.zoo import kernels
+from ghostcli.zoo.kernels import native, pytorch
+
+needs_compiler = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
+REPOSITORY = Path(__file__).parents[1]
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env={**os.environ, **environment}
+    )
+
+
+def pixels(*shape: int, within: int = 0) -> torch.Tensor:
+    """[N, H, W, C], as a channel slice of a map `within` channels wider."""
+    n, h, w, c = shape
+    return torch.randn(n, h, w, c + within)[..., within // 2 : within // 2 + c]
+
+
+@needs_compiler
+@pytest.mark.parametrize("k, stride", [(1, 1), (3, 1), (3, 2), (5, 1), (5, 2)])
+@pytest.mark.parametrize("shape", [(5, 8, 8, 8), (3, 7, 6, 19), (2, 1, 5, 3), (4, 2, 1, 16), (1, 16, 9, 40)])
+@pytest.mark.parametrize("within", [0, 5])
+@pytest.mark.parametrize("relu, mask, add", [(True, True, True), (False, False, False)])
+def test_every_operation_agrees_with_pytorch(k, stride, shape, within, relu, mask, add):
+    torch.manual_seed(0)
+    x = pixels(*shape, within=within)
+    c = x.shape[3]
+    o = 7 if k == 1 else c
+    t = c if k == 1 else k * k
+    kernel, bias = torch.randn(o, t), torch.randn(o)
+    S = torch.randn(*(() if k == 1 else (c,)), t, t)
+    S = S + S.transpose(-1, -2)
+    constant = torch.randn(t if k == 1 else (c, t))
+    extra = pixels(*shape, within=within) if add else None
+
+    def everything(ops):
+        mean, cov = ops.moments(x, k, stride)
+        out = torch.zeros(*ops.convolve(x, kernel, bias, k, stride, relu).shape[:3], o + within)[..., :o]
+        z = ops.convolve(x, kernel, bias, k, stride, relu, out)
+        torch.manual_seed(1)
+        dz = pixels(*z.shape, within=within)
+        step = ops.reduce(dz, z if relu else None, x, kernel, k, stride)
+        dx = ops.adjoint(step, x, kernel, S, constant, k, stride, extra, mask)
+        return mean, cov, z, step.dkernel, step.dbias, dx
+
+    for ours, theirs in zip(everything(native), everything(pytorch), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5 * float(theirs.abs().max().clamp(min=1)))
+
+
+@needs_compiler
+def test_equal_results_for_an_equal_number_of_threads():
+    before = torch.get_num_threads()
+    x = pixels(7, 9, 9, 12)
+    try:
+        found = {}
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            first, second = native.moments(x, 3, 1), native.moments(x, 3, 1)
+            assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+            found[threads] = first[1]
+        torch.testing.assert_close(found[1], found[3])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_environment_chooses(monkeypatch):
+    x = torch.randn(2, 3, 3, 4)
+    monkeypatch.setenv("GHOST_KERNEL", "pytorch")
+    assert kernels.of(x) is pytorch and kernels.status()["name"] == "pytorch"
+    monkeypatch.setenv("GHOST_KERNEL", "fortran")
+    with pytest.raises(UsageError, match="auto, pytorch, cpp"):
+        kernels.of(x)
+    monkeypatch.setenv("GHOST_KERNEL", "auto")
+    assert kernels.of(x.double()) is pytorch
+    assert set(kernels.status()) == {"name", "why"}
+
+
+STATUS = "from ghostcli.zoo import kernels; s = kernels.status(); print(s['name'], '|', s['why'])"
+
+
+def test_without_a_compiler_pytorch_runs(tmp_path):
+    done = python(STATUS, PATH=str(tmp_path), CXX="", GHOST_CACHE=str(tmp_path))
+    assert done.stdout.startswith("pytorch | No C++ compiler"), done.stderr
+
+
+def test_with_a_broken_compiler_pytorch_runs(tmp_path):
+    broken = tmp_path / "g++"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 1 && exit\necho "internal error" >&2\nexit 1\n')
+    broken.chmod(0o755)
+    done = python(STATUS, CXX=str(broken), GHOST_CACHE=str(tmp_path / "cache"))
+    assert done.stdout.startswith("pytorch | ") and "internal error" in done.stdout, done.stderr
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = python(STATUS, GHOST_CACHE=str(tmp_path / "file"))
+    assert done.stdout.startswith("pytorch | "), done.stderr
+
+
+@needs_compiler
+def test_two_processes_build_one_library(tmp_path):
+    command = [sys.executable, "-c", STATUS]
+    env = {**os.environ, "GHOST_CACHE": str(tmp_path)}
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=env) for _ in range(2)]
+    assert all(p.communicate()[0].startswith("c++ | ") for p in both)
+    assert [p.suffix for p in tmp_path.iterdir()] == [".so"]
