@@ -1,0 +1,235 @@
+"""`ghost plot`: figures from run records.
+
+Invariant: reads run records and writes the one file that --out names. Only `disagree`, which shows images, opens
+the data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ghostcli.errors import UsageError, printable
+from ghostcli.report.paper import FAMILIES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ghostcli.record import RunRecord
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+COSTS = ("parameters", "hours")
+
+
+def plot(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="curves, width, front, forest, confusion, reliability or disagree.")
+    ],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Runs by id, with or without the seed; none: all that fit."),
+    ] = None,
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories live.")] = Path("runs"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="PNG, PDF or SVG by suffix.", show_default="KIND.png"),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.", show_default="those with runs"),
+    ] = None,
+    cost: Annotated[
+        str, typer.Option("--cost", metavar="C", help="Of `front`: parameters or hours of training.")
+    ] = "parameters",
+) -> None:
+    """Draw learning curves, accuracy against width or cost, deltas, or what one run gets wrong."""
+    from ghostcli import record
+    from ghostcli.report.figures import SUFFIXES, save
+
+    out = out or Path(f"{kind}.png")
+    for value, known, what in (
+        (kind, tuple(KINDS), "plot"),
+        (cost, COSTS, "--cost"),
+        (family or "paper", FAMILIES, "--family"),
+    ):
+        if value not in known:
+            raise UsageError(f"{what} '{printable(value)}' does not exist; there are {', '.join(known)}")
+    if out.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--out {printable(out)}: its name must end in {', '.join(SUFFIXES)}")
+    records = record.scan(runs)
+    chosen = [run for name in names or () for run in _named(name, records, runs)]
+    figure = KINDS[kind](records, chosen, family, cost)
+    typer.echo(str(save(figure, out)))
+
+
+def _named(name: str, records: Sequence[RunRecord], runs: Path) -> list[RunRecord]:
+    """The runs of an id: one seed, or all of a job's."""
+    from ghostcli import record
+
+    wanted = name.removeprefix("run/").rstrip("/")
+    return [run for run in records if wanted in (run.id, run.id.rpartition("/")[0])] or [record.find(runs, name)]
+
+
+def _curves(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
+    import numpy as np
+
+    from ghostcli.report import arms, figures
+
+    good, _ = arms.finished(records)
+    ids = {run.id for run in chosen}
+    found = []
+    for group in arms.groups([run for run in good if family in (None, run.result["family"])]):
+        wanted = [arm for arm in group.arms if not ids or ids & {run.id for run in arm.runs}]
+        taught = {arm.student for arm in wanted if arm.teachers}
+        if taught and not ids:
+            wanted = [arm for arm in wanted if arm.student in taught]
+        students = {arm.student for arm in wanted}
+        baselines = [arm for arm in group.arms if arm.student in students and not arm.teachers and arm not in wanted]
+        for arm in wanted + baselines:
+            curves = [
+                [row["test"]["accuracy"] for row in run.metrics()]
+                for run in arm.runs
+                if not ids or run.id in ids or arm in baselines
+            ]
+            epochs = min(map(len, curves))
+            if epochs:
+                about = arm.about
+                kind = "" if about.get("kind") in (None, "kd") else f" ({about['kind']})"
+                name = _taught_by(arm.teachers, arm.strategy) + kind if arm.teachers else "alone"
+                accuracy = np.array([curve[:epochs] for curve in curves])
+                found.append(figures.Curve(arm.student, name, accuracy, baseline=not arm.teachers))
+    unfinished = [run for run in chosen if run.id not in {run.id for run in good}]
+    for run in unfinished:
+        curve = [row["test"]["accuracy"] for row in run.metrics()]
+        if curve:
+            found.append(figures.Curve(run.id.partition("/")[0], f"{run.id} ({run.status})", np.array([curve])))
+    return figures.curves(found)
+
+
+def _taught_by(teachers: Sequence[str], strategy: str) -> str:
+    """Teachers in few words: a legend has little room."""
+    from ghostcli.report.paper import label
+
+    if len(teachers) == 1:
+        return label(teachers[0])
+    return (
+        f"{strategy} of {len(teachers)}"
+        if strategy in ("ensemble", "adaptive")
+        else f"{strategy} from {label(teachers[0])}"
+    )
+
+
+def _width(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
+    from ghostcli.report import figures, tables
+
+    families = (family,) if family else tables.families(records)
+    return figures.width([tables.build("I", chosen or records, f) for f in families])
+
+
+def _front(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
+    from ghostcli.report import arms, figures
+    from ghostcli.report.cost import costs, of_arm
+    from ghostcli.report.paper import label
+
+    good, _ = arms.finished(chosen or records)
+    good = [run for run in good if family in (None, run.result["family"])]
+    groups = arms.groups(good)
+    if not groups:
+        raise UsageError("plot front: there is no finished run to draw; `ghost runs list` shows what there is")
+    # Accuracies on different images or budgets share no axis: the group with the most to show is drawn.
+    group = max(groups, key=lambda group: (len(group.arms), group.budget))
+    known = costs(records)
+    points = []
+    for arm in group.arms:
+        ours = arm.summary()
+        spent = of_arm(arm, known).full if cost == "hours" else arm.about["parameters"] / 1e6
+        points.append(figures.Point(label(arm.student), spent, ours.mean, ours.sd, arm.strategy))
+    axis = "Training hours, teachers included" if cost == "hours" else "Parameters, training form (millions)"
+    return figures.front(points, axis, f"{group.about['family']}: {group.describe()}")
+
+
+def _forest(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
+    from ghostcli.report import figures, tables
+    from ghostcli.report.paper import paper
+
+    families = (family,) if family else tables.families(records)
+    built = [tables.build(t.name, records, f) for f in families for t in paper().tables]
+    besides = tables.also_run(records, built, only=(family,) if family else FAMILIES)
+    shown = [*built, besides] if besides else built
+    if chosen:
+        ids = {run.id for run in chosen}
+        shown = [tables.only(table, ids) for table in shown]
+    return figures.forest(shown)
+
+
+def _confusion(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
+    from ghostcli.report import pictures
+
+    run = _one(chosen, "confusion")
+    logits, labels = _predictions(run)
+    return pictures.confusion(logits, labels, _classes(run), run.id)
+
+
+def _reliability(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
+    from ghostcli.report import pictures
+
+    if not chosen:
+        raise UsageError("plot reliability: name one run or several, as `ghost runs list` shows them")
+    return pictures.reliability([(run.id, *_predictions(run)) for run in chosen])
+
+
+def _disagree(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
+    import numpy as np
+
+    from ghostcli.data import load
+    from ghostcli.recipe.models import DataSection
+    from ghostcli.report import pictures
+
+    run = _one(chosen, "disagree")
+    logits, labels = _predictions(run)
+    known = {record.id: record for record in records}
+    teachers = [known[name] for name in (run.result or {}).get("teacher_runs", ()) if name in known]
+    if not teachers:
+        raise UsageError(f"plot disagree: {run.id} has no teacher among these runs; name a taught run")
+    taught = [_predictions(teacher) for teacher in teachers]
+    data = load(DataSection.model_validate(run.recipe["data"]))
+    if not all(np.array_equal(labels, theirs) for _, theirs in taught) or data.checksum != run.result["data_checksum"]:
+        raise UsageError(
+            f"plot disagree: {run.id}, its teacher and {data.name} as it lies here are not of the same images"
+        )
+    teacher = np.mean([np.asarray(theirs, dtype=np.float64) for theirs, _ in taught], axis=0)
+    title = f"{run.id} (S) and {', '.join(record.id for record in teachers)} (T)"
+    return pictures.disagreement(data.test.pixels.numpy(), labels, logits, teacher, data.classes, title=title)
+
+
+def _one(chosen: Sequence[RunRecord], kind: str) -> RunRecord:
+    if len(chosen) != 1:
+        raise UsageError(f"plot {kind}: name one run with its seed, as `ghost runs list` shows it")
+    return chosen[0]
+
+
+def _predictions(run: RunRecord):
+    found = run.predictions()
+    if found is None:
+        raise UsageError(f"{run.id}: has no predictions ({run.problem or 'predictions.npz is gone'})")
+    return found
+
+
+def _classes(run: RunRecord) -> Sequence[str]:
+    """Class names where they are known without opening the data, numbers elsewhere."""
+    result = run.result or {}
+    return CIFAR10 if result.get("data") == "cifar10" else [str(i) for i in range(result["classes"])]
+
+
+KINDS: dict[str, Callable[[Sequence[RunRecord], Sequence[RunRecord], str | None, str], Figure]] = {
+    "curves": _curves,
+    "width": _width,
+    "front": _front,
+    "forest": _forest,
+    "confusion": _confusion,
+    "reliability": _reliability,
+    "disagree": _disagree,
+}

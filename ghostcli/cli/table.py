@@ -1,0 +1,152 @@
+"""`ghost table`: the paper's tables, the printed numbers beside ours.
+
+Invariant: reads run records and prints; nothing is written but the file that --plot names.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ghostcli.errors import UsageError, printable
+from ghostcli.report.paper import FAMILIES, paper
+
+if TYPE_CHECKING:
+    from ghostcli.record import RunRecord
+    from ghostcli.report.tables import Options, Table
+
+FORMATS = ("text", "markdown", "latex", "csv", "json")
+MAIN = ("published", "paper", "ghost")
+
+
+def table(
+    which: Annotated[
+        str,
+        typer.Argument(
+            metavar="[I|II|III|IV|all|main|also]",
+            help="main: printed, published, paper and ghost side by side; also: runs beyond the paper's rows.",
+        ),
+    ] = "all",
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories live.")] = Path("runs"),
+    family: Annotated[
+        str | None,
+        typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.", show_default="those with runs"),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", metavar="F", help=f"{', '.join(FORMATS)}.")] = "text",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    margin: Annotated[
+        float, typer.Option("--margin", metavar="POINTS", help="Differences within it are called equivalent.")
+    ] = 0.3,
+    cost: Annotated[bool, typer.Option("--cost", help="Training hours too, with the teachers' share.")] = False,
+    more: Annotated[bool, typer.Option("--more", help="Calibration and agreement with the teachers too.")] = False,
+    paper_metric: Annotated[
+        bool, typer.Option("--paper-metric", help="The best epoch on the test set, as in the paper: optimistic.")
+    ] = False,
+    equal_budget: Annotated[
+        bool,
+        typer.Option("--equal-budget", help="Against baselines trained as long as a row and its teachers together."),
+    ] = False,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Pool runs of different data, budget and recipes in one row.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="A figure too: Fig. 1 for table I, deltas for the others."),
+    ] = None,
+) -> None:
+    """Print the paper's tables: printed numbers, ours, and a verdict on what teaching changed.
+
+    Rows compare runs of one protocol only; every run that is set aside is named with the reason.
+    """
+    from ghostcli import record
+    from ghostcli.report.tables import Options
+
+    form = _known("json" if as_json else form, FORMATS, "--format")
+    if family is not None:
+        _known(family, FAMILIES, "--family")
+    which = _known({"MAIN": "main", "ALL": "all", "ALSO": "also"}.get(which.upper(), which.upper()), names(), "table")
+    if not 0 <= margin < 100:
+        raise UsageError(f"--margin {margin:g}: needs points of accuracy from 0 to below 100, such as 0.3")
+    options = Options("best" if paper_metric else "selected", margin, allow_mixed, equal_budget)
+    records = record.scan(runs)
+    shown = _tables(which, records, family, options)
+    _print(which, shown, records, form, cost, more)
+    if plot is not None:
+        _plot(which, shown, plot)
+
+
+def names() -> tuple[str, ...]:
+    return (*(t.name for t in paper().tables), "all", "main", "also")
+
+
+def _known(value: str, known: Sequence[str], what: str) -> str:
+    if value in known:
+        return value
+    raise UsageError(f"{what} '{printable(value)}' does not exist; there are {', '.join(known)}")
+
+
+def _tables(which: str, records: Sequence[RunRecord], family: str | None, options: Options) -> list[Table]:
+    from ghostcli.report import tables
+
+    if which == "main":
+        return [tables.build(t.name, records, f, options) for f in MAIN for t in paper().tables]
+    found = (family,) if family else tables.families(records)
+    every = [tables.build(t.name, records, f, options) for f in found for t in paper().tables]
+    if which not in ("all", "also"):
+        return [table for table in every if table.name == which]
+    besides = tables.also_run(records, every, options, (family,) if family else FAMILIES)
+    return (every if which == "all" else []) + ([besides] if besides else [])
+
+
+def _print(which: str, shown: Sequence[Table], records: Sequence[RunRecord], form: str, cost: bool, more: bool) -> None:
+    from ghostcli.report import formats, grid
+    from ghostcli.report.cost import costs
+
+    known = costs(records) if cost else None
+    columns = {f: [t for t in shown if t.family == f] for f in MAIN}
+    if form in ("json", "csv"):
+        found: list[dict[str, Any]]
+        found = [formats.objects(t, known, more) for t in shown]
+        if which == "main" and form == "json":
+            found = [formats.side_by_side(columns)]
+        if form == "csv":
+            sys.stdout.write(formats.comma_separated(found))
+        else:
+            alone = len(found) == 1 and which != "all"
+            sys.stdout.write(
+                json.dumps(found[0] if alone else found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+            )
+        return
+    grids = [grid.side_by_side(columns)] if which == "main" else [grid.grid(t) for t in shown]
+    if known is not None:
+        grids += [grid.cost_grid(t, known) for t in shown if t.filled]
+    if more:
+        grids += [grid.more_grid(t) for t in shown if t.filled]
+    if not grids:
+        raise UsageError("table 'also': there is no run beyond the paper's rows; `ghost table` prints those")
+    if form == "text":
+        colour = sys.stdout.isatty()
+        sys.stdout.write(formats.text(grids, _width(colour), colour))
+    else:
+        sys.stdout.write({"markdown": formats.markdown, "latex": formats.latex}[form](grids))
+
+
+def _width(terminal: bool) -> int:
+    import shutil
+
+    return min(shutil.get_terminal_size((100, 24)).columns, 140) if terminal else 100
+
+
+def _plot(which: str, shown: Sequence[Table], file: Path) -> None:
+    from ghostcli.report import figures
+
+    if which == "I":
+        figure = figures.width([table for table in shown if table.name == "I"])
+    else:
+        figure = figures.forest(shown)
+    figures.save(figure, file)

@@ -1,0 +1,290 @@
+"""Which runs may stand side by side: finished runs, gathered into arms (seeds of one job) and groups (one protocol).
+
+Invariant: the runs of an arm differ in nothing but the seed, and the arms of a group were trained and tested on
+the same images under the same protocol. Every run that is set aside leaves its name and the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ghostcli.record import RunRecord
+from ghostcli.report.paper import PaperRow, paper
+from ghostcli.report.stats import Difference, Sample, Summary, difference, summarize
+from ghostcli.zoo.names import slug
+
+#: What stands in a table: `selected` (last epoch, or the one chosen on validation) or `best` (on the test set).
+METRICS = ("selected", "best")
+SHARE_BASELINES = {"paper", "published"}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that stands in no row, and why. `family` is empty where its recipe could not be read."""
+
+    run: str
+    reason: str
+    family: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A warning of the teaching check: `code` names it, `message` is its line."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The seeds of one job, in order of seed."""
+
+    runs: tuple[RunRecord, ...]
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What its runs share, as in result.json."""
+        return self.runs[0].result or {}
+
+    @property
+    def student(self) -> str:
+        return self.about["student"]
+
+    @property
+    def strategy(self) -> str:
+        return self.about["strategy"]
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        return tuple(self.about["teachers"])
+
+    @property
+    def newest(self) -> float:
+        return max(_written(run) for run in self.runs)
+
+    @cached_property
+    def predictions(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Correctness [n, N] and the labels [N]; None where a run has no predictions or other test images."""
+        found = [run.predictions() for run in self.runs]
+        if any(item is None for item in found):
+            return None
+        labels = found[0][1]
+        if not all(np.array_equal(labels, item[1]) for item in found):
+            return None
+        return np.stack([logits.argmax(axis=1) == labels for logits, _ in found]), labels
+
+    def accuracy(self, metric: str = "selected") -> np.ndarray:
+        return np.array([run.result["accuracy"][metric] for run in self.runs], dtype=np.float64)
+
+    def summary(self, metric: str = "selected") -> Summary:
+        return summarize(self.accuracy(metric))
+
+    def minus(self, baseline: Arm, metric: str = "selected") -> Difference:
+        """This arm against `baseline`; test images are resampled only where both saw the same."""
+        ours, theirs = self.predictions, baseline.predictions
+        paired = ours is not None and theirs is not None and np.array_equal(ours[1], theirs[1])
+        return difference(
+            Sample(self.accuracy(metric), ours[0] if paired else None),
+            Sample(baseline.accuracy(metric), theirs[0] if paired else None),
+        )
+
+    def mean(self, key: str) -> float | None:
+        """Mean over its runs of a number in result.json; None where a run lacks it."""
+        values = [run.result.get(key) for run in self.runs]
+        return None if any(value is None for value in values) else float(np.mean(values))
+
+    @property
+    def agreement(self) -> dict[str, float]:
+        """Percent of test images on which student and teacher agree, by teacher, over the runs that say."""
+        values: dict[str, list[float]] = defaultdict(list)
+        for run in self.runs:
+            for teacher, percent in (run.result.get("agreement") or {}).items():
+                values[teacher].append(percent)
+        return {teacher: float(np.mean(percents)) for teacher, percents in values.items()}
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the teaching check warned of; a taught run that was not shuffled is always among them."""
+        found: dict[str, str] = {}
+        for run in self.runs:
+            for item in run.result.get("check") or ():
+                if item.get("level") not in ("ok", "pass", "info"):
+                    found.setdefault(item["code"], item["message"])
+        if self.teachers and not self.about.get("shuffled", True):
+            found.setdefault("unshuffled", "the training images came in the same order every epoch")
+        return tuple(Finding(code, message) for code, message in found.items())
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arms of one protocol on the same images (or of several, where mixing was allowed)."""
+
+    arms: tuple[Arm, ...]
+    mixed: bool = False
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return self.arms[0].about
+
+    @property
+    def budget(self) -> int:
+        """Images seen in one training."""
+        return max(arm.about["epochs"] * arm.about["train_images"] for arm in self.arms)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self.arms[0].runs[0].recipe
+
+    def describe(self) -> str:
+        about = self.about
+        if self.mixed:
+            return "mixed protocols"
+        return f"{about['data']}, {about['train_images']:,} images × {about['epochs']} epochs"
+
+    def baseline(self, student: str) -> Arm | None:
+        return next((arm for arm in self.arms if arm.student == student and not arm.teachers), None)
+
+
+def finished(records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[LeftOut]]:
+    """Runs with a whole, finite result, and the others with what is wrong with each."""
+    good, bad = [], []
+    for record in records:
+        reason = _unfit(record)
+        good.append(record) if reason is None else bad.append(
+            LeftOut(record.id, reason, record.recipe.get("family", ""))
+        )
+    return good, bad
+
+
+def _unfit(record: RunRecord) -> str | None:
+    if record.problem is not None or record.result is None:
+        problem = record.problem or "no result"
+        if record.status == "failed":
+            return "non-finite" if "finite" in problem else "failed"
+        return "unfinished" if record.status in ("interrupted", "running") else problem
+    accuracy = record.result.get("accuracy", {})
+    values = [accuracy.get(metric) for metric in METRICS]
+    return None if all(isinstance(v, int | float) and math.isfinite(v) for v in values) else "non-finite"
+
+
+def same_conditions(result: dict[str, Any]) -> tuple[str, str]:
+    """Runs may be compared where this is equal: the protocol (data, budget, training) and the images' checksum."""
+    return result["protocol"], result["data_checksum"]
+
+
+def of_family(runs: Sequence[RunRecord], family: str) -> list[RunRecord]:
+    """The runs that count for a family: its own, and untaught runs of any other under a protocol of its own.
+
+    `paper` and `published` differ in what taught runs do, so their baselines are always shared.
+    """
+    own = [run for run in runs if run.result["family"] == family]
+    protocols = {same_conditions(run.result) for run in own}
+
+    def lent(result: dict[str, Any]) -> bool:
+        shares = {result["family"], family} == SHARE_BASELINES
+        return not result["teachers"] and (shares or same_conditions(result) in protocols)
+
+    return own + [run for run in runs if run.result["family"] != family and lent(run.result)]
+
+
+def groups(runs: Sequence[RunRecord], mixed: bool = False) -> list[Group]:
+    """One group a protocol; all in one where mixing is allowed, the arms then pooled over recipes too."""
+    together: dict[Any, dict[Any, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        result = run.result
+        # Untaught runs of one protocol do the same work even where digests differ (folded and plain branches).
+        job = (result["student"], result["strategy"], members(result), result["digest"] if result["teachers"] else "")
+        together[None if mixed else same_conditions(result)][job[:3] if mixed else job].append(run)
+    return [Group(tuple(_arm(seeds) for seeds in jobs.values()), mixed) for jobs in together.values()]
+
+
+def _arm(runs: list[RunRecord]) -> Arm:
+    """One run a seed and digest, the newest, in order of seed."""
+    by_seed: dict[Any, RunRecord] = {}
+    taught = bool(runs[0].result["teachers"])
+    for run in sorted(runs, key=_written):
+        by_seed[run.result["seed"], run.result["digest" if taught else "protocol"]] = run
+    return Arm(tuple(sorted(by_seed.values(), key=lambda run: (run.result["seed"], run.id))))
+
+
+def _written(run: RunRecord) -> float:
+    try:
+        return (run.path / "result.json").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def members(result: dict[str, Any]) -> tuple[str, ...]:
+    """The teachers as an identity: in order down a chain, in any order in an ensemble."""
+    teachers = tuple(result["teachers"])
+    return teachers if result["strategy"] in ("chain", "dense") else tuple(sorted(teachers))
+
+
+def fits(result: dict[str, Any], row: PaperRow) -> bool:
+    """Whether a run is one of a printed row's kind (of whatever budget and recipe)."""
+    if result["data"] != paper().source.data:
+        return False
+    if result["family"] in SHARE_BASELINES and result["kind"] not in (None, paper().source.kind):
+        return False
+    wanted = {"strategy": row.strategy, "teachers": row.teachers}
+    same = (result["student"], result["strategy"]) == (row.student, row.strategy)
+    return same and members(result) == members(wanted)
+
+
+def may_fit(run_id: str, row: PaperRow) -> bool:
+    """The same, of a run without a result, by its id."""
+    return run_id.startswith(f"{slug(row.student)}-{row.strategy}-")
+
+
+def most_telling(arms: Sequence[Arm], family: str, row: PaperRow) -> list[Arm]:
+    """The arms of a row, that to be shown first: the paper's own settings in its own families, then seeds, then age."""
+    source = paper().source
+
+    def rank(arm: Arm) -> tuple[bool, bool, int, float]:
+        distill = arm.runs[0].recipe.get("distill") or {}
+        faithful = all(
+            distill.get(key, getattr(source, key)) == getattr(source, key) for key in ("alpha", "temperature")
+        )
+        named = family != "published" or arm.about.get("recipe") == row.published
+        return faithful or family not in SHARE_BASELINES, named, len(arm.runs), arm.newest
+
+    return sorted(arms, key=rank, reverse=True)
+
+
+def differing(a: dict[str, Any], b: dict[str, Any], most: int = 3) -> str:
+    """The keys in which recipe `a` departs from `b`, as one would type them: `distill.temperature=4`."""
+    keys, values = departures(a, b), flat(a)
+    return ", ".join(f"{key}={values[key]}" for key in keys[:most]) + (", ..." if len(keys) > most else "")
+
+
+def departures(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """The keys of recipe `a` that `b` holds otherwise or not at all, labels aside."""
+    flat_a, flat_b = flat(a), flat(b)
+    return [key for key in flat_a if flat_a[key] != flat_b.get(key) and key not in ("family", "summary")]
+
+
+def flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's keys by their whole names: `train.epochs`."""
+    sections = {key: value for key, value in recipe.items() if isinstance(value, dict)}
+    top = {key: value for key, value in recipe.items() if key not in sections}
+    return top | {f"{name}.{key}": value for name, keys in sections.items() for key, value in keys.items()}
+
+
+def largest(candidates: Iterable[Group], rows: Callable[[Group], int]) -> Group | None:
+    """The group of the largest budget up to the paper's, then of the most rows, then the newest.
+
+    What goes beyond the paper's budget counts no more than it: a lone longer training displaces no full table.
+    """
+    most = paper().source.budget
+    return max(
+        candidates,
+        key=lambda group: (min(group.budget, most), rows(group), max(arm.newest for arm in group.arms)),
+        default=None,
+    )

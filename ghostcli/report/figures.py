@@ -1,0 +1,337 @@
+"""Figures of a study: learning curves, accuracy against width and cost, deltas with their intervals.
+
+Invariant: each function takes plain values or tables and returns a matplotlib `Figure`; no global state of
+matplotlib is touched, and only `save` writes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ghostcli.errors import UsageError, printable
+from ghostcli.report.paper import joined, label, paper
+from ghostcli.report.tables import Row, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Okabe and Ito's palette, distinct to every kind of colour vision and in grey; black is kept for what is printed.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
+MARKERS = "osD^vP*X"
+GREY, LIGHT = "#7F7F7F", "#D9D9D9"
+SUFFIXES = (".png", ".pdf", ".svg")
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5,
+    "svg.hashsalt": "ghost",
+    "pdf.fonttype": 42,
+}
+
+
+def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """`draw` under the house style: matplotlib reads its settings while it draws, not when it saves."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Any, **options: Any) -> Figure:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **options)
+
+    return drawn
+
+
+def canvas(
+    rows: int = 1, columns: int = 1, size: tuple[float, float] = (6.4, 4.0), **options: Any
+) -> tuple[Figure, Any]:
+    """A figure of `size` inches, and its axes as an array [rows, columns]."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def save(figure: Figure, file: Path) -> Path:
+    """Write PNG (200 dots an inch), PDF or SVG by suffix; UsageError where that is another or cannot be written."""
+    import matplotlib
+
+    if file.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{printable(file)}: its name must end in {', '.join(SUFFIXES)}")
+    # Without a date the same records give the same file.
+    undated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(file.suffix.lower())
+    try:
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(file, dpi=200, metadata=undated)
+    except OSError as error:
+        raise UsageError(f"{printable(file)}: cannot be written ({error.strerror or error})") from error
+    return file
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy by epoch of the seeds of one arm: `accuracy` [n, epochs] in percent; `student` groups the panels."""
+
+    student: str
+    name: str
+    accuracy: np.ndarray
+    baseline: bool = False
+
+
+@styled
+def curves(found: Sequence[Curve], what: str = "Test accuracy (%)") -> Figure:
+    """Learning curves, a panel a student: the seeds' mean with their range; the untaught baseline in grey."""
+    _needs(found, "learning curves need a run with at least one finished epoch")
+    students = list(dict.fromkeys(curve.student for curve in found))
+    columns = min(3, len(students))
+    rows = -(-len(students) // columns)
+    figure, axes = canvas(rows, columns, (max(6.4, 3.4 * columns), 3.4 * rows), sharex=False)
+    for panel, student in zip(axes.flat, students, strict=False):
+        own = sorted(
+            (curve for curve in found if curve.student == student), key=lambda curve: -curve.accuracy[:, -1].mean()
+        )
+        taught = [curve for curve in own if not curve.baseline]
+        for curve in own:
+            colour = GREY if curve.baseline else PALETTE[taught.index(curve) % len(PALETTE)]
+            epochs = np.arange(1, curve.accuracy.shape[1] + 1)
+            mean = curve.accuracy.mean(axis=0)
+            marker = "o" if len(epochs) == 1 else None
+            style = "--" if curve.baseline else "-"
+            panel.plot(epochs, mean, style, color=colour, marker=marker, label=f"{curve.name}, {mean[-1]:.2f}")
+            if len(curve.accuracy) > 1:
+                low, high = curve.accuracy.min(axis=0), curve.accuracy.max(axis=0)
+                panel.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+        finals = [curve.accuracy[:, -1].mean() for curve in own]
+        firsts = [
+            curve.accuracy[:, min(len(curve.accuracy[0]) - 1, len(curve.accuracy[0]) // 10)].mean() for curve in own
+        ]
+        top = max(float(curve.accuracy.max()) for curve in own)
+        panel.set_ylim(min(*firsts, min(finals) - 2), top + 0.04 * (top - min(firsts)) + 0.1)
+        panel.set_title(label(student))
+        panel.set_xlabel("Epoch")
+        panel.legend(loc="lower right", fontsize=7, handlelength=1.4, borderaxespad=0.2)
+        _whole_epochs(panel)
+    for panel in list(axes.flat)[len(students) :]:
+        panel.set_axis_off()
+    for row in axes:
+        row[0].set_ylabel(what)
+    return figure
+
+
+def _whole_epochs(panel: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+@styled
+def width(tables: Sequence[Table]) -> Figure:
+    """Fig. 1 of the paper: accuracy of GN-S against its width, as printed and as each family reached it."""
+    figure, [[axes]] = canvas()
+    printed = [(_width(row.student), row.accuracy) for row in paper().table("I").rows if row.student.startswith("gns:")]
+    axes.plot(
+        *zip(*printed, strict=True),
+        "--",
+        color="black",
+        marker="o",
+        mfc="white",
+        label="printed (one seed, best epoch)",
+    )
+    for i, (families, rows) in enumerate(_by_rows(tables).items()):
+        x = [_width(row.student) for row in rows]
+        mean = [row.ours.mean for row in rows]
+        spread = [row.ours.sd or 0 for row in rows]
+        seeds = sorted({row.ours.n for row in rows})
+        n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        name = f"{families}, {n} {'seed' if n == '1' else 'seeds'}"
+        axes.errorbar(x, mean, spread, color=PALETTE[i], marker=MARKERS[i + 1], capsize=3, label=name)
+    axes.set_xlabel("Width multiplier")
+    axes.set_ylabel("Test accuracy (%)")
+    axes.set_title("GhostNetV3-Small without a teacher")
+    axes.set_xticks([x for x, _ in printed])
+    axes.legend(loc="lower right")
+    return figure
+
+
+def _by_rows(tables: Sequence[Table]) -> dict[str, list[Row]]:
+    """The GN-S rows that have runs, by the families that show the very same runs."""
+    families: dict[tuple[Any, ...], list[str]] = {}
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for table in tables:
+        rows = [row for row in table.filled if row.student.startswith("gns:")]
+        key = tuple(run.id for row in rows for run in row.arm.runs)
+        if key:
+            families.setdefault(key, []).append(table.family)
+            found.setdefault(key, rows)
+    return {" and ".join(families[key]): rows for key, rows in found.items()}
+
+
+def _width(student: str) -> float:
+    return float(student.partition(":")[2])
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network at a cost: `error` is its standard deviation over seeds, or None."""
+
+    name: str
+    cost: float
+    accuracy: float
+    error: float | None = None
+    series: str = ""
+
+
+@styled
+def front(points: Sequence[Point], cost: str = "Parameters, training form (millions)", title: str = "") -> Figure:
+    """Accuracy against cost (log axis) by series, and the front: what nothing cheaper beats."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    _needs(points, "a front needs at least one finished run")
+    figure, [[axes]] = canvas(size=(6.8, 4.4))
+    if all(point.cost > 0 for point in points):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    best = pareto(points)
+    axes.step(
+        [p.cost for p in best],
+        [p.accuracy for p in best],
+        where="post",
+        color=LIGHT,
+        linewidth=5,
+        zorder=1,
+        label="front",
+    )
+    for i, series in enumerate(dict.fromkeys(point.series for point in points)):
+        own = [point for point in points if point.series == series]
+        errors = [point.error or 0 for point in own]
+        style = {
+            "color": PALETTE[i % len(PALETTE)],
+            "marker": MARKERS[i % len(MARKERS)],
+            "linestyle": "none",
+            "capsize": 2,
+        }
+        axes.errorbar([p.cost for p in own], [p.accuracy for p in own], errors, label=series or None, **style)
+    named: set[str] = set()
+    for point in sorted(best, key=lambda point: -point.accuracy):
+        if point.name not in named:
+            axes.annotate(
+                point.name,
+                (point.cost, point.accuracy),
+                (0, 6),
+                textcoords="offset points",
+                fontsize=7.5,
+                ha="center",
+                va="bottom",
+            )
+        named.add(point.name)
+    axes.margins(0.08, 0.12)
+    axes.set_title(title)
+    axes.set_xlabel(cost)
+    axes.set_ylabel("Test accuracy (%)")
+    axes.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """The points that none of equal or lower cost reaches in accuracy, by rising cost."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.cost, -point.accuracy)):
+        if not kept or point.accuracy > kept[-1].accuracy:
+            kept.append(point)
+    return kept
+
+
+@styled
+def forest(tables: Sequence[Table]) -> Figure:
+    """Deltas with their 95 % intervals, a panel a table and family; the printed delta beside as a hollow diamond."""
+    shown = [(table, [row for row in table.rows if row.taught and _drawn(row)]) for table in tables]
+    shown = [(table, rows) for table, rows in shown if any(row.delta for row in rows)]
+    _needs(shown, "a forest plot needs a taught run and its baseline; `ghost table` says which commands make them")
+    counts = [len(rows) for _, rows in shown]
+    size = (7.0, 0.9 + sum(0.27 * n + 0.62 for n in counts))
+    ratios = {"height_ratios": [n + 1.2 for n in counts]}
+    figure, axes = canvas(len(shown), 1, size, sharex=True, gridspec_kw=ratios)
+    colours = {
+        "better": PALETTE[2],
+        "worse": PALETTE[1],
+        "equivalent": PALETTE[0],
+        "not distinguished": GREY,
+        None: GREY,
+    }
+    for panel, (table, rows) in zip(axes[:, 0], shown, strict=True):
+        panel.axvspan(-table.margin, table.margin, color="#F0F0F0", zorder=0, linewidth=0)
+        panel.axvline(0, color="black", linewidth=0.8, zorder=1)
+        for y, row in enumerate(rows):
+            if row.printed and row.printed.delta is not None:
+                panel.plot(row.printed.delta, y, "D", mfc="white", mec="black", markersize=4.5, zorder=3)
+            if row.delta:
+                colour = colours[row.verdict]
+                if row.delta.low is not None:
+                    panel.plot(
+                        [row.delta.low, row.delta.high],
+                        [y, y],
+                        color=colour,
+                        linewidth=2,
+                        zorder=2,
+                        solid_capstyle="butt",
+                    )
+                panel.plot(row.delta.mean, y, "o", color=colour, zorder=4)
+        panel.set_yticks(range(len(rows)), [_caption(row) for row in rows])
+        panel.set_ylim(len(rows) - 0.4, -0.6)
+        panel.grid(axis="y", visible=False)
+        panel.tick_params(axis="y", length=0)
+        family = "" if table.family == "any" else f" · {table.family}"
+        panel.set_title(f"Table {table.name}{family}" if table.name != "also run" else "Also run")
+    axes[-1, 0].set_xlabel("Δ accuracy against the untaught student (points)")
+    _forest_legend(figure, colours, {row.verdict for _, rows in shown for row in rows if row.delta}, shown)
+    return figure
+
+
+def _drawn(row: Row) -> bool:
+    return row.delta is not None or row.printed is not None
+
+
+def _forest_legend(figure: Figure, colours: dict[Any, str], verdicts: set[Any], shown: Sequence[Any]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [
+        Line2D([], [], color=colour, marker="o", linewidth=2, label=verdict)
+        for verdict, colour in colours.items()
+        if verdict in verdicts and verdict is not None
+    ]
+    if any(row.printed for _, rows in shown for row in rows):
+        handles.append(
+            Line2D([], [], linestyle="none", marker="D", mfc="white", mec="black", markersize=4.5, label="printed")
+        )
+    handles.append(Patch(color="#E6E6E6", label=f"within ±{shown[0][0].margin:g}"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
+
+
+def _caption(row: Row) -> str:
+    teachers = {"chain": "chain", "ensemble": "ensemble"}.get(row.strategy) if row.printed else None
+    seeds = f" ({row.ours.n})" if row.ours else ""
+    return f"{label(row.student)} < {teachers or joined(row.teachers, row.strategy)}{seeds}"
+
+
+def _needs(values: Sequence[Any], message: str) -> None:
+    if not values:
+        raise UsageError(message)

@@ -1,0 +1,253 @@
+"""Grids and tables written out: text for a terminal, Markdown, LaTeX, CSV and JSON.
+
+Invariant: JSON and CSV hold every number to all its digits, the others what a person reads.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from ghostcli.report.cost import Cost, of_arm
+from ghostcli.report.grid import ALL, Grid
+from ghostcli.report.tables import Row, Table
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+WIDTH = 100
+#: Text columns that may wrap, and how narrow they may get.
+WRAPPING = {"Teachers": 14, "Protocol": 16, "Strategy": 8, "Agrees with (%)": 20, "Run": 30}
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "±": r"$\pm$", "Δ": r"$\Delta$",
+    "→": r"$\to$", "×": r"$\times$", "–": "--", "·": r"$\cdot$", "†": r"$^\dagger$", "▲": r"$\blacktriangle$",
+    "▼": r"$\blacktriangledown$", "−": "$-$",
+    **{sign: f"$^{{{letter}}}$" for sign, letter in zip("ᵃᵇᶜᵈᵉᶠᵍ¹²³⁴⁵⁶⁷⁸⁹", "abcdefg123456789", strict=True)},
+}  # fmt: skip
+
+
+def text(grids: Iterable[Grid], width: int = WIDTH, colour: bool = False) -> str:
+    """Rich tables, `width` columns wide."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=colour, highlight=False, no_color=not colour)
+    grids = list(grids)
+    for made in grids:
+        space = 0 if _least_width(made) > width else 1
+        if not space:  # the verdict takes two lines before a teacher's name is broken
+            made = replace(made, rows=tuple(tuple(cell.replace(*LONGEST) for cell in row) for row in made.rows))
+        table = _rich(made, space)
+        console.print(Text(made.title, "bold"))
+        console.print(table if made.rows else Text("(no rows)"))
+        for note in made.notes:
+            console.print(Padding(Text(note, "dim"), (0, 0, 0, 1)))
+        if made.commands:
+            console.print(Text(" To fill the empty rows:", "dim"))
+            for name, command in made.commands:
+                aside = f"   # {name}" if name == ALL else ""
+                console.print(Text(f"   {command}", "cyan") + Text(aside, "dim"), soft_wrap=True)
+        console.print()
+    for note in shared(grids):
+        console.print(Text(note, "dim"))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _least_width(made: Grid) -> int:
+    """Columns that the table needs with two spaces between its own, text wrapped as far as it may be."""
+    from rich.cells import cell_len
+
+    widths = []
+    for i, (head, _) in enumerate(made.columns):
+        natural = max(cell_len(line) for cell in (head, *(row[i] for row in made.rows)) for line in cell.split("\n"))
+        widths.append(min(natural, WRAPPING.get(head, natural)))
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+LONGEST = ("not distinguished", "not\ndistinguished")
+
+
+def _rich(made: Grid, space: int) -> RichTable:
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, space, 0, 0), show_edge=False)
+    for head, justify in made.columns:
+        least = WRAPPING.get(head)
+        table.add_column(head, justify=justify, no_wrap=least is None, min_width=least, overflow="fold")
+    for i, row in enumerate(made.rows):
+        if i in made.parts:
+            table.add_section()
+        table.add_row(*(Text(cell, _colour(cell)) for cell in row))
+    return table
+
+
+def shared(grids: Sequence[Grid]) -> list[str]:
+    """What is said once, below all grids."""
+    return list(dict.fromkeys(note for made in grids for note in made.general))
+
+
+def _colour(cell: str) -> str:
+    return {"better": "green", "worse": "red", "–": "dim"}.get(cell, "")
+
+
+def markdown(grids: Iterable[Grid]) -> str:
+    """GitHub's tables, the footnotes as a list."""
+    out: list[str] = []
+    grids = list(grids)
+    for made in grids:
+        out += [f"**{made.title}**".replace("\n", "**\n\n**"), ""]
+        out.append("| " + " | ".join(head for head, _ in made.columns) + " |")
+        out.append("|" + "|".join("---:" if justify == "right" else "---" for _, justify in made.columns) + "|")
+        out += ["| " + " | ".join(_markdown(cell) for cell in row) + " |" for row in made.rows]
+        out.append("")
+        out += [f"- {_markdown(note)}" for note in made.notes]
+        out += [f"- {_markdown(name)}: `{command}`" for name, command in made.commands]
+        out.append("")
+    out += [f"{_markdown(note)}\n" for note in shared(grids)]
+    return "\n".join(out)
+
+
+def _markdown(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>").replace("*", "\\*")
+
+
+def latex(grids: Iterable[Grid]) -> str:
+    """A `table` with booktabs rules for each (packages booktabs, amssymb)."""
+    out: list[str] = []
+    for made in grids:
+        align = "".join("r" if justify == "right" else "l" for _, justify in made.columns)
+        out += [r"\begin{table}", r"\centering", rf"\caption{{{_latex(made.title)}}}"]
+        out += [rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
+        out += [" & ".join(_latex(head) for head, _ in made.columns) + r" \\", r"\midrule"]
+        for i, row in enumerate(made.rows):
+            out += [r"\midrule"] * (i in made.parts)
+            out.append(" & ".join(map(_latex, row)) + r" \\")
+        out += [r"\bottomrule", r"\end{tabular}"]
+        out += [r"\par\smallskip{\footnotesize " + _latex(note) + r"\par}" for note in made.notes + made.general]
+        out += [f"% {name}: {command}" for name, command in made.commands]
+        out += [r"\end{table}", ""]
+    return "\n".join(out)
+
+
+def _latex(cell: str) -> str:
+    return "".join(LATEX.get(sign, sign) for sign in cell.replace("\n", " "))
+
+
+def objects(table: Table, known: dict[str, Cost] | None = None, more: bool = False) -> dict[str, Any]:
+    """A table as data: the contract's keys, and ours besides."""
+    about = table.group.about if table.group else {}
+    return {
+        "table": table.name,
+        "title": table.title,
+        "family": table.family,
+        "protocol": None if table.mixed else about.get("protocol"),
+        "data": about.get("data"),
+        "epochs": about.get("epochs"),
+        "train_images": about.get("train_images"),
+        "metric": table.metric,
+        "margin": table.margin,
+        "mixed": table.mixed,
+        "rows": [_object(row, known, more) for row in table.rows],
+        "left_out": [asdict(out) for out in table.left_out],
+    }
+
+
+def _object(row: Row, known: dict[str, Cost] | None, more: bool) -> dict[str, Any]:
+    from ghostcli.report.paper import paper
+
+    printed, arm, delta = row.printed, row.arm, row.delta
+    found: dict[str, Any] = {
+        "student": row.student,
+        "strategy": row.strategy,
+        "teachers": list(row.teachers),
+        "parameters": row.parameters,
+        "paper": printed.accuracy if printed else None,
+        "paper_delta": printed.delta if printed else None,
+        "paper_logged": asdict(printed.logged) if printed and printed.logged else None,
+        "ours": _rounded(asdict(row.ours)) if row.ours else None,
+        "delta": _rounded({"mean": delta.mean, "low": delta.low, "high": delta.high}) if delta else None,
+        "verdict": row.verdict,
+        "p_value": delta.p if delta else None,
+        "p_adjusted": row.p_adjusted,
+        "p_welch": delta.welch if delta else None,
+        "test": delta.test if delta else None,
+        "interval_covers": delta.covers if delta else None,
+        "note": paper().notes[printed.note] if printed and printed.note else None,
+        "check": [asdict(finding) for finding in row.findings],
+        "runs": [run.id for run in arm.runs] if arm else [],
+        "command": row.command,
+    }
+    if not printed and arm:
+        found |= {key: arm.about[key] for key in ("family", "data", "epochs", "train_images", "protocol", "kind")}
+    if known is not None:
+        found["hours"] = asdict(of_arm(arm, known)) if arm else None
+    if more:
+        found |= {
+            "ece": arm.mean("ece") if arm else None,
+            "nll": arm.mean("nll") if arm else None,
+            "agreement": arm.agreement if arm else None,
+        }
+    return found
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    """Accuracies without the noise of their last binary digits."""
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
+
+
+def side_by_side(by_family: dict[str, Sequence[Table]]) -> dict[str, Any]:
+    """The three-column table as data; `ours`, `delta` and `verdict` of a row itself are the paper family's."""
+    rows = []
+    for tables in zip(*by_family.values(), strict=True):
+        for lines in zip(*(table.rows for table in tables), strict=True):
+            found = dict(zip(by_family, (_object(line, None, False) for line in lines), strict=True))
+            row = found["paper"]
+            keep = ("ours", "delta", "verdict", "p_value", "p_adjusted", "check", "runs", "command")
+            rows.append(
+                row | {"table": tables[0].name, "families": {f: {k: o[k] for k in keep} for f, o in found.items()}}
+            )
+    budgets = {f: sorted({t.group.describe() for t in tables if t.group}) for f, tables in by_family.items()}
+    return {"table": "main", "families": list(by_family), "budgets": budgets, "rows": rows}
+
+
+def comma_separated(found: Sequence[dict[str, Any]]) -> str:
+    """One line a row over all tables; nested values are flattened with underscores, lists joined with spaces."""
+    lines = [
+        _flat({"table": item["table"], "family": item.get("family", "")} | row)
+        for item in found
+        for row in item["rows"]
+    ]
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    # A cell that is empty in one row may be nested in another: the bare name then says nothing.
+    columns = [key for key in columns if not any(other.startswith(f"{key}_") for other in columns) or _said(key, lines)]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _said(key: str, lines: Sequence[dict[str, Any]]) -> bool:
+    return any(line.get(key) not in (None, "") for line in lines)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat |= _flat(item, f"{prefix}{key}_")
+        elif isinstance(item, list):
+            flat[f"{prefix}{key}"] = " ".join(
+                str(part.get("code", part)) if isinstance(part, dict) else str(part) for part in item
+            )
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat

@@ -1,0 +1,271 @@
+"""The statistics behind a verdict: spreads, intervals, tests, calibration.
+
+Invariant: pure functions of arrays. Nothing here draws from a generator that was not seeded here, so the same
+records always give the same table.
+
+How an interval is made. `difference` compares two arms, each of n seeds tested on the same N images. Two
+things were sampled: the seeds and the images. A two-level bootstrap resamples both, the seeds within each arm,
+the images jointly for both arms. Drawn naively and cut at its percentiles it fails twice: with three seeds it
+undercovers (resampling n values shrinks their variance by (n-1)/n, and two degrees of freedom are not
+infinitely many), and it counts the luck of a seed on an image at both levels (Owen 2007, "The pigeonhole
+bootstrap"). So here
+
+- deviations of resampled seed means are stretched by sqrt(n/(n-1));
+- deviations of resampled images are shrunk by sqrt(item/total), where `item` is what remains of the variance of
+  the per-image differences once the seeds' own luck on each image (its mean squared spread across seeds,
+  divided by n) is taken out: that luck already stands in the spread of the seeds' accuracies;
+- the half-width is the quantile of the absolute deviations (a symmetric bootstrap interval, Hall 1988),
+  stretched by t(df)/z with Welch's and Satterthwaite's degrees of freedom;
+- it is never narrower than the interval that resamples the images alone: three seeds that happen to agree to
+  the digit are no evidence beyond what their test set can give.
+
+An arm of one seed has no spread. It borrows the other arm's where that one has more seeds (equal variances
+assumed); where both have one, the interval covers the sampling of test images only, and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.95
+DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation (None for one value) of `n` accuracies, in percent."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One arm: `accuracy` [n] in percent, a value a seed; `correct` [n, N] bool, or None where not recorded."""
+
+    accuracy: np.ndarray
+    correct: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Arm minus baseline in points of accuracy. `low`, `high` and `p` are None where nothing can be said.
+
+    `test` names what `p` comes from; `welch` is the cross-check's p; `covers` says what the interval is about.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    test: str | None = None
+    welch: float | None = None
+    covers: str | None = None
+
+
+def summarize(accuracy: Sequence[float] | np.ndarray) -> Summary:
+    values = np.asarray(accuracy, dtype=np.float64)
+    return Summary(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values))
+
+
+def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float] | None:
+    """Low, high and two-sided p of mean(a) - mean(b), unequal variances; None for an arm of one or no spread."""
+    from scipy import stats
+
+    if min(len(a), len(b)) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
+        return None
+    test = stats.ttest_ind(a, b, equal_var=False)
+    interval = test.confidence_interval(LEVEL)
+    return float(interval.low), float(interval.high), float(test.pvalue)
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+    """Exact two-sided p of McNemar's test for two runs' correctness [N] on the same images."""
+    from scipy import stats
+
+    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(~a & b))
+    if only_a + only_b == 0:
+        return 1.0
+    return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+
+
+def difference(a: Sample, b: Sample, draws: int = DRAWS) -> Difference:
+    """Arm `a` minus baseline `b`. Both `correct` must be over the same images in the same order."""
+    mean = float(np.mean(a.accuracy) - np.mean(b.accuracy))
+    cross = welch(a.accuracy, b.accuracy)
+    cross_p = cross[2] if cross else None
+    if a.correct is None or b.correct is None:
+        if cross is None:
+            return Difference(mean)
+        shift = mean - (cross[0] + cross[1]) / 2
+        return Difference(mean, cross[0] + shift, cross[1] + shift, cross_p, "Welch", cross_p, "seeds only")
+
+    images = _image_deviations(a.correct, b.correct, draws)
+    half, p = _normal(mean, images)
+    if max(len(a.accuracy), len(b.accuracy)) == 1:
+        exact = mcnemar(a.correct[0], b.correct[0])
+        return Difference(mean, mean - half, mean + half, exact, "McNemar, exact", None, "test images only")
+    seeds = _seed_deviations(a, b, draws)
+    two_half, two_p = _student(mean, seeds.draws + seeds.item_share * images, seeds.df)
+    half, p = max(half, two_half), max(p, two_p)
+    covers = "seeds and test images" + (", one arm's spread borrowed" if seeds.borrowed else "")
+    return Difference(mean, mean - half, mean + half, p, "two-level bootstrap", cross_p, covers)
+
+
+def _image_deviations(a: np.ndarray, b: np.ndarray, draws: int) -> np.ndarray:
+    """Deviations [draws], in points, of the mean per-image difference when images are resampled jointly.
+
+    Images with equal differences are interchangeable, so counts of the few distinct values are drawn.
+    """
+    per_image = a.mean(axis=0) - b.mean(axis=0)
+    values, counts = np.unique(per_image.round(9), return_counts=True)
+    total = len(per_image)
+    drawn = np.random.default_rng(1).multinomial(total, counts / total, size=draws)
+    return 100 * (drawn @ values / total - per_image.mean())
+
+
+@dataclass(frozen=True)
+class _Seeds:
+    draws: np.ndarray
+    df: float
+    item_share: float
+    borrowed: bool
+
+
+def _seed_deviations(a: Sample, b: Sample, draws: int) -> _Seeds:
+    """Deviations [draws] from resampling seeds within each arm, and what of the images' variance is no luck."""
+    arms = (a, b)
+    spread = [_residuals(arm.accuracy) for arm in arms]
+    luck = [_luck(arm) for arm in arms]
+    borrowed = False
+    for this, other in ((0, 1), (1, 0)):
+        if len(arms[this].accuracy) == 1:
+            spread[this], luck[this], borrowed = spread[other], luck[other], True
+
+    generator = np.random.default_rng(2)
+    sizes = [len(arm.accuracy) for arm in arms]
+    drawn = np.zeros(draws)
+    for sign, residuals, n in zip((1, -1), spread, sizes, strict=True):
+        drawn += sign * generator.choice(residuals, size=(draws, n)).mean(axis=1)
+
+    images = a.correct.shape[1]
+    total = float((a.correct.mean(axis=0) - b.correct.mean(axis=0)).var(ddof=1)) if images > 1 else 0.0
+    item = max(0.0, total - sum(share / n for share, n in zip(luck, sizes, strict=True)))
+
+    variances = [float(np.mean(r**2)) / n for r, n in zip(spread, sizes, strict=True)]
+    dfs = [len(r) - 1 for r in spread]
+    if borrowed:
+        variances, dfs = [sum(variances)], dfs[:1]
+    whole = sum(variances) + 1e4 * item / images
+    noise = sum(v**2 / df for v, df in zip(variances, dfs, strict=True))
+    df = whole**2 / noise if noise > 0 else math.inf
+    return _Seeds(drawn, df, math.sqrt(item / total) if total > 0 else 0.0, borrowed)
+
+
+def _residuals(accuracy: np.ndarray) -> np.ndarray:
+    """Deviations from the mean, stretched so that their mean square is the unbiased variance."""
+    n = len(accuracy)
+    return (accuracy - accuracy.mean()) * math.sqrt(n / (n - 1)) if n > 1 else np.zeros(1)
+
+
+def _luck(arm: Sample) -> float:
+    """Variance of one seed's correctness on an image about the image's mean, less what whole seeds differ by."""
+    if len(arm.correct) < 2:
+        return 0.0
+    return max(0.0, float(arm.correct.var(axis=0, ddof=1).mean() - arm.correct.mean(axis=1).var(ddof=1)))
+
+
+def _normal(mean: float, deviations: np.ndarray) -> tuple[float, float]:
+    return _student(mean, deviations, math.inf)
+
+
+def _student(mean: float, deviations: np.ndarray, df: float) -> tuple[float, float]:
+    """Half-width of the symmetric bootstrap interval stretched by t/z, and the p that is `1 - LEVEL` at its edge."""
+    from scipy import special
+
+    tail = (1 + LEVEL) / 2
+    z = float(special.ndtri(tail))
+    error = float(np.quantile(np.abs(deviations), LEVEL)) / z
+    if error == 0:
+        return 0.0, 1.0 if mean == 0 else 0.0
+    if math.isinf(df):
+        return z * error, float(2 * special.ndtr(-abs(mean) / error))
+    return float(special.stdtrit(df, tail)) * error, float(2 * special.stdtr(df, -abs(mean) / error))
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down adjustment over the values that are there; None stays None."""
+    ordered = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    adjusted: list[float | None] = [None] * len(p)
+    running = 0.0
+    for rank, (value, i) in enumerate(ordered):
+        running = max(running, min(1.0, (len(ordered) - rank) * value))
+        adjusted[i] = running
+    return adjusted
+
+
+def verdict(delta: Difference, adjusted_p: float | None, margin: float) -> str | None:
+    """better | worse | equivalent | not distinguished; None without an interval.
+
+    equivalent: the whole interval lies within +-`margin` points (two one-sided tests at half of 5 % each); the
+    margin is what the reader calls no difference, so it is asked first. better, worse: the interval leaves
+    zero out and p, adjusted over the table's rows, is below 5 %.
+    """
+    if delta.low is None or delta.high is None or adjusted_p is None:
+        return None
+    if -margin <= delta.low and delta.high <= margin:
+        return "equivalent"
+    if adjusted_p < 1 - LEVEL and not delta.low <= 0 <= delta.high:
+        return "better" if delta.mean > 0 else "worse"
+    return "not distinguished"
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities in float64, [..., C]; the temperature is left alone."""
+    shifted = np.asarray(logits, dtype=np.float64)
+    shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative log-likelihood of `labels` [N] under `logits` [N, C], in nats."""
+    x = np.asarray(logits, dtype=np.float64)
+    x = x - x.max(axis=1, keepdims=True)
+    return float(np.mean(np.log(np.exp(x).sum(axis=1)) - x[np.arange(len(x)), labels]))
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Equal-width bins of confidence: how many images, their mean confidence and their accuracy (fractions)."""
+
+    count: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+
+def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> Bins:
+    """Confidence (the largest probability) against accuracy; bins are (k/bins, (k+1)/bins]. Empty ones hold 0."""
+    probabilities = softmax(logits)
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(which, minlength=bins)
+    safe = np.maximum(count, 1)
+    mean = [np.bincount(which, weights=values, minlength=bins) / safe for values in (confidence, correct)]
+    return Bins(count, *mean)
+
+
+def ece(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Guo 2017), a fraction: mean |confidence - accuracy| weighed by count."""
+    table = calibration(logits, labels, bins)
+    return float(np.sum(table.count * np.abs(table.confidence - table.accuracy)) / table.count.sum())
+
+
+def agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Percent of images on which two sets of logits [N, C] have the same first choice."""
+    return 100 * float(np.mean(np.argmax(a, axis=1) == np.argmax(b, axis=1)))

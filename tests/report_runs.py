@@ -1,0 +1,139 @@
+"""Run directories made by hand, for the report's tests: real files, invented numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PARAMETERS = {"gns:1.0": 483_554, "gns:2.8": 2_426_850, "gnd:1.0": 6_860_838}
+
+
+def digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def scores(
+    accuracy: float, seed: int, n: int = 1000, classes: int = 10, noise: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [n, C] that are right on `accuracy` percent of the images, hard images hard for every seed."""
+    labels = np.arange(n) % classes
+    ease = np.random.default_rng(7).normal(size=n) + noise * np.random.default_rng(seed + 100).normal(size=n)
+    right = np.argsort(np.argsort(-ease)) < round(n * accuracy / 100)
+    choice = np.where(right, labels, (labels + 1 + np.arange(n) % (classes - 1)) % classes)
+    logits = np.random.default_rng(seed).normal(size=(n, classes))
+    logits[np.arange(n), choice] += 6 + ease
+    return logits.astype(np.float16), labels.astype(np.int64)
+
+
+def write_run(
+    runs: Path,
+    student: str = "gns:1.0",
+    strategy: str = "plain",
+    teachers: tuple[str, ...] = (),
+    seed: int = 0,
+    accuracy: float = 91.0,
+    *,
+    family: str = "paper",
+    recipe_name: str | None = None,
+    data: str = "cifar10",
+    epochs: int = 200,
+    train_images: int = 50_000,
+    limit: int | None = None,
+    distill: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    status: str = "done",
+    error: str | None = None,
+    predictions: bool = True,
+    test_images: int = 1000,
+    teacher_runs: tuple[str, ...] = (),
+    curve: int = 0,
+    **result: Any,
+) -> str:
+    """Write one run; returns its id. `result` overrides keys of result.json."""
+    recipe = {
+        "family": family,
+        "summary": "",
+        "data": {"name": data, "limit": limit, "shuffle": True, "validation": 0},
+        "train": {"epochs": epochs, "batch_size": 256, **(train or {})},
+        "distill": {"kind": "kd", "alpha": 0.5, "temperature": 1.0, "shuffle": True, **(distill or {})},
+        "engine": {"branches": "folded"},
+    }
+    protocol = digest(recipe["data"], recipe["train"], train_images)
+    content = digest(
+        student, protocol, teachers, recipe["distill"] if teachers else None, recipe_name if teachers else None
+    )
+    name = student.replace(":", "-").replace("/", "-")
+    run = f"{name}-{strategy}-{content[:8]}/s{seed}"
+    folder = runs / run
+    folder.mkdir(parents=True)
+    owner = {"pid": os.getpid(), "host": "elsewhere"}
+    (folder / "status.json").write_text(json.dumps({"status": status, "error": error, **owner}))
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    logits, labels = scores(accuracy, seed, test_images)
+    measured = 100 * float(np.mean(logits.argmax(1) == labels))
+    rows = [_epoch(i + 1, curve, measured) for i in range(curve)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if status != "done":
+        return run
+    best = {"last": measured, "best": measured + 0.2, "best_epoch": max(1, epochs - 5)}
+    chosen = {"selected": measured, "selected_epoch": epochs, "selected_by": "last"}
+    content_of_result = {
+        "schema": 1, "run": run, "status": "done", "student": student, "parameters": PARAMETERS.get(student, 1_000_000),
+        "strategy": strategy, "kind": recipe["distill"]["kind"] if teachers else None, "teachers": list(teachers),
+        "teacher_runs": list(teacher_runs), "data": data, "data_checksum": digest(data, train_images), "classes": 10,
+        "train_images": train_images, "validation_images": 0, "test_images": test_images, "seed": seed,
+        "epochs": epochs, "family": family, "recipe": recipe_name or family, "digest": content, "protocol": protocol,
+        "shuffled": not teachers or recipe["distill"]["shuffle"], "accuracy": {**best, **chosen}, "nll": 0.31,
+        "ece": 0.021, "agreement": {t: 93.0 for t in teachers[-1:]} or None, "seconds": 4380.0, "train_seconds": 3600.0,
+        "teacher_seconds": 0.0, "device": "cpu", "check": [], "notes": [], **result,
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(content_of_result))
+    if predictions:
+        np.savez(folder / "predictions.npz", logits=logits, labels=labels)
+    return run
+
+
+def _epoch(epoch: int, epochs: int, final: float) -> dict[str, Any]:
+    done = epoch / epochs
+    accuracy = 10 + (final - 10) * (1 - (1 - done) ** 2) + (0 if epoch == epochs else np.sin(epoch * 2.3))
+    return {
+        "epoch": epoch, "step": 196 * epoch, "lr": 0.01, "loss": 2.3 - 2 * done, "hard": 2.3 - 2 * done, "soft": 0.0,
+        "train_accuracy": min(100.0, accuracy + 5 * done), "validation": None,
+        "test": {"accuracy": accuracy, "loss": 2.3 - 1.9 * done}, "seconds": 20.0, "images_per_second": 2500.0,
+    }  # fmt: skip
+
+
+CHAIN = ("resnet50", "resnet34", "resnet18")
+ENSEMBLE = ("resnet50", "densenet161", "vgg13", "inceptionv3")
+
+
+def study(runs: Path, seeds: int = 3) -> Path:
+    """A small study: baselines, each strategy, both of the paper's families, and some runs that must be set aside."""
+    base = {"gns:1.0": 91.4, "gns:1.3": 92.4, "gns:1.6": 92.6, "gns:2.8": 93.9, "gnd:1.0": 91.2, "resnet18": 93.1}
+    for student, accuracy in base.items():
+        for seed in range(seeds):
+            write_run(runs, student, seed=seed, accuracy=accuracy + 0.1 * seed, curve=20)
+    resnet50 = write_run(runs, "resnet50", accuracy=93.7, curve=20)
+    warned = [
+        {"code": "near-one-hot", "level": "warn", "message": "soft targets at T = 1 hold 0.02 nats: near one-hot"}
+    ]
+    for seed in range(seeds):
+        shift = 0.1 * seed
+        common = {"seed": seed, "check": warned, "curve": 20}
+        write_run(runs, "gns:1.0", "kd", ("resnet50",), accuracy=93.2 + shift, teacher_runs=(resnet50,), **common)
+        write_run(runs, "gns:1.0", "kd", ("vgg13",), accuracy=91.5 + shift, **common)
+        write_run(runs, "gns:1.0", "chain", CHAIN, accuracy=90.1 + shift, **common)
+        write_run(runs, "gns:1.0", "ensemble", ENSEMBLE[::-1], accuracy=92.9 + shift, **common)
+    published = {"family": "published", "recipe_name": "published/chain", "distill": {"shuffle": False}}
+    write_run(runs, "gns:1.0", "chain", CHAIN, accuracy=90.2, check=warned, **published)
+    write_run(runs, "gns:1.0", "kd", ("resnet18",), status="failed", error="the loss became non-finite in epoch 3")
+    write_run(runs, "gns:1.0", "kd", ("resnet18",), seed=1, status="interrupted")
+    write_run(runs, "gns:1.0", "kd", ("resnet18",), accuracy=60, epochs=2, limit=2000, train_images=2000)
+    write_run(runs, "gns:1.0", "kd", ("resnet50",), accuracy=92.0, distill={"temperature": 4.0})
+    write_run(runs, "gns:0.5", "kd", ("resnet18",), accuracy=85.0, distill={"kind": "dkd"})
+    return runs
