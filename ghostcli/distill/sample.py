@@ -1,0 +1,116 @@
+"""A sample of what a student is about to be taught, as the training step would have it.
+
+Invariant: nothing is changed. Order, views and answers of epoch 0 come from the training loop's own functions, its
+Cropper and its Lesson, so that a fault in those is in the sample; beside them stands what the bare networks say, in
+eval mode, about the student's own pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ghostcli import signals, zoo
+from ghostcli.data import Data, Images
+from ghostcli.data.batches import Cropper
+from ghostcli.distill.objective import needs_features
+from ghostcli.distill.teacher import Lesson, Teacher
+from ghostcli.engine import evaluate
+from ghostcli.engine import train as loop
+from ghostcli.plan import Job
+
+#: Images looked at: an accuracy is then known to some 2 points. At most an eighth of an epoch, so that the check
+#: stays small beside the run it guards, but never fewer than LEAST.
+SAMPLE, LEAST = 512, 64
+#: Multiply-accumulates a check may spend on a CPU: some 20 s on two cores. It shrinks the sample of teachers as
+#: heavy as InceptionV3 (not that of ResNets), and equally on every CPU.
+CPU_MACS = 1e12
+#: Times a teacher is asked about each image: as the lesson does, about the student's view, about a test image.
+ASKED = 3
+#: Images the bare networks are asked about at a time: those that enlarge them need the memory.
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images of epoch 0, spread evenly over its stream, and what the teachers say about them.
+
+    `told` is what the step is given, `asked` what the networks say about `pixels`, both float32 [T, B, C]. For each
+    teacher, `sides` are the sizes of the images that reached its network (behind what enlarges them), and `moved`
+    tells whether a buffer of it changed while it was asked.
+    """
+
+    pixels: Tensor  # uint8 [B, H, W, 3]
+    labels: Tensor  # int64 [B]
+    told: Tensor
+    asked: Tensor
+    sides: tuple[frozenset[int], ...]
+    moved: tuple[bool, ...]
+
+
+def sample_size(images: int, macs: float, device: torch.device) -> int:
+    """How many of `images` to look at, for teachers that together spend `macs` on one."""
+    size = min(SAMPLE, images // 8)
+    if device.type == "cpu":
+        size = min(size, int(CPU_MACS / (ASKED * macs)))
+    return min(images, max(LEAST, size))
+
+
+def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device) -> Sample:
+    """Ask `teachers` about the start of `job`."""
+    recipe, images = job.recipe, data.train.to(device)
+    count, shape = len(images), (3, *images.pixels.shape[1:3])
+    size = sample_size(count, sum(zoo.count_macs(teacher.model, shape) for teacher in teachers), device)
+    index = loop.order(count, job.seed, 0, job.shuffled)[torch.arange(size) * count // size].to(device)
+    views = loop.views(count, job.seed, 0, recipe.augment).to(device)
+    cropper = Cropper(images, recipe.augment)
+    features = needs_features(recipe.distill)
+    lesson = Lesson(teachers, recipe, replace(data, train=images), cropper, features=features, seed=job.seed)
+    if not lesson.tables:
+        lesson.start_epoch(0, views)
+    pixels = cropper.crop(index, views[index], job.seed, 0)
+
+    before = [{name: buffer.clone() for name, buffer in teacher.model.named_buffers()} for teacher in teachers]
+    sides: list[set[int]] = [set() for _ in teachers]
+    handles = [_watch(teacher.model, side) for teacher, side in zip(teachers, sides, strict=True)]
+    parts = []
+    for some, crops in zip(index.split(BATCH), pixels.split(BATCH), strict=True):
+        signals.stop_if_asked()
+        parts.append(_from_tables(lesson, some, views[some]) if lesson.tables else lesson.answer(some, crops)[0])
+    for handle in handles:
+        handle.remove()
+    moved = tuple(
+        any(not torch.equal(buffer, was[name]) for name, buffer in teacher.model.named_buffers())
+        for teacher, was in zip(teachers, before, strict=True)
+    )
+    labels = images.labels[index]
+    asked = torch.stack([answers(teacher, Images(pixels, labels)) for teacher in teachers])
+    return Sample(pixels, labels, torch.cat(parts, 1), asked, tuple(map(frozenset, sides)), moved)
+
+
+def answers(teacher: Teacher, images: Images) -> Tensor:
+    """float32 logits [B, C] of the bare network in eval mode."""
+    return evaluate.logits(teacher.model, images, teacher.norm, BATCH)
+
+
+def _watch(model: nn.Module, sides: set[int]) -> torch.utils.hooks.RemovableHandle:
+    body = getattr(model, "net", model)
+    return body.register_forward_pre_hook(lambda _, args: sides.add(args[0].shape[-1]))
+
+
+def _from_tables(lesson: Lesson, index: Tensor, views: Tensor) -> Tensor:
+    """float32 [T, B, C]: the tables' entries where they are filled, else what they would be filled with."""
+    numbers, places = index.cpu().numpy(), views.cpu().numpy()
+    rows = []
+    for teacher, table in zip(lesson.teachers, lesson.tables, strict=True):
+        said = torch.from_numpy(table.logits[numbers, places]).float()
+        missing = torch.from_numpy(np.flatnonzero(table.filled[numbers, places] == 0))
+        if len(missing):
+            here = missing.to(index.device)
+            said[missing] = lesson._ask(teacher)(index[here], views[here]).half().float().cpu()
+        rows.append(said.to(index.device))
+    return torch.stack(rows)
