@@ -1,0 +1,156 @@
+"""`ghost bench`: what networks cost. Invariant: figures go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ghostcli.cli.options import Device, Json, Runs
+from ghostcli.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="gns:WIDTH, gnd:WIDTH, a teacher, or run/ID.")]
+Plot = Annotated[
+    Path | None,
+    typer.Option("--plot", metavar="FILE", help="Draw the accuracy of finished runs against MACs: .png, .pdf or .svg."),
+]
+
+
+def bench(
+    models: Models,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Images in a training step and a large inference.")
+    ] = 256,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in which all networks take turns.")] = 7,
+    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time them too, or only count.")] = True,
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Classes of the last layer.")] = 10,
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    plot: Plot = None,
+    as_json: Json = False,
+) -> None:
+    """Parameters, MACs, speed and memory of networks: train form (branches apart) and deploy form (folded).
+
+    ghost bench gns:1.0 gns:2.8 resnet18        ghost bench gns:1.0 resnet50 --no-timing --json
+    """
+    from ghostcli import bench as room
+
+    networks = room.resolve(models, classes, runs)
+    if plot is not None:
+        _drawable(plot)
+    rows = [room.count(network) for network in networks]
+    if timing:
+        from ghostcli.display import Display
+        from ghostcli.engine.device import pick
+
+        where = pick(device)
+        with Display() as show:
+            turns = len(networks) * (2 + len(room.FIGURES) * (rounds + 1))
+            show.begin("bench", turns)
+            found = room.measure(networks, batch, where, rounds, lambda note: show.advance(note=note))
+        rows = [row | more for row, more in zip(rows, found, strict=True)]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        _print(rows)
+    if plot is not None:
+        _plot(rows, runs, plot)
+
+
+def _drawable(file: Path) -> None:
+    from ghostcli.report.figures import SUFFIXES
+
+    if file.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--plot {printable(file)}: its name must end in {', '.join(SUFFIXES)}")
+    if not file.parent.is_dir():
+        raise UsageError(f"--plot {printable(file)}: there is no folder {printable(file.parent)}; make it first")
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(highlight=False, soft_wrap=True, width=120)  # a file has no edge to wrap at
+    titles = ["parameters", "deployed", "MACs", "deployed"]
+    console.print(_table(titles, [(row["model"], _counts(row)) for row in rows]))
+    if "device" not in rows[0]:
+        return
+    titles = [f"{form}\nimages/s" for form in ("training", "inference", "deployed")]
+    titles += ["batch 1\nms", "deployed\nms (p90)", "step\nMiB"]
+    console.print()
+    console.print(_table(titles, [(row["model"], _timings(row)) for row in rows]))
+    most = max((found["n"] for row in rows for found in _throughputs(row)), default=0)
+    console.print(
+        f"{rows[0]['device']}, batch {rows[0]['batch']}, float32. Medians of {most} rounds, taken in turns, "
+        "± half the distance of the quartiles."
+    )
+    for row in rows:
+        fewest = min((found["n"] for found in _throughputs(row)), default=most)
+        if fewest < most:
+            console.print(f"{row['model']}: too slow for all rounds, some figures have {fewest}", markup=False)
+        if row["note"]:
+            console.print(f"{row['model']}: {row['note']}", markup=False)
+
+
+def _table(titles: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Table:
+    from rich.table import Table
+
+    view = Table("model", box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        view.add_column(title, justify="right", no_wrap=True)
+    for model, cells in rows:
+        view.add_row(model, *cells)
+    return view
+
+
+def _counts(row: dict[str, Any]) -> list[str]:
+    parameters = [f"{row[key]:,}" for key in ("parameters", "deploy_parameters")]
+    return parameters + [f"{row[key] / 1e6:,.1f} M" for key in ("train_macs", "macs")]
+
+
+def _timings(row: dict[str, Any]) -> list[str]:
+    from ghostcli.bench import THROUGHPUTS
+
+    memory = "-" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,.0f}"
+    latencies = [_latency(row["train_latency_ms"]), _latency(row["latency_ms"], p90=True)]
+    return [_speed(row, name) for name in THROUGHPUTS] + [*latencies, memory]
+
+
+def _throughputs(row: dict[str, Any]) -> list[dict[str, Any]]:
+    from ghostcli.bench import THROUGHPUTS
+
+    return [row["spread"][name] for name in THROUGHPUTS if row["spread"][name]]
+
+
+def _speed(row: dict[str, Any], name: str) -> str:
+    spread = row["spread"][name]
+    if spread is None:
+        return "-"
+    return f"{row[name]:,.0f} ±{(spread['high'] - spread['low']) / 2:,.0f}"
+
+
+def _latency(found: dict[str, float] | None, p90: bool = False) -> str:
+    if found is None:
+        return "-"
+    return f"{found['median']:.2f}" + (f" ({found['p90']:.2f})" if p90 else "")
+
+
+def _plot(rows: list[dict[str, Any]], runs: Path, file: Path) -> None:
+    from ghostcli.bench import points
+    from ghostcli.report.figures import front, save
+
+    found = points(rows, runs)
+    if not found:
+        raise UsageError(
+            f"--plot: {printable(runs)} has no finished run of {', '.join(printable(row['model']) for row in rows)}; "
+            "train one first (ghost train-teacher MODEL)"
+        )
+    save(front(found, "Multiply-accumulates of the deploy form, one image (millions)"), file)
+    typer.echo(f"{printable(file)}: written", err=True)
