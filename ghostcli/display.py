@@ -56,7 +56,7 @@ class Display:
             self.bar.update(self.task, advance=by, **({} if note is None else {"note": note}))
 
     def epoch(self, run: str, row: dict, epochs: int) -> None:
-        """One finished epoch: a line where there is no terminal (at most one a second), the bar's note where there is."""
+        """One finished epoch: the bar's note on a terminal, elsewhere a line (at most one a second)."""
         validation = f"  val {row['validation']['accuracy']:.2f}" if row.get("validation") else ""
         text = (
             f"epoch {row['epoch']}/{epochs}  lr {row['lr']:.2g}  loss {row['loss']:.4f} (hard {row['hard']:.4f}, soft "

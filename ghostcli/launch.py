@@ -164,9 +164,8 @@ def _train(job: Job, run: RunWriter, options: Options, device: torch.device, sho
     run.write("result.json", result)
     run.set_status("done")
     accuracy = result["accuracy"]
-    show.line(
-        f"{job.id}: done, test accuracy {accuracy['selected']:.2f} ({accuracy['selected_by']}; best epoch {accuracy['best']:.2f})"
-    )
+    how = "chosen on validation" if accuracy["selected_by"] == "validation" else "last epoch"
+    show.line(f"{job.id}: done, test accuracy {accuracy['selected']:.2f} % ({how})")
 
 
 def environment(device: torch.device, data_checksum: str) -> dict[str, Any]:

@@ -24,12 +24,10 @@ check_app = typer.Typer(
 )
 teach_app = typer.Typer(no_args_is_help=True, help="Work with a trained teacher's table of logits.")
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="gns:WIDTH, gnd:WIDTH, resnet18, resnet34, resnet50, vgg13, densenet161, inceptionv3, efficientnetv2 or timm/NAME."
-    ),
-]
+MODELS = (
+    "gns:WIDTH, gnd:WIDTH, resnet18, resnet34, resnet50, vgg13, densenet161, inceptionv3, efficientnetv2, timm/NAME"
+)
+Model = Annotated[str, typer.Argument(help=f"{MODELS}.")]
 TeacherModel = Annotated[str, typer.Argument(help="A model (trained first where no finished run is found) or run/ID.")]
 TeacherModels = Annotated[list[str], typer.Argument(help="Models, or run/ID; first to last.")]
 Student = Annotated[str, typer.Option("--student", metavar="MODEL", help="Who is taught, as in gns:1.3.")]

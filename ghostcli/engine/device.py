@@ -1,4 +1,7 @@
-"""Which device, which arithmetic. Invariant: a device that was asked for and is not there is an error, never a fallback."""
+"""Which device, which arithmetic.
+
+Invariant: a device that was asked for and is not there is an error, never a fallback.
+"""
 
 from __future__ import annotations
 
@@ -68,8 +71,8 @@ def memory_errors(batch_size: int) -> Iterator[None]:
 
 def _lever(batch_size: int) -> str:
     return (
-        f"out of memory at train.batch_size={batch_size}. A smaller one (-s train.batch_size={max(1, batch_size // 2)}) fits more "
-        "easily, but is another recipe: batch norm and the rate see other batches. Fewer --jobs changes no result"
+        f"out of memory at train.batch_size={batch_size}. A smaller one (-s train.batch_size={max(1, batch_size // 2)}) "
+        "takes less, but is another recipe: batch norm and the rate see other batches. Fewer --jobs changes no result"
     )
 
 
@@ -77,9 +80,8 @@ def describe(device: torch.device) -> str:
     """The device's own name, for the run record."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        with open("/proc/cpuinfo") as info:
-            for line in info:
-                if line.startswith("model name"):
-                    return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
+        for line in info:
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
     return device.type

@@ -247,8 +247,8 @@ def require_finite(state: State, job: Job, epoch: int) -> None:
         where += f", step {int(bad[0]) + 1} of {len(state.log)}" if len(bad) else ""
         what = "the loss" if len(bad) else "a weight"
         raise NonFiniteError(
-            f"{job.id}: {what} became non-finite in {where}. Likely levers: a lower optim.lr (now {optim.lr:g}), a longer "
-            f"optim.warmup (now {optim.warmup:g}), a lower distill.temperature, engine.precision=float32. "
+            f"{job.id}: {what} became non-finite in {where}. Likely levers: a lower optim.lr (now {optim.lr:g}), "
+            f"a longer optim.warmup (now {optim.warmup:g}), a lower distill.temperature, engine.precision=float32. "
             "The last good checkpoint is kept"
         )
 

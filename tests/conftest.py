@@ -1,0 +1,60 @@
+"""What every test may use: the `ghost` command in this process, and the real CIFAR-10 where it lies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ghost(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """`ghost(*arguments) -> Outcome`: the real command line, without the cost of a new interpreter."""
+
+    def run(*arguments: object) -> Outcome:
+        from ghostcli.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["ghost", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "160")
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as leave:
+            code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        out, err = capfd.readouterr()
+        return Outcome(code, out, err)
+
+    return run
+
+
+def real_cifar10() -> Path | None:
+    """The folder that holds the real CIFAR-10, or None."""
+    for root in (os.environ.get("GHOST_DATA"), ROOT / "data"):
+        if root and (Path(root) / "cifar-10-batches-py" / "test_batch").exists():
+            return Path(root)
+    return None
+
+
+@pytest.fixture
+def cifar10(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The real CIFAR-10 as the command's data folder; the test is skipped, by name, where it is absent."""
+    root = real_cifar10()
+    if root is None:
+        pytest.skip("the real CIFAR-10 is not under data/ or GHOST_DATA")
+    monkeypatch.setenv("GHOST_DATA", str(root))
+    return root
