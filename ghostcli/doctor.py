@@ -1,0 +1,240 @@
+"""Is everything there that a study needs? One finding a line, with what to do about it.
+
+Invariant: looking changes nothing; the trial in the run directory takes away all that it made.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from ghostcli import __version__, record
+from ghostcli.errors import GhostError, printable
+from ghostcli.record import RunRecord
+from ghostcli.recover import command_of
+
+Level = Literal["ok", "note", "FAIL"]
+
+OLDEST = {"python": (3, 11), "torch": (2, 11), "torchvision": (0, 26)}
+FULL, TIGHT = 0.2e9, 2e9  # bytes: a few runs' checkpoints; a study with its teachers' tables
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`ok`; `note`: worth knowing, nothing is in the way; `FAIL`: something required is missing or damaged."""
+
+    name: str
+    level: Level
+    message: str
+
+
+def examine(runs: Path) -> Iterator[Finding]:
+    """Every check, in order. A check that breaks is a finding itself, and the others go on."""
+    checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
+        ("versions", _versions),
+        ("device", _device),
+        ("kernel", _kernel),
+        ("data", _data),
+        ("disk", lambda: _disk(runs)),
+        ("run directory", lambda: _trial(runs)),
+        ("runs", lambda: _runs(runs)),
+    )
+    for name, check in checks:
+        try:
+            yield from check()
+        except Exception as error:  # what is wrong with a machine comes in every class
+            text = str(error).partition("\n")[0] or "no message"
+            kind = "" if isinstance(error, GhostError) else f"{type(error).__name__}: "
+            yield Finding(name, "FAIL", f"{kind}{text}")
+
+
+def _versions() -> Iterator[Finding]:
+    from ghostcli.launch import commit
+
+    origin = commit()
+    yield Finding("ghost", "ok", __version__ + (f", commit {origin[:10]}" if origin else ""))
+    yield _version("python", platform.python_version(), "install a newer Python and ghost into it")
+    for package in ("torch", "torchvision"):
+        try:
+            found = metadata.version(package)
+            __import__(package)
+        except Exception as error:  # a broken binary raises OSError, RuntimeError, AttributeError, ...
+            text = str(error).partition("\n")[0]
+            yield Finding(package, "FAIL", f"cannot be imported ({text}); pip install --force-reinstall {package}")
+        else:
+            yield _version(package, found, f"pip install --upgrade {package}")
+    try:
+        yield Finding("timm", "ok", metadata.version("timm"))
+    except metadata.PackageNotFoundError:
+        yield Finding("timm", "note", "not installed; only timm/NAME models need it: pip install 'ghostcli[timm]'")
+
+
+def _version(name: str, found: str, mend: str) -> Finding:
+    numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
+    if numbers >= OLDEST[name]:
+        return Finding(name, "ok", found)
+    return Finding(name, "FAIL", f"{found} is too old, {'.'.join(map(str, OLDEST[name]))} is needed: {mend}")
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    from ghostcli.engine.device import describe, pick
+
+    device = pick("auto")
+    name = f"{device.type}: {describe(device)}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.type == "cpu" and torch.get_num_threads() < cores:
+        yield Finding("device", "note", f"{name}; {cores} cores are there (OMP_NUM_THREADS decides)")
+    else:
+        yield Finding("device", "ok", name)
+    if _bfloat16(device.type):
+        text = "float32, and bfloat16 in hardware (-s engine.precision=bfloat16)"
+    else:
+        text = "float32; bfloat16 works but nothing here speeds it up"
+    yield Finding("precision", "ok", text)
+
+
+def _bfloat16(device: str) -> bool:
+    """Whether this device multiplies bfloat16 numbers in hardware."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+
+
+def _kernel() -> Iterator[Finding]:
+    from ghostcli.zoo import kernels
+
+    status = kernels.status()
+    slower = status["name"] == "pytorch"
+    text = f"{status['name']}: {status['why']}"
+    yield Finding("kernel", "note" if slower else "ok", text + (" Same results, slower training." if slower else ""))
+
+
+def _data() -> Iterator[Finding]:
+    from ghostcli.data import data_root
+    from ghostcli.data.cifar import archive, check_file, state
+    from ghostcli.data.digits import SHA256, raw_checksum
+    from ghostcli.data.download import problem_of_archive
+
+    root = data_root()
+    for name in ("cifar10", "cifar100"):
+        source = archive(name)
+        there = state(source, root)
+        where = printable(root / source.folder)
+        if there == "absent":
+            yield Finding(name, "note", f"not in {printable(root)}; fetched at first use, or: ghost data fetch {name}")
+        elif there == "packed":
+            problem = problem_of_archive(source, root)
+            yield Finding(name, "FAIL" if problem else "ok", problem or "packed and whole; unpacked at first use")
+        else:
+            problems = list(filter(None, (check_file(source, root, file) for file in source.files)))
+            more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+            whole = f"whole, {len(source.files)} files checked, in {where}"
+            yield Finding(name, "FAIL" if problems else "ok", problems[0] + more if problems else whole)
+    if raw_checksum() == SHA256:
+        yield Finding("digits", "ok", "whole, within scikit-learn")
+    else:
+        yield Finding("digits", "FAIL", "not scikit-learn's own images: pip install --force-reinstall scikit-learn")
+
+
+def _disk(runs: Path) -> Iterator[Finding]:
+    there = next(folder for folder in (runs, *runs.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    text = f"{free / 1e9:.1f} GB free for {printable(runs)}"
+    if free < FULL:
+        yield Finding("disk", "FAIL", f"{text}; a run's checkpoints need some: make room, or name another --runs")
+    elif free < TIGHT:
+        yield Finding("disk", "note", f"{text}; a teacher's table alone takes 0.17 GB")
+    else:
+        yield Finding("disk", "ok", text)
+
+
+def _trial(runs: Path) -> Iterator[Finding]:
+    """Do in the run directory what a run does there, and take it all away again."""
+    where = printable(runs)
+    made = [folder for folder in (runs, *runs.parents) if not folder.exists()]
+    folder = runs / f".doctor.{os.getpid()}"
+    began = time.perf_counter()
+    try:
+        folder.mkdir(parents=True)
+        problem = _write_and_lock(folder)
+    except (OSError, GhostError) as error:
+        reason = getattr(error, "strerror", None) or error.__cause__ or error
+        problem = f"cannot be written ({reason}); name another with --runs"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for empty in made:
+            if empty.is_dir() and not any(empty.iterdir()):
+                empty.rmdir()
+    if problem:
+        yield Finding("run directory", "FAIL", f"{where}: {problem}")
+    else:
+        took = 1000 * (time.perf_counter() - began)
+        yield Finding("run directory", "ok", f"{where}: write, sync, rename and lock work ({took:.0f} ms)")
+
+
+def _write_and_lock(folder: Path) -> str | None:
+    from filelock import FileLock, Timeout
+
+    from ghostcli.storage import write_bytes
+
+    file = folder / "trial"
+    for content in (b"old", b"new" * 1000):
+        write_bytes(file, content, "doctor")
+        if file.read_bytes() != content:
+            return "what is read back is not what was written; check the disk"
+    if [entry.name for entry in folder.iterdir()] != ["trial"]:
+        return "a rename leaves its source behind; name a folder on another file system with --runs"
+    with FileLock(folder / "trial.lock"):
+        try:
+            FileLock(folder / "trial.lock").acquire(timeout=0)
+        except Timeout:
+            return None
+    return "a lock that is held keeps nobody out; name a folder on another file system with --runs"
+
+
+def _runs(runs: Path) -> Iterator[Finding]:
+    found = record.scan(runs)
+    done = sum(run.status == "done" for run in found)
+    yield Finding("runs", "ok", f"{done} finished in {printable(runs)}" if found else f"none in {printable(runs)} yet")
+    for run in found:
+        if run.status != "done":
+            yield _unfinished(run, runs)
+
+
+def _unfinished(run: RunRecord, runs: Path) -> Finding:
+    again = command_of(run, runs)
+    flag = "" if runs == Path("runs") else f" --runs {printable(runs)}"
+    epochs = len(run.metrics())
+    match run.status:
+        case "running":
+            pid, host = (printable(run.state.get(key, "?")) for key in ("pid", "host"))
+            return Finding(run.id, "note", f"being made by process {pid} on {host}, {epochs} epochs done")
+        case "broken":
+            start_over = f"start over: {again} --no-resume" if again else f"remove it: ghost runs rm {run.id}{flag}"
+            return Finding(run.id, "FAIL", f"broken, {run.problem} (ghost runs verify {run.id}{flag}); {start_over}")
+        case "failed":
+            state = f"failed after {epochs} epochs: {printable(run.problem)}; once that is mended"
+        case _:
+            state = f"unfinished after {epochs} epochs"
+    return Finding(run.id, "note", f"{state}, {_go_on(run, again, flag)}")
+
+
+def _go_on(run: RunRecord, again: str | None, flag: str) -> str:
+    if again:
+        return f"go on: {again}"
+    return f"give its command again (none here leads to it: ghost runs rm {run.id}{flag} removes it)"
