@@ -22,7 +22,7 @@ from ghostcli.recipe.models import Recipe
 from ghostcli.recipe.toml import dumps
 
 WORDS = [*FIELDS, "extends", "family", "summary", *{key for keys in FIELDS.values() for key in keys}]
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module", autouse=True)
