@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torchvision.transforms import functional as F
 
 from ghostcli.data import load
@@ -270,9 +270,12 @@ def test_sixteen_bit_images_are_refused_rather_than_clipped(pets):
     refused(pets, "train/cat/a.png", "8 bits")
 
 
-def test_a_postscript_file_never_reaches_ghostscript(pets):
+def test_a_postscript_file_never_reaches_ghostscript(pets, monkeypatch):
+    reached = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: reached.append("called"))
     (pets / "train/cat/a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\n")
     refused(pets, "train/cat/a.png", "not an image")
+    assert not reached
 
 
 def test_a_file_name_cannot_drive_the_terminal(pets):
