@@ -26,7 +26,7 @@ def scores(
     right = np.argsort(np.argsort(-ease)) < round(n * accuracy / 100)
     choice = np.where(right, labels, (labels + 1 + np.arange(n) % (classes - 1)) % classes)
     logits = np.random.default_rng(seed).normal(size=(n, classes))
-    logits[np.arange(n), choice] += 6 + ease
+    logits[np.arange(n), choice] += 8 + ease - ease.min() / 2
     return logits.astype(np.float16), labels.astype(np.int64)
 
 

@@ -96,9 +96,7 @@ def _curves(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: s
             ]
             epochs = min(map(len, curves))
             if epochs:
-                about = arm.about
-                kind = "" if about.get("kind") in (None, "kd") else f" ({about['kind']})"
-                name = _taught_by(arm.teachers, arm.strategy) + kind if arm.teachers else "alone"
+                name = f"{_taught_by(arm.teachers, arm.strategy)} {arm.setting}".rstrip() if arm.teachers else "alone"
                 accuracy = np.array([curve[:epochs] for curve in curves])
                 found.append(figures.Curve(arm.student, name, accuracy, baseline=not arm.teachers))
     unfinished = [run for run in chosen if run.id not in {run.id for run in good}]

@@ -64,6 +64,7 @@ def table(
     Rows compare runs of one protocol only; every run that is set aside is named with the reason.
     """
     from ghostcli import record
+    from ghostcli.report.figures import SUFFIXES
     from ghostcli.report.tables import Options
 
     form = _known("json" if as_json else form, FORMATS, "--format")
@@ -72,6 +73,8 @@ def table(
     which = _known({"MAIN": "main", "ALL": "all", "ALSO": "also"}.get(which.upper(), which.upper()), names(), "table")
     if not 0 <= margin < 100:
         raise UsageError(f"--margin {margin:g}: needs points of accuracy from 0 to below 100, such as 0.3")
+    if plot is not None and plot.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"--plot {printable(plot)}: its name must end in {', '.join(SUFFIXES)}")
     options = Options("best" if paper_metric else "selected", margin, allow_mixed, equal_budget)
     records = record.scan(runs)
     shown = _tables(which, records, family, options)

@@ -66,6 +66,17 @@ class Arm:
         return tuple(self.about["teachers"])
 
     @property
+    def setting(self) -> str:
+        """What sets its teaching apart from the paper's, in few words: `dkd T=4`."""
+        distill, source = self.runs[0].recipe.get("distill") or {}, paper().source
+        kind = self.about.get("kind")
+        words = [kind] if kind not in (None, source.kind) else []
+        for key, sign in (("temperature", "T"), ("alpha", "α")):
+            if self.teachers and distill.get(key, getattr(source, key)) != getattr(source, key):
+                words.append(f"{sign}={distill[key]:g}")
+        return " ".join(words)
+
+    @property
     def newest(self) -> float:
         return max(_written(run) for run in self.runs)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 WIDTH = 100
-#: Text columns that may wrap, and how narrow they may get.
+#: Text columns that may wrap, and the width below which they ask for tighter columns elsewhere.
 WRAPPING = {"Teachers": 14, "Protocol": 16, "Strategy": 8, "Agrees with (%)": 20, "Run": 30}
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
@@ -80,8 +80,7 @@ def _rich(made: Grid, space: int) -> RichTable:
 
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, space, 0, 0), show_edge=False)
     for head, justify in made.columns:
-        least = WRAPPING.get(head)
-        table.add_column(head, justify=justify, no_wrap=least is None, min_width=least, overflow="fold")
+        table.add_column(head, justify=justify, no_wrap=head not in WRAPPING, overflow="fold")
     for i, row in enumerate(made.rows):
         if i in made.parts:
             table.add_section()

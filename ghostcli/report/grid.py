@@ -259,8 +259,7 @@ def _name(row: Row, short: bool = False) -> str:
 
 
 def _strategy(row: Row) -> str:
-    kind = row.arm.about.get("kind")
-    return f"{row.strategy}, {kind}" if kind not in (None, paper().source.kind, row.strategy) else row.strategy
+    return f"{row.strategy} {row.arm.setting}".rstrip()
 
 
 def _protocol(row: Row) -> str:

@@ -77,11 +77,13 @@ def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float] | None:
     """Low, high and two-sided p of mean(a) - mean(b), unequal variances; None for an arm of one or no spread."""
     from scipy import stats
 
-    if min(len(a), len(b)) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
+    if min(len(a), len(b)) < 2 or max(np.ptp(a), np.ptp(b)) < 1e-9:
         return None
-    test = stats.ttest_ind(a, b, equal_var=False)
-    interval = test.confidence_interval(LEVEL)
-    return float(interval.low), float(interval.high), float(test.pvalue)
+    test = stats.ttest_ind_from_stats(a.mean(), a.std(ddof=1), len(a), b.mean(), b.std(ddof=1), len(b), equal_var=False)
+    mean, va, vb = a.mean() - b.mean(), a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
+    low, high = stats.t.interval(LEVEL, df, loc=mean, scale=math.sqrt(va + vb))
+    return float(low), float(high), float(test.pvalue)
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
@@ -102,8 +104,7 @@ def difference(a: Sample, b: Sample, draws: int = DRAWS) -> Difference:
     if a.correct is None or b.correct is None:
         if cross is None:
             return Difference(mean)
-        shift = mean - (cross[0] + cross[1]) / 2
-        return Difference(mean, cross[0] + shift, cross[1] + shift, cross_p, "Welch", cross_p, "seeds only")
+        return Difference(mean, cross[0], cross[1], cross_p, "Welch", cross_p, "seeds only")
 
     images = _image_deviations(a.correct, b.correct, draws)
     half, p = _normal(mean, images)

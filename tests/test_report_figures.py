@@ -1,0 +1,183 @@
+"""Figures: what they hold, that they are written in each format, and what cannot be drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from report_runs import scores, study, write_run
+from typer.testing import CliRunner
+
+from ghostcli import record
+from ghostcli.cli.plot import plot
+from ghostcli.errors import UsageError
+from ghostcli.report import figures, pictures, tables
+from ghostcli.report.figures import Curve, Point
+
+HEADS = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+app = typer.Typer()
+app.command()(plot)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return study(tmp_path_factory.mktemp("runs"))
+
+
+def draw(*arguments: object) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"), [("curves", ".png"), ("width", ".pdf"), ("front", ".svg"), ("forest", ".png")]
+)
+def test_studies_are_drawn(kind: str, suffix: str, runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / f"figure{suffix}"
+    assert draw(kind, "--runs", runs, "--out", file) == str(file)
+    assert file.read_bytes().startswith(HEADS[suffix])
+
+
+def test_single_runs_are_drawn(runs: Path, tmp_path: Path) -> None:
+    good = [run for run in record.scan(runs) if run.status == "done"]
+    file = tmp_path / "figure.png"
+    draw("confusion", good[0].id, "--runs", runs, "--out", file)
+    first = file.read_bytes()
+    draw("reliability", good[0].id, good[1].id, "--runs", runs, "--out", file)
+    assert file.read_bytes() != first
+    draw("curves", good[0].id.rpartition("/")[0], "--runs", runs, "--out", file)
+    draw("front", "--cost", "hours", "--runs", runs, "--out", file)
+    assert file.read_bytes().startswith(HEADS[".png"])
+
+
+def test_the_same_records_give_the_same_file(runs: Path, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.svg", "b.svg")]
+    for file in files:
+        draw("width", "--runs", runs, "--out", file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_curves_have_a_panel_a_student_and_the_baseline_in_grey() -> None:
+    seeds = np.array([[50.0, 90.0], [54.0, 92.0]])
+    found = [
+        Curve("gns:1.0", "VGG13", seeds),
+        Curve("gns:1.0", "alone", seeds - 1, baseline=True),
+        Curve("gnd:1.0", "alone", seeds[:1, :1], baseline=True),
+    ]
+    figure = figures.curves(found)
+    panels = [axes for axes in figure.axes if axes.axison]
+    assert [panel.get_title(loc="left") for panel in panels] == ["GN-S 1.0x", "GN-D 1.0x"]
+    lines = {line.get_label(): line for line in panels[0].lines}
+    assert lines["VGG13, 91.00"].get_ydata().tolist() == [52.0, 91.0]
+    assert lines["alone, 90.00"].get_color() == figures.GREY
+
+
+def test_width_draws_the_printed_points_and_ours(runs: Path) -> None:
+    figure = figures.width([tables.build("I", record.scan(runs), f) for f in ("paper", "published")])
+    printed = figure.axes[0].lines[0]
+    assert printed.get_xdata().tolist() == [1.0, 1.3, 1.6, 1.9, 2.2, 2.8, 3.4]
+    assert printed.get_ydata()[5] == 93.94
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["printed (one seed, best epoch)", "paper and published, 3 seeds"]  # the very same runs: once
+
+
+def test_forest_shows_printed_and_ours(runs: Path) -> None:
+    table = tables.build("III", record.scan(runs), "paper")
+    axes = figures.forest([table]).axes[0]
+    diamonds = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"]
+    assert diamonds == [-0.77, -0.50, -0.13, -0.57]
+    found = table.rows[0].delta
+    assert any(
+        np.allclose(line.get_xdata(), [found.low, found.high]) for line in axes.lines if len(line.get_xdata()) == 2
+    )
+
+
+def test_the_front_is_what_nothing_cheaper_beats() -> None:
+    points = [Point("a", 1, 90), Point("b", 2, 89), Point("c", 3, 93), Point("d", 3, 92), Point("e", 9, 93)]
+    assert [point.name for point in figures.pareto(points)] == ["a", "c"]
+
+
+def test_parting_is_the_total_variation_distance() -> None:
+    student, teacher = np.log([[0.7, 0.2, 0.1], [0.5, 0.5, 1e-9]]), np.log([[0.1, 0.2, 0.7], [0.5, 0.5, 1e-9]])
+    assert pictures.parting(student, teacher) == pytest.approx([0.6, 0.0])
+
+
+def test_the_sheet_shows_the_images_that_part_most() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    labels = np.zeros(40, dtype=int)
+    teacher = np.tile([5.0, 0.0], (40, 1))
+    student = teacher.copy()
+    student[[7, 31]] = [[0.0, 5.0], [0.0, 2.0]]
+    figure = pictures.disagreement(images, labels, student, teacher, ["cat", "dog"], count=2)
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert [next(i for i in range(40) if np.array_equal(images[i], image)) for image in shown] == [7, 31]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["S dog 99 % ✗", "T cat 99 % ✓"]
+
+
+def test_confusion_counts_by_true_class() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    logits = np.eye(2)[[0, 0, 0, 1, 1, 1]]
+    figure = pictures.confusion(logits, labels, ["cat", "dog"])
+    assert {text.get_text() for text in figure.axes[0].texts} == {"75.0", "25.0", "100"}
+
+
+def test_many_classes_are_drawn_without_figures(tmp_path: Path) -> None:
+    logits, labels = scores(70, 0, n=500, classes=100)
+    figure = pictures.confusion(logits, labels, [str(i) for i in range(100)])
+    assert not figure.axes[0].texts
+    figures.save(figure, tmp_path / "figure.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pie"], "plot 'pie' does not exist; there are curves, width"),
+        (["curves", "--out", "figure.gif"], r"--out figure\.gif"),
+        (["curves"], "at least one finished epoch"),
+        (["front"], "no finished run"),
+        (["forest"], "needs a taught run"),
+        (["confusion"], "name one run"),
+        (["reliability"], "name one run or several"),
+        (["curves", "gns-1.0-plain-00000000/s0"], "has no run"),
+        (["front", "--cost", "money"], "--cost 'money'"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        draw(*arguments, "--runs", tmp_path)
+    assert not list(tmp_path.glob("*.*"))
+
+
+def test_a_figure_that_cannot_be_written_is_a_line(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        draw("width", "--runs", runs, "--out", tmp_path / "none" / "figure.png")
+
+
+def test_disagreement_needs_a_teacher(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    with pytest.raises(UsageError, match="no teacher"):
+        draw("disagree", run, "--runs", tmp_path, "--out", tmp_path / "figure.png")
+
+
+def test_disagreement_on_the_embedded_digits(tmp_path: Path) -> None:
+    from ghostcli.data import load
+    from ghostcli.recipe.models import DataSection
+
+    data = load(DataSection(name="digits"))
+    labels = data.test.labels.numpy()
+    common = {"data": "digits", "data_checksum": data.checksum, "test_images": len(labels)}
+    teacher = write_run(tmp_path, "resnet18", accuracy=99, **common)
+    student = write_run(tmp_path, "gns:1.0", "kd", ("resnet18",), accuracy=95, teacher_runs=(teacher,), **common)
+    for run in record.scan(tmp_path):
+        logits, _ = run.predictions()
+        np.savez(run.path / "predictions.npz", logits=logits, labels=labels)
+        recipe = (run.path / "recipe.json").read_text().replace('"limit": null', '"limit_test": null')
+        (run.path / "recipe.json").write_text(recipe)
+    file = tmp_path / "figure.png"
+    draw("disagree", student, "--runs", tmp_path, "--out", file)
+    assert file.read_bytes().startswith(HEADS[".png"])

@@ -1,0 +1,230 @@
+"""`ghost table` in every format, through the command itself."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from report_runs import CHAIN, study, write_run
+from typer.testing import CliRunner, Result
+
+from ghostcli.cli.table import table
+from ghostcli.errors import UsageError
+from ghostcli.report import formats
+from ghostcli.report.grid import Grid
+from ghostcli.report.paper import paper
+
+app = typer.Typer()
+app.command()(table)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return study(tmp_path_factory.mktemp("runs"))
+
+
+def ask(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def said(*arguments: object) -> str:
+    result = ask(*arguments)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def data(*arguments: object) -> Any:
+    return json.loads(said(*arguments, "--json"))
+
+
+def test_json_has_the_contracts_keys(runs: Path) -> None:
+    found = data("III", "--runs", runs, "--family", "paper")
+    assert found["table"] == "III"
+    assert [row["student"] for row in found["rows"]] == ["gns:1.0", "gns:1.3", "gns:1.6", "gnd:1.0"]
+    first, empty = found["rows"][0], found["rows"][1]
+    assert first["teachers"] == list(CHAIN)
+    assert (first["paper"], first["paper_delta"], first["verdict"]) == (90.6, -0.77, "worse")
+    assert set(first["ours"]) == {"mean", "sd", "n"}
+    assert set(first["delta"]) == {"mean", "low", "high"}
+    assert first["delta"]["low"] < first["delta"]["mean"] < first["delta"]["high"]
+    assert (empty["ours"], empty["delta"], empty["verdict"]) == (None, None, None)
+    assert empty["command"] == "ghost assist-chain resnet50 resnet34 resnet18 --student gns:1.3"
+
+
+def test_json_is_a_list_only_where_there_are_several(runs: Path, tmp_path: Path) -> None:
+    several = data("III", "--runs", runs)
+    assert [item["family"] for item in several] == ["paper", "published"]
+    assert isinstance(data("III", "--runs", tmp_path), dict)
+    everything = data("--runs", runs)
+    assert [item["table"] for item in everything] == ["I", "II", "III", "IV"] * 2 + ["also run"]
+    assert [item["table"] for item in data("all", "--runs", tmp_path)] == ["I", "II", "III", "IV"]
+
+
+def test_json_of_the_swapped_rows_has_both_numbers(tmp_path: Path) -> None:
+    first = data("IV", "--runs", tmp_path)["rows"][0]
+    assert (first["paper"], first["paper_logged"]) == (90.51, {"accuracy": 90.83, "delta": -0.54})
+
+
+def test_the_four_protocols_side_by_side(runs: Path) -> None:
+    found = data("main", "--runs", runs)
+    rows = {(row["table"], row["student"]): row for row in found["rows"]}
+    assert len(found["rows"]) == len(paper().rows)
+    chain = rows["III", "gns:1.0"]
+    assert set(chain["families"]) == {"published", "paper", "ghost"}
+    assert chain["families"]["ghost"]["ours"] is None
+    assert chain["families"]["published"]["ours"]["n"] == 1
+    assert chain["ours"] == chain["families"]["paper"]["ours"]
+    text = said("main", "--runs", runs)
+    assert "Teaching under paper: 2 better, 1 worse, 1 not distinguished." in text
+    assert "▼ worse" in text
+
+
+def test_text_is_readable_at_a_hundred_columns(runs: Path) -> None:
+    for which in ("all", "main"):
+        text = said(which, "--runs", runs, "--cost", "--more")
+        tabular = [line for line in text.splitlines() if not line.startswith("   ghost ")]
+        assert max(map(len, tabular)) <= 100
+    assert "91.50 ± 0.10 (3)" in text
+
+
+def test_text_of_an_empty_table_says_what_fills_it(tmp_path: Path) -> None:
+    text = said("II", "--runs", tmp_path)
+    for row in paper().table("II").rows:
+        assert f"{row.accuracy:.2f}" in text
+        assert f"   ghost {' '.join(row.arguments())}\n" in text
+    assert "ghost reproduce II --family paper" in text
+
+
+def test_table_four_says_that_it_is_swapped(tmp_path: Path) -> None:
+    for form in ("text", "markdown", "latex"):
+        assert "swapped" in said("IV", "--runs", tmp_path, "--format", form)
+
+
+def test_marks_have_their_notes(runs: Path) -> None:
+    text = said("III", "--runs", runs, "--family", "published")
+    assert "†¹²" in text
+    assert "† One seed" in text
+    assert "¹ Check, near-one-hot" in text
+    assert "² Check, unshuffled" in text
+    assert "Left out, non-finite: 1" in said("II", "--runs", runs, "--family", "paper")
+
+
+def test_a_small_budget_is_said(tmp_path: Path) -> None:
+    write_run(tmp_path, epochs=2, limit=2000, train_images=2000)
+    text = said("I", "--runs", tmp_path)
+    assert "cifar10, 2,000 images × 2 epochs" in text
+    assert "Not the paper's budget" in text
+
+
+def test_the_papers_metric_is_called_optimistic(runs: Path) -> None:
+    assert "Optimistic" in said("I", "--runs", runs, "--paper-metric")
+    assert "Optimistic" not in said("I", "--runs", runs)
+
+
+def test_markdown_is_a_table(runs: Path) -> None:
+    text = said("II", "--runs", runs, "--family", "paper", "--format", "markdown")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 8
+    assert len({line.count("|") for line in lines}) == 1
+    assert "GN-S 1.0x &lt; ResNet-18: `ghost distill resnet18 --student gns:1.0`" in text
+
+
+def test_latex_is_plain_and_balanced(runs: Path) -> None:
+    text = said("II", "--runs", runs, "--family", "paper", "--format", "latex")
+    printed = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    assert printed.isascii()
+    assert printed.count("{") == printed.count("}")
+    assert printed.count(r"\begin{table}") == printed.count(r"\end{table}") == 1
+    rows = [line for line in printed.splitlines() if line.startswith("GN-")]
+    assert len(rows) == 8
+    assert all(line.count("&") == 7 and line.endswith(r"\\") for line in rows)
+    assert r"$^{a}$" in printed
+    assert r"95 \%" in printed
+
+
+def test_latex_escapes_what_a_name_may_hold() -> None:
+    made = Grid("a_b", (("x", "left"),), (("50 % & ~{}\\",),))
+    assert r"50 \% \& \textasciitilde{}\{\}\textbackslash{} \\" in formats.latex([made])
+
+
+def test_csv_has_a_line_a_row_and_full_digits(runs: Path) -> None:
+    lines = list(csv.DictReader(io.StringIO(said("all", "--runs", runs, "--format", "csv"))))
+    assert len(lines) == 2 * len(paper().rows) + 2
+    own = {x["table"]: x for x in lines if (x["family"], x["student"]) == ("paper", "gns:1.0") and x["table"] != "II"}
+    first, baseline = own["III"], own["I"]
+    assert first["teachers"] == "resnet50 resnet34 resnet18"
+    assert float(first["delta_mean"]) == pytest.approx(
+        float(first["ours_mean"]) - float(baseline["ours_mean"]), abs=1e-5
+    )
+    assert first["verdict"] == "worse"
+    empty = next(x for x in lines if (x["table"], x["student"]) == ("III", "gns:1.6"))
+    assert (empty["ours_mean"], empty["verdict"]) == ("", "")
+    assert len(list(csv.DictReader(io.StringIO(said("main", "--runs", runs, "--format", "csv"))))) == 3 * 30
+
+
+def test_cost_and_more(runs: Path) -> None:
+    row = data("II", "--runs", runs, "--family", "paper", "--cost", "--more")["rows"][1]
+    assert row["hours"]["full"] == 2.0
+    assert row["hours"]["trainings"] == 2
+    assert (row["ece"], row["agreement"]) == (pytest.approx(0.021), {"resnet50": 93.0})
+    text = said("II", "--runs", runs, "--family", "paper", "--cost", "--more")
+    assert "Shared" in text
+    assert "Agrees with" in text
+    assert "hours" not in data("II", "--runs", runs, "--family", "paper")["rows"][1]
+
+
+def test_the_margin_is_what_is_called_equivalent(runs: Path) -> None:
+    verdicts = [data("II", "--runs", runs, "--family", "paper", "--margin", m)["rows"][2]["verdict"] for m in (0.1, 2)]
+    assert verdicts == ["not distinguished", "equivalent"]
+
+
+def test_also_alone(runs: Path, tmp_path: Path) -> None:
+    assert len(data("also", "--runs", runs)["rows"]) == 2
+    with pytest.raises(UsageError, match="no run beyond"):
+        ask("also", "--runs", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["V"], "table 'V' does not exist; there are I, II, III, IV, all, main, also"),
+        (["I", "--family", "papers"], "--family 'papers' does not exist"),
+        (["I", "--format", "html"], "--format 'html' does not exist"),
+        (["I", "--margin", "-1"], "--margin -1"),
+        (["I", "--margin", "nan"], "--margin nan"),
+        (["I", "--plot", "figure.bmp"], r"must end in \.png"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        ask(*arguments, "--runs", tmp_path)
+
+
+def test_nothing_is_printed_before_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError):
+        table("I", runs=tmp_path, plot=tmp_path / "figure.bmp")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("which", ["I", "II", "main"])
+def test_plots_beside_the_table(which: str, runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figure.png"
+    said(which, "--runs", runs, "--plot", file)
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_reading_needs_no_torch_and_asking_no_scipy() -> None:
+    code = (
+        "import sys, ghostcli.cli.table, ghostcli.cli.plot, ghostcli.report.formats, ghostcli.report.grid,"
+        "ghostcli.report.pictures; "
+        "print([name for name in ('torch', 'scipy', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

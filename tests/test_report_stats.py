@@ -1,0 +1,255 @@
+"""Statistics against closed forms, and by simulation with known truth."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from ghostcli.report import stats
+from ghostcli.report.stats import Difference, Sample
+
+DRAWS = 600  # enough for a coverage estimate; tables draw more
+
+
+def arm(correct: np.ndarray) -> Sample:
+    return Sample(100 * correct.mean(axis=1), correct)
+
+
+def simulate(
+    rng: np.random.Generator,
+    seeds: tuple[int, ...],
+    images: int = 800,
+    accuracy: float = 0.9,
+    effect: float = 0.0,
+    seed_spread: float = 0.0,
+) -> list[Sample]:
+    """Arms of networks that are right where image + arm + seed + luck stays below a threshold, all normal.
+
+    The first arm's threshold is set so that its expected accuracy, over images and seeds, is `accuracy + effect`;
+    that of all others is `accuracy`. So the truth is known: in points, 100 * effect.
+    """
+    from scipy.special import ndtri
+
+    image, of_arm, luck = 2.0, 0.35, 0.6
+    total = math.sqrt(image**2 + of_arm**2 + luck**2 + seed_spread**2)
+    hardness = rng.normal(0, image, images)
+    arms = []
+    for i, n in enumerate(seeds):
+        threshold = ndtri(accuracy + (effect if i == 0 else 0.0)) * total
+        common = hardness + rng.normal(0, of_arm, images)
+        noise = rng.normal(0, luck, (n, images)) + rng.normal(0, 1, (n, 1)) * seed_spread
+        arms.append(arm(common + noise < threshold))
+    return arms
+
+
+def coverage(seeds: tuple[int, int], seed_spread: float, times: int = 400) -> float:
+    rng = np.random.default_rng([*seeds, round(100 * seed_spread)])
+    hits = 0
+    for _ in range(times):
+        a, b = simulate(rng, seeds, effect=0.01, seed_spread=seed_spread)
+        found = stats.difference(a, b, DRAWS)
+        hits += found.low <= 1.0 <= found.high
+    return hits / times
+
+
+@pytest.mark.parametrize("seeds", [(3, 3), (3, 5), (5, 5), (1, 3), (2, 2)])
+@pytest.mark.parametrize("seed_spread", [0.0, 0.1])
+def test_the_interval_covers_the_truth_as_often_as_it_says(seeds: tuple[int, int], seed_spread: float) -> None:
+    # Seeds that differ by nothing but luck on each image, and seeds that are good or bad as a whole.
+    allowed = 3 * math.sqrt(0.95 * 0.05 / 400)
+    found = coverage(seeds, seed_spread)
+    assert found > 0.95 - allowed
+    if min(seeds) > 1:  # near nominal from above too: an interval that always covers says nothing
+        assert found < 0.9975
+
+
+def test_the_simulation_tells_a_bad_interval_from_a_good_one() -> None:
+    rng = np.random.default_rng(5)
+    hits = 0
+    for _ in range(200):
+        a, b = simulate(rng, (3, 3), seed_spread=0.15)
+        drawn = [
+            x.accuracy[rng.integers(0, 3, (400, 3))].mean(axis=1) for x in (a, b)
+        ]  # the percentile bootstrap over three seeds
+        low, high = np.quantile(drawn[0] - drawn[1], [0.025, 0.975])
+        hits += low <= 0 <= high
+    assert hits / 200 < 0.85
+
+
+@pytest.mark.parametrize("seeds", [3, 1])
+def test_tables_without_an_effect_seldom_give_a_verdict(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    rows, tables, wrong_rows, wrong_tables = 6, 150, 0, 0
+    for _ in range(tables):
+        *taught, baseline = simulate(rng, (seeds,) * (rows + 1), seed_spread=0.05 if seeds > 1 else 0.0)
+        found = [stats.difference(a, baseline, DRAWS) for a in taught]
+        adjusted = stats.holm([d.p for d in found])
+        verdicts = [stats.verdict(d, p, 0.3) for d, p in zip(found, adjusted, strict=True)]
+        wrong = sum(v in ("better", "worse") for v in verdicts)
+        wrong_rows += wrong
+        wrong_tables += wrong > 0
+    assert wrong_rows / (rows * tables) <= 0.05
+    assert wrong_tables / tables <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / tables)
+
+
+def test_a_large_effect_is_found() -> None:
+    rng = np.random.default_rng(0)
+    signs = []
+    for effect in (0.04, -0.04):
+        a, b = simulate(rng, (3, 3), images=4000, effect=effect)
+        found = stats.difference(a, b)
+        signs.append(stats.verdict(found, found.p, 0.3))
+    assert signs == ["better", "worse"]
+
+
+def test_half_width_is_the_closed_form_of_the_bootstrap() -> None:
+    from scipy.stats import t
+
+    rng = np.random.default_rng(3)
+    a, b = simulate(rng, (5, 4), images=2000, seed_spread=0.1)
+    found = stats.difference(a, b, 40_000)
+    seeds = [x.accuracy.var(ddof=1) / len(x.accuracy) for x in (a, b)]
+    luck = [
+        (x.correct.var(axis=0, ddof=1).mean() - x.correct.mean(axis=1).var(ddof=1)) / len(x.correct) for x in (a, b)
+    ]
+    item = 1e4 * ((a.correct.mean(axis=0) - b.correct.mean(axis=0)).var(ddof=1) - sum(luck)) / 2000
+    variance = sum(seeds) + item
+    df = variance**2 / (seeds[0] ** 2 / 4 + seeds[1] ** 2 / 3)
+    assert (found.high - found.low) / 2 == pytest.approx(t.ppf(0.975, df) * math.sqrt(variance), rel=0.05)
+    assert found.mean == pytest.approx((found.low + found.high) / 2)
+    assert found.test == "two-level bootstrap"
+    assert found.covers == "seeds and test images"
+
+
+def test_one_run_each_covers_test_images_alone_and_asks_mcnemar() -> None:
+    rng = np.random.default_rng(4)
+    a, b = simulate(rng, (1, 1), images=2000)
+    found = stats.difference(a, b, 40_000)
+    d = a.correct[0].astype(float) - b.correct[0]
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * 100 * d.std() / math.sqrt(2000), rel=0.04)
+    assert found.p == stats.mcnemar(a.correct[0], b.correct[0])
+    assert found.covers == "test images only"
+    assert found.welch is None
+
+
+def test_seeds_that_agree_to_the_digit_are_no_proof() -> None:
+    # Three seeds without any spread, the arms 4 images of 400 apart: the test set alone leaves that open.
+    right = np.ones((3, 400), dtype=bool)
+    a, b = right.copy(), right.copy()
+    a[:, :10], b[:, 6:20] = False, False
+    found = stats.difference(arm(a), arm(b))
+    assert found.mean == pytest.approx(1.0)
+    assert found.low < 0 < found.high
+
+
+def test_borrowed_spread_widens_a_single_run() -> None:
+    rng = np.random.default_rng(6)
+    one, three = simulate(rng, (1, 3), seed_spread=0.15)
+    found = stats.difference(one, three)
+    alone = stats.difference(one, arm(three.correct[:1]))
+    assert "borrowed" in found.covers
+    assert found.high - found.low > alone.high - alone.low
+
+
+def test_without_predictions_welch_is_all_there_is() -> None:
+    a, b = np.array([91.0, 91.4, 91.1]), np.array([90.2, 90.9, 90.4])
+    found = stats.difference(Sample(a), Sample(b))
+    va, vb = a.var(ddof=1) / 3, b.var(ddof=1) / 3
+    df = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 2)
+    from scipy.stats import t
+
+    half = t.ppf(0.975, df) * math.sqrt(va + vb)
+    assert (found.low, found.high) == pytest.approx((a.mean() - b.mean() - half, a.mean() - b.mean() + half))
+    assert found.p == pytest.approx(2 * t.sf((a.mean() - b.mean()) / math.sqrt(va + vb), df))
+    assert stats.difference(Sample(a[:1]), Sample(b)) == Difference(a[0] - b.mean())
+
+
+def test_the_same_records_give_the_same_interval() -> None:
+    a, b = simulate(np.random.default_rng(8), (3, 3))
+    assert stats.difference(a, b) == stats.difference(a, b)
+
+
+def test_p_is_five_percent_where_zero_is_the_edge() -> None:
+    a, b = simulate(np.random.default_rng(9), (3, 3), seed_spread=0.2)
+    edge = stats.difference(a, b)
+    shifted = Sample(a.accuracy - edge.low, a.correct)  # accuracies alone decide the mean
+    assert stats.difference(shifted, b).p == pytest.approx(0.05, abs=1e-6)
+
+
+def test_mcnemar_is_the_exact_binomial() -> None:
+    a = np.array([1] * 9 + [0] * 2 + [1] * 30 + [0] * 5, dtype=bool)
+    b = np.array([0] * 9 + [1] * 2 + [1] * 30 + [0] * 5, dtype=bool)
+    tail = sum(math.comb(11, k) for k in (0, 1, 2))
+    assert stats.mcnemar(a, b) == pytest.approx(float(Fraction(2 * tail, 2**11)))
+    assert stats.mcnemar(a, a) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    assert stats.holm([0.01, 0.04, None, 0.03, 0.005]) == pytest.approx([0.03, 0.06, None, 0.06, 0.02])
+    assert stats.holm([0.6, 0.7]) == [1.0, 1.0]
+    assert stats.holm([None]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "expected"),
+    [
+        (0.1, 0.5, 0.01, "better"),
+        (-0.5, -0.1, 0.01, "worse"),
+        (-0.5, -0.1, 0.2, "not distinguished"),  # Holm took it back
+        (-0.1, 0.5, 0.2, "not distinguished"),
+        (-0.2, 0.29, 0.5, "equivalent"),
+        (0.05, 0.25, 0.001, "equivalent"),  # a difference, but none that matters
+        (None, None, None, None),
+    ],
+)
+def test_verdicts(low: float | None, high: float | None, p: float | None, expected: str | None) -> None:
+    mean = 0.3 if low is None else (low + high) / 2
+    assert stats.verdict(Difference(mean, low, high, p), p, 0.3) == expected
+
+
+def test_summaries() -> None:
+    assert stats.summarize([91.0]) == stats.Summary(91.0, None, 1)
+    found = stats.summarize([90.0, 91.0, 92.0])
+    assert (found.mean, found.sd, found.n) == (91.0, 1.0, 3)
+
+
+def logits_of(probabilities: list[list[float]]) -> np.ndarray:
+    return np.log(np.array(probabilities))
+
+
+def test_nll_of_known_probabilities() -> None:
+    logits = logits_of([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]) + np.array([[3.0], [-700.0]])  # shifts change nothing
+    assert stats.nll(logits, np.array([0, 2])) == pytest.approx((math.log(2) + math.log(10)) / 2)
+
+
+def test_ece_of_known_probabilities() -> None:
+    # 10 images at confidence 0.9, 7 right; 10 at 0.6, 8 right: (|0.7 - 0.9| + |0.8 - 0.6|) / 2.
+    logits = logits_of([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10)
+    labels = np.array([0] * 7 + [1] * 3 + [0] * 8 + [1] * 2)
+    assert stats.ece(logits, labels) == pytest.approx(0.2)
+    table = stats.calibration(logits, labels, bins=10)
+    assert table.count.tolist() == [0, 0, 0, 0, 0, 10, 0, 0, 10, 0]
+    assert table.accuracy[8] == pytest.approx(0.7)
+    assert stats.ece(logits * 1000, np.zeros(20, dtype=int)) == pytest.approx(0.0)
+
+
+def test_ece_against_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = 2 * rng.normal(size=(300, 10)), rng.integers(0, 10, 300)
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    expected = 0.0
+    for k in range(15):
+        inside = [i for i in range(300) if k / 15 < p[i].max() <= (k + 1) / 15]
+        if inside:
+            gap = np.mean([p[i].argmax() == labels[i] for i in inside]) - np.mean([p[i].max() for i in inside])
+            expected += len(inside) / 300 * abs(gap)
+    assert stats.ece(logits, labels) == pytest.approx(expected)
+
+
+def test_agreement_counts_first_choices() -> None:
+    a = np.array([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    b = np.array([[0.0, 9.0], [0.0, 1.0], [0.0, 1.0], [5.0, 6.0]])
+    assert stats.agreement(a, b) == 75.0
