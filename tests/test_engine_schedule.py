@@ -19,7 +19,7 @@ def test_paper_schedule_at_its_landmarks():
     assert learning_rate(STEPS * 3 // 10, STEPS, PAPER) == pytest.approx(0.01)
     middle = STEPS * 3 // 10 + (STEPS - STEPS * 3 // 10) // 2
     assert learning_rate(middle, STEPS, PAPER) == pytest.approx(0.005, rel=1e-6)
-    assert learning_rate(STEPS - 1, STEPS, PAPER) == pytest.approx(1e-8, abs=2e-11)
+    assert learning_rate(STEPS - 1, STEPS, PAPER) == pytest.approx(1e-8, abs=1e-10)
 
 
 def test_agrees_with_torch_schedulers_step_by_step():
@@ -38,8 +38,8 @@ def test_agrees_with_torch_schedulers_step_by_step():
 def test_published_extra_step_ends_an_epoch_early_and_turns():
     """facts.md, section 2: 200 extra steps of 39,200, so that the cosine turns in the last epoch."""
     rates = [learning_rate(s, STEPS, PAPER, extra=s // 196) for s in range(STEPS)]
-    lowest = min(range(STEPS), key=rates.__getitem__)
-    assert 198 <= lowest // 196 < 199 or lowest // 196 == 199
+    lowest = min(range(STEPS // 2, STEPS), key=rates.__getitem__)
+    assert lowest // 196 == 198  # the last epoch but one (from 0)
     assert rates[-1] > rates[lowest]
     assert rates[-1] == pytest.approx(learning_rate(STEPS - 1, STEPS, PAPER, extra=199))
 

@@ -171,7 +171,7 @@ class Hint(DistillBase):
 
     kind: Literal["hint"]
     stage: int = Field(2, ge=1, le=3, description="1: full resolution, 2: half, 3: a quarter")
-    weight: float = Field(100.0, ge=0, description="weight of the squared distance to the teacher's stage")
+    weight: float = Field(1.0, ge=0, description="weight of the squared distance to the teacher's stage")
     kd_weight: float = Field(0.0, ge=0, description="weight of KD on the logits beside the features")
 
 
