@@ -288,17 +288,16 @@ def test_the_weights_follow_from_the_generator_and_load_again() -> None:
 
 def test_half_precision_is_raised_before_anything_is_computed() -> None:
     x = lesson()
-    for keys in ({}, {"kind": "hint"}, {"weighting": "adaptive"}):
-        objective = made(section(**keys)).float()
+    for keys in ({}, {"kind": "hint"}, {"kind": "rkd"}, {"weighting": "adaptive"}):
         halves = [Features([m.half() for m in f.maps], f.pooled.half()) for f in (x.features, *x.teachers)]
-        wholes = [Features([m.float() for m in f.maps], f.pooled.float()) for f in halves]
+        doubles = [Features([m.double() for m in f.maps], f.pooled.double()) for f in halves]
         z, t = x.z.bfloat16(), x.t.half()
-        expected = objective(z.float(), x.labels, t.float(), wholes[0], wholes[1:])
+        expected = made(section(**keys))(z.double(), x.labels, t.double(), doubles[0], doubles[1:])
         with torch.autocast("cpu", torch.bfloat16):
-            found = objective(z, x.labels, t, halves[0], halves[1:])
+            found = made(section(**keys)).float()(z, x.labels, t, halves[0], halves[1:])
         for a, b in zip(found, expected, strict=True):
             assert a.dtype == torch.float32
-            assert a.item() == b.item()
+            assert a.item() == pytest.approx(b.item(), rel=2e-6)
 
 
 def test_teachers_are_never_asked_for_gradients() -> None:
@@ -345,9 +344,7 @@ def networks() -> dict[str, torch.nn.Module]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize(
-    "pair", [("gns:0.5", "resnet18"), ("gns:0.5", "vit"), ("vit", "gns:0.5"), ("squeezenet", "vit")]
-)
+@pytest.mark.parametrize("pair", [("gns:0.5", "resnet18"), ("gns:0.5", "vit"), ("vit", "gns:0.5")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_teaches_across_every_pair(networks, kind: str, pair: tuple[str, str], strategy: str) -> None:
     names = [pair[1]] if strategy == "one" else [pair[1], "squeezenet"]

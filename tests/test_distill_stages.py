@@ -141,6 +141,37 @@ def test_a_module_called_twice_is_told_apart() -> None:
     torch.testing.assert_close(features.maps[1], model.down(first).relu())
 
 
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.act(self.conv(x))
+
+
+class Chain(nn.Module):
+    """A stem, blocks in chains within chains, and a pool that blows its input up again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        deep = nn.Sequential(nn.Conv2d(4, 5, 2, 2), Residual(5))
+        self.blocks = nn.Sequential(Residual(4), nn.Sequential(Residual(4)), deep, nn.Conv2d(5, 6, 2, 2))
+        self.pool = nn.AdaptiveAvgPool2d(7)
+        self.head = nn.Linear(6 * 49, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.blocks(self.stem(x))).flatten(1))
+
+
+def test_blocks_in_a_chain_are_as_far_out_as_the_stem() -> None:
+    # Level 0 ends with the second block, neither with the stem nor inside a block; the pool's 7 x 7 is no stage.
+    expected = [(0, "blocks.1", 4, 8), (1, "blocks.2", 5, 4), (2, "blocks", 6, 2)]
+    assert found(Chain(), 8) == expected
+
+
 def test_other_sizes_are_looked_up_again() -> None:
     tap = Tap(zoo.build("resnet18").eval())
     _, features = tap(images(8))
