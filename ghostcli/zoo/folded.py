@@ -182,6 +182,60 @@ class _Sum(torch.autograd.Function):
         return None if dx is None else _images(dx), None, *grads
 
 
+class _Ghost(torch.autograd.Function):
+    """A 1x1 sum and a depthwise 3x3 sum of its output, both written into one map: [N, C, H, W] ->
+    [N, 2 O, H, W] and the means and variances of both. What is kept for backward is input and output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, relu: bool, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        x, primary, cheap, ops = _pixels(x), Branches(*parameters[:8]), Branches(*parameters[8:]), kernels.of(x)
+        half = primary.weight.shape[1]
+        ctx.relu, ctx.count = relu, _count(x, 1)
+        y = x.new_empty(*x.shape[:3], 2 * half)
+        dense = _fold(primary, *ops.moments(x, 1, 1))
+        z = ops.convolve(x, dense.kernel, dense.bias, 1, 1, relu, y[..., :half])
+        depthwise = _fold(cheap, *ops.moments(z, 3, 1))
+        ops.convolve(z, depthwise.kernel, depthwise.bias, 3, 1, relu, y[..., half:])
+        ctx.save_for_backward(x, y, *parameters, *dense, *depthwise)
+        statistics = dense.mean, dense.var, depthwise.mean, depthwise.var
+        ctx.mark_non_differentiable(*statistics)
+        return _images(y), *statistics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
+        x, y, *rest = ctx.saved_tensors
+        primary, cheap = Branches(*rest[:8]), Branches(*rest[8:16])
+        dense, depthwise = Fold(*rest[16 : 16 + len(Fold._fields)]), Fold(*rest[16 + len(Fold._fields) :])
+        half, ops, dy = y.shape[3] // 2, kernels.of(x), _pixels(dy)
+        z, z_cheap = y[..., :half], y[..., half:]
+        with torch.autocast(x.device.type, enabled=False):
+            step = ops.reduce(dy[..., half:], z_cheap if ctx.relu else None, z, depthwise.kernel, 3, 1)
+            drows, dgamma, S, t = _unfold(depthwise, step.dkernel, step.dbias, ctx.count)
+            grads_cheap = _unstack(cheap, drows, dgamma, step.dbias)
+            dz = ops.adjoint(step, z, depthwise.kernel, S, t, 3, 1, dy[..., :half], ctx.relu)
+            step = ops.reduce(dz, None, x, dense.kernel, 1, 1)
+            drows, dgamma, S, t = _unfold(dense, step.dkernel, step.dbias, ctx.count)
+            grads_primary = _unstack(primary, drows, dgamma, step.dbias)
+            dx = ops.adjoint(step, x, dense.kernel, S, t, 1, 1) if ctx.needs_input_grad[0] else None
+        return None if dx is None else _images(dx), None, *grads_primary, *grads_cheap
+
+
+class _Multiply(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
+        x, gate = _pixels(x), gate.permute(0, 2, 3, 1).contiguous()
+        ctx.save_for_backward(x, gate)
+        return _images(kernels.of(x).multiply(x, gate))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        x, gate = ctx.saved_tensors
+        dx, dgate = kernels.of(x).multiply_backward(_pixels(dy), x, gate)
+        return _images(dx), _images(dgate)
+
+
 def convolve(x: Tensor, branches: Branches, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of branches of `x` [N, C, H, W] in training, in channels_last; means and (biased) variances of the
     branches' outputs [B', O], in the order of `Branches`. Under autocast in its precision, moments in float32.
@@ -193,3 +247,18 @@ def convolve(x: Tensor, branches: Branches, shape: Shape) -> tuple[Tensor, Tenso
         x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
         return _Sum.apply(x, shape, *branches)
+
+
+def ghost(x: Tensor, primary: Branches, cheap: Branches, relu: bool) -> tuple[Tensor, ...]:
+    """`convolve` by `primary` (1x1), of that by `cheap` (depthwise 3x3), side by side [N, 2 O, H, W] without a
+    copy; then mean and variance of the one, of the other."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return _Ghost.apply(x, relu, *primary, *cheap)
+
+
+def multiply(x: Tensor, gate: Tensor) -> Tensor:
+    """`x` [N, C, H, W] times a coarser `gate` [N, C, h, w], nearest pixel by nearest pixel, in channels_last."""
+    return _Multiply.apply(x, gate.to(x.dtype))

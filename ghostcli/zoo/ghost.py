@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghostcli.zoo import folded
 from ghostcli.zoo.branches import Mode, RepConv
 from ghostcli.zoo.names import Spec
 
@@ -60,6 +61,9 @@ GND: tuple[Row, ...] = (
 )
 ROWS = {"gns": GNS, "gnd": GND}
 
+# by hand in C++ or Triton, which torch.compile has nothing to add to
+multiply = torch.compiler.disable(folded.multiply)
+
 STEM = 16
 HEAD = 1280
 FIRST_GATED = 2  # the expanding ghost modules of this row and all later ones have a gate
@@ -83,7 +87,7 @@ class ConvBN(nn.Sequential):
 
 
 class Gate(nn.Sequential):
-    """The long-range ("DFC") attention of a ghost module: what to multiply onto an output of side `size`."""
+    """The long-range ("DFC") attention of a ghost module, at half the side of what it is to be multiplied onto."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         c = out_channels
@@ -99,8 +103,7 @@ class Gate(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         # a side of one pixel, where small images have been halved away, is left as it is
         window = [min(2, side) for side in x.shape[-2:]]
-        attention = torch.sigmoid(super().forward(F.avg_pool2d(x, window)))
-        return F.interpolate(attention, x.shape[-2:], mode="nearest")
+        return torch.sigmoid(super().forward(F.avg_pool2d(x, window)))
 
 
 class GhostModule(nn.Module):
@@ -115,16 +118,34 @@ class GhostModule(nn.Module):
         self.gate = Gate(in_channels, out_channels) if gated else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.primary(x)
-        y = torch.cat([y, self.cheap(y)], dim=1)[:, : self.out_channels]
-        return y if self.gate is None else y * self.gate(x)
+        folding = self.training and isinstance(self.primary, RepConv) and self.primary.mode == "folded"
+        if folding:
+            y = self.folded(x)
+        else:
+            y = self.primary(x)
+            y = torch.cat([y, self.cheap(y)], dim=1)
+        y = y[:, : self.out_channels]
+        if self.gate is None:
+            return y
+        gate = self.gate(x)
+        return multiply(y, gate) if folding else y * F.interpolate(gate, y.shape[-2:], mode="nearest")
+
+    @torch.compiler.disable
+    def folded(self, x: Tensor) -> Tensor:
+        """Both convolutions of a training step in one, their outputs side by side from the start; see folded.py."""
+        y, *statistics = folded.ghost(x, self.primary.stacked(), self.cheap.stacked(), self.primary.relu)
+        count = y.numel() // y.shape[1]
+        self.primary.track(*statistics[:2], count)
+        self.cheap.track(*statistics[2:], count)
+        return y
 
 
 class SqueezeExcite(nn.Module):
     """Channels weighed by a hard sigmoid of the whole map's mean."""
 
-    def __init__(self, channels: int, ratio: float) -> None:
+    def __init__(self, channels: int, ratio: float, *, mode: Mode) -> None:
         super().__init__()
+        self.mode = mode
         reduced = divisible(channels * ratio)
         self.reduce = nn.Conv2d(channels, reduced, 1)
         self.expand = nn.Conv2d(reduced, channels, 1)
@@ -143,7 +164,7 @@ class Bottleneck(nn.Module):
         k, stride = row.kernel, row.stride
         self.expand = GhostModule(in_channels, middle, relu=True, gated=gated, mode=mode)
         self.depthwise = RepConv(middle, middle, k, stride, relu=False, mode=mode) if stride > 1 else None
-        self.se = SqueezeExcite(middle, row.se) if row.se else None
+        self.se = SqueezeExcite(middle, row.se, mode=mode) if row.se else None
         self.project = GhostModule(middle, out_channels, relu=False, gated=False, mode=mode)
         if stride == 1 and in_channels == out_channels:
             self.shortcut = nn.Sequential()

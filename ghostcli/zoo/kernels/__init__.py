@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ghostcli.errors import UsageError
 from ghostcli.zoo.kernels import native, pytorch
+from ghostcli.zoo.kernels.pytorch import pitch
+
+__all__ = ["choice", "of", "pitch", "status"]
 
 CHOICES = ("auto", "pytorch", "cpp")
 
@@ -39,13 +42,3 @@ def status() -> dict[str, str]:
     if native.available():
         return {"name": "c++", "why": native.reason()}
     return {"name": "pytorch", "why": native.reason()}
-
-
-def pitch(x: Tensor) -> int:
-    """Elements from one pixel of [N, H, W, C] to the next; 0 where the pixels do not follow one another so."""
-    n, h, w, c = x.shape
-    sn, sh, sw, sc = x.stride()
-    step = sw if w > 1 else sh if h > 1 else sn if n > 1 else c
-    regular = (c == 1 or sc == 1) and step >= c
-    regular = regular and (h == 1 or sh == w * step) and (n == 1 or sn == h * w * step)
-    return step if regular else 0

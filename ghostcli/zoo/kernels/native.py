@@ -17,16 +17,17 @@ import tempfile
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ghostcli.zoo.kernels import pytorch
-from ghostcli.zoo.kernels.pytorch import Step
+from ghostcli.zoo.kernels.pytorch import Step, pitch
 
 NAME = "c++"
-SOURCES = ("depthwise.cpp",)
+SOURCES = ("depthwise.cpp", "pointwise.cpp", "multiply.cpp")
 HEADERS = ("vector.h",)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
 BUILD_SECONDS = 120
+INT, LONG = ctypes.c_int, ctypes.c_long
 
 
 def cache_folder() -> Path:
@@ -103,36 +104,48 @@ def _run(*command: str) -> None:
     subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
 
 
-def _call(name: str, *arguments: object) -> None:
-    converted = [
-        ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_void_p(None) if a is None else a
+def _call(name: str, *arguments: Tensor | ctypes._SimpleCData | None) -> None:
+    pointers = [
+        a if isinstance(a, ctypes._SimpleCData) else ctypes.c_void_p(None if a is None else a.data_ptr())
         for a in arguments
     ]
-    getattr(_library()[0], name)(*converted, ctypes.c_int(torch.get_num_threads()))
-
-
-def _pitch(x: Tensor) -> ctypes.c_long:
-    from ghostcli.zoo.kernels import pitch
-
-    return ctypes.c_long(pitch(x))
+    getattr(_library()[0], name)(*pointers, INT(torch.get_num_threads()))
 
 
 def _map(x: Tensor | None) -> tuple[Tensor | None, ctypes.c_long]:
-    return (None, ctypes.c_long(0)) if x is None else (x, _pitch(x))
+    return x, LONG(0 if x is None else pitch(x))
 
 
 def _sizes(x: Tensor) -> tuple[ctypes.c_long, ...]:
-    return tuple(map(ctypes.c_long, x.shape))
+    return tuple(LONG(size) for size in x.shape)
+
+
+def _rows(x: Tensor) -> tuple[ctypes.c_long, ctypes.c_long]:
+    return LONG(x.shape[:3].numel()), LONG(x.shape[3])
+
+
+@functools.lru_cache(maxsize=256)
+def _nearest(side: int, coarse: int) -> Tensor:
+    """[side] int32: which of `coarse` pixels covers each, by PyTorch's own rule."""
+    where = F.interpolate(torch.arange(coarse, dtype=torch.float32)[None, None], side, mode="nearest")
+    return where.flatten().to(torch.int32)
+
+
+def _covering(x: Tensor, gate: Tensor) -> tuple[Tensor | ctypes.c_long, ...]:
+    h, w = gate.shape[1:3]
+    return gate, LONG(h), LONG(w), _nearest(x.shape[1], h), _nearest(x.shape[2], w)
 
 
 def _window(k: int, stride: int) -> tuple[ctypes.c_int, ctypes.c_long]:
-    return ctypes.c_int(k), ctypes.c_long(stride)
+    return INT(k), LONG(stride)
 
 
 def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
-    if k == 1:
-        return pytorch.moments(x, k, stride)
     c, t = x.shape[3], k * k
+    if k == 1:
+        mean, cov = x.new_empty(c), x.new_empty(c, c)
+        _call("pointwise_moments", *_map(x), *_rows(x), mean, cov)
+        return mean, cov
     mean, cov = x.new_empty(c, t), x.new_empty(c, t, t)
     _call("depthwise_moments", *_map(x), *_sizes(x), *_window(k, stride), mean, cov)
     return mean, cov
@@ -141,22 +154,25 @@ def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
 def convolve(
     x: Tensor, kernel: Tensor, bias: Tensor, k: int, stride: int, relu: bool, out: Tensor | None = None
 ) -> Tensor:
-    if k == 1:
-        return pytorch.convolve(x, kernel, bias, k, stride, relu, out)
-    n, h, w, c = x.shape
+    n, h, w, _ = x.shape
+    o = len(bias)
     if out is None:
-        out = x.new_empty(n, -(-h // stride), -(-w // stride), c)
+        out = x.new_empty(n, -(-h // stride), -(-w // stride), o)
     kernel, bias = kernel.contiguous(), bias.contiguous()
-    _call("depthwise_forward", *_map(x), *_sizes(x), *_window(k, stride), kernel, bias, ctypes.c_int(relu), *_map(out))
+    if k == 1:
+        _call("pointwise_forward", *_map(x), *_rows(x), kernel, bias, LONG(o), INT(relu), *_map(out))
+    else:
+        _call("depthwise_forward", *_map(x), *_sizes(x), *_window(k, stride), kernel, bias, INT(relu), *_map(out))
     return out
 
 
 def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: int, stride: int) -> Step:
+    o = dz.shape[3]
+    dkernel, dbias = x.new_empty(kernel.shape), x.new_empty(o)
     if k == 1:
-        return pytorch.reduce(dz, z, x, kernel, k, stride)
-    c = x.shape[3]
-    dkernel, dbias = x.new_empty(c, k * k), x.new_empty(c)
-    _call("depthwise_reduce", *_map(dz), *_map(z), *_map(x), *_sizes(x), *_window(k, stride), dkernel, dbias)
+        _call("pointwise_reduce", *_map(dz), *_map(z), *_map(x), *_rows(x), LONG(o), dkernel, dbias)
+    else:
+        _call("depthwise_reduce", *_map(dz), *_map(z), *_map(x), *_sizes(x), *_window(k, stride), dkernel, dbias)
     return Step(dkernel, dbias, dz, z)
 
 
@@ -171,12 +187,23 @@ def adjoint(
     add: Tensor | None = None,
     mask: bool = False,
 ) -> Tensor:
-    if k == 1:
-        return pytorch.adjoint(step, x, kernel, S, t, k, stride, add, mask)
     dx = x.new_empty(x.shape)
-    coefficients = (kernel.contiguous(), S.contiguous(), t.contiguous())
-    _call(
-        "depthwise_adjoint", *_map(step.dz), *_map(step.z), *_map(x), *_sizes(x), *_window(k, stride), *coefficients,
-        *_map(add), ctypes.c_int(mask), *_map(dx),
-    )  # fmt: skip
+    maps = (*_map(step.dz), *_map(step.z), *_map(x))
+    rest = (kernel.contiguous(), S.contiguous(), t.contiguous(), *_map(add), INT(mask), *_map(dx))
+    if k == 1:
+        _call("pointwise_adjoint", *maps, *_rows(x), LONG(step.dz.shape[3]), *rest)
+    else:
+        _call("depthwise_adjoint", *maps, *_sizes(x), *_window(k, stride), *rest)
     return dx
+
+
+def multiply(x: Tensor, gate: Tensor) -> Tensor:
+    out = x.new_empty(x.shape)
+    _call("multiply_forward", *_map(x), *_sizes(x), *_covering(x, gate), out)
+    return out
+
+
+def multiply_backward(dout: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dgate = x.new_empty(x.shape), gate.new_empty(gate.shape)
+    _call("multiply_backward", *_map(dout), *_map(x), *_sizes(x), *_covering(x, gate), dx, dgate)
+    return dx, dgate

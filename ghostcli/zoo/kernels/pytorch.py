@@ -26,6 +26,16 @@ class Step(NamedTuple):
     dx: Tensor | None = None  # the convolution's own input gradient, where it came along
 
 
+def pitch(x: Tensor) -> int:
+    """Elements from one pixel of [N, H, W, C] to the next; 0 where the pixels do not follow one another so."""
+    n, h, w, c = x.shape
+    sn, sh, sw, sc = x.stride()
+    step = sw if w > 1 else sh if h > 1 else sn if n > 1 else c
+    regular = (c == 1 or sc == 1) and step >= c
+    regular = regular and (h == 1 or sh == w * step) and (n == 1 or sn == h * w * step)
+    return step if regular else 0
+
+
 def precision(x: Tensor) -> torch.dtype:
     """The precision of moments and folding."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -88,6 +98,22 @@ def adjoint(
         dx = _add_patch_adjoint(step.dx, x, S, t, k, stride)
     dx = dx if add is None else dx.add_(add)
     return torch.ops.aten.threshold_backward(dx, x, 0) if mask else dx
+
+
+def multiply(x: Tensor, gate: Tensor) -> Tensor:
+    """`x` [N, H, W, C] times a coarser, dense `gate` [N, h, w, C], each of its pixels over those it is nearest to."""
+    return _enlarged(gate, x).mul_(x)
+
+
+def multiply_backward(dout: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    n, h, w, c = gate.shape
+    size = [n, c, h, w]
+    dgate = torch.ops.aten.upsample_nearest2d_backward(_images(dout * x), x.shape[1:3], size)
+    return _enlarged(gate, x).mul_(dout), _pixels(dgate)
+
+
+def _enlarged(gate: Tensor, x: Tensor) -> Tensor:
+    return _pixels(F.interpolate(_images(gate), x.shape[1:3], mode="nearest"))
 
 
 def _weight(kernel: Tensor, k: int) -> Tensor:

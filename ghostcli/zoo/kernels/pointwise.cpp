@@ -1,0 +1,238 @@
+// Dense 1x1 convolutions of float32 pixels, and what training their folded form needs besides: moments of the
+// pixels, the two reductions and the input gradient.
+//
+// Pixels are `rows` rows of some channels, `pitch` floats apart. They are taken BLOCK at a time, copied into whole
+// vectors that stay within a core's cache; sums over a block are in float32, over blocks in float64. Work is split
+// by block, in order, so that a result depends on the number of threads alone.
+#include "vector.h"
+
+namespace {
+
+constexpr long BLOCK = 256;     // rows of a sum: many, since each adds to a whole matrix
+constexpr long FEW = 64;        // rows of a product: few, to stay in the first cache
+#ifdef __AVX512VL__
+constexpr int TALL = 8, WIDE = 3;  // accumulators: TALL x WIDE vectors of the 32 (16) registers
+#else
+constexpr int TALL = 4, WIDE = 2;
+#endif
+
+struct Pixels {
+    const float *data;
+    long pitch, channels;
+    const float *row(long r) const { return data + r * pitch; }
+};
+
+inline long blocks_of(long rows, long size) { return (rows + size - 1) / size; }
+
+// Calls finish(row, column, vector) with A B + bias, A [rows][inner] and B [inner][columns], columns whole vectors.
+// Not inlined, so that the loop has the registers to itself.
+template <int R, int V, class Finish>
+__attribute__((noinline)) void product_tile(const float *a, long a_pitch, long inner, const float *b, long columns, const float *bias,
+                         long r, long c, const Finish &finish) {
+    v8f acc[R][V];
+    #pragma GCC unroll 8
+    for (int i = 0; i < R; i++)
+        #pragma GCC unroll 3
+        for (int j = 0; j < V; j++) acc[i][j] = loadf(bias + c + j * LANES);
+    for (long k = 0; k < inner; k++) {
+        v8f row[V];
+        #pragma GCC unroll 3
+        for (int j = 0; j < V; j++) row[j] = loadf(b + k * columns + c + j * LANES);
+        #pragma GCC unroll 8
+        for (int i = 0; i < R; i++)
+            #pragma GCC unroll 3
+            for (int j = 0; j < V; j++) acc[i][j] += a[(r + i) * a_pitch + k] * row[j];
+    }
+    #pragma GCC unroll 8
+    for (int i = 0; i < R; i++)
+        #pragma GCC unroll 3
+        for (int j = 0; j < V; j++) finish(r + i, c + j * LANES, acc[i][j]);
+}
+
+template <int V, class Finish>
+void product_columns(const float *a, long a_pitch, long rows, long inner, const float *b, long columns,
+                     const float *bias, long c, const Finish &finish) {
+    long r = 0;
+    for (; r + TALL <= rows; r += TALL)
+        product_tile<TALL, V>(a, a_pitch, inner, b, columns, bias, r, c, finish);
+    for (; r < rows; r++) product_tile<1, V>(a, a_pitch, inner, b, columns, bias, r, c, finish);
+}
+
+template <class Finish>
+void product(const float *a, long a_pitch, long rows, long inner, const float *b, long columns, const float *bias,
+             const Finish &finish) {
+    long c = 0;
+    for (; c + WIDE * LANES <= columns; c += WIDE * LANES)
+        product_columns<WIDE>(a, a_pitch, rows, inner, b, columns, bias, c, finish);
+    if (WIDE > 2 && c + 2 * LANES <= columns) {
+        product_columns<2>(a, a_pitch, rows, inner, b, columns, bias, c, finish);
+        c += 2 * LANES;
+    }
+    if (c < columns) product_columns<1>(a, a_pitch, rows, inner, b, columns, bias, c, finish);
+}
+
+// out[i][j] += sum over rows of a[r][i] b[r][j], i < TALL
+template <int V>
+__attribute__((noinline)) void gram_tile(const float *a, long a_pitch, const float *b, long b_pitch, long rows, double *out,
+                      long out_pitch) {
+    v8f acc[TALL][V] = {};
+    for (long r = 0; r < rows; r++) {
+        v8f row[V];
+        #pragma GCC unroll 3
+        for (int j = 0; j < V; j++) row[j] = loadf(b + r * b_pitch + j * LANES);
+        #pragma GCC unroll 8
+        for (int i = 0; i < TALL; i++)
+            #pragma GCC unroll 3
+            for (int j = 0; j < V; j++) acc[i][j] += a[r * a_pitch + i] * row[j];
+    }
+    for (int i = 0; i < TALL; i++)
+        for (int j = 0; j < V; j++)
+            addd(out + i * out_pitch + j * LANES, __builtin_convertvector(acc[i][j], v8d));
+}
+
+// out [Ap][Bp] += A' B of padded columns; `upper`: only where column >= row is needed.
+void gram(const float *a, long a_pitch, long Ap, const float *b, long b_pitch, long Bp, long rows, bool upper,
+          double *out) {
+    for (long i = 0; i < Ap; i += TALL) {
+        long j = upper ? i / LANES * LANES : 0;
+        for (; j + WIDE * LANES <= Bp; j += WIDE * LANES)
+            gram_tile<WIDE>(a + i, a_pitch, b + j, b_pitch, rows, out + i * Bp + j, Bp);
+        if (WIDE > 2 && j + 2 * LANES <= Bp) {
+            gram_tile<2>(a + i, a_pitch, b + j, b_pitch, rows, out + i * Bp + j, Bp);
+            j += 2 * LANES;
+        }
+        if (j < Bp) gram_tile<1>(a + i, a_pitch, b + j, b_pitch, rows, out + i * Bp + j, Bp);
+    }
+}
+
+// A block of pixels into [rows][to_pitch], less `pivot`, where `z` is positive, adding up each channel into `sum`.
+void copy_block(const Pixels &x, long first, long rows, const float *pivot, const Pixels &z, float *to, long to_pitch,
+                double *sum) {
+    for (long c = 0; c < x.channels; c += LANES) {
+        const long left = x.channels - c;
+        const v8f shift = pivot ? loadf(pivot + c) : v8f{};
+        v8f total = {};
+        for (long r = 0; r < rows; r++) {
+            v8f v = load(x.row(first + r) + c, left) - shift;
+            if (z.data) v = select_positive(load(z.row(first + r) + c, left), v);
+            total += v;
+            storef(to + r * to_pitch + c, v);
+        }
+        if (sum) addd(sum + c, __builtin_convertvector(total, v8d));
+    }
+}
+
+const Pixels NONE{nullptr, 0, 0};
+
+// The mean of a few hundred pixels from all over: near enough to the mean that squares lose no digits.
+std::vector<float> pivot_of(const Pixels &x, long rows) {
+    std::vector<float> pivot(padded(x.channels));
+    const long samples = std::min(rows, 256L);
+    for (long c = 0; c < x.channels; c++) {
+        double sum = 0;
+        for (long s = 0; s < samples; s++) sum += x.row(rows * s / samples)[c];
+        pivot[c] = float(sum / samples);
+    }
+    return pivot;
+}
+
+}  // namespace
+
+extern "C" {
+
+void pointwise_moments(const float *x_, long pitch, long rows, long C, float *mean, float *cov, int threads) {
+    const Pixels x{x_, pitch, C};
+    const long Cp = padded(C), size = (Cp + 1) * Cp;
+    const std::vector<float> pivot = pivot_of(x, rows);
+    std::vector<double> partial = per_thread<double>(threads, size);
+    each_thread(threads, blocks_of(rows, BLOCK), [&](int thread, long begin, long end) {
+        std::vector<float> block(BLOCK * Cp);
+        double *out = partial.data() + thread * size;
+        for (long first = begin * BLOCK; first < std::min(end * BLOCK, rows); first += BLOCK) {
+            const long n = std::min(BLOCK, rows - first);
+            copy_block(x, first, n, pivot.data(), NONE, block.data(), Cp, out + Cp * Cp);
+            gram(block.data(), Cp, Cp, block.data(), Cp, Cp, n, true, out);
+        }
+    });
+    sum_threads(partial, threads, size);
+    const double *sum = partial.data() + Cp * Cp, count = double(rows);
+    for (long i = 0; i < C; i++) {
+        mean[i] = float(pivot[i] + sum[i] / count);
+        for (long j = i; j < C; j++)
+            cov[i * C + j] = cov[j * C + i] =
+                float(partial[i * Cp + j] / count - sum[i] / count * (sum[j] / count));
+    }
+}
+
+// out = relu(x K' + b), K [O][I]
+void pointwise_forward(const float *x_, long pitch, long rows, long I, const float *kernel, const float *bias, long O,
+                       int relu, float *out, long out_pitch, int threads) {
+    const long Op = padded(O);
+    std::vector<float> k(I * Op), b(Op);
+    for (long o = 0; o < O; o++) {
+        b[o] = bias[o];
+        for (long i = 0; i < I; i++) k[i * Op + o] = kernel[o * I + i];
+    }
+    each_thread(threads, blocks_of(rows, FEW), [&](int, long begin, long end) {
+        for (long first = begin * FEW; first < std::min(end * FEW, rows); first += FEW)
+            product(x_ + first * pitch, pitch, std::min(FEW, rows - first), I, k.data(), Op, b.data(),
+                    [&](long r, long c, v8f v) {
+                        store(out + (first + r) * out_pitch + c, O - c, relu ? positive_part(v) : v);
+                    });
+    });
+}
+
+// dK [O][I] = sum of dz x', db = sum of dz, dz where z > 0 only (everywhere where z is null).
+void pointwise_reduce(const float *dz_, long dz_pitch, const float *z_, long z_pitch, const float *x_, long pitch,
+                      long rows, long I, long O, float *dK, float *db, int threads) {
+    const Pixels dz{dz_, dz_pitch, O}, z{z_, z_pitch, O}, x{x_, pitch, I};
+    const long Ip = padded(I), Op = padded(O), size = (Ip + 1) * Op;
+    std::vector<double> partial = per_thread<double>(threads, size);
+    each_thread(threads, blocks_of(rows, BLOCK), [&](int thread, long begin, long end) {
+        std::vector<float> delta(BLOCK * Op), block(BLOCK * Ip);
+        double *out = partial.data() + thread * size;
+        for (long first = begin * BLOCK; first < std::min(end * BLOCK, rows); first += BLOCK) {
+            const long n = std::min(BLOCK, rows - first);
+            copy_block(dz, first, n, nullptr, z, delta.data(), Op, out + Op * Ip);
+            if (I == Ip) {
+                gram(delta.data(), Op, Op, x.row(first), pitch, Ip, n, false, out);
+                continue;
+            }
+            copy_block(x, first, n, nullptr, NONE, block.data(), Ip, nullptr);
+            gram(delta.data(), Op, Op, block.data(), Ip, Ip, n, false, out);
+        }
+    });
+    sum_threads(partial, threads, size);
+    for (long o = 0; o < O; o++) {
+        db[o] = float(partial[Op * Ip + o]);
+        for (long i = 0; i < I; i++) dK[o * I + i] = float(partial[o * Ip + i]);
+    }
+}
+
+// dx = dz K + x S + t, S [I][I]
+void pointwise_adjoint(const float *dz_, long dz_pitch, const float *z_, long z_pitch, const float *x_, long pitch,
+                       long rows, long I, long O, const float *kernel, const float *S, const float *t,
+                       const float *add, long add_pitch, int mask, float *out, long out_pitch, int threads) {
+    const Pixels dz{dz_, dz_pitch, O}, z{z_, z_pitch, O}, x{x_, pitch, I};
+    const long Ip = padded(I), Op = padded(O), inner = Op + Ip;
+    std::vector<float> both(inner * Ip), constant(Ip);
+    for (long i = 0; i < I; i++) {
+        constant[i] = t[i];
+        for (long o = 0; o < O; o++) both[o * Ip + i] = kernel[o * I + i];
+        for (long j = 0; j < I; j++) both[(Op + j) * Ip + i] = S[j * I + i];
+    }
+    each_thread(threads, blocks_of(rows, FEW), [&](int, long begin, long end) {
+        std::vector<float> block(FEW * inner);
+        for (long first = begin * FEW; first < std::min(end * FEW, rows); first += FEW) {
+            const long n = std::min(FEW, rows - first);
+            copy_block(dz, first, n, nullptr, z, block.data(), inner, nullptr);
+            copy_block(x, first, n, nullptr, NONE, block.data() + Op, inner, nullptr);
+            product(block.data(), inner, n, inner, both.data(), Ip, constant.data(), [&](long r, long c, v8f v) {
+                if (add) v += load(add + (first + r) * add_pitch + c, I - c);
+                if (mask) v = select_positive(loadf(block.data() + r * inner + Op + c), v);
+                store(out + (first + r) * out_pitch + c, I - c, v);
+            });
+        }
+    });
+}
+}
