@@ -27,6 +27,7 @@ from ghostcli.storage import cannot_write, fault, read_json, sweep, write_bytes,
 
 #: Images whose missing entries are computed and committed together: the most work a kill can cost.
 CHUNK = 4096
+LARGEST = float(np.finfo(np.float16).max)
 
 Ask = Callable[[Tensor, Tensor], Tensor]  # image numbers [B], views [B] -> logits [B, C]
 
@@ -142,12 +143,15 @@ class TeacherTable:
                 for part in np.array_split(missing, -(-len(missing) // batch)):
                     signals.stop_if_asked()
                     index = torch.from_numpy(part)
-                    parts.append(ask(index, torch.from_numpy(views[part])).half().cpu().numpy())
+                    parts.append(ask(index, torch.from_numpy(views[part])).cpu().numpy())
                 logits = np.concatenate(parts)
                 if not np.isfinite(logits).all():
+                    folder = printable(str(self.folder))
                     raise GhostError(
-                        f"{printable(str(self.folder))}: the teacher's logits are not finite in float16; train it again"
+                        f"{folder}: the teacher's logits are not finite; its run is no use, train it again"
                     )
+                # Beyond float16's range a softmax is one-hot with or without the clamp.
+                logits = logits.clip(-LARGEST, LARGEST).astype(np.float16)
                 self._commit(missing, views[missing], logits)
                 asked += len(missing)
             if progress is not None:
