@@ -73,7 +73,8 @@ def write_run(
     folder.mkdir(parents=True)
     owner = {"pid": os.getpid(), "host": "elsewhere"}
     (folder / "status.json").write_text(json.dumps({"status": status, "error": error, **owner}))
-    (folder / "recipe.json").write_text(json.dumps(recipe))
+    described = {"student": student, "seed": seed, "teachers": list(teacher_runs), "recipe_name": recipe_name or family}
+    (folder / "recipe.json").write_text(json.dumps({**described, "recipe": recipe}))
     logits, labels = scores(accuracy, seed, test_images)
     measured = 100 * float(np.mean(logits.argmax(1) == labels))
     rows = [_epoch(i + 1, curve, measured) for i in range(curve)]

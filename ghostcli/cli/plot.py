@@ -185,6 +185,7 @@ def _disagree(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family:
     from ghostcli.data import load
     from ghostcli.recipe.models import DataSection
     from ghostcli.report import pictures
+    from ghostcli.report.arms import recipe_of
 
     run = _one(chosen, "disagree")
     logits, labels = _predictions(run)
@@ -193,7 +194,7 @@ def _disagree(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family:
     if not teachers:
         raise UsageError(f"plot disagree: {run.id} has no teacher among these runs; name a taught run")
     taught = [_predictions(teacher) for teacher in teachers]
-    data = load(DataSection.model_validate(run.recipe["data"]))
+    data = load(DataSection.model_validate(recipe_of(run).get("data", {})))
     if not all(np.array_equal(labels, theirs) for _, theirs in taught) or data.checksum != run.result["data_checksum"]:
         raise UsageError(
             f"plot disagree: {run.id}, its teacher and {data.name} as it lies here are not of the same images"

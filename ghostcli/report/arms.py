@@ -54,6 +54,10 @@ class Arm:
         return self.runs[0].result or {}
 
     @property
+    def recipe(self) -> dict[str, Any]:
+        return recipe_of(self.runs[0])
+
+    @property
     def student(self) -> str:
         return self.about["student"]
 
@@ -68,7 +72,7 @@ class Arm:
     @property
     def setting(self) -> str:
         """What sets its teaching apart from the paper's, in few words: `dkd T=4`."""
-        distill, source = self.runs[0].recipe.get("distill") or {}, paper().source
+        distill, source = self.recipe.get("distill") or {}, paper().source
         kind = self.about.get("kind")
         words = [kind] if kind not in (None, source.kind) else []
         for key, sign in (("temperature", "T"), ("alpha", "α")):
@@ -151,16 +155,27 @@ class Group:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        return self.arms[0].runs[0].recipe
+        return self.arms[0].recipe
 
     def describe(self) -> str:
         about = self.about
         if self.mixed:
             return "mixed protocols"
-        return f"{about['data']}, {about['train_images']:,} images × {about['epochs']} epochs"
+        return f"{about['data']}, {budget_of(about)}"
 
     def baseline(self, student: str) -> Arm | None:
         return next((arm for arm in self.arms if arm.student == student and not arm.teachers), None)
+
+
+def budget_of(result: dict[str, Any]) -> str:
+    epochs = result["epochs"]
+    return f"{result['train_images']:,} images × {epochs} epoch{'s' * (epochs != 1)}"
+
+
+def recipe_of(run: RunRecord) -> dict[str, Any]:
+    """The resolved recipe of a run, section by section; {} where it cannot be read."""
+    recipe = run.recipe.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def finished(records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[LeftOut]]:
@@ -169,7 +184,7 @@ def finished(records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[LeftOu
     for record in records:
         reason = _unfit(record)
         good.append(record) if reason is None else bad.append(
-            LeftOut(record.id, reason, record.recipe.get("family", ""))
+            LeftOut(record.id, reason, recipe_of(record).get("family", ""))
         )
     return good, bad
 
@@ -259,7 +274,7 @@ def most_telling(arms: Sequence[Arm], family: str, row: PaperRow) -> list[Arm]:
     source = paper().source
 
     def rank(arm: Arm) -> tuple[bool, bool, int, float]:
-        distill = arm.runs[0].recipe.get("distill") or {}
+        distill = arm.recipe.get("distill") or {}
         faithful = all(
             distill.get(key, getattr(source, key)) == getattr(source, key) for key in ("alpha", "temperature")
         )

@@ -23,7 +23,7 @@ def baseline_of(arm: Arm, epochs: int) -> str:
     """`ghost train-teacher ...` for the untaught run of `epochs` that a taught arm is to be compared with."""
     name = str(arm.about.get("recipe") or arm.about["family"])
     recipe = () if name == "paper" else ("--recipe", name)
-    wanted = arm.runs[0].recipe
+    wanted = arm.recipe
     wanted = wanted | {"train": wanted.get("train", {}) | {"epochs": epochs}}
     return shlex.join(("ghost", "train-teacher", arm.student, *recipe, *_settings(name, wanted)))
 

@@ -228,14 +228,20 @@ def verdict(delta: Difference, adjusted_p: float | None, margin: float) -> str |
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities in float64, [..., C]; the temperature is left alone."""
-    shifted = np.asarray(logits, dtype=np.float64)
-    shifted = np.exp(shifted - shifted.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
+    x = _finite(logits)
+    raised = np.exp(x - x.max(axis=-1, keepdims=True))
+    return raised / raised.sum(axis=-1, keepdims=True)
+
+
+def _finite(logits: np.ndarray) -> np.ndarray:
+    """float64, with what overflowed in float16 at that type's limits."""
+    most = float(np.finfo(np.float16).max)
+    return np.nan_to_num(np.asarray(logits, dtype=np.float64), nan=0.0, posinf=most, neginf=-most)
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative log-likelihood of `labels` [N] under `logits` [N, C], in nats."""
-    x = np.asarray(logits, dtype=np.float64)
+    x = _finite(logits)
     x = x - x.max(axis=1, keepdims=True)
     return float(np.mean(np.log(np.exp(x).sum(axis=1)) - x[np.arange(len(x)), labels]))
 

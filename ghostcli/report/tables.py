@@ -105,7 +105,7 @@ class Baselines:
 
 
 def _same_but_epochs(a: Arm, b: Arm) -> bool:
-    changed = runs_of.departures(a.runs[0].recipe, b.runs[0].recipe)
+    changed = runs_of.departures(a.recipe, b.recipe)
     same_images = a.about["data_checksum"] == b.about["data_checksum"]
     return same_images and all(key == "train.epochs" or key.startswith("distill.") for key in changed)
 
@@ -170,7 +170,7 @@ def _row(
         return empty, left
     shown, *others = fitting
     for arm in others:
-        changed = runs_of.differing(arm.runs[0].recipe, shown.runs[0].recipe)
+        changed = runs_of.differing(arm.recipe, shown.recipe)
         left += _left([arm], f"another recipe for the same row ({changed or 'its teachers differ'})")
     seen = measured(shown, group, options, baselines)
     return replace(seen, teachers=row.teachers, parameters=row.parameters, printed=row, command=command), left
@@ -242,9 +242,9 @@ def _others(wanted: Sequence[RunRecord], group: Group | None) -> list[LeftOut]:
     for run in wanted:
         result = run.result
         if runs_of.same_conditions(result) != shown:
-            budget = f"{result['train_images']:,} images × {result['epochs']} epochs"
+            budget = runs_of.budget_of(result)
             alike = (result["train_images"], result["epochs"]) == (group.about["train_images"], group.about["epochs"])
-            changed = runs_of.differing(run.recipe, group.recipe) if alike else ""
+            changed = runs_of.differing(runs_of.recipe_of(run), group.recipe) if alike else ""
             out.append(LeftOut(run.id, f"other protocol ({changed or budget})", result["family"]))
     return out
 
