@@ -63,9 +63,9 @@ def test_the_same_records_give_the_same_file(runs: Path, tmp_path: Path) -> None
 def test_curves_have_a_panel_a_student_and_the_baseline_in_grey() -> None:
     seeds = np.array([[50.0, 90.0], [54.0, 92.0]])
     found = [
-        Curve("gns:1.0", "VGG13", seeds),
-        Curve("gns:1.0", "alone", seeds - 1, baseline=True),
-        Curve("gnd:1.0", "alone", seeds[:1, :1], baseline=True),
+        Curve("GN-S 1.0x", "VGG13", seeds),
+        Curve("GN-S 1.0x", "alone", seeds - 1, baseline=True),
+        Curve("GN-D 1.0x", "alone", seeds[:1, :1], baseline=True),
     ]
     figure = figures.curves(found)
     panels = [axes for axes in figure.axes if axes.axison]

@@ -16,9 +16,12 @@ from ghostcli.errors import UsageError, printable
 from ghostcli.report.paper import FAMILIES
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
 
     from ghostcli.record import RunRecord
+    from ghostcli.report.arms import Group
+    from ghostcli.report.figures import Curve
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 COSTS = ("parameters", "hours")
@@ -74,37 +77,48 @@ def _named(name: str, records: Sequence[RunRecord], runs: Path) -> list[RunRecor
 
 
 def _curves(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
-    import numpy as np
-
     from ghostcli.report import arms, figures
 
     good, _ = arms.finished(records)
+    groups = arms.groups([run for run in good if family in (None, run.result["family"])])
     ids = {run.id for run in chosen}
-    found = []
-    for group in arms.groups([run for run in good if family in (None, run.result["family"])]):
-        wanted = [arm for arm in group.arms if not ids or ids & {run.id for run in arm.runs}]
-        taught = {arm.student for arm in wanted if arm.teachers}
-        if taught and not ids:
-            wanted = [arm for arm in wanted if arm.student in taught]
-        students = {arm.student for arm in wanted}
-        baselines = [arm for arm in group.arms if arm.student in students and not arm.teachers and arm not in wanted]
-        for arm in wanted + baselines:
-            curves = [
-                [row["test"]["accuracy"] for row in run.metrics()]
-                for run in arm.runs
-                if not ids or run.id in ids or arm in baselines
-            ]
-            epochs = min(map(len, curves))
-            if epochs:
-                name = f"{_taught_by(arm.teachers, arm.strategy)} {arm.setting}".rstrip() if arm.teachers else "alone"
-                accuracy = np.array([curve[:epochs] for curve in curves])
-                found.append(figures.Curve(arm.student, name, accuracy, baseline=not arm.teachers))
-    unfinished = [run for run in chosen if run.id not in {run.id for run in good}]
-    for run in unfinished:
-        curve = [row["test"]["accuracy"] for row in run.metrics()]
-        if curve:
-            found.append(figures.Curve(run.id.partition("/")[0], f"{run.id} ({run.status})", np.array([curve])))
+    found = [curve for group in groups for curve in _of_group(group, ids)]
+    finished = {run.id for run in good}
+    found += [
+        figures.Curve(run.id.partition("/")[0], f"{run.id} ({run.status})", accuracy)
+        for run in chosen
+        if run.id not in finished and (accuracy := _accuracies([run])) is not None
+    ]
     return figures.curves(found)
+
+
+def _of_group(group: Group, ids: set[str]) -> list[Curve]:
+    """The curves of the runs in `ids` (none: of every taught student) and of their baselines."""
+    from ghostcli.report.figures import Curve
+    from ghostcli.report.paper import label
+
+    named = {arm: [run for run in arm.runs if run.id in ids] for arm in group.arms}
+    students = {arm.student for arm in group.arms if (named[arm] if ids else arm.teachers)}
+    if not ids and not students:
+        students = {arm.student for arm in group.arms}
+    found = []
+    for arm in group.arms:
+        runs = named[arm] or (arm.runs if not (ids and arm.teachers) else [])
+        accuracy = _accuracies(runs) if arm.student in students else None
+        if accuracy is not None:
+            name = f"{_taught_by(arm.teachers, arm.strategy)} {arm.setting}".rstrip() if arm.teachers else "alone"
+            panel = f"{label(arm.student)} · {group.describe()}"
+            found.append(Curve(panel, name, accuracy, baseline=not arm.teachers))
+    return found
+
+
+def _accuracies(runs: Sequence[RunRecord]) -> np.ndarray | None:
+    """Test accuracy [n, epochs] as far as all the runs have it; None where that is nowhere."""
+    import numpy as np
+
+    curves = [[row["test"]["accuracy"] for row in run.metrics()] for run in runs]
+    epochs = min(map(len, curves), default=0)
+    return np.array([curve[:epochs] for curve in curves]) if epochs else None
 
 
 def _taught_by(teachers: Sequence[str], strategy: str) -> str:
@@ -210,7 +224,7 @@ def _one(chosen: Sequence[RunRecord], kind: str) -> RunRecord:
     return chosen[0]
 
 
-def _predictions(run: RunRecord):
+def _predictions(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
     found = run.predictions()
     if found is None:
         raise UsageError(f"{run.id}: has no predictions ({run.problem or 'predictions.npz is gone'})")

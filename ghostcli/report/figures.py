@@ -86,9 +86,9 @@ def save(figure: Figure, file: Path) -> Path:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy by epoch of the seeds of one arm: `accuracy` [n, epochs] in percent; `student` groups the panels."""
+    """Accuracy by epoch of the seeds of one arm: `accuracy` [n, epochs] in percent; `panel` is its panel's title."""
 
-    student: str
+    panel: str
     name: str
     accuracy: np.ndarray
     baseline: bool = False
@@ -96,48 +96,48 @@ class Curve:
 
 @styled
 def curves(found: Sequence[Curve], what: str = "Test accuracy (%)") -> Figure:
-    """Learning curves, a panel a student: the seeds' mean with their range; the untaught baseline in grey."""
+    """Learning curves, a panel a title: the seeds' mean with their range; the untaught baseline in grey."""
     _needs(found, "learning curves need a run with at least one finished epoch")
-    students = list(dict.fromkeys(curve.student for curve in found))
-    columns = min(3, len(students))
-    rows = -(-len(students) // columns)
-    figure, axes = canvas(rows, columns, (max(6.4, 3.4 * columns), 3.4 * rows), sharex=False)
-    for panel, student in zip(axes.flat, students, strict=False):
-        own = sorted(
-            (curve for curve in found if curve.student == student), key=lambda curve: -curve.accuracy[:, -1].mean()
-        )
-        taught = [curve for curve in own if not curve.baseline]
+    titles = list(dict.fromkeys(curve.panel for curve in found))
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
+    figure, axes = canvas(rows, columns, (max(6.4, 3.4 * columns), 3.4 * rows))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, title in zip(axes.flat, titles, strict=False):
+        own = sorted((c for c in found if c.panel == title), key=lambda c: -c.accuracy[:, -1].mean())
+        colours = iter(PALETTE * len(own))
         for curve in own:
-            colour = GREY if curve.baseline else PALETTE[taught.index(curve) % len(PALETTE)]
-            epochs = np.arange(1, curve.accuracy.shape[1] + 1)
-            mean = curve.accuracy.mean(axis=0)
-            marker = "o" if len(epochs) == 1 else None
-            style = "--" if curve.baseline else "-"
-            panel.plot(epochs, mean, style, color=colour, marker=marker, label=f"{curve.name}, {mean[-1]:.2f}")
-            if len(curve.accuracy) > 1:
-                low, high = curve.accuracy.min(axis=0), curve.accuracy.max(axis=0)
-                panel.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
-        finals = [curve.accuracy[:, -1].mean() for curve in own]
-        firsts = [
-            curve.accuracy[:, min(len(curve.accuracy[0]) - 1, len(curve.accuracy[0]) // 10)].mean() for curve in own
-        ]
-        top = max(float(curve.accuracy.max()) for curve in own)
-        panel.set_ylim(min(*firsts, min(finals) - 2), top + 0.04 * (top - min(firsts)) + 0.1)
-        panel.set_title(label(student))
-        panel.set_xlabel("Epoch")
-        panel.legend(loc="lower right", fontsize=7, handlelength=1.4, borderaxespad=0.2)
-        _whole_epochs(panel)
-    for panel in list(axes.flat)[len(students) :]:
-        panel.set_axis_off()
+            _draw(axis, curve, GREY if curve.baseline else next(colours))
+        # The first tenth of a training would squeeze all that is worth comparing into the top.
+        low = min(c.accuracy.mean(axis=0)[min(c.accuracy.shape[1] - 1, c.accuracy.shape[1] // 10)] for c in own)
+        high = max(float(c.accuracy.max()) for c in own)
+        axis.set_ylim(low - 1, high + 0.04 * (high - low) + 0.1)
+        axis.set_axis_on()
+        axis.set_title(title)
+        axis.set_xlabel("Epoch")
+        axis.legend(loc="lower right", fontsize=7, handlelength=1.4, borderaxespad=0.2)
+        _whole_epochs(axis)
     for row in axes:
         row[0].set_ylabel(what)
     return figure
 
 
-def _whole_epochs(panel: Axes) -> None:
+def _draw(axis: Axes, curve: Curve, colour: str) -> None:
+    epochs = np.arange(1, curve.accuracy.shape[1] + 1)
+    mean = curve.accuracy.mean(axis=0)
+    style = "--" if curve.baseline else "-"
+    marker = "o" if len(epochs) == 1 else None
+    axis.plot(epochs, mean, style, color=colour, marker=marker, label=f"{curve.name}, {mean[-1]:.2f}")
+    if len(curve.accuracy) > 1:
+        low, high = curve.accuracy.min(axis=0), curve.accuracy.max(axis=0)
+        axis.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _whole_epochs(axis: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 @styled
