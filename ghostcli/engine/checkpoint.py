@@ -34,9 +34,10 @@ def checksum(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> str:
 
 
 def encode(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> bytes:
-    """The file's bytes. Layouts (channels_last) are written as plain contiguous values."""
+    """The file's bytes, the same for the same content. Layouts (channels_last) become plain contiguous values."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return save(tensors, {"ghost": json.dumps(meta, sort_keys=True), "sha256": checksum(tensors, meta)})
+    # One entry, not two: safetensors writes several in an order that changes from process to process.
+    return save(tensors, {"ghost": json.dumps({"meta": meta, "sha256": checksum(tensors, meta)}, sort_keys=True)})
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
@@ -64,11 +65,11 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         content = path.read_bytes()
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        meta = json.loads(header["ghost"])
-        good = header["sha256"] == checksum(tensors, meta)
+        ours = json.loads(header["ghost"])
+        meta, good = ours["meta"], ours["sha256"] == checksum(tensors, ours["meta"])
     except OSError as error:
         raise GhostError(f"{name}: cannot be read ({error.strerror})") from error
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise GhostError(f"{name}: is no whole file of ghost's ({type(error).__name__}); refused") from error
     if not good or not isinstance(meta, dict):
         raise GhostError(f"{name}: its checksum does not match its content; refused")
