@@ -173,7 +173,8 @@ def test_cost_and_more(runs: Path) -> None:
     row = data("II", "--runs", runs, "--family", "paper", "--cost", "--more")["rows"][1]
     assert row["hours"]["full"] == 2.0
     assert row["hours"]["trainings"] == 2
-    assert (row["ece"], row["agreement"]) == (pytest.approx(0.021), {"resnet50": 93.0})
+    assert 0 < row["ece"] < 0.1
+    assert (row["nll"], row["agreement"]) == (pytest.approx(0.31), {"resnet50": 93.0})
     text = said("II", "--runs", runs, "--family", "paper", "--cost", "--more")
     assert "Shared" in text
     assert "Agrees with" in text

@@ -107,7 +107,7 @@ def _of_group(group: Group, ids: set[str]) -> list[Curve]:
         accuracy = _accuracies(runs) if arm.student in students else None
         if accuracy is not None:
             name = f"{_taught_by(arm.teachers, arm.strategy)} {arm.setting}".rstrip() if arm.teachers else "alone"
-            panel = f"{label(arm.student)} · {group.describe()}"
+            panel = f"{label(arm.student)}\n{group.describe()}"
             found.append(Curve(panel, name, accuracy, baseline=not arm.teachers))
     return found
 

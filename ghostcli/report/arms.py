@@ -17,7 +17,7 @@ import numpy as np
 
 from ghostcli.record import RunRecord
 from ghostcli.report.paper import PaperRow, paper
-from ghostcli.report.stats import Difference, Sample, Summary, difference, summarize
+from ghostcli.report.stats import Difference, Sample, Summary, difference, ece, summarize
 from ghostcli.zoo.names import slug
 
 #: What stands in a table: `selected` (last epoch, or the one chosen on validation) or `best` (on the test set).
@@ -114,6 +114,12 @@ class Arm:
         """Mean over its runs of a number in result.json; None where a run lacks it."""
         values = [run.result.get(key) for run in self.runs]
         return None if any(value is None for value in values) else float(np.mean(values))
+
+    @cached_property
+    def ece(self) -> float | None:
+        """Expected calibration error, a fraction, meaned over its runs; None where one has no predictions."""
+        found = [run.predictions() for run in self.runs]
+        return None if any(item is None for item in found) else float(np.mean([ece(*item) for item in found]))
 
     @property
     def agreement(self) -> dict[str, float]:

@@ -117,7 +117,7 @@ def curves(found: Sequence[Curve], what: str = "Test accuracy (%)") -> Figure:
         axis.set_title(title)
         axis.set_xlabel("Epoch")
         axis.legend(loc="lower right", fontsize=7, handlelength=1.4, borderaxespad=0.2)
-        _whole_epochs(axis)
+        _whole_epochs(axis, max(c.accuracy.shape[1] for c in own))
     for row in axes:
         row[0].set_ylabel(what)
     return figure
@@ -134,10 +134,11 @@ def _draw(axis: Axes, curve: Curve, colour: str) -> None:
         axis.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _whole_epochs(axis: Axes) -> None:
+def _whole_epochs(axis: Axes, last: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlim(*((0, last * 1.02) if last > 1 else (0.5, 1.5)))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 @styled

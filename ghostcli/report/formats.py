@@ -190,7 +190,7 @@ def _object(row: Row, known: dict[str, Cost] | None, more: bool) -> dict[str, An
         found["hours"] = asdict(of_arm(arm, known)) if arm else None
     if more:
         found |= {
-            "ece": arm.mean("ece") if arm else None,
+            "ece": arm.ece if arm else None,
             "nll": arm.mean("nll") if arm else None,
             "agreement": arm.agreement if arm else None,
         }

@@ -109,9 +109,9 @@ def cost_grid(table: Table, known: dict[str, Cost]) -> Grid:
     cells = [
         (
             _name(row),
-            f"{cost.own:.2f}",
-            f"{cost.amortised:.2f}",
-            f"{cost.full:.2f}" + ("" if cost.whole else "*"),
+            _number(cost.own),
+            _number(cost.amortised),
+            _number(cost.full) + ("" if cost.whole else "*"),
             f"{cost.trainings:g}",
         )
         for row, cost in zip(rows, found, strict=True)
@@ -123,7 +123,7 @@ def cost_grid(table: Table, known: dict[str, Cost]) -> Grid:
     if not all(cost.whole for cost in found):
         said.append("* a teacher's record is gone, and its hours with it.")
     columns = (("Run", "left"), ("Own", "right"), ("Shared", "right"), ("Full", "right"), ("Trainings", "right"))
-    return Grid(f"{heading(table)}: cost", columns, tuple(cells), tuple(said))
+    return Grid(f"{heading(table)}: cost", columns, tuple(cells), general=tuple(said))
 
 
 def more_grid(table: Table) -> Grid:
@@ -132,10 +132,10 @@ def more_grid(table: Table) -> Grid:
     for row in table.filled:
         together = row.arm.agreement
         agrees = ", ".join(f"{label(name)} {percent:.1f}" for name, percent in together.items())
-        cells.append((_name(row), _number(row.arm.mean("ece"), 100), _number(row.arm.mean("nll")), agrees or EMPTY))
+        cells.append((_name(row), _number(row.arm.ece, 100), _number(row.arm.mean("nll")), agrees or EMPTY))
     columns = (("Run", "left"), ("ECE (%)", "right"), ("NLL", "right"), ("Agrees with (%)", "left"))
     said = ("ECE in 15 bins and NLL on the test images, the temperature left alone; agreement of first choices there.",)
-    return Grid(f"{heading(table)}: calibration and agreement", columns, tuple(cells), said)
+    return Grid(f"{heading(table)}: calibration", columns, tuple(cells), general=said)
 
 
 def side_by_side(by_family: dict[str, Sequence[Table]]) -> Grid:
