@@ -142,7 +142,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 def test_a_hint_is_given_where_asked_or_at_the_nearest_common_stage() -> None:
     for stage, pairs in ((1, [(1, 0), (2, 0)]), (2, [(1, 0), (2, 0)]), (3, [(2, 1), (2, 0)])):
-        terms = f.feature_terms(Hint(kind="hint", stage=stage), STUDENT, TEACHERS, None).double()
+        terms = f.feature_terms(Hint(kind="hint", stage=stage, weight=100.0), STUDENT, TEACHERS, None).double()
         assert terms.pairs == pairs
         student, teachers = features_of(STUDENT, 3, 20), [features_of(t, 3, 30) for t in TEACHERS]
         for loss, (i, j), conv, teacher in zip(
