@@ -181,6 +181,13 @@ def test_cost_and_more(runs: Path) -> None:
     assert "hours" not in data("II", "--runs", runs, "--family", "paper")["rows"][1]
 
 
+def test_what_a_file_says_cannot_drive_the_terminal(tmp_path: Path) -> None:
+    finding = {"code": "x", "level": "warn", "message": "\x1b[2Jgone"}
+    write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), check=[finding])
+    for form in ("text", "markdown", "latex", "json"):
+        assert "\x1b" not in said("II", "--runs", tmp_path, "--format", form)
+
+
 def test_the_margin_is_what_is_called_equivalent(runs: Path) -> None:
     verdicts = [data("II", "--runs", runs, "--family", "paper", "--margin", m)["rows"][2]["verdict"] for m in (0.1, 2)]
     assert verdicts == ["not distinguished", "equivalent"]

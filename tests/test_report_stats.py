@@ -11,6 +11,7 @@ import pytest
 from ghostcli.report import stats
 from ghostcli.report.stats import Difference, Sample
 
+TIMES = 300
 DRAWS = 600  # enough for a coverage estimate; tables draw more
 
 
@@ -45,7 +46,7 @@ def simulate(
     return arms
 
 
-def coverage(seeds: tuple[int, int], seed_spread: float, times: int = 400) -> float:
+def coverage(seeds: tuple[int, int], seed_spread: float, times: int = TIMES) -> float:
     rng = np.random.default_rng([*seeds, round(100 * seed_spread)])
     hits = 0
     for _ in range(times):
@@ -59,7 +60,7 @@ def coverage(seeds: tuple[int, int], seed_spread: float, times: int = 400) -> fl
 @pytest.mark.parametrize("seed_spread", [0.0, 0.1])
 def test_the_interval_covers_the_truth_as_often_as_it_says(seeds: tuple[int, int], seed_spread: float) -> None:
     # Seeds that differ by nothing but luck on each image, and seeds that are good or bad as a whole.
-    allowed = 3 * math.sqrt(0.95 * 0.05 / 400)
+    allowed = 3 * math.sqrt(0.95 * 0.05 / TIMES)
     found = coverage(seeds, seed_spread)
     assert found > 0.95 - allowed
     if min(seeds) > 1:  # near nominal from above too: an interval that always covers says nothing

@@ -237,6 +237,15 @@ def test_damaged_runs_are_left_out_by_name(tmp_path: Path) -> None:
     assert reasons(build(tmp_path, "I")) == {"its files are incomplete": 1, "non-finite": 1}
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("student", None), ("epochs", "many"), ("accuracy", []), ("teachers", 3), ("family", "x")]
+)
+def test_results_that_hold_nonsense_are_left_out(key: str, value: object, tmp_path: Path) -> None:
+    file = tmp_path / write_run(tmp_path, "gns:1.0") / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert reasons(build(tmp_path, "I")) == {"its result is damaged": 1}
+
+
 def test_costs_share_teachers_and_add_up(tmp_path: Path) -> None:
     hours = {"train_seconds": 7200.0}
     top = write_run(tmp_path, "resnet50", **hours)

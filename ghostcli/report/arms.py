@@ -16,12 +16,19 @@ from typing import Any
 import numpy as np
 
 from ghostcli.record import RunRecord
-from ghostcli.report.paper import PaperRow, paper
+from ghostcli.report.paper import FAMILIES, PaperRow, paper
 from ghostcli.report.stats import Difference, Sample, Summary, difference, ece, summarize
 from ghostcli.zoo.names import slug
 
 #: What stands in a table: `selected` (last epoch, or the one chosen on validation) or `best` (on the test set).
 METRICS = ("selected", "best")
+#: What a result must hold to be compared at all.
+NEEDED: dict[str, type] = {
+    **dict.fromkeys(("student", "strategy", "family", "data", "data_checksum", "digest", "protocol"), str),
+    **dict.fromkeys(("seed", "epochs", "train_images", "parameters", "classes"), int),
+    "teachers": list,
+    "accuracy": dict,
+}
 SHARE_BASELINES = {"paper", "published"}
 
 
@@ -201,8 +208,10 @@ def _unfit(record: RunRecord) -> str | None:
         if record.status == "failed":
             return "non-finite" if "finite" in problem else "failed"
         return "unfinished" if record.status in ("interrupted", "running") else problem
-    accuracy = record.result.get("accuracy", {})
-    values = [accuracy.get(metric) for metric in METRICS]
+    whole = all(isinstance(record.result.get(key), kind) for key, kind in NEEDED.items())
+    if not whole or record.result["family"] not in FAMILIES:
+        return "its result is damaged"
+    values = [record.result["accuracy"].get(metric) for metric in METRICS]
     return None if all(isinstance(v, int | float) and math.isfinite(v) for v in values) else "non-finite"
 
 

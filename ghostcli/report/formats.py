@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from ghostcli.errors import printable
 from ghostcli.report.cost import Cost, of_arm
 from ghostcli.report.grid import ALL, Grid
 from ghostcli.report.tables import Row, Table
@@ -38,7 +39,7 @@ def text(grids: Iterable[Grid], width: int = WIDTH, colour: bool = False) -> str
 
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=colour, highlight=False, no_color=not colour)
-    grids = list(grids)
+    grids = [_printable(made) for made in grids]
     for made in grids:
         space = 0 if _least_width(made) > width else 1
         if not space:  # the verdict takes two lines before a teacher's name is broken
@@ -57,6 +58,20 @@ def text(grids: Iterable[Grid], width: int = WIDTH, colour: bool = False) -> str
     for note in shared(grids):
         console.print(Text(note, "dim"))
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _printable(made: Grid) -> Grid:
+    """What came from files, a finding's message or a folder's name, cannot drive the terminal."""
+
+    def clean(text: str) -> str:
+        return "\n".join(map(printable, text.split("\n")))
+
+    return replace(
+        made,
+        title=clean(made.title),
+        rows=tuple(tuple(map(clean, row)) for row in made.rows),
+        notes=tuple(map(clean, made.notes)),
+    )
 
 
 def _least_width(made: Grid) -> int:
@@ -100,7 +115,7 @@ def _colour(cell: str) -> str:
 def markdown(grids: Iterable[Grid]) -> str:
     """GitHub's tables, the footnotes as a list."""
     out: list[str] = []
-    grids = list(grids)
+    grids = [_printable(made) for made in grids]
     for made in grids:
         out += [f"**{made.title}**".replace("\n", "**\n\n**"), ""]
         out.append("| " + " | ".join(head for head, _ in made.columns) + " |")
@@ -121,7 +136,7 @@ def _markdown(cell: str) -> str:
 def latex(grids: Iterable[Grid]) -> str:
     """A `table` with booktabs rules for each (packages booktabs, amssymb)."""
     out: list[str] = []
-    for made in grids:
+    for made in map(_printable, grids):
         align = "".join("r" if justify == "right" else "l" for _, justify in made.columns)
         out += [r"\begin{table}", r"\centering", rf"\caption{{{_latex(made.title)}}}"]
         out += [rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
