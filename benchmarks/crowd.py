@@ -83,10 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for count in asked.processes:
         speed = together(count, asked)
         alone = alone or speed
-        rows.append(
-            {"processes": count, "images_per_second": round(speed, 1), "times the first": round(speed / alone, 3)}
-        )
-        print(f"{count:3} at a time: {speed:10,.0f} images/s in all, {speed / alone:.2f} x the first")
+        ratio = speed / alone
+        rows.append({"processes": count, "images_per_second": round(speed, 1), "times the first": round(ratio, 3)})
+        print(f"{count:3} at a time: {speed:10,.0f} images/s in all, {ratio:.2f} x the first")
         if asked.json:
             found = {"model": asked.model, "batch": asked.batch, "device": asked.device, "rows": rows}
             asked.json.write_text(json.dumps(found, indent=1) + "\n")

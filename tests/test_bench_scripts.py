@@ -1,0 +1,181 @@
+"""The scripts in benchmarks/: contestants that do the same work, an agenda that restarts, commands that plan."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return script("engine")
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return script("gpu")
+
+
+def test_contestants_take_the_same_step(engine, monkeypatch):
+    """After one step from the same weights the same loss is left: they differ in how, not in what."""
+    monkeypatch.delenv("GHOST_KERNEL", raising=False)
+    setting = engine.Setting("gns:0.25", 16, torch.device("cpu"), 1)
+    losses = {}
+    for name, one in engine.contestants(setting.device).items():
+        if name.startswith("timm"):
+            continue
+        monkeypatch.setenv("GHOST_KERNEL", one.kernel)
+        built = []
+
+        def make(setting, one=one, built=built):
+            built.append(one.make(setting))
+            return built[0]
+
+        same = engine.Contestant(make, one.channels_last, one.fused, one.kernel)
+        same.step(setting)()
+        with torch.no_grad():
+            logits = built[0](setting.images(one.channels_last))
+        losses[name] = torch.nn.functional.cross_entropy(logits, setting.labels()).item()
+    assert {"plain NCHW", "plain channels_last", "folded, no kernel"} <= set(losses)
+    assert list(losses.values()) == pytest.approx([losses["plain NCHW"]] * len(losses), rel=2e-3)
+
+
+def test_ratios_are_of_medians_with_the_rounds_own_quartiles(engine, monkeypatch):
+    setting = engine.Setting("gns:0.25", 1, torch.device("cpu"), 3)
+    meters = {"a": engine.Meter(lambda: None), "b": engine.Meter(lambda: None)}
+
+    def interleave(found, rounds, step):
+        found[0].seconds, found[1].seconds = [4.0, 6.0, 8.0], [2.0, 2.0, 4.0]
+
+    monkeypatch.setattr(engine, "interleave", interleave)
+    found = engine.compare(meters, "a", setting)
+    assert found["times faster"] == {"b / a": {"ratio": 3.0, "low": 2.0, "high": 2.5}}
+    assert found["seconds"]["a"] == {"median": 6.0, "low": 5.0, "high": 7.0, "n": 3}
+
+
+@pytest.mark.slow
+def test_the_engine_benchmark_runs_to_its_end(tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "engine.py"), "--rounds", "1", "--batch", "8"]
+    command += ["--images", "16", "--model", "gns:0.25", "--device", "cpu", "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert set(found) >= {"machine", "date", "step", "epoch", "teaching", "inference", "latency", "memory"}
+    assert found["step"]["times faster"]["folded, no kernel / plain NCHW"]["ratio"] > 0
+    assert found["memory"]["MiB"]["plain NCHW"] > 0
+
+
+def test_wrong_arguments_of_the_scripts_are_usage_errors():
+    for words in ("engine.py --rounds 0", "gpu.py --jobs 0", "crowd.py --processes 0", "gpu.py --minutes 0"):
+        name, *arguments = words.split()
+        command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2, words
+        assert "need" in done.stderr
+
+
+def test_the_agendas_dry_run_lists_every_part_in_order(gpu, tmp_path, capsys):
+    (tmp_path / "state.json").write_text('{"data": {"code": 0, "seconds": 1}, "tests": {"code": 1, "seconds": 1}}')
+    gpu.main(["--dry-run", "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:6]] == ["data", "tests", "engine", "bench", "crowd", "gns-1.0-s0"]
+    assert [" done " in line for line in lines[:3]] == [True, False, False]
+    assert any(
+        line.endswith("train-teacher gns:1.0 -s data.shuffle=false --seed 2 --runs runs --device cuda")
+        for line in lines
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_every_run_of_the_agenda_is_a_command_that_plans_and_waits_for_its_teachers(gpu, ghost, tmp_path):
+    parts = [part for part in gpu.agenda(tmp_path, tmp_path / "runs") if not part.alone]
+    assert len({part.name for part in parts}) == len(parts) > 40
+    plans: dict[str, list[str]] = {}
+    for part in parts:
+        done = ghost(*part.command[3:], "--dry-run", "--json")
+        assert done.code == 0, (part.name, done.err)
+        planned = [row["run"] for row in json.loads(done.out)]
+        assert all(planned[-1] != other[-1] for other in plans.values()), f"{part.name} is another part again"
+        for name in part.after:  # a teacher of its own, or one who trains the same assistants
+            assert set(planned) & set(plans[name]), f"{part.name} waits for {name} and needs nothing of it"
+        plans[part.name] = planned
+
+
+def python(text: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", text)
+
+
+def session(gpu, folder: Path, jobs: int = 2, seconds: float = 60.0):
+    folder.mkdir(exist_ok=True)
+    state = folder / "state.json"
+    kept = json.loads(state.read_text()) if state.exists() else {}
+    return gpu.Session(folder, jobs, time.monotonic() + seconds, kept)
+
+
+def test_a_session_goes_on_where_the_last_one_stopped(gpu, tmp_path):
+    note = f"import os, pathlib; pathlib.Path({str(tmp_path)!r}, 'log').open('a').write"
+    parts = [
+        gpu.Part("first", python(f"{note}('first ')"), alone=True),
+        gpu.Part("fails", python(f"{note}('fails '); os._exit(3)"), alone=True),
+        gpu.Part("needs", python(f"{note}('needs ')"), after=("fails",)),
+        gpu.Part("last", python(f"{note}('last ')")),
+    ]
+    out = tmp_path / "out"
+    session(gpu, out).carry_out(parts)
+    assert (tmp_path / "log").read_text() == "first fails last "
+    state = json.loads((out / "state.json").read_text())
+    assert {name: one["code"] for name, one in state.items()} == {"first": 0, "fails": 3, "last": 0}
+    parts[1] = gpu.Part("fails", python(f"{note}('mended ')"), alone=True)
+    session(gpu, out).carry_out(parts)
+    assert (tmp_path / "log").read_text() == "first fails last mended needs "
+
+
+def test_what_is_over_its_limit_or_the_sessions_is_stopped_by_a_signal(gpu, tmp_path):
+    saves = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
+        "print('began', flush=True); time.sleep(60)"
+    )
+    out = tmp_path / "out"
+    began = time.monotonic()
+    session(gpu, out, seconds=8).carry_out(
+        [
+            gpu.Part("limited", python(saves), seconds=2, alone=True),
+            gpu.Part("long", python(saves)),
+            gpu.Part("beside", python("print('beside')")),
+            gpu.Part("never", python("print('never')"), alone=True),
+        ]
+    )
+    assert time.monotonic() - began < 30
+    assert (out / "limited.out").read_text() == "began\nsaved\n"
+    assert (out / "long.out").read_text() == "began\nsaved\n"
+    assert (out / "beside.out").read_text() == "beside\n"
+    state = json.loads((out / "state.json").read_text())
+    assert {name: one["code"] for name, one in state.items()} == {"limited": 75, "long": 75, "beside": 0}
+
+
+def test_commands_are_shown_as_a_person_would_type_them(gpu):
+    part = gpu.Part("a", (sys.executable, "-m", "ghostcli", "distill", "resnet18"))
+    assert part.shown == "ghost distill resnet18"
+    assert gpu.Part("b", (sys.executable, str(ROOT / "benchmarks" / "x.py"))).shown == shlex.join(
+        ["python", "benchmarks/x.py"]
+    )
