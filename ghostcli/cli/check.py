@@ -1,0 +1,118 @@
+"""`ghost check`: the teaching check alone, with a training verb and its arguments.
+
+Invariant: nothing is trained; what is printed is what the run's record would hold.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ghostcli import launch, signals
+from ghostcli.cli.options import Common
+from ghostcli.errors import UsageError, printable
+from ghostcli.plan import Finished, Job
+from ghostcli.recipe import load
+from ghostcli.recipe.models import Recipe
+
+if TYPE_CHECKING:
+    from ghostcli.distill.check import Finding
+
+
+def report(job: Job, common: Common) -> None:
+    """Check the teaching of `job` and print the findings; warnings are findings too, and no failure.
+
+    UsageError, naming the command that trains it, where a teacher has no finished run.
+    """
+    missing = [teacher for teacher in job.teachers if not launch.is_done(teacher, common.runs)]
+    if missing:
+        state = launch.record_of(missing[0], common.runs).problem if _begun(missing[0], common) else "not trained yet"
+        raise UsageError(
+            f"ghost check: the teacher {missing[0].id} has no finished run ({state}); train it first: "
+            f"{command(missing[0], common)}"
+        )
+    findings = inspect(job, common)
+    if common.json:
+        typer.echo(json.dumps([finding.as_dict() for finding in findings], indent=1, allow_nan=False))
+    else:
+        _print(job, findings)
+
+
+def _begun(job: Job | Finished, common: Common) -> bool:
+    return (common.runs / job.id / "status.json").exists()
+
+
+def inspect(job: Job, common: Common) -> list[Finding]:
+    """The findings of the check that the engine makes before the first step of `job`."""
+    with signals.handled():
+        from ghostcli.distill import check, teacher
+        from ghostcli.engine.device import pick
+
+        device = pick(common.device)
+        data = launch.load_data(job.recipe.data)
+        classes = len(data.classes)
+        teachers = [teacher.load(t.id, common.runs / t.id, classes, device) for t in job.teachers]
+        return check.inspect(job, data, teachers, device)
+
+
+def _print(job: Job, findings: Sequence[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    marks = {"ok": Text("ok", "green"), "warn": Text("warn", "yellow")}
+    view = Table("", "looked for", "found", box=None, pad_edge=False)
+    for finding in findings:
+        view.add_row(marks[finding.level], finding.code, Text(printable(finding.message)))
+    console = Console()
+    console.print(view)
+    warnings = sum(finding.level == "warn" for finding in findings)
+    said = {0: "nothing to warn of", 1: "1 warning"}.get(warnings, f"{warnings} warnings")
+    console.print(Text(f"{job.id}: {said}"))
+
+
+def command(job: Job | Finished, common: Common) -> str:
+    """What to type to train `job` alone, from the recipe that `common` names."""
+    if isinstance(job, Finished):
+        return f"ghost runs show {job.id}"
+    names = [f"run/{t.id}" if isinstance(t, Finished) else t.student for t in _ancestors(job)]
+    if not names:
+        words = ["train-teacher", job.student]
+    elif job.strategy in ("ensemble", "adaptive"):
+        words = ["ensemble", *names, "--student", job.student]
+    else:
+        words = ["distill" if len(names) == 1 else "assist-chain", *names, "--student", job.student]
+    words += [] if common.recipe == "paper" else ["--recipe", common.recipe]
+    words += _settings(job, load(common.recipe).recipe)
+    words += [] if job.seed == 0 else ["--seed", str(job.seed)]
+    words += [] if common.runs == type(common).runs else ["--runs", str(common.runs)]
+    return shlex.join(["ghost", *words])
+
+
+def _ancestors(job: Job) -> list[Job | Finished]:
+    """Who is named to have `job` trained: all of a chain, first to last, or the teachers themselves."""
+    if len(job.teachers) != 1:
+        return list(job.teachers)
+    teacher = job.teachers[0]
+    return [*(_ancestors(teacher) if isinstance(teacher, Job) else []), teacher]
+
+
+def _settings(job: Job, base: Recipe) -> list[str]:
+    """The overrides that lead from `base` to the job's recipe."""
+    mine, theirs = (recipe.model_dump(mode="json", exclude={"family", "summary"}) for recipe in (job.recipe, base))
+    if not job.taught:
+        mine["distill"] = theirs["distill"]
+    words: list[str] = []
+    for section, keys in mine.items():
+        for key, value in keys.items():
+            if value != theirs[section].get(key):
+                words += ["-s", f"{section}.{key}={_typed(value)}"]
+    return words
+
+
+def _typed(value: Any) -> str:
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

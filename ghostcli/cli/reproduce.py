@@ -1,0 +1,263 @@
+"""`ghost reproduce`: every run of the paper's tables as one graph: shown, estimated, carried out, and tabulated.
+
+Invariant: the tables printed hold the runs of this very plan and no others.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ghostcli import launch, record, signals
+from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs, Set, quoted
+from ghostcli.display import console
+from ghostcli.errors import GhostError
+from ghostcli.estimate import DONE, Cost, Rates, costs, epochs_of, hours, sizes, space
+from ghostcli.plan import Job
+from ghostcli.report.paper import PaperRow, joined, label, paper
+from ghostcli.reproduce import FAMILIES, Outcome, Study, carry_out, settings, study
+
+#: Seconds of work that a person at a terminal is asked about first.
+LONG = 600
+
+
+def reproduce(
+    tables: Annotated[list[str], typer.Argument(metavar="I|II|III|IV|all...", help="Which of the paper's tables.")],
+    family: Annotated[str, typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.")] = "paper",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Seeds 0 to N - 1 of every row.")] = 1,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Only N training and N test images.")
+    ] = None,
+    epochs: Epochs = None,
+    skip: Annotated[
+        list[str], typer.Option("--skip", metavar="MODEL", help="Leave out the rows it takes part in (repeatable).")
+    ] = [],  # noqa: B006 typer reads the default and never changes it
+    overrides: Set = [],  # noqa: B006
+    data: Data = None,
+    jobs: Jobs = 1,
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    dry_run: DryRun = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before hours of work.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train everything the paper's tables rest on, teachers and assistants once, and print the tables.
+
+    ghost reproduce I II III IV --family paper --seeds 3        ghost reproduce all --limit 2000 --epochs 2
+
+    Finished runs are found, unfinished ones go on. Smaller images or epochs are said in the tables.
+    """
+    chosen = [*settings(quoted(data) if data is not None else None, limit, epochs), *overrides]
+    todo = study(tables, family, seeds, chosen, skip, runs)
+    with signals.handled():
+        from ghostcli.engine.device import pick
+
+        rates = Rates(record.scan(runs), pick(device).type, lambda model: measure(model, device))
+        expected = costs(todo.plan, rates, runs)
+        if dry_run:
+            _show_plan(todo, expected, runs, as_json)
+            return
+        _announce(todo, expected, runs)
+        total = sum(cost.seconds for cost in expected.values())
+        if total > LONG and not yes and sys.stdin.isatty() and not typer.confirm("Go ahead?", err=True):
+            raise typer.Exit
+        failed = _run(todo, launch.Options(runs, device, jobs=jobs), expected, as_json)
+    if as_json:
+        typer.echo(json.dumps(_result(todo, runs), indent=1, ensure_ascii=False, allow_nan=False))
+    if failed:
+        first = failed[0]
+        error = GhostError(f"{len(failed)} of {len(todo.plan.jobs)} runs failed, first {first.job.id}: {first.error}")
+        error.exit_code = first.error.exit_code if first.error else 1
+        raise error
+
+
+def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet: bool) -> list[Outcome]:
+    """Carry the plan out; a line a row, and each table (unless `quiet`) as soon as nothing of it is open."""
+    open_jobs = {table: {job.id for job in todo.of_table(table).jobs} for table in todo.tables}
+    if not _printed_data(todo):  # one table of all runs, in the place of the paper's
+        open_jobs = {"": {job.id for job in todo.plan.jobs}}
+    left = sum(cost.seconds for cost in expected.values())
+    failed = []
+    for count, outcome in enumerate(carry_out(todo.plan, options), 1):
+        job = outcome.job
+        left -= expected[job.id].seconds
+        if outcome.error is not None:
+            failed.append(outcome)
+            console.print(f"{job.id}: failed, {outcome.error}", style="yellow", markup=False)
+        elif expected[job.id].seconds:
+            about = f", about {hours(left)} left" if left > 1 else ""
+            console.print(
+                f"{_reached(todo, job, options.runs)} ({count} of {len(todo.plan.jobs)}{about})", markup=False
+            )
+        for table, waiting in open_jobs.items():
+            if job.id in waiting:
+                waiting.discard(job.id)
+                if not waiting and not quiet:
+                    _print_table(todo, table, options.runs)
+    return failed
+
+
+def _reached(todo: Study, job: Job, runs: Path) -> str:
+    """`II, GN-S 1.0x < ResNet-18: 91.02 (printed 91.10), seed 0`, or the id of a job that fills no row."""
+    result = launch.record_of(job, runs).result or {}
+    ours = f"{result['accuracy']['selected']:.2f}" if result else "no result"
+    rows = todo.rows_of(job)
+    if not rows:
+        return f"{job.id}: {ours}"
+    budget = epochs_of(job) * sizes(job.recipe.data)[0]
+    comparable = _printed_data(todo) and budget >= paper().source.budget
+    printed = f" (printed {rows[0].accuracy:.2f})" if comparable else ""
+    return f"Table {rows[0].table}, {_name(rows[0])}, seed {job.seed}: {ours}{printed}"
+
+
+def _name(row: PaperRow) -> str:
+    return label(row.student) + (f" < {joined(row.teachers, row.strategy)}" if row.teachers else "")
+
+
+def measure(model: str, device: str) -> float:
+    """Images per second of a few of the engine's own training steps, on noise."""
+    import torch
+
+    from ghostcli import bench
+    from ghostcli.engine.device import pick
+
+    where, batch = pick(device), 64
+    console.print(f"no finished run tells how fast training is here: timing a few steps of {model}", style="dim")
+    step = bench.captured(bench.make_update(model, bench.bench_recipe(batch), bench.noise(batch, 10), where))
+    index, wait = torch.arange(batch, device=where), bench.waiter(where)
+    for _ in range(4 if where.type == "cuda" else 2):
+        step(index)
+    wait()
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < 1 or steps < 3:
+        step(index)
+        wait()
+        steps += 1
+    return steps * batch / (time.perf_counter() - began)
+
+
+def _announce(todo: Study, expected: dict[str, Cost], runs: Path) -> None:
+    """What is about to happen, on stderr."""
+    for line in _summary(todo, expected, runs):
+        console.print(line, markup=False)
+
+
+def _summary(todo: Study, expected: dict[str, Cost], runs: Path) -> list[str]:
+    open_jobs = [job for job in todo.plan.jobs if expected[job.id].basis != DONE]
+    lines = []
+    for table in todo.tables:
+        jobs = todo.of_table(table).jobs
+        mine = [job for job in jobs if job in open_jobs]
+        rows, of = sum(planned.row.table == table for planned in todo.rows), len(paper().table(table).rows)
+        about = hours(sum(expected[job.id].seconds for job in mine))
+        lines.append(
+            f"Table {table}: {rows} of {of} rows, resting on {len(jobs)} runs; {len(mine)} to make, about {about}"
+        )
+    seconds, size = (sum(getattr(expected[job.id], key) for job in open_jobs) for key in ("seconds", "bytes"))
+    free = _free(runs)
+    lines.append(
+        f"Together: {len(open_jobs)} of {len(todo.plan.jobs)} runs to make, about {hours(seconds)} one at a time "
+        f"(start-up and checks aside), up to {space(size)} of disk ({space(free)} free)"
+    )
+    if size > free:
+        lines.append(f"Warning: {runs} has less room than that; make some, or name another folder with --runs")
+    for basis in sorted({expected[job.id].basis for job in open_jobs}):
+        models = dict.fromkeys(job.student for job in open_jobs if expected[job.id].basis == basis)
+        lines.append(f"Rates, {basis}: {', '.join(models)}")
+    return lines + _left_out(todo)
+
+
+def _left_out(todo: Study) -> list[str]:
+    if not todo.skipped:
+        return []
+    count = f"{len(todo.skipped)} row" + ("s" if len(todo.skipped) > 1 else "")
+    return [f"Left out by --skip, {count}: {', '.join(f'{row.table} {_name(row)}' for row in todo.skipped)}"]
+
+
+def _free(runs: Path) -> int:
+    folder = runs.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _show_plan(todo: Study, expected: dict[str, Cost], runs: Path, as_json: bool) -> None:
+    """The whole plan, on stdout."""
+    rows = [_planned(todo, job, expected[job.id], runs) for job in todo.plan.jobs]
+    if as_json:
+        total = {key: round(sum(row[key] for row in rows), 1) for key in ("seconds", "bytes")}
+        found = {"tables": list(todo.tables), "family": todo.family, "runs": rows, "left_out": _skipped(todo), **total}
+        typer.echo(json.dumps(found, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table("", "run", "tables", "taught by", "epochs", "", "about", box=None, pad_edge=False)
+    for number, (row, job) in enumerate(zip(rows, todo.plan.jobs, strict=True), 1):
+        about = hours(row["seconds"]) if row["seconds"] else ""
+        taught = joined(job.path, job.strategy) or "-"
+        view.add_row(str(number), row["run"], " ".join(row["tables"]), taught, str(row["epochs"]), row["state"], about)
+    Console(width=max(120, shutil.get_terminal_size().columns)).print(view)
+    for line in _summary(todo, expected, runs):
+        typer.echo(line)
+
+
+def _planned(todo: Study, job: Job, cost: Cost, runs: Path) -> dict[str, Any]:
+    status = launch.record_of(job, runs).status
+    return {
+        "run": job.id,
+        "student": job.student,
+        "strategy": job.strategy,
+        "teachers": [teacher.id for teacher in job.teachers],
+        "seed": job.seed,
+        "recipe": job.recipe_name,
+        "epochs": epochs_of(job),
+        "tables": list(todo.needed_by[job.id]),
+        "state": {"done": "reused", "broken": "trained"}.get(status, "goes on"),
+        "seconds": round(cost.seconds, 1),
+        "bytes": cost.bytes,
+        "basis": cost.basis,
+    }
+
+
+def _tables(todo: Study, names: Sequence[str], runs: Path) -> list[Any]:
+    """The report's tables, from this plan's runs alone; what stands for no printed row comes last."""
+    from ghostcli.report import tables
+
+    records = [launch.record_of(job, runs) for job in todo.plan.jobs]
+    records = [record for record in records if (record.path / "status.json").exists()]
+    if _printed_data(todo):
+        return [tables.build(name, records, todo.family) for name in names]
+    besides = tables.also_run(records, [], only=(todo.family,))  # another data set's runs fill no printed row
+    return [besides] if besides else []
+
+
+def _printed_data(todo: Study) -> bool:
+    return all(job.recipe.data.name == paper().source.data for job in todo.plan.jobs)
+
+
+def _print_table(todo: Study, name: str, runs: Path) -> None:
+    from ghostcli.report import formats, grid
+
+    colour = sys.stdout.isatty()
+    sys.stdout.write(formats.text([grid.grid(table) for table in _tables(todo, [name], runs)], colour=colour) + "\n")
+    sys.stdout.flush()
+
+
+def _result(todo: Study, runs: Path) -> dict[str, Any]:
+    from ghostcli.report import formats
+
+    found = [formats.objects(table) for table in _tables(todo, todo.tables, runs)]
+    done = [job.id for job in todo.plan.jobs if launch.is_done(job, runs)]
+    return {"family": todo.family, "tables": found, "runs": done, "left_out": _skipped(todo)}
+
+
+def _skipped(todo: Study) -> list[dict[str, Any]]:
+    return [{"table": row.table, "student": row.student, "teachers": list(row.teachers)} for row in todo.skipped]

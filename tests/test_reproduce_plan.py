@@ -1,0 +1,226 @@
+"""The paper's tables as one graph: counts by table, teachers once and first, what is left out, what a failure costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ghostcli import launch, plan, reproduce
+from ghostcli.errors import GhostError, Interrupted, NonFiniteError, UsageError
+from ghostcli.plan import Job
+from ghostcli.recipe import load
+from ghostcli.report.paper import paper
+from ghostcli.reproduce import Outcome, study
+
+RUNS = Path("runs")
+ALL = ("I", "II", "III", "IV")
+
+
+def strategies(jobs) -> dict[str, int]:
+    return dict(Counter(job.strategy for job in jobs))
+
+
+@pytest.mark.parametrize("family", reproduce.FAMILIES)
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        (["I"], {"plain": 15}),
+        # three students' baselines; ResNet-18, ResNet-50, VGG13, EfficientNetV2 (GN-S 2.8 is a baseline already)
+        (["II"], {"plain": 7, "kd": 8}),
+        # four baselines and ResNet-50; ResNet-34 is taught by one teacher, ResNet-18 and the students by a chain
+        (["III"], {"plain": 5, "kd": 1, "chain": 5}),
+        (["IV"], {"plain": 7, "ensemble": 3}),
+        (["all"], {"plain": 15, "kd": 9, "chain": 5, "ensemble": 3}),
+    ],
+)
+def test_each_table_rests_on_so_many_jobs(tables, expected, family):
+    assert strategies(study(tables, family, 1).plan.jobs) == expected
+
+
+@pytest.mark.parametrize("family", reproduce.FAMILIES)
+def test_teachers_are_there_once_and_before_their_students(family):
+    graph = study(ALL, family, 2).plan
+    ids = [job.id for job in graph.jobs]
+    assert len(set(ids)) == len(ids)
+    assert len({(job.student, job.seed) for job in graph.jobs if not job.taught}) == 30
+    for job in graph.jobs:
+        for teacher in job.teachers:
+            assert ids.index(teacher.id) < ids.index(job.id)
+            assert teacher.seed == 0
+
+
+def test_seeds_multiply_rows_and_baselines_not_teachers_and_assistants():
+    counts = [Counter(job.student for job in study(["III"], "paper", n).plan.jobs) for n in (1, 3)]
+    assert counts[1]["gns:1.0"] == 6 and counts[0]["gns:1.0"] == 2  # baseline and chain
+    for name in ("resnet50", "resnet34", "resnet18"):
+        assert counts[0][name] == counts[1][name] == 1
+
+
+def test_rows_are_the_papers_in_its_order():
+    planned = study(ALL, "paper", 1).rows
+    assert [each.row for each in planned] == list(paper().rows)
+    for each in planned:
+        (job,) = each.jobs
+        assert (job.student, job.strategy, job.path) == (each.row.student, each.row.strategy, each.row.teachers)
+        assert [base.student for base in each.baselines] == ([job.student] if each.row.teachers else [])
+        assert all(base.protocol == job.protocol and not base.taught for base in each.baselines)
+
+
+@pytest.mark.parametrize("family", ["paper", "ghost"])
+def test_a_row_is_the_very_job_of_the_command_that_the_table_names(family):
+    for each in study(ALL, family, 1).rows:
+        words = each.row.arguments(family)
+        recipe = load(words[words.index("--recipe") + 1] if "--recipe" in words else "paper").recipe
+        match each.row.verb:
+            case "train-teacher":
+                job = plan.plain(each.row.student, 0, recipe, "x")
+            case "ensemble":
+                job = plan.ensemble(each.row.teachers, each.row.student, 0, recipe, "x", RUNS)
+            case _:
+                job = plan.chain(each.row.teachers, each.row.student, 0, recipe, "x", RUNS)
+        assert each.jobs[0].id == job.id
+
+
+def test_published_rows_use_their_own_recipes_and_the_authors_one_chain_of_assistants():
+    planned = {(each.row.table, each.row.student, each.row.teachers): each for each in study(ALL, "published", 1).rows}
+    for each in planned.values():
+        assert each.jobs[0].recipe.family == "published"
+        assert each.jobs[0].recipe.distill == load(each.row.published).recipe.distill or not each.row.teachers
+    patch = planned["II", "gns:2.8", ("efficientnetv2",)].jobs[0]
+    assert patch.recipe.distill.view == "patch" and not patch.shuffled
+    assert planned["II", "gns:1.0", ("resnet18",)].jobs[0].recipe.distill.extra_step
+    chains = [each.jobs[0] for key, each in planned.items() if key[0] == "III"]
+    assert [job.recipe.distill.extra_step for job in chains] == [True, True, True, False]
+    assert len({job.teachers[0].id for job in chains}) == 1
+    assistant = chains[0].teachers[0]
+    assert not assistant.recipe.distill.extra_step and not assistant.shuffled and assistant.student == "resnet18"
+    assert all(job.path == ("resnet50", "resnet34", "resnet18") for job in chains)
+
+
+def test_paper_and_published_share_baselines_and_teachers():
+    graphs = [study(ALL, family, 1).plan.jobs for family in ("paper", "published")]
+    plain = [{job.id for job in jobs if not job.taught} for jobs in graphs]
+    taught = [{job.id for job in jobs if job.taught} for jobs in graphs]
+    assert plain[0] == plain[1] and not taught[0] & taught[1]
+
+
+def test_a_small_version_says_so_in_every_job():
+    small = study(["II"], "published", 1, reproduce.settings("digits", 64, 2))
+    for job in small.plan.jobs:
+        data = job.recipe.data
+        assert (data.name, data.limit, data.limit_test, job.recipe.train.epochs) == ("digits", 64, 64, 2)
+    kept = study(["II"], "published", 1, [*reproduce.settings(None, 64, None), "data.limit_test=1000"])
+    assert {job.recipe.data.limit_test for job in kept.plan.jobs} == {1000}
+    assert reproduce.settings(None, None, None) == []
+
+
+def test_skip_leaves_out_whom_the_network_teaches_and_says_so():
+    found = study(ALL, "paper", 1, skip=["efficientnetv2", "inceptionv3"])
+    assert len(found.skipped) == 1 + 1 + 1 + 3  # I twice, II once, all of IV
+    assert {job.student for job in found.plan.jobs} & {"efficientnetv2", "inceptionv3"} == set()
+    assert not any(each.row.table == "IV" for each in found.rows)
+    assert study(["I"], "paper", 1, skip=["gns"]).skipped[0].student == "gns:1.0"
+
+
+def test_needed_by_and_rows_of_tell_what_a_job_is_for():
+    found = study(ALL, "paper", 1)
+    by_student = {job.student: job for job in found.plan.jobs if not job.taught}
+    assert found.needed_by[by_student["gns:1.0"].id] == ALL
+    assert found.needed_by[by_student["gns:3.4"].id] == ("I",)
+    assert found.needed_by[by_student["vgg13"].id] == ("I", "II", "IV")
+    assert [row.table for row in found.rows_of(by_student["vgg13"])] == ["I"]
+    assistant = next(job for job in found.plan.jobs if job.student == "resnet34" and job.taught)
+    assert found.needed_by[assistant.id] == ("III",) and found.rows_of(assistant) == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"tables": ["V"]}, "I, II, III, IV"),
+        ({"tables": ["I"], "family": "smoke"}, "paper, published, ghost"),
+        ({"tables": ["I"], "skip": ["resnet19"]}, "resnet18"),
+        ({"tables": ["III"], "skip": ["vgg13"]}, "none of these rows"),
+        ({"tables": ["I"], "overrides": ["train.epoch=3"]}, "train.epochs"),
+    ],
+)
+def test_mistakes_are_told_with_what_to_type_instead(arguments, said):
+    with pytest.raises(UsageError, match=said):
+        study(**{"family": "paper", "seeds": 1, **arguments})
+
+
+def test_names_of_tables():
+    assert reproduce.chosen(["iii", "I", "I"]) == ("I", "III")
+    assert reproduce.chosen(["all"]) == ALL == reproduce.chosen(["ALL", "II"])
+
+
+@pytest.fixture
+def carried(monkeypatch):
+    """`launch` without training: `carried.fails` maps a network to its error; `carried.started` says what was run."""
+
+    class Carried:
+        def __init__(self):
+            self.fails, self.started = {}, []
+
+        def carry_out(self, graph, options):
+            for job in graph.jobs:
+                self.started.append(job)
+                if job.student in self.fails and not job.taught:
+                    raise self.fails[job.student]
+
+    found = Carried()
+    monkeypatch.setattr(launch, "prepare", lambda graph, options: None)
+    monkeypatch.setattr(launch, "carry_out", found.carry_out)
+    return found
+
+
+def run(graph, jobs=1) -> list[Outcome]:
+    return list(reproduce.carry_out(graph, launch.Options(RUNS, jobs=jobs)))
+
+
+def test_every_job_is_carried_out_once_in_order(carried):
+    graph = study(ALL, "paper", 1).plan
+    assert [outcome.job for outcome in run(graph)] == list(graph.jobs) == carried.started
+
+
+def test_a_failure_costs_what_rests_on_it_and_no_more(carried):
+    carried.fails["vgg13"] = NonFiniteError("the loss became non-finite")
+    graph = study(["II", "III"], "paper", 1).plan
+    outcomes = run(graph)
+    lost = {outcome.job.id for outcome in outcomes if outcome.error}
+
+    def rests_on_it(job: Job) -> bool:
+        return job.student == "vgg13" or any(rests_on_it(teacher) for teacher in job.teachers)
+
+    assert lost == {job.id for job in graph.jobs if rests_on_it(job)} and len(lost) == 4
+    assert len(outcomes) == len(graph.jobs)
+    assert [job.student for job in carried.started].count("vgg13") == 1
+
+
+@pytest.mark.parametrize("error", [Interrupted("stopped"), UsageError("no such data")])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_stop_is_a_stop(error, jobs, carried):
+    carried.fails["resnet18"] = error
+    with pytest.raises(type(error)):
+        run(study(["II"], "paper", 1).plan, jobs)
+    assert carried.started[-1].student == "resnet18"
+
+
+def test_several_at_a_time_are_launchs_business_and_their_failures_are_told(carried, monkeypatch):
+    carried.fails["vgg13"] = GhostError("2 of the runs failed")
+    graph = study(["II"], "paper", 1).plan
+    monkeypatch.setattr(launch, "is_done", lambda job, runs: job.student == "gns:1.0")
+    outcomes = run(graph, jobs=3)
+    assert {outcome.job.student for outcome in outcomes if outcome.error is None} == {"gns:1.0"}
+    assert len(outcomes) == len(graph.jobs)
+
+
+def test_planning_imports_no_torch():
+    code = (
+        "import sys, ghostcli.cli.reproduce, ghostcli.estimate; from ghostcli import reproduce;"
+        "reproduce.study(['all'], 'published', 1); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
