@@ -153,7 +153,8 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         s = F.adaptive_avg_pool2d(x, 1)
         s = self.expand(F.relu(self.reduce(s)))
-        return x * (F.relu6(s + 3) / 6)  # torch's hardsigmoid has a float32 sixth in its gradient
+        s = F.relu6(s + 3) / 6  # torch's hardsigmoid has a float32 sixth in its gradient
+        return multiply(x, s) if s.requires_grad and self.mode == "folded" else x * s
 
 
 class Bottleneck(nn.Module):

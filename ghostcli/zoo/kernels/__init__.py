@@ -5,6 +5,7 @@ Invariant: the choice changes speed and rounding only. `GHOST_KERNEL` is `auto` 
 
 from __future__ import annotations
 
+import functools
 import os
 from types import ModuleType
 
@@ -30,15 +31,28 @@ def choice() -> str:
 
 def of(x: Tensor) -> ModuleType:
     """The operations for a tensor of this device and precision."""
-    if x.dtype == torch.float32 and x.device.type == "cpu" and choice() != "pytorch" and native.available():
+    if choice() == "pytorch" or x.dtype == torch.float64:
+        return pytorch
+    if x.dtype == torch.float32 and x.device.type == "cpu" and native.available():
         return native
-    return pytorch
+    return (_triton() or pytorch) if x.device.type == "cuda" and choice() == "auto" else pytorch
 
 
-def status() -> dict[str, str]:
-    """What `of` gives a float32 tensor on the CPU, and why: {"name": "c++"|"pytorch", "why": a sentence}."""
+@functools.lru_cache(maxsize=1)
+def _triton() -> ModuleType | None:
+    try:
+        from ghostcli.zoo.kernels import triton_depthwise
+    except ImportError:
+        return None
+    return triton_depthwise
+
+
+def status(device: str = "cpu") -> dict[str, str]:
+    """What a float32 tensor on `device` ("cpu", "cuda"...) gets, and why: {"name", "why": a sentence}."""
     if choice() == "pytorch":
         return {"name": "pytorch", "why": "GHOST_KERNEL asks for it."}
-    if native.available():
-        return {"name": "c++", "why": native.reason()}
-    return {"name": "pytorch", "why": native.reason()}
+    if device == "cpu":
+        return {"name": "c++" if native.available() else "pytorch", "why": native.reason()}
+    if device == "cuda" and choice() == "auto" and _triton():
+        return {"name": "triton", "why": "Compiled by Triton on first use."}
+    return {"name": "pytorch", "why": f"There are no other kernels for {device} here."}

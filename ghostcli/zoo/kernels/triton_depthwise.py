@@ -1,0 +1,203 @@
+"""Triton kernels for the depthwise 3 x 3 part of folded training on a GPU, and plain PyTorch for the rest.
+
+Invariant: agrees with `pytorch` on every operation. A program takes some pixels and some channels; its sums are
+written apart from the others' and added afterwards, so that a result depends on the shape alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ghostcli.zoo.kernels import pytorch
+from ghostcli.zoo.kernels.pytorch import Step, multiply, multiply_backward, pitch
+
+__all__ = ["NAME", "adjoint", "convolve", "moments", "multiply", "multiply_backward", "reduce"]
+
+NAME = "triton"
+TAPS = 9
+PIXELS, CHANNELS = 128, 16  # a program's
+
+
+@triton.jit
+def _tap(x, pitch, n, h, w, c, live, H, W, C):
+    """Pixels (n, h, w) of channels c in float32; zero outside the image."""
+    inside = live & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+    at = ((n.to(tl.int64) * H + h) * W + w) * pitch
+    return tl.load(x + at[:, None] + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _masked(dz, dz_pitch, z, z_pitch, n, h, w, c, live, H, W, C, RELU: tl.constexpr):
+    d = _tap(dz, dz_pitch, n, h, w, c, live, H, W, C)
+    if RELU:
+        d = tl.where(_tap(z, z_pitch, n, h, w, c, live, H, W, C) <= 0, 0.0, d)
+    return d
+
+
+@triton.jit
+def _moments(x, pitch, pivot, out, H, W, C, Ho, Wo, S, count, P: tl.constexpr, B: tl.constexpr):
+    """out [programs, 54, C]: sums of the taps, then of their 45 products, less the pivot inside and out."""
+    p = tl.program_id(0) * P + tl.arange(0, P)
+    c = tl.program_id(1) * B + tl.arange(0, B)
+    live = p < count
+    n, h, w = p // (Ho * Wo), p // Wo % Ho * S - 1, p % Wo * S - 1
+    shift = tl.load(pivot + c, mask=c < C, other=0.0)[None, :]
+    row = out + tl.program_id(0).to(tl.int64) * 54 * C + c
+    for a in tl.static_range(9):
+        va = _tap(x, pitch, n, h + a // 3, w + a % 3, c, live, H, W, C)
+        va = tl.where(live[:, None], va - shift, 0.0)
+        tl.store(row + a * C, tl.sum(va, 0), mask=c < C)
+        for b in tl.static_range(a, 9):
+            vb = _tap(x, pitch, n, h + b // 3, w + b % 3, c, live, H, W, C) - shift
+            tl.store(row + (9 + a * 9 - a * (a - 1) // 2 + b - a) * C, tl.sum(va * vb, 0), mask=c < C)
+
+
+@triton.jit
+def _forward(
+    x, pitch, kernel, bias, out, out_pitch, H, W, C, Ho, Wo, S, count,
+    RELU: tl.constexpr, P: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    p = tl.program_id(0) * P + tl.arange(0, P)
+    c = tl.program_id(1) * B + tl.arange(0, B)
+    live = p < count
+    n, h, w = p // (Ho * Wo), p // Wo % Ho * S - 1, p % Wo * S - 1
+    acc = tl.zeros((P, B), tl.float32) + tl.load(bias + c, mask=c < C, other=0.0)[None, :]
+    for k in tl.static_range(9):
+        weight = tl.load(kernel + c * 9 + k, mask=c < C, other=0.0)
+        acc += weight[None, :] * _tap(x, pitch, n, h + k // 3, w + k % 3, c, live, H, W, C)
+    if RELU:
+        acc = tl.where(acc < 0, 0.0, acc)
+    at = out + p.to(tl.int64)[:, None] * out_pitch + c[None, :]
+    tl.store(at, acc.to(out.dtype.element_ty), mask=live[:, None] & (c < C)[None, :])
+
+
+@triton.jit
+def _reduce(
+    dz, dz_pitch, z, z_pitch, x, pitch, out, H, W, C, Ho, Wo, S, count,
+    RELU: tl.constexpr, P: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """out [programs, 10, C]: sums of dz x(tap), then of dz."""
+    p = tl.program_id(0) * P + tl.arange(0, P)
+    c = tl.program_id(1) * B + tl.arange(0, B)
+    live = p < count
+    n, h, w = p // (Ho * Wo), p // Wo % Ho, p % Wo
+    row = out + tl.program_id(0).to(tl.int64) * 10 * C + c
+    d = _masked(dz, dz_pitch, z, z_pitch, n, h, w, c, live, Ho, Wo, C, RELU)
+    for k in tl.static_range(9):
+        v = d * _tap(x, pitch, n, h * S + k // 3 - 1, w * S + k % 3 - 1, c, live, H, W, C)
+        tl.store(row + k * C, tl.sum(v, 0), mask=c < C)
+    tl.store(row + 9 * C, tl.sum(d, 0), mask=c < C)
+
+
+@triton.jit
+def _adjoint(
+    dz, dz_pitch, z, z_pitch, x, pitch, kernel, cov, mean, add, add_pitch, out, H, W, C, Ho, Wo, S, count,
+    RELU: tl.constexpr, ADD: tl.constexpr, MASK: tl.constexpr, P: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
+    """Each input pixel gathers from the patches that hold it: K dz + S patch + t at its tap."""
+    q = tl.program_id(0) * P + tl.arange(0, P)
+    c = tl.program_id(1) * B + tl.arange(0, B)
+    live = q < count
+    n, h, w = q // (H * W), q // W % H, q % W
+    acc = tl.zeros((P, B), tl.float32)
+    for k in tl.static_range(9):
+        up, left = h + 1 - k // 3, w + 1 - k % 3  # the patch's position, times the stride
+        ho, wo = up // S, left // S
+        held = live & (up >= 0) & (left >= 0) & (up % S == 0) & (left % S == 0) & (ho < Ho) & (wo < Wo)
+        weight = tl.load(kernel + c * 9 + k, mask=c < C, other=0.0)[None, :]
+        value = tl.load(mean + c * 9 + k, mask=c < C, other=0.0)[None, :]
+        value += weight * _masked(dz, dz_pitch, z, z_pitch, n, ho, wo, c, held, Ho, Wo, C, RELU)
+        for m in tl.static_range(9):
+            weight = tl.load(cov + (c * 9 + k) * 9 + m, mask=c < C, other=0.0)[None, :]
+            value += weight * _tap(x, pitch, n, up + m // 3 - 1, left + m % 3 - 1, c, held, H, W, C)
+        acc += tl.where(held[:, None], value, 0.0)
+    if ADD:
+        acc += _tap(add, add_pitch, n, h, w, c, live, H, W, C)
+    if MASK:
+        acc = tl.where(_tap(x, pitch, n, h, w, c, live, H, W, C) <= 0, 0.0, acc)
+    at = out + q.to(tl.int64)[:, None] * C + c[None, :]
+    tl.store(at, acc.to(out.dtype.element_ty), mask=live[:, None] & (c < C)[None, :])
+
+
+def _sides(x: Tensor, stride: int) -> tuple[int, ...]:
+    _, h, w, c = x.shape
+    return h, w, c, -(-h // stride), -(-w // stride), stride
+
+
+def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
+    if k != 3:
+        return pytorch.moments(x, k, stride)
+    sides = _sides(x, stride)
+    c, count = sides[2], len(x) * sides[3] * sides[4]
+    programs = triton.cdiv(count, PIXELS)
+    pivot = x[0].mean((0, 1), dtype=torch.float32)  # any image is near enough: squares grow at most N-fold
+    out = torch.zeros(programs, 54, c, device=x.device)
+    grid = (programs, triton.cdiv(c, CHANNELS))
+    _moments[grid](x, pitch(x), pivot, out, *sides, count, P=PIXELS, B=CHANNELS)
+    sums = out.sum(0, dtype=torch.float64).t().div_(count)  # [C, 54]
+    mean = sums[:, :TAPS]
+    upper = torch.triu_indices(TAPS, TAPS, device=x.device)
+    product = sums.new_empty(c, TAPS, TAPS)
+    product[:, upper[0], upper[1]] = sums[:, TAPS:]
+    product[:, upper[1], upper[0]] = sums[:, TAPS:]
+    cov = product - mean[:, :, None] * mean[:, None]
+    return (mean + pivot[:, None]).float(), cov.float()
+
+
+def convolve(
+    x: Tensor, kernel: Tensor, bias: Tensor, k: int, stride: int, relu: bool, out: Tensor | None = None
+) -> Tensor:
+    if k != 3:
+        return pytorch.convolve(x, kernel, bias, k, stride, relu, out)
+    sides = _sides(x, stride)
+    out = x.new_empty(len(x), *sides[3:5], sides[2]) if out is None else out
+    count = len(x) * sides[3] * sides[4]
+    grid = (triton.cdiv(count, PIXELS), triton.cdiv(sides[2], CHANNELS))
+    coefficients = kernel.float().contiguous(), bias.float().contiguous()
+    _forward[grid](
+        x, pitch(x), *coefficients, out, pitch(out), *sides, count, RELU=relu, P=PIXELS, B=CHANNELS
+    )  # fmt: skip
+    return out
+
+
+def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: int, stride: int) -> Step:
+    if k != 3:
+        return pytorch.reduce(dz, z, x, kernel, k, stride)
+    sides = _sides(x, stride)
+    c, count = sides[2], len(x) * sides[3] * sides[4]
+    programs = triton.cdiv(count, PIXELS)
+    out = torch.zeros(programs, TAPS + 1, c, device=x.device)
+    mask = dz if z is None else z
+    _reduce[(programs, triton.cdiv(c, CHANNELS))](
+        dz, pitch(dz), mask, pitch(mask), x, pitch(x), out, *sides, count,
+        RELU=z is not None, P=PIXELS, B=CHANNELS,
+    )  # fmt: skip
+    sums = out.sum(0)
+    return Step(sums[:TAPS].t().contiguous(), sums[TAPS], dz, z)
+
+
+def adjoint(
+    step: Step,
+    x: Tensor,
+    kernel: Tensor,
+    S: Tensor,
+    t: Tensor,
+    k: int,
+    stride: int,
+    add: Tensor | None = None,
+    mask: bool = False,
+) -> Tensor:
+    if k != 3:
+        return pytorch.adjoint(step, x, kernel, S, t, k, stride, add, mask)
+    out = x.new_empty(x.shape)
+    count = x.shape[:3].numel()
+    z, more = step.dz if step.z is None else step.z, x if add is None else add
+    coefficients = kernel.float().contiguous(), S.float().contiguous(), t.float().contiguous()
+    _adjoint[(triton.cdiv(count, PIXELS), triton.cdiv(x.shape[3], CHANNELS))](
+        step.dz, pitch(step.dz), z, pitch(z), x, pitch(x), *coefficients, more, pitch(more), out, *_sides(x, stride),
+        count, RELU=step.z is not None, ADD=add is not None, MASK=mask, P=PIXELS, B=CHANNELS,
+    )  # fmt: skip
+    return out
