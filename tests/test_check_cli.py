@@ -1,4 +1,4 @@
-"""`ghost check` through the command line: the verb's own arguments, nothing trained, the findings of the run's record."""
+"""`ghost check` through the command line: the verb's own arguments, nothing trained, what the run's record holds."""
 
 from __future__ import annotations
 

@@ -21,13 +21,25 @@ def never(model: str) -> float:
     raise AssertionError(f"{model} was measured though its rate is known")
 
 
-def a_run(runs: Path, name: str, rates: list[float], images: int = 5000, **result) -> None:
+def a_run(runs: Path, name: str, rates: list[float], images: int = 5000, **more) -> None:
     folder = runs / f"{name.replace(':', '-')}-plain-{len(list(runs.glob('*'))):08x}/s0"
+    result = {"student": name, "strategy": "plain", "device": "cpu", "train_images": images}
+    finish(folder, **(result | more))
+    (folder / "metrics.jsonl").write_text(epochs(rates))
+
+
+def finish(folder: Path, **about) -> None:
     folder.mkdir(parents=True)
     (folder / "status.json").write_text(json.dumps({"status": "done"}))
-    about = {"schema": 1, "strategy": "plain", "device": "cpu", "student": name, "train_images": images}
-    (folder / "result.json").write_text(json.dumps(about | result))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps({"images_per_second": rate}) + "\n" for rate in rates))
+    needed = {"run": "", "student": "", "strategy": "", "data": "", "data_checksum": "", "digest": ""}
+    needed |= {"schema": 1, "seed": 0, "epochs": 1, "classes": 10, "teachers": []}
+    accuracy = dict.fromkeys(("last", "best", "selected"), 90.0)
+    (folder / "result.json").write_text(json.dumps(needed | {"accuracy": accuracy} | about))
+
+
+def epochs(rates: list[float]) -> str:
+    rows = ({"epoch": i, "test": {"accuracy": 90.0}, "images_per_second": rate} for i, rate in enumerate(rates, 1))
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def test_a_networks_own_largest_run_is_taken_without_its_first_epoch(tmp_path):
@@ -115,11 +127,9 @@ def test_what_is_done_costs_nothing_and_what_is_begun_the_rest(tmp_path):
     teacher, student = plan.order(jobs_of("train.epochs=10")).jobs
     whole = cost_of([student], tmp_path)
     done, begun = tmp_path / teacher.id, tmp_path / student.id
-    done.mkdir(parents=True)
+    finish(done)
     begun.mkdir(parents=True)
-    (done / "status.json").write_text('{"status": "done"}')
-    (done / "result.json").write_text('{"schema": 1}')
-    (begun / "metrics.jsonl").write_text("{}\n" * 4)
+    (begun / "metrics.jsonl").write_text(epochs([1.0] * 4))
     cost = cost_of([student], tmp_path)
     assert cost[0] == estimate.Cost(0.0, 0, estimate.DONE)
     assert cost[1].seconds == pytest.approx(0.6 * whole[1].seconds)

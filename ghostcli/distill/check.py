@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ghostcli.data import Data, Images
+from ghostcli.data import Data
 from ghostcli.distill import losses
 from ghostcli.distill.sample import Sample, answers, look
 from ghostcli.distill.teacher import Teacher
@@ -206,7 +206,7 @@ def as_recorded(teachers: Sequence[Teacher], data: Data, size: int, device: torc
     """
     worst, off = 0.0, []
     for teacher in teachers:
-        known = _recorded_answers(teacher, data.test, size)
+        known = _recorded_answers(teacher, data, size)
         if known is None:
             far = _norm_distance(teacher, data)
             if far > NORM_OFF:
@@ -225,14 +225,14 @@ def as_recorded(teachers: Sequence[Teacher], data: Data, size: int, device: torc
     return warn("unlike-record", message, worst or None)
 
 
-def _recorded_answers(teacher: Teacher, test: Images, size: int) -> Tensor | None:
+def _recorded_answers(teacher: Teacher, data: Data, size: int) -> Tensor | None:
     """float32 [n <= size, C] from the teacher's predictions.npz; None unless it is of these very labels."""
     found = RunRecord(teacher.run, teacher.id).predictions()
-    if found is None:
+    if found is None or found[0].shape != (len(found[1]), len(data.classes)):
         return None
     logits, labels = found
-    n = min(size, len(labels), len(test))
-    same = n > 0 and np.array_equal(labels[:n], test.labels[:n].cpu().numpy())
+    n = min(size, len(labels), len(data.test))
+    same = n > 0 and np.array_equal(labels[:n], data.test.labels[:n].cpu().numpy())
     return torch.from_numpy(logits[:n]).float() if same else None
 
 
@@ -251,10 +251,11 @@ def accuracy(teachers: Sequence[Teacher], seen: Sample) -> Finding:
     for teacher, logits in zip(teachers, seen.told, strict=True):
         here = 100 * (logits.argmax(1) == seen.labels).double().mean().item()
         result = RunRecord(teacher.run, teacher.id).result
-        if result is None:
+        images = result.get("test_images") if result else None
+        if not result or not images:
             every.append((here, f"{teacher.name} {here:.1f} %"))
             continue
-        there, images = result["accuracy"]["selected"], result["test_images"]
+        there = result["accuracy"]["selected"]
         every.append((here, f"{teacher.name} {here:.1f} % (on its test view {there:.1f})"))
         rate = (here * count + there * images) / (count + images) / 100
         noise = 100 * math.sqrt(rate * (1 - rate) * (1 / count + 1 / images))
