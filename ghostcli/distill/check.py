@@ -212,7 +212,7 @@ def as_recorded(teachers: Sequence[Teacher], data: Data, size: int, device: torc
             if far > NORM_OFF:
                 off.append(f"{teacher.name} (normalises {far:.2f} deviations unlike {data.name})")
         else:
-            gap = distance(answers(teacher, data.test[: len(known)].to(device)), known.to(device))
+            gap = distance(answers(teacher, data.test[: len(known)].to(device)), known)
             worst = max(worst, gap)
             if gap > GAP:
                 off.append(f"{teacher.name} (logits {gap:.2f} of their spread away)")

@@ -39,9 +39,9 @@ BATCH = 64
 class Sample:
     """Images of epoch 0, spread evenly over its stream, and what the teachers say about them.
 
-    `told` is what the step is given, `asked` what the networks say about `pixels`, both float32 [T, B, C]. For each
-    teacher, `sides` are the sizes of the images that reached its network (behind what enlarges them), and `moved`
-    tells whether a buffer of it changed while it was asked.
+    `told` is what the step is given, `asked` what the networks say about `pixels`, both float32 [T, B, C]; all on the
+    CPU, where float64 is to be had. For each teacher, `sides` are the sizes of the images that reached its network
+    (behind what enlarges them), and `moved` tells whether a buffer of it changed while it was asked.
     """
 
     pixels: Tensor  # uint8 [B, H, W, 3]
@@ -87,14 +87,15 @@ def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device
         any(not torch.equal(buffer, was[name]) for name, buffer in teacher.model.named_buffers())
         for teacher, was in zip(teachers, before, strict=True)
     )
-    labels = images.labels[index]
-    asked = torch.stack([answers(teacher, Images(pixels, labels)) for teacher in teachers])
-    return Sample(pixels, labels, torch.cat(parts, 1), asked, tuple(map(frozenset, sides)), moved)
+    shown = Images(pixels, images.labels[index])
+    asked = torch.stack([answers(teacher, shown) for teacher in teachers])
+    told = torch.cat(parts, 1).cpu()
+    return Sample(pixels.cpu(), shown.labels.cpu(), told, asked, tuple(map(frozenset, sides)), moved)
 
 
 def answers(teacher: Teacher, images: Images) -> Tensor:
-    """float32 logits [B, C] of the bare network in eval mode."""
-    return evaluate.logits(teacher.model, images, teacher.norm, BATCH)
+    """float32 logits [B, C], on the CPU, of the bare network in eval mode."""
+    return evaluate.logits(teacher.model, images, teacher.norm, BATCH).cpu()
 
 
 def _watch(model: nn.Module, sides: set[int]) -> torch.utils.hooks.RemovableHandle:
