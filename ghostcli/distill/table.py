@@ -1,16 +1,18 @@
 """The exact teacher table: a teacher's logits for (image, view), computed once and kept with the teacher's run.
 
 Invariant: an entry is whole or absent. New entries are journalled (atomically) before they are applied, so a
-kill at any instant leaves each chunk's entries either all there or all missing, and what a student reads
-does not depend on where an earlier run was interrupted.
+kill at any instant leaves each chunk's entries either all there or all missing; and an entry has the same bits
+whenever and for whomever it is asked, so what a student reads does not depend on what ran, or was stopped, before.
 
 An image has (2 pad + 1)^2 crops, twice with flips: 162 for CIFAR-10. A table is float16, images x views x
-classes: 162 MB for CIFAR-10, sparse on disk until filled, memory-mapped and never loaded whole.
+classes: 162 MB for CIFAR-10, sparse on disk until filled, read through a memory map and never loaded whole. It is
+written through files: on a full disk a write to a map is a bus error, which no program survives to report.
 """
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,8 @@ from torch import Tensor
 from ghostcli import signals
 from ghostcli.errors import GhostError, printable
 from ghostcli.recipe.digest import digest
-from ghostcli.storage import cannot_write, fault, read_json, sweep, write_bytes, write_json
+from ghostcli.record import UNREADABLE
+from ghostcli.storage import cannot_write, fault, read_json, refuse_link, sweep, write_bytes, write_json
 
 #: Images whose missing entries are computed and committed together: the most work a kill can cost.
 CHUNK = 4096
@@ -56,14 +59,15 @@ class TeacherTable:
         self.meta = meta
         self.folder = run / "teacher-table" / digest(meta)[:8]
         self.shape = (meta["images"], meta["views"]["count"], meta["classes"])
+        refuse_link(self.folder.parent, self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
                 sweep(self.folder)
                 self._create()
                 self._check()
-                self.logits = np.memmap(self.folder / "logits.f16", np.float16, "r+", shape=self.shape)
-                self.filled = np.memmap(self.folder / "filled.u8", np.uint8, "r+", shape=self.shape[:2])
+                self.logits = np.memmap(self.folder / "logits.f16", np.float16, "r", shape=self.shape)
+                self.filled = np.memmap(self.folder / "filled.u8", np.uint8, "r", shape=self.shape[:2])
                 self._replay()
         except OSError as error:
             raise GhostError(cannot_write(self.folder, error)) from error
@@ -106,22 +110,34 @@ class TeacherTable:
             return
         try:
             with np.load(journal, allow_pickle=False) as file:
-                self._apply(file["images"], file["views"], file["logits"])
-        except (ValueError, KeyError, IndexError, EOFError) as error:
+                images, views, logits = file["images"], file["views"], file["logits"]
+            places = np.ravel_multi_index((images, views), self.shape[:2])  # ValueError for one outside the table
+            if logits.dtype != np.float16 or logits.shape != (*places.shape, self.shape[2]):
+                raise ValueError(f"{logits.dtype} {logits.shape}")
+        except UNREADABLE as error:
             raise GhostError(f"{printable(str(journal))}: is damaged; delete the folder it lies in") from error
+        self._apply(places, logits)
         journal.unlink()
 
-    def _apply(self, images: np.ndarray, views: np.ndarray, logits: np.ndarray) -> None:
-        self.logits[images, views] = logits
+    def _apply(self, places: np.ndarray, logits: np.ndarray) -> None:
+        """Write entries at `places` (image * views + view): values first, so that what is marked is there."""
+        self._write("logits.f16", places, logits)
         fault("table:values")
-        self.logits.flush()
-        self.filled[images, views] = 1
-        self.filled.flush()
+        self._write("filled.u8", places, np.ones((len(places), 1), np.uint8))
+        fault("table:filled")
+
+    def _write(self, name: str, places: np.ndarray, rows: np.ndarray) -> None:
+        with open(self.folder / name, "r+b") as file:
+            for place, row in zip(places.tolist(), rows, strict=True):
+                file.seek(place * row.nbytes)
+                file.write(row.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
 
     def _commit(self, images: np.ndarray, views: np.ndarray, logits: np.ndarray) -> None:
+        """Journal, then write, what nobody else has written meanwhile."""
         with self._locked():
-            if (self.folder / "pending.npz").exists():
-                self._replay()
+            self._replay()
             # Whoever came first has spoken: an entry is never written twice.
             fresh = self.filled[images, views] == 0
             if not fresh.any():
@@ -129,7 +145,7 @@ class TeacherTable:
             content = io.BytesIO()
             np.savez(content, images=images[fresh], views=views[fresh], logits=logits[fresh])
             write_bytes(self.folder / "pending.npz", content.getvalue(), "journal")
-            self._apply(images[fresh], views[fresh], logits[fresh])
+            self._apply(images[fresh] * self.shape[1] + views[fresh], logits[fresh])
             (self.folder / "pending.npz").unlink()
 
     def fill(self, views: np.ndarray, ask: Ask, batch: int, progress: Callable[[int], None] | None = None) -> int:
@@ -140,7 +156,7 @@ class TeacherTable:
             missing = numbers[self.filled[numbers, views[numbers]] == 0]
             if len(missing):
                 parts = []
-                for part in np.array_split(missing, -(-len(missing) // batch)):
+                for part in (missing[at : at + batch] for at in range(0, len(missing), batch)):
                     signals.stop_if_asked()
                     index = torch.from_numpy(part)
                     parts.append(ask(index, torch.from_numpy(views[part])).cpu().numpy())
@@ -152,7 +168,10 @@ class TeacherTable:
                     )
                 # Beyond float16's range a softmax is one-hot with or without the clamp.
                 logits = logits.clip(-LARGEST, LARGEST).astype(np.float16)
-                self._commit(missing, views[missing], logits)
+                try:
+                    self._commit(missing, views[missing], logits)
+                except OSError as error:
+                    raise GhostError(cannot_write(self.folder, error)) from error
                 asked += len(missing)
             if progress is not None:
                 progress(len(numbers))
