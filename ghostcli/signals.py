@@ -17,31 +17,44 @@ from ghostcli.errors import Interrupted
 
 _asked: str | None = None
 _depth = 0
+_taken = False
+_leave_at_second = True
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     global _asked
     if _asked is not None:
-        os._exit(Interrupted.exit_code)  # every write is atomic: leaving at any instant is safe
+        if _leave_at_second:
+            os._exit(Interrupted.exit_code)  # every write is atomic: leaving at any instant is safe
+        return
     _asked = signal.Signals(number).name
     if _depth == 0:
-        raise Interrupted(f"stopped by {_asked}")
+        raise _interrupted()
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted(f"stopped by {_asked}. What is done is saved, and the same command goes on from there")
 
 
 @contextlib.contextmanager
-def handled() -> Iterator[None]:
-    """Take over SIGINT and SIGTERM for the duration (in the main thread; elsewhere nothing happens)."""
-    global _asked
-    if threading.current_thread() is not threading.main_thread():
+def handled(leave_at_second: bool = True) -> Iterator[None]:
+    """Take over SIGINT and SIGTERM for the duration (in the main thread, and where nobody has yet).
+
+    A worker is told twice, by its parent and by the terminal or the scheduler that stops the whole group: for it
+    a second signal is no reason to leave without saving.
+    """
+    global _asked, _taken, _leave_at_second
+    if _taken or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _asked = None
+    _asked, _taken, _leave_at_second = None, True, leave_at_second
     before = {number: signal.signal(number, _handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _taken = False
 
 
 @contextlib.contextmanager
@@ -63,4 +76,4 @@ def asked() -> str | None:
 def stop_if_asked() -> None:
     """Raise Interrupted where a signal came."""
     if _asked is not None:
-        raise Interrupted(f"stopped by {_asked}")
+        raise _interrupted()

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from ghostcli import __version__
+from ghostcli import __version__, signals
 from ghostcli.cli import bench, data, demo, doctor, export, plot, recipe, reproduce, runs, table, train
-from ghostcli.errors import GhostError
+from ghostcli.errors import GhostError, printable
 
 app = typer.Typer(
     name="ghost",
@@ -64,9 +64,10 @@ app.command(rich_help_panel=PREPARE)(doctor.doctor)
 def main() -> None:
     """The entry point. Results on stdout, everything else on stderr, exit codes as the contract has them."""
     try:
-        app()
+        with signals.handled():
+            app()
     except GhostError as error:
-        print(f"ghost: {error}", file=sys.stderr)
+        print("ghost:", "\n".join(printable(line) for line in str(error).split("\n")), file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
