@@ -6,6 +6,7 @@ only where a job is really carried out.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import platform
@@ -22,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from ghostcli import __version__, signals
 from ghostcli.display import Display
-from ghostcli.errors import GhostError, Interrupted, UsageError
+from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.plan import Finished, Job, Plan
 from ghostcli.recipe.models import DataSection
-from ghostcli.record import RunRecord, RunWriter
+from ghostcli.record import RUN_ID, RunRecord, RunWriter
+from ghostcli.storage import read_json, refuse_link
 
 if TYPE_CHECKING:
     import torch
@@ -62,13 +64,24 @@ def load_data(section: DataSection) -> Data:
 def prepare(plan: Plan, options: Options) -> torch.device:
     """Everything that can be wrong before the first run is touched: device, data, class counts. UsageErrors."""
     from ghostcli.engine.device import pick
+    from ghostcli.engine.train import require_two_images
 
     device = pick(options.device)
     for job in plan.jobs:
+        if not RUN_ID.fullmatch(job.id):
+            raise UsageError(f"{printable(job.student)}: no run's folder can have this name; name a model as timm/NAME")
+        refuse_link((options.runs / job.id).parent, options.runs / job.id)
         if is_done(job, options.runs) and (options.resume or job not in plan.asked):
             continue
         data = load_data(job.recipe.data)
+        require_two_images(job, data)
         for teacher in job.teachers:
+            run = record_of(teacher, options.runs)
+            if run.status == "done" and not run.weights.exists():
+                raise UsageError(
+                    f"{teacher.id}: cannot teach, its record is here but not its weights; remove it "
+                    f"(ghost runs rm {teacher.id}) to have it trained again, or name another folder with --runs"
+                )
             if isinstance(teacher, Finished) and teacher.classes != len(data.classes):
                 raise UsageError(
                     f"run/{teacher.id}: has {teacher.classes} classes, {data.name} has {len(data.classes)}; "
@@ -88,6 +101,7 @@ def carry_out(plan: Plan, options: Options) -> list[RunRecord]:
             _spread(plan, plan_jobs, options)
         else:
             for job in plan.jobs:
+                signals.stop_if_asked()
                 run_job(job, options, device, fresh=not options.resume and job in plan.asked)
     return [record_of(job, options.runs) for job in plan.asked]
 
@@ -112,7 +126,7 @@ def run_job(job: Job, options: Options, device: torch.device, fresh: bool = Fals
                     run.write("recipe.json", describe(job))
                     _train(job, run, options, device, show)
             except BaseException as error:
-                raise _note(error, job, run) from error
+                raise _note(error, job, run, fresh) from error
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -127,7 +141,7 @@ def describe(job: Job) -> dict[str, Any]:
     }
 
 
-def _note(error: BaseException, job: Job, run: RunWriter) -> BaseException:
+def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseException:
     """Write down why a run ended, as far as the disk still lets us, and give back what to raise."""
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted("stopped by SIGINT")
@@ -139,9 +153,7 @@ def _note(error: BaseException, job: Job, run: RunWriter) -> BaseException:
     except GhostError:
         pass  # the disk is what failed: the first error is the one to hear about
     if isinstance(error, Interrupted):
-        return Interrupted(
-            f"{job.id}: {error}, all but the last moments are saved. The same command goes on from there"
-        )
+        return Interrupted(f"{job.id}: {error}{', without --no-resume' if fresh else ''}")
     if isinstance(error, OSError) and not isinstance(error, GhostError):
         return GhostError(f"{job.id}: {error}. Mend the cause and give the same command again")
     return error
@@ -150,22 +162,44 @@ def _note(error: BaseException, job: Job, run: RunWriter) -> BaseException:
 def _train(job: Job, run: RunWriter, options: Options, device: torch.device, show: Display) -> None:
     from ghostcli.distill import teacher
     from ghostcli.engine import results, weights
+    from ghostcli.engine.device import memory_errors
     from ghostcli.engine.train import train
 
-    data = load_data(job.recipe.data)
-    run.write("env.json", environment(device, data.checksum))
-    teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
-    findings = results.check(job, data, teachers, device, show)
-    state, test_logits, norm = train(job, data, teachers, run, device, show)
-    model, chosen = results.final(state, test_logits)
-    run.write_file("model.safetensors", weights.encode(model, norm))
-    run.write_file("predictions.npz", results.predictions(chosen, data.test.labels))
-    result = results.result(job, data, state, model, run, device, options.runs, findings)
+    with memory_errors(job.recipe.train.batch_size):
+        data = load_data(job.recipe.data)
+        notes = note_environment(run, environment(device, data.checksum), show)
+        teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
+        findings = results.check(job, data, teachers, device, show)
+        # A Ctrl-C reaches the compiler too: no step is made with what stands in for kernels it could not build.
+        signals.stop_if_asked()
+        state, test_logits, norm = train(job, data, teachers, run, device, show)
+        model, chosen = results.final(state, test_logits)
+        files = {
+            "model.safetensors": weights.encode(model, norm),
+            "predictions.npz": results.predictions(chosen, data.test.labels),
+        }
+    for name, content in files.items():
+        run.write_file(name, content)
+    result = results.result(job, data, state, model, run, device, options.runs, findings, notes, files)
     run.write("result.json", result)
     run.set_status("done")
     accuracy = result["accuracy"]
     how = "chosen on validation" if accuracy["selected_by"] == "validation" else "last epoch"
     show.line(f"{job.id}: done, test accuracy {accuracy['selected']:.2f} % ({how})")
+
+
+def note_environment(run: RunWriter, now: dict[str, Any], show: Display) -> list[str]:
+    """Write env.json; returns (and shows) in which ways a run that goes on is no longer made under the same."""
+    earlier: dict[str, Any] = {}
+    if run.has_checkpoint:
+        with contextlib.suppress(GhostError, TypeError, ValueError):  # one that is damaged tells nothing
+            earlier = dict(read_json(run.path / "env.json"))
+    changes = [f"{key} {earlier[key]} -> {value}" for key, value in now.items() if earlier.get(key, value) != value]
+    if changes:
+        show.warn(f"{run.id}: goes on under another environment, and no longer to the bit: {', '.join(changes)}")
+    notes = [*earlier.get("changes", ()), *changes]
+    run.write("env.json", now | ({"changes": notes} if notes else {}))
+    return [f"environment changed on the way: {note}" for note in notes]
 
 
 def environment(device: torch.device, data_checksum: str) -> dict[str, Any]:
@@ -209,7 +243,7 @@ def _worker(job: Job, options: Options, fresh: bool, threads: int) -> None:
 
     torch.set_num_threads(threads)
     try:
-        with signals.handled():
+        with signals.handled(leave_at_second=False):
             run_job(job, options, pick(options.device), fresh)
     except GhostError as error:
         print(error, file=sys.stderr)
@@ -266,7 +300,7 @@ def _spread(plan: Plan, waiting: list[Job], options: Options) -> None:
                     process.terminate()
                 for process in alive.values():
                     process.join()
-                raise Interrupted(f"stopped by {signals.asked()}; every run is saved, and the same command goes on")
+                signals.stop_if_asked()
     if failed:
         job, code = failed[0]
         error = GhostError(f"{len(failed)} of the runs failed, first {job.id}: {record_of(job, options.runs).problem}")

@@ -14,6 +14,8 @@ import re
 import shutil
 import socket
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,12 +23,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostcli.errors import GhostError, UsageError, nearest, printable
-from ghostcli.storage import cannot_write, fault, read_json, sweep, sync_folder, write_bytes, write_json
+from ghostcli.storage import cannot_write, fault, read_json, refuse_link, sweep, sync_folder, write_bytes, write_json
 
 if TYPE_CHECKING:
     import numpy as np
 
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]*-[a-z]+-[0-9a-f]{8}(/s[0-9]+)?", re.ASCII | re.IGNORECASE)
+
+#: What every reader of a result takes for granted.
+RESULT: dict[str, type] = {
+    **dict.fromkeys(("run", "student", "strategy", "data", "data_checksum", "digest"), str),
+    **dict.fromkeys(("seed", "epochs", "classes"), int),
+    **{"teachers": list, "accuracy": dict},
+}
 
 
 def file_digest(path: Path) -> str:
@@ -54,19 +63,20 @@ class RunRecord:
     @property
     def status(self) -> str:
         """done | running | interrupted | failed | broken. A run whose process died counts as interrupted."""
-        status = self.state.get("status", "broken")
+        status = self.state.get("status")
         if status == "running" and not owner_alive(self.state):
             return "interrupted"
         if status == "done" and self.result is None:
             return "broken"
-        return status
+        return status if status in ("done", "running", "interrupted", "failed") else "broken"
 
     @cached_property
     def result(self) -> dict[str, Any] | None:
+        """result.json, or None where there is none, or one that lacks what every reader needs."""
         with contextlib.suppress(GhostError):
             value = read_json(self.path / "result.json")
             if isinstance(value, dict) and value.get("schema") == 1:
-                return value
+                return value if _is_result(value) else None
         return None
 
     @cached_property
@@ -84,24 +94,30 @@ class RunRecord:
             case "done":
                 return None
             case "failed":
-                return self.state.get("error") or "failed"
-            case "broken":
-                return "its files are incomplete"
-            case other:
-                return {"running": "still running"}.get(other, "unfinished")
+                return str(self.state.get("error") or "failed")
+            case "running":
+                return "still running"
+            case "interrupted":
+                return "unfinished"
+            case _:
+                damaged = self.state.get("status") == "done" and (self.path / "result.json").exists()
+                return "its result is damaged" if damaged else "its files are incomplete"
 
     def metrics(self) -> list[dict[str, Any]]:
         """One dict an epoch; a torn last line (a writer killed in the middle of it) is left out."""
         try:
-            lines = (self.path / "metrics.jsonl").read_text().splitlines()
+            lines = (self.path / "metrics.jsonl").read_bytes().splitlines()
         except OSError:
             return []
-        rows = []
+        rows: list[dict[str, Any]] = []
         for line in lines:
             try:
-                rows.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
                 break
+            if not _is_row(row, len(rows) + 1):
+                break
+            rows.append(row)
         return rows
 
     def predictions(self) -> tuple[np.ndarray, np.ndarray] | None:
@@ -111,12 +127,31 @@ class RunRecord:
         try:
             with np.load(self.path / "predictions.npz", allow_pickle=False) as file:
                 return file["logits"], file["labels"]
-        except (OSError, ValueError, KeyError, EOFError):
+        except UNREADABLE:
             return None
 
     @property
     def weights(self) -> Path:
         return self.path / "model.safetensors"
+
+
+#: What numpy raises for a file that is no archive of its arrays.
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def _is_result(value: dict[str, Any]) -> bool:
+    scores = value.get("accuracy")
+    return all(isinstance(value.get(key), kind) for key, kind in RESULT.items()) and all(
+        isinstance(scores.get(key), int | float) for key in ("last", "best", "selected")
+    )
+
+
+def _is_row(row: Any, epoch: int) -> bool:
+    """Whether `row` can be the metrics' line of `epoch`."""
+    try:
+        return row["epoch"] == epoch and isinstance(row["test"]["accuracy"], int | float)
+    except (LookupError, TypeError):
+        return False
 
 
 def owner_alive(state: dict[str, Any]) -> bool:
@@ -125,11 +160,21 @@ def owner_alive(state: dict[str, Any]) -> bool:
         return True
     try:
         os.kill(int(state["pid"]), 0)
-    except (ProcessLookupError, KeyError, TypeError, ValueError):
+    except (ProcessLookupError, KeyError, TypeError, ValueError, OverflowError):
         return False
     except PermissionError:
         return True
     return process_start(int(state["pid"])) == state.get("process_start")
+
+
+def owner(run: RunRecord) -> str:
+    """Who holds a run's lock, as far as its status tells: the lock is taken a moment before that is written."""
+    if run.status != "running":
+        return "another process"
+    with contextlib.suppress(TypeError, ValueError, OverflowError, OSError):
+        since = time.strftime("%H:%M:%S", time.localtime(run.state["started"]))
+        return f"process {run.state['pid']} on {printable(run.state['host'])} since {since}"
+    return "another process"
 
 
 def process_start(pid: int) -> str | None:
@@ -145,11 +190,11 @@ def scan(runs: Path) -> list[RunRecord]:
     if not runs.is_dir():
         return []
     found = []
-    for status in sorted(runs.glob("*/s*/status.json")):
-        run = status.parent
-        if run.is_symlink() or run.parent.is_symlink() or not re.fullmatch(r"s[0-9]+", run.name):
-            continue
-        found.append(RunRecord(run, f"{run.parent.name}/{run.name}"))
+    for path in sorted(runs.glob("*/s*")):
+        run = RunRecord(path, f"{path.parent.name}/{path.name}")
+        linked = path.is_symlink() or path.parent.is_symlink()
+        if RUN_ID.fullmatch(run.id) and path.is_dir() and not linked:
+            found.append(run)
     return found
 
 
@@ -190,12 +235,8 @@ class RunWriter:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                state = RunRecord(self.path, self.id).state
-                since = time.strftime("%H:%M:%S", time.localtime(state.get("started", time.time())))
-                say(
-                    f"{self.id} is being made by process {state.get('pid', '?')} on "
-                    f"{printable(str(state.get('host', '?')))} since {since}; waiting for it (Ctrl-C leaves)"
-                )
+                who = owner(RunRecord(self.path, self.id))
+                say(f"{self.id} is being made by {who}; waiting for it (Ctrl-C leaves)")
                 lock.acquire()
         except OSError as error:
             raise UsageError(
@@ -213,6 +254,7 @@ class RunWriter:
             (self.path / "checkpoint").mkdir(exist_ok=True)
         except OSError as error:
             raise GhostError(cannot_write(self.path, error)) from error
+        refuse_link(self.path / "checkpoint", self.path / "metrics.jsonl")
         sweep(self.path)
         sweep(self.path / "checkpoint")
 
@@ -223,13 +265,20 @@ class RunWriter:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
             number += 1
-        os.rename(self.path, aside)
+        try:
+            os.rename(self.path, aside)
+        except OSError as error:
+            raise GhostError(cannot_write(aside, error)) from error
         sync_folder(aside.parent)
         return aside
 
+    @property
+    def has_checkpoint(self) -> bool:
+        return any((self.path / "checkpoint").glob("*.safetensors"))
+
     def discard_if_empty(self) -> None:
         """Leave nothing of a run that never started (it has no checkpoint and no metrics)."""
-        if not any((self.path / "checkpoint").glob("*.safetensors")) and not (self.path / "metrics.jsonl").exists():
+        if not self.has_checkpoint and not (self.path / "metrics.jsonl").exists():
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.with_name(self.path.name + ".lock").unlink(missing_ok=True)
             with contextlib.suppress(OSError):

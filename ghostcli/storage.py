@@ -13,7 +13,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from ghostcli.errors import GhostError, printable
+from ghostcli.errors import GhostError, UsageError, printable
 
 
 def fault(point: str) -> None:
@@ -99,6 +99,16 @@ def read_json(path: Path) -> Any:
         raise GhostError(f"{printable(str(path))}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise GhostError(f"{printable(str(path))}: is no JSON ({error})") from error
+
+
+def refuse_link(*paths: Path) -> None:
+    """UsageError where one of these is a link: what is written to a run lies where it seems to lie."""
+    for path in paths:
+        if path.is_symlink():
+            raise UsageError(
+                f"{printable(path)}: is a link, and a run is never written through one; move it away, or give --runs "
+                "the folder that holds what it points to"
+            )
 
 
 def sweep(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ghostcli.data import Data
 from ghostcli.display import Display
 from ghostcli.distill.teacher import Teacher
 from ghostcli.engine.train import State, final_weights
+from ghostcli.errors import GhostError, printable
 from ghostcli.plan import Job
 from ghostcli.record import RunRecord, RunWriter
 
@@ -62,9 +64,20 @@ def result(
     device: torch.device,
     runs: Path,
     findings: list[dict[str, Any]],
+    notes: list[str],
+    files: dict[str, bytes],
 ) -> dict[str, Any]:
-    """result.json. Accuracies in percent, times in seconds; `selected` is the run's result."""
+    """result.json. Accuracies in percent, times in seconds; `selected` is the run's result.
+
+    `notes` are sentences for the record, `files` what the run directory now holds, by name. GhostError where the
+    metrics on the disk are not the epochs that were trained.
+    """
     rows = RunRecord(run.path, run.id).metrics()
+    if len(rows) != state.epoch:
+        raise GhostError(
+            f"{printable(run.path / 'metrics.jsonl')}: holds {len(rows)} of {state.epoch} epochs, it was changed while "
+            "the run was made; start over with --no-resume"
+        )
     last, best = rows[-1], max(rows, key=lambda row: row["test"]["accuracy"])
     chosen = state.best or {"epoch": last["epoch"], "test": last["test"]["accuracy"]}
     row = rows[chosen["epoch"] - 1]
@@ -110,5 +123,6 @@ def result(
         "teacher_seconds": round(state.teacher_seconds, 3),
         "device": device.type,
         "check": findings,
-        "notes": [note for note in [model.spec.note] if note],
+        "notes": [note for note in [model.spec.note, *notes] if note],
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }

@@ -23,7 +23,7 @@ from ghostcli.data.batches import Cropper, order, views
 from ghostcli.display import Display
 from ghostcli.distill.teacher import Lesson, Teacher
 from ghostcli.engine import checkpoint, evaluate
-from ghostcli.engine.device import arithmetic, memory_errors
+from ghostcli.engine.device import arithmetic
 from ghostcli.engine.evaluate import Norm
 from ghostcli.engine.schedule import learning_rate
 from ghostcli.engine.step import Captured, Update, optimizer, why_eager
@@ -109,18 +109,35 @@ def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.
     return State(model, ema, objective, optimizer(model, objective, recipe.optim, device), log)
 
 
+def require_two_images(job: Job, data: Data) -> None:
+    """UsageError where an epoch ends in a batch of one image, and the student's batch norms need two."""
+    size, images = job.recipe.train.batch_size, len(data.train)
+    if size > 1 and images % size != 1:
+        return
+    model = zoo.build(job.student, len(data.classes), branches=job.recipe.engine.branches).train()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *data.train.pixels.shape[1:]).permute(0, 3, 1, 2))
+    except ValueError as error:
+        better = next((f"train.batch_size={n}" for n in range(size + 1, images + 1) if images % n != 1), "more images")
+        raise UsageError(
+            f"train.batch_size={size}: the last batch of {images} images is a single one, and the batch norms of "
+            f"{job.student} need two; use {better}"
+        ) from error
+
+
 def train(
     job: Job, data: Data, teachers: Sequence[Teacher], run: RunWriter, device: torch.device, show: Display
 ) -> tuple[State, Tensor, Norm]:
     """Train (or go on training) `job`; returns the final state, the last test logits, the normalisation.
 
-    Raises Interrupted after saving where a signal came, NonFiniteError, OutOfMemoryError, and GhostError for a
-    failure to save.
+    Raises Interrupted after saving where a signal came, NonFiniteError, and GhostError for a failure to save.
     """
     recipe, seed = job.recipe, job.seed
     data = on_device(data, device)
     state = make_state(job, data, teachers, device)
-    resume(state, job, data, run, show)
+    origin = {"job": job.digest, "seed": seed, "data": data.checksum, "teachers": [t.sha256 for t in teachers]}
+    resume(state, origin, run, show)
     norm = (state.model.spec.mean or data.mean, state.model.spec.std or data.std)
     cropper = Cropper(data.train, recipe.augment)
     lesson = Lesson(teachers, recipe, data, cropper, features=state.objective.needs_features, seed=seed)
@@ -148,7 +165,7 @@ def train(
     test_logits: Tensor | None = None
     show.begin(job.id, last_epoch * batches, state.epoch * batches + state.batch)
 
-    with arithmetic(recipe.engine, device), memory_errors(recipe.train.batch_size), signals.polled():
+    with arithmetic(recipe.engine, device), signals.polled():
         while state.epoch < last_epoch:
             epoch = state.epoch
             sequence = order(images, seed, epoch, job.shuffled).to(device)  # [N]
@@ -168,21 +185,23 @@ def train(
                         state.epoch_seconds + time.perf_counter() - mark,
                         time.perf_counter(),
                     )
-                    require_finite(state, job, epoch)
-                    save(state, job, data, run)
+                    require_finite(state, job)
+                    save(state, origin, run)
                     saved = time.monotonic()
                     signals.stop_if_asked()
 
             log = state.log.tolist()  # the epoch's one synchronisation
             state.epoch_seconds += time.perf_counter() - mark
-            require_finite(state, job, epoch)
+            require_finite(state, job)
             try:
                 test_logits = evaluate.logits(state.evaluated, data.test, norm)
                 held_out = evaluate.logits(state.evaluated, data.validation, norm) if data.validation else None
             except Interrupted:
-                save(state, job, data, run)  # all the epoch's batches are trained; evaluation is what is left
+                save(state, origin, run)  # all the epoch's batches are trained; evaluation is what is left
                 raise
             rate = learning_rate((epoch + 1) * batches - 1, total, recipe.optim, extra=ahead * epoch)
+            if not all(logits.isfinite().all() for logits in (test_logits, held_out) if logits is not None):
+                raise non_finite(job, "an evaluated logit", f"epoch {epoch + 1}")
             row = summarise(state, log, images, rate, evaluate.score(test_logits, data.test.labels))
             if held_out is not None:
                 row["validation"] = evaluate.score(held_out, data.validation.labels)
@@ -190,7 +209,7 @@ def train(
             run.append_metrics(row)
             state.seconds += state.epoch_seconds
             state.epoch, state.batch, state.epoch_seconds = epoch + 1, 0, 0.0
-            save(state, job, data, run)
+            save(state, origin, run)
             show.epoch(job.id, row, last_epoch)
             signals.stop_if_asked()
 
@@ -236,30 +255,31 @@ def choose(state: State, row: dict[str, Any], test_logits: Tensor) -> None:
         state.best_tensors = weights | {"logits": test_logits.half()}
 
 
-def require_finite(state: State, job: Job, epoch: int) -> None:
+def require_finite(state: State, job: Job) -> None:
     """Read the steps' losses (one synchronisation) and look at the weights; NonFiniteError names the step."""
     losses = state.log[: state.batch, 0]
     bad = (~losses.isfinite()).nonzero()
     tensors = [t for t in (*state.model.parameters(), *state.model.buffers()) if t.is_floating_point()]
     norms = torch.stack(torch._foreach_norm(tensors))
     if len(bad) or not norms.isfinite().all():
-        optim, where = job.recipe.optim, f"epoch {epoch + 1}"
-        where += f", step {int(bad[0]) + 1} of {len(state.log)}" if len(bad) else ""
-        what = "the loss" if len(bad) else "a weight"
-        raise NonFiniteError(
-            f"{job.id}: {what} became non-finite in {where}. Likely levers: a lower optim.lr (now {optim.lr:g}), "
-            f"a longer optim.warmup (now {optim.warmup:g}), a lower distill.temperature, engine.precision=float32. "
-            "The last good checkpoint is kept"
-        )
+        step = int(bad[0]) + 1 if len(bad) else state.batch
+        where = f"epoch {state.epoch + 1}, step {step} of {len(state.log)}"
+        raise non_finite(job, "the loss" if len(bad) else "a weight", where)
 
 
-def save(state: State, job: Job, data: Data, run: RunWriter) -> None:
-    length, sha256 = run.metrics_mark()
+def non_finite(job: Job, what: str, where: str) -> NonFiniteError:
+    optim, taught = job.recipe.optim, "a lower distill.temperature, " if job.taught else ""
+    return NonFiniteError(
+        f"{job.id}: {what} became non-finite in {where}. Likely levers: a lower optim.lr (now {optim.lr:g}), a longer "
+        f"optim.warmup (now {optim.warmup:g}), {taught}engine.precision=float32. The last good checkpoint is kept"
+    )
+
+
+def save(state: State, origin: dict[str, Any], run: RunWriter) -> None:
+    """`origin` is what the run is made from: all of it must be the same where it goes on."""
     meta = {
-        "job": job.digest,
-        "seed": job.seed,
-        "data": data.checksum,
-        "metrics": [length, sha256],
+        **origin,
+        "metrics": run.metrics_mark(),
         **{
             name: getattr(state, name)
             for name in ("epoch", "batch", "seconds", "epoch_seconds", "teacher_seconds", "best")
@@ -268,20 +288,21 @@ def save(state: State, job: Job, data: Data, run: RunWriter) -> None:
     checkpoint.write(run.path / "checkpoint", state.tensors(), meta)
 
 
-def resume(state: State, job: Job, data: Data, run: RunWriter, show: Display) -> None:
+def resume(state: State, origin: dict[str, Any], run: RunWriter, show: Display) -> None:
     """Go on from the newest whole checkpoint, if the run has one; otherwise start at its beginning."""
     files = checkpoint.candidates(run.path / "checkpoint")
     refused: list[str] = []
     for file in files:
         try:
             tensors, meta = checkpoint.read(file)
-            if (meta["job"], meta["seed"]) != (job.digest, job.seed):
+            if (meta["job"], meta["seed"]) != (origin["job"], origin["seed"]):
                 raise GhostError(f"{file}: is of another run; refused")
-            if meta["data"] != data.checksum:
-                raise UsageError(
-                    f"{job.id}: the images of {job.recipe.data.name} are no longer those this run began with; "
-                    "put them back, or start over with --no-resume"
-                )
+            for key, what in (("data", "images"), ("teachers", "teachers' weights")):
+                if meta[key] != origin[key]:
+                    raise UsageError(
+                        f"{run.id}: the {what} are no longer those this run began with; put them back, or start over "
+                        "with --no-resume"
+                    )
             if not run.rewind_metrics(*meta["metrics"]):
                 raise GhostError(f"{run.path / 'metrics.jsonl'}: is not what {file.name} saw; refused")
             state.restore(tensors, meta)
@@ -293,7 +314,7 @@ def resume(state: State, job: Job, data: Data, run: RunWriter, show: Display) ->
             )
             show.warn(refused[-1])
             continue
-        show.line(f"{job.id}: goes on after epoch {state.epoch}" + (f", batch {state.batch}" if state.batch else ""))
+        show.line(f"{run.id}: goes on after epoch {state.epoch}" + (f", batch {state.batch}" if state.batch else ""))
         return
     if refused:
         raise GhostError(

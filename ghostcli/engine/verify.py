@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
 from ghostcli.engine import checkpoint
 from ghostcli.errors import GhostError
-from ghostcli.record import RunRecord
+from ghostcli.record import RunRecord, file_digest
 
 
 def verify_run(run: RunRecord) -> list[str]:
@@ -15,16 +17,24 @@ def verify_run(run: RunRecord) -> list[str]:
     Weights and checkpoints may be absent (records travel without them); what is there must match its checksum.
     """
     problems = []
+    marks = []
     for path in (run.weights, *checkpoint.candidates(run.path / "checkpoint")):
         if path.exists():
             try:
-                checkpoint.read(path)
+                _, meta = checkpoint.read(path)
+                marks += [meta["metrics"]] if "metrics" in meta else []
             except GhostError as error:
                 problems.append(str(error))
+    if marks and not _is_prefix(run, *marks[0]):
+        problems.append("metrics.jsonl is not what the last checkpoint saw")
     if run.status == "broken":
         problems.append("status.json or result.json is missing or damaged")
     if run.status != "done" or run.result is None:
         return problems
+    written = run.result.get("files")
+    for name in ("model.safetensors", "predictions.npz") if isinstance(written, dict) else ():
+        if (run.path / name).exists() and file_digest(run.path / name) != written.get(name):
+            problems.append(f"{name} is not the file that the result was written with")
     if len(run.metrics()) != run.result["epochs"]:
         problems.append(f"metrics.jsonl has {len(run.metrics())} of {run.result['epochs']} epochs")
     predictions = run.predictions()
@@ -38,3 +48,9 @@ def verify_run(run: RunRecord) -> list[str]:
             recorded = run.result["accuracy"]["selected"]
             problems.append(f"predictions.npz gives {accuracy:.2f} %, result.json says {recorded:.2f} %")
     return problems
+
+
+def _is_prefix(run: RunRecord, length: int, sha256: str) -> bool:
+    path = run.path / "metrics.jsonl"
+    content = path.read_bytes() if path.exists() else b""
+    return hashlib.sha256(content[:length]).hexdigest() == sha256

@@ -12,7 +12,7 @@ from torch import nn
 from ghostcli import zoo
 from ghostcli.engine import checkpoint
 from ghostcli.engine.evaluate import Norm
-from ghostcli.errors import GhostError, printable
+from ghostcli.errors import GhostError, UsageError, printable
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ def load(
         raise GhostError(f"{where}: holds {printable(name)}, not {model}; refused")
     if classes is not None and count != classes:
         raise GhostError(f"{where}: was trained for {count} classes, not {classes}; name a run on the same data")
-    network = zoo.build_deployed(name, count) if form == "deploy" else zoo.build(name, count)
     try:
+        network = zoo.build_deployed(name, count) if form == "deploy" else zoo.build(name, count)
         network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise GhostError(f"{where}: its tensors are not those of {name}; refused") from error
+    except (UsageError, ValueError, RuntimeError) as error:
+        raise GhostError(f"{where}: its tensors are not those of {printable(name)}; refused") from error
     sha256 = checkpoint.checksum(tensors, meta)
     network = network.to(device, memory_format=torch.channels_last).eval()
     return Loaded(network, name, count, norm, sha256)  # type: ignore[arg-type]
