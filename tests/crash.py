@@ -28,6 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = ("--data", "digits", "--epochs", "2", "--device", "cpu", "-s", "data.limit=96", "-s", "data.limit_test=48")
 TINY += ("-s", "train.batch_size=32")
 
+#: One thread everywhere, and no commit in the records: the checkout may move while the tests run.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200", "GIT_DIR": os.devnull}
+ENVIRONMENT.pop("GHOST_FAULT", None)
+
 #: Everything that reads a clock: neither an epoch's duration nor a run's is the same twice.
 CLOCKS = {"seconds", "images_per_second", "train_seconds", "teacher_seconds"}
 
@@ -160,9 +164,7 @@ class Server:
         self.process.stdin.flush()  # type: ignore[union-attr]
         return json.loads(self.process.stdout.readline())  # type: ignore[union-attr]
 
-    def start(
-        self, argv: Sequence[Any], cwd: Path, env: dict[str, str] | None = None, *, before: str = ""
-    ) -> Command:
+    def start(self, argv: Sequence[Any], cwd: Path, env: dict[str, str] | None = None, *, before: str = "") -> Command:
         """Begin `ghost ARGV` in `cwd`. `before` is Python that runs first in its process: limits, patches."""
         log = str(self.logs / f"command{len(self.started)}")
         order = {"argv": [str(a) for a in argv], "cwd": str(cwd), "env": env or {}, "out": log, "before": before}
@@ -179,11 +181,13 @@ class Server:
 @contextmanager
 def warm(logs: Path, small: bool = True) -> Iterator[Server]:
     """A server; what it started and still runs is killed at the end. `small`: three rows to a network, not ten."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    env.pop("GHOST_FAULT", None)
     process = subprocess.Popen(
         [sys.executable, __file__, *(["--small"] if small else [])],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=logs
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        cwd=logs,
     )
     server = Server(process, logs)
     assert json.loads(process.stdout.readline()) == "ready"  # type: ignore[union-attr]

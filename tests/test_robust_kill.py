@@ -33,13 +33,14 @@ def test_random_kills(tmp_path, name, kills):
 def test_kills_of_a_new_interpreter(tmp_path):
     """`python -m ghostcli`, a network of full depth: killed behind its first checkpoint, and in its start."""
     command = [sys.executable, "-m", "ghostcli", *crash.COMMANDS["plain"], *crash.TINY, *EVERY_STEP]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(crash.ROOT)}
     deep = "from ghostcli.zoo import ghost; ghost.ROWS['gns'] = ghost.GNS"
     done = crash.server().run([*command[3:], "--runs", "whole"], tmp_path, before=deep)
     assert done.code == 0, done.err
 
     def start():
-        return subprocess.Popen([*command, "--runs", "killed"], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [*command, "--runs", "killed"], cwd=tmp_path, env=crash.ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
 
     process = start()
     while not list(tmp_path.glob("killed/*/s0/checkpoint/last.safetensors")):
