@@ -18,7 +18,8 @@ from ghostcli.display import console
 
 TARGET = 95.0  # percent on the digits' test images; below it the demo says so
 
-STUDENT, TEACHER, ASSISTANT = "gns:0.5", "resnet18", "gns:1.0"
+#: Ghost networks all the way down: a ResNet would spend the two minutes alone.
+STUDENT, ASSISTANT, TEACHER = "gns:0.5", "gns:0.7", "gns:1.0"
 
 
 def demo(
@@ -29,8 +30,10 @@ def demo(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """The whole story on 1,797 handwritten digits: a teacher, a student alone, and the same student taught by the
-    teacher, through an assistant, and by an ensemble; then the table that compares them.
+    """The whole story in two minutes on a CPU, with real handwritten digits.
+
+    A teacher, a student alone, and the same student taught by the teacher, through an assistant, and by an ensemble;
+    then the table that compares them.
     """
     from ghostcli.cli.train import summary
     from ghostcli.recipe import load
@@ -57,7 +60,7 @@ def demo(
         return
     from ghostcli.cli.table import table
 
-    table(runs=runs)
+    table("also", runs=runs)
     verdict = f"every {STUDENT} is above {TARGET:.0f} %" if reached else f"NOT every {STUDENT} is above {TARGET:.0f} %"
     console.print(
         f"demo: {seconds:.0f} s; {verdict} (lowest {min(taught):.2f} %). One seed a row: read no order into them."

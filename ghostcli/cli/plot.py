@@ -76,7 +76,10 @@ def _named(name: str, records: Sequence[RunRecord], runs: Path) -> list[RunRecor
     return [run for run in records if wanted in (run.id, run.id.rpartition("/")[0])] or [record.find(runs, name)]
 
 
-def _curves(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
+def learning_curves(
+    records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None = None, cost: str = ""
+) -> Figure:
+    """Test accuracy by epoch of the chosen runs (none: all that fit), beside their students' untaught runs."""
     from ghostcli.report import arms, figures
 
     good, _ = arms.finished(records)
@@ -238,7 +241,7 @@ def _classes(run: RunRecord) -> Sequence[str]:
 
 
 KINDS: dict[str, Callable[[Sequence[RunRecord], Sequence[RunRecord], str | None, str], Figure]] = {
-    "curves": _curves,
+    "curves": learning_curves,
     "width": _width,
     "front": _front,
     "forest": _forest,

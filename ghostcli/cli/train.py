@@ -25,7 +25,7 @@ check_app = typer.Typer(
 teach_app = typer.Typer(no_args_is_help=True, help="Work with a trained teacher's table of logits.")
 
 MODELS = (
-    "gns:WIDTH, gnd:WIDTH, resnet18, resnet34, resnet50, vgg13, densenet161, inceptionv3, efficientnetv2, timm/NAME"
+    "gns:WIDTH, gnd:WIDTH, resnet18, resnet34, resnet50, vgg13, densenet161, inceptionv3, efficientnetv2 or timm/NAME"
 )
 Model = Annotated[str, typer.Argument(help=f"{MODELS}.")]
 TeacherModel = Annotated[str, typer.Argument(help="A model (trained first where no finished run is found) or run/ID.")]
@@ -159,9 +159,22 @@ def act(ctx: typer.Context, common: Common, recipe: Recipe, job_of: Callable[[in
         show_plan(todo, common)
     else:
         options = launch.Options(common.runs, common.device, common.resume, common.jobs, quiet=False)
-        results = [summary(run) for run in launch.carry_out(todo, options)]
+        done = launch.carry_out(todo, options)
+        draw_curves(done, common.runs)
+        results = [summary(run) for run in done]
         if common.json:
             typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+
+
+def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
+    """curves.png in each run's directory: its learning curve beside its baseline's, where that is there."""
+    from ghostcli.cli.plot import learning_curves
+    from ghostcli.report.figures import save
+
+    known = record.scan(runs)
+    for run in done:
+        if not (run.path / "curves.png").exists():
+            save(learning_curves(known, [run]), run.path / "curves.png")
 
 
 def summary(run: record.RunRecord) -> dict[str, Any]:

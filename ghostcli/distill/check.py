@@ -281,7 +281,11 @@ def softness(seen: Sample, recipe: Recipe) -> Finding:
     targets = [losses.standardize(target) if distill.standardize else target for target in combined]
     nats = sum(losses.entropy(target, distill.temperature).item() for target in targets) / len(targets)
     share = nats / math.log(seen.told.shape[-1])
-    said = f"soft targets at T = {distill.temperature:g} have {nats:.3f} nats, {100 * share:.1f} % of log C"
+    smoothing = losses.matched_smoothing(nats, seen.told.shape[-1])
+    said = (
+        f"soft targets at T = {distill.temperature:g} have {nats:.3f} nats, {100 * share:.1f} % of log C, "
+        f"as labels smoothed by {smoothing:.3f} (the control: train-teacher -s train.label_smoothing={smoothing:.3f})"
+    )
     if not share < NEAR_ONE_HOT:
         return ok("near-one-hot", said, share)
     right = max((target.argmax(1) == seen.labels).double().mean().item() for target in combined)

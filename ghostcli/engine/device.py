@@ -71,8 +71,8 @@ def memory_errors(batch_size: int) -> Iterator[None]:
 
 def _lever(batch_size: int) -> str:
     return (
-        f"out of memory at train.batch_size={batch_size}. A smaller one (-s train.batch_size={max(1, batch_size // 2)}) "
-        "takes less, but is another recipe: batch norm and the rate see other batches. Fewer --jobs changes no result"
+        f"out of memory at train.batch_size={batch_size}. Half of it (-s train.batch_size={max(1, batch_size // 2)}) "
+        "takes less, but is another recipe: batch norm and the rate see other batches. Fewer --jobs change no result"
     )
 
 
