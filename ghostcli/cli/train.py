@@ -17,6 +17,7 @@ from ghostcli.cli.options import Common, Device, Json, Runs, with_common
 from ghostcli.errors import UsageError
 from ghostcli.plan import Job
 from ghostcli.recipe.models import Recipe
+from ghostcli.zoo.names import KNOWN
 
 check_app = typer.Typer(
     no_args_is_help=True,
@@ -24,9 +25,7 @@ check_app = typer.Typer(
 )
 teach_app = typer.Typer(no_args_is_help=True, help="Work with a trained teacher's table of logits.")
 
-MODELS = (
-    "gns:WIDTH, gnd:WIDTH, resnet18, resnet34, resnet50, vgg13, densenet161, inceptionv3, efficientnetv2 or timm/NAME"
-)
+MODELS = ", ".join(["gns:WIDTH", "gnd:WIDTH", *(name for name in KNOWN if ":" not in name), "timm/NAME"])
 Model = Annotated[str, typer.Argument(help=f"{MODELS}.")]
 TeacherModel = Annotated[str, typer.Argument(help="A model (trained first where no finished run is found) or run/ID.")]
 TeacherModels = Annotated[list[str], typer.Argument(help="Models, or run/ID; first to last.")]
