@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ghostcli.errors import UsageError
 from ghostcli.zoo import kernels
@@ -59,6 +60,21 @@ def test_every_operation_agrees_with_pytorch(k, stride, shape, within, relu, mas
 
     for ours, theirs in zip(everything(native), everything(pytorch), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5 * float(theirs.abs().max().clamp(min=1)))
+
+
+@pytest.mark.parametrize("ops", [pytest.param(native, marks=needs_compiler), pytorch])
+@pytest.mark.parametrize("side, coarse", [((8, 8), (4, 4)), ((7, 9), (3, 4)), ((5, 6), (1, 1)), ((2, 1), (1, 1))])
+@pytest.mark.parametrize("within", [0, 3])
+def test_a_gate_is_multiplied_pixel_by_nearest_pixel(ops, side, coarse, within):
+    torch.manual_seed(0)
+    x, dout = pixels(3, *side, 5, within=within), pixels(3, *side, 5, within=within)
+    gate = torch.rand(3, *coarse, 5)
+    leaves = [v.permute(0, 3, 1, 2).double().requires_grad_() for v in (x, gate)]
+    expected = leaves[0] * F.interpolate(leaves[1], side, mode="nearest")
+    expected.backward(dout.permute(0, 3, 1, 2).double())
+    found = ops.multiply(x, gate), *ops.multiply_backward(dout, x, gate)
+    for ours, theirs in zip(found, (expected, *(leaf.grad for leaf in leaves)), strict=True):
+        torch.testing.assert_close(ours.permute(0, 3, 1, 2).double(), theirs.detach(), rtol=1e-5, atol=1e-5)
 
 
 @needs_compiler

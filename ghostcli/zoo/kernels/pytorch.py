@@ -102,14 +102,28 @@ def adjoint(
 
 def multiply(x: Tensor, gate: Tensor) -> Tensor:
     """`x` [N, H, W, C] times a coarser, dense `gate` [N, h, w, C], each of its pixels over those it is nearest to."""
+    if _tiles(x, gate):
+        return (_tiled(x, gate) * gate[:, :, None, :, None]).view(x.shape)
     return _enlarged(gate, x).mul_(x)
 
 
 def multiply_backward(dout: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    if _tiles(x, gate):
+        dout = _tiled(dout, gate)
+        dgate = (dout * _tiled(x, gate)).sum((2, 4))
+        return (dout * gate[:, :, None, :, None]).view(x.shape), dgate
     n, h, w, c = gate.shape
-    size = [n, c, h, w]
-    dgate = torch.ops.aten.upsample_nearest2d_backward(_images(dout * x), x.shape[1:3], size)
+    dgate = torch.ops.aten.upsample_nearest2d_backward(_images(dout * x), x.shape[1:3], [n, c, h, w])
     return _enlarged(gate, x).mul_(dout), _pixels(dgate)
+
+
+def _tiles(x: Tensor, gate: Tensor) -> bool:
+    return x.shape[1] % gate.shape[1] == 0 and x.shape[2] % gate.shape[2] == 0
+
+
+def _tiled(x: Tensor, gate: Tensor) -> Tensor:
+    """[N, h, H / h, w, W / w, C]"""
+    return x.unflatten(2, (gate.shape[2], -1)).unflatten(1, (gate.shape[1], -1))
 
 
 def _enlarged(gate: Tensor, x: Tensor) -> Tensor:
