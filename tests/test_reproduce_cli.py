@@ -32,6 +32,15 @@ def test_dry_run_shows_the_plan_and_writes_nothing(ghost, tmp_path):
     assert "Rates, scaled by MACs from gns:1.0: gns:1.3" in done.out
 
 
+def test_published_counts_shared_runs_in_every_table_that_rests_on_them(ghost, tmp_path):
+    out = ghost("reproduce", "all", "--family", "published", "--runs", tmp_path, "--dry-run").out
+    for name, rows, runs in (("I", 15, 15), ("II", 8, 15), ("III", 4, 11), ("IV", 3, 10)):
+        assert f"Table {name}: {rows} of {rows} rows, resting on {runs} runs; {runs} to make" in out
+    assert "Warning" not in out
+    small = ghost("reproduce", "I", "--limit", 200, "--epochs", 3, "--runs", tmp_path, "--dry-run").out
+    assert "trains for 3 steps a run" in small
+
+
 def test_dry_run_as_data(ghost, tmp_path):
     found = json.loads(ghost("reproduce", "all", "--runs", tmp_path, "--dry-run", "--json", *ROW).out)
     assert set(found) == {"tables", "family", "runs", "left_out", "seconds", "bytes"}

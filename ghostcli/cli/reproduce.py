@@ -6,6 +6,7 @@ Invariant: the tables printed hold the runs of this very plan and no others.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -26,6 +27,8 @@ from ghostcli.reproduce import FAMILIES, Outcome, Study, carry_out, settings, st
 
 #: Seconds of work that a person at a terminal is asked about first.
 LONG = 600
+#: Optimiser steps below which a training has hardly begun: a student of the paper takes 39,200.
+FEW = 100
 
 
 def reproduce(
@@ -80,11 +83,18 @@ def reproduce(
 
 def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet: bool) -> list[Outcome]:
     """Carry the plan out; a line a row, and each table (unless `quiet`) as soon as nothing of it is open."""
-    open_jobs = {table: {job.id for job in todo.of_table(table).jobs} for table in todo.tables}
+    waiting = {table: {job.id for job in todo.of_table(table).jobs} for table in todo.tables}
     if not _printed_data(todo):  # one table of all runs, in the place of the paper's
-        open_jobs = {"": {job.id for job in todo.plan.jobs}}
+        waiting = {"": {job.id for job in todo.plan.jobs}}
     left = sum(cost.seconds for cost in expected.values())
     failed = []
+
+    def print_full() -> None:
+        for table in [table for table, jobs in waiting.items() if not jobs]:
+            del waiting[table]
+            if not quiet:
+                _print_table(todo, table, options.runs)
+
     for count, outcome in enumerate(carry_out(todo.plan, options), 1):
         job = outcome.job
         left -= expected[job.id].seconds
@@ -96,16 +106,15 @@ def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet:
             console.print(
                 f"{_reached(todo, job, options.runs)} ({count} of {len(todo.plan.jobs)}{about})", markup=False
             )
-        for table, waiting in open_jobs.items():
-            if job.id in waiting:
-                waiting.discard(job.id)
-                if not waiting and not quiet:
-                    _print_table(todo, table, options.runs)
+        for jobs in waiting.values():
+            jobs.discard(job.id)
+        print_full()
+    print_full()
     return failed
 
 
 def _reached(todo: Study, job: Job, runs: Path) -> str:
-    """`II, GN-S 1.0x < ResNet-18: 91.02 (printed 91.10), seed 0`, or the id of a job that fills no row."""
+    """`Table II, GN-S 1.0x < ResNet-18, seed 0: 91.02 (printed 91.10)`, or the id of a job that fills no row."""
     result = launch.record_of(job, runs).result or {}
     ours = f"{result['accuracy']['selected']:.2f}" if result else "no result"
     rows = todo.rows_of(job)
@@ -151,10 +160,11 @@ def _announce(todo: Study, expected: dict[str, Cost], runs: Path) -> None:
 
 def _summary(todo: Study, expected: dict[str, Cost], runs: Path) -> list[str]:
     open_jobs = [job for job in todo.plan.jobs if expected[job.id].basis != DONE]
+    to_make = {job.id for job in open_jobs}
     lines = []
     for table in todo.tables:
         jobs = todo.of_table(table).jobs
-        mine = [job for job in jobs if job in open_jobs]
+        mine = [job for job in jobs if job.id in to_make]
         rows, of = sum(planned.row.table == table for planned in todo.rows), len(paper().table(table).rows)
         about = hours(sum(expected[job.id].seconds for job in mine))
         lines.append(
@@ -168,10 +178,17 @@ def _summary(todo: Study, expected: dict[str, Cost], runs: Path) -> list[str]:
     )
     if size > free:
         lines.append(f"Warning: {runs} has less room than that; make some, or name another folder with --runs")
+    steps = min((_steps(job) for job in todo.plan.jobs), default=FEW)
+    if steps < FEW:
+        lines.append(f"Warning: so small a version trains for {steps} steps a run; its accuracies mean nothing")
     for basis in sorted({expected[job.id].basis for job in open_jobs}):
         models = dict.fromkeys(job.student for job in open_jobs if expected[job.id].basis == basis)
         lines.append(f"Rates, {basis}: {', '.join(models)}")
     return lines + _left_out(todo)
+
+
+def _steps(job: Job) -> int:
+    return epochs_of(job) * math.ceil(sizes(job.recipe.data)[0] / job.recipe.train.batch_size)
 
 
 def _left_out(todo: Study) -> list[str]:
