@@ -52,6 +52,7 @@ def test_every_operation_agrees_with_pytorch(k, stride, shape, within, relu, mas
         mean, cov = ops.moments(x, k, stride)
         out = torch.zeros(*ops.convolve(x, kernel, bias, k, stride, relu).shape[:3], o + within)[..., :o]
         z = ops.convolve(x, kernel, bias, k, stride, relu, out)
+        assert torch.equal(z, out)
         torch.manual_seed(1)
         dz = pixels(*z.shape, within=within)
         step = ops.reduce(dz, z if relu else None, x, kernel, k, stride)

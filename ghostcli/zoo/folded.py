@@ -208,7 +208,7 @@ class _Ghost(torch.autograd.Function):
         primary, cheap = Branches(*rest[:8]), Branches(*rest[8:16])
         dense, depthwise = Fold(*rest[16 : 16 + len(Fold._fields)]), Fold(*rest[16 + len(Fold._fields) :])
         half, ops, dy = y.shape[3] // 2, kernels.of(x), _pixels(dy)
-        z, z_cheap = y[..., :half], y[..., half:]
+        z, z_cheap = ops.whole(y[..., :half]), y[..., half:]
         with torch.autocast(x.device.type, enabled=False):
             step = ops.reduce(dy[..., half:], z_cheap if ctx.relu else None, z, depthwise.kernel, 3, 1)
             drows, dgamma, S, t = _unfold(depthwise, step.dkernel, step.dbias, ctx.count)

@@ -166,6 +166,10 @@ def convolve(
     return out
 
 
+def whole(x: Tensor) -> Tensor:
+    return x  # a slice is read where it lies
+
+
 def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: int, stride: int) -> Step:
     o = dz.shape[3]
     dkernel, dbias = x.new_empty(kernel.shape), x.new_empty(o)

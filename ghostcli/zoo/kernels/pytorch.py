@@ -51,13 +51,20 @@ def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
 def convolve(
     x: Tensor, kernel: Tensor, bias: Tensor, k: int, stride: int, relu: bool, out: Tensor | None = None
 ) -> Tensor:
-    """[N, H', W', O] in the precision of `x`, in `out` where that is given."""
+    """[N, H', W', O] in the precision of `x`; written to `out` too, a slice of a wider map, where that is given."""
     kernel, bias = kernel.to(x.dtype), bias.to(x.dtype)
     groups = 1 if k == 1 else x.shape[3]
     z = F.conv2d(_images(x), _weight(kernel, k), bias, stride, k // 2, 1, groups)
     z = _pixels(z)
     z = z.relu_() if relu else z
-    return z if out is None else out.copy_(z)
+    if out is not None:
+        out.copy_(z)
+    return z
+
+
+def whole(x: Tensor) -> Tensor:
+    """A channel slice as these operations like it best when several of them read it: copied, once."""
+    return x.contiguous()
 
 
 def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: int, stride: int) -> Step:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ghostcli.zoo.kernels import pytorch
 from ghostcli.zoo.kernels.pytorch import Step, multiply, multiply_backward, pitch
 
-__all__ = ["NAME", "adjoint", "convolve", "moments", "multiply", "multiply_backward", "reduce"]
+__all__ = ["NAME", "adjoint", "convolve", "moments", "multiply", "multiply_backward", "reduce", "whole"]
 
 NAME = "triton"
 TAPS = 9
@@ -161,6 +161,10 @@ def convolve(
         x, pitch(x), *coefficients, out, pitch(out), *sides, count, RELU=relu, P=PIXELS, B=CHANNELS
     )  # fmt: skip
     return out
+
+
+def whole(x: Tensor) -> Tensor:
+    return x  # a slice is read where it lies
 
 
 def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: int, stride: int) -> Step:
