@@ -159,7 +159,7 @@ def test_what_is_over_its_limit_or_the_sessions_is_stopped_by_a_signal(gpu, tmp_
     began = time.monotonic()
     session(gpu, out, seconds=8).carry_out(
         [
-            gpu.Part("limited", python(saves), seconds=2, alone=True),
+            gpu.Part("limited", python(saves), seconds=3, alone=True),
             gpu.Part("long", python(saves)),
             gpu.Part("beside", python("print('beside')")),
             gpu.Part("never", python("print('never')"), alone=True),
