@@ -194,6 +194,7 @@ def note_environment(run: RunWriter, now: dict[str, Any], show: Display) -> list
     if run.has_checkpoint:
         with contextlib.suppress(GhostError, TypeError, ValueError):  # one that is damaged tells nothing
             earlier = dict(read_json(run.path / "env.json"))
+    earlier.pop("data", None)  # other images are no change but an error, which the checkpoint sees
     changes = [f"{key} {earlier[key]} -> {value}" for key, value in now.items() if earlier.get(key, value) != value]
     if changes:
         show.warn(f"{run.id}: goes on under another environment, and no longer to the bit: {', '.join(changes)}")

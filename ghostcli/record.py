@@ -311,22 +311,22 @@ class RunWriter:
 
     def metrics_mark(self) -> tuple[int, str]:
         """Length and sha256 of the metrics so far, for the checkpoint."""
-        try:
-            content = (self.path / "metrics.jsonl").read_bytes()
-        except FileNotFoundError:
-            content = b""
+        content = self._metrics()
         return len(content), hashlib.sha256(content).hexdigest()
 
-    def rewind_metrics(self, length: int, checksum: str) -> bool:
-        """Cut off what ran ahead of the checkpoint; False where the kept part is not what the checkpoint saw."""
-        path = self.path / "metrics.jsonl"
+    def _metrics(self) -> bytes:
         try:
-            content = path.read_bytes()
+            return (self.path / "metrics.jsonl").read_bytes()
         except FileNotFoundError:
-            content = b""
-        kept = content[:length]
-        if len(kept) != length or hashlib.sha256(kept).hexdigest() != checksum:
-            return False
+            return b""
+
+    def metrics_begin_with(self, length: int, checksum: str) -> bool:
+        """Whether the metrics still begin with what a checkpoint saw."""
+        kept = self._metrics()[:length]
+        return len(kept) == length and hashlib.sha256(kept).hexdigest() == checksum
+
+    def rewind_metrics(self, length: int) -> None:
+        """Cut off what ran ahead of the checkpoint."""
+        content = self._metrics()
         if len(content) > length:
-            write_bytes(path, kept, "rewind")
-        return True
+            write_bytes(self.path / "metrics.jsonl", content[:length], "rewind")

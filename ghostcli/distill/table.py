@@ -5,8 +5,8 @@ kill at any instant leaves each chunk's entries either all there or all missing;
 whenever and for whomever it is asked, so what a student reads does not depend on what ran, or was stopped, before.
 
 An image has (2 pad + 1)^2 crops, twice with flips: 162 for CIFAR-10. A table is float16, images x views x
-classes: 162 MB for CIFAR-10, sparse on disk until filled, read through a memory map and never loaded whole. It is
-written through files: on a full disk a write to a map is a bus error, which no program survives to report.
+classes: 162 MB for CIFAR-10, read through a memory map and never loaded whole. Its room is taken when it is made,
+and it is written through files: a map that finds the disk full is a bus error, which no program survives to report.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ class TeacherTable:
         for name, size in (("logits.f16", images * views * classes * 2), ("filled.u8", images * views)):
             with open(self.folder / name, "wb") as file:
                 file.truncate(size)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
         (self.folder / "pending.npz").unlink(missing_ok=True)
         write_json(self.folder / "meta.json", self.meta, "table")
 

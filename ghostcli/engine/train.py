@@ -7,7 +7,6 @@ step), so that a checkpoint holds tensors and counters and no random state.
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -303,7 +302,7 @@ def resume(state: State, origin: dict[str, Any], run: RunWriter, show: Display) 
                         f"{run.id}: the {what} are no longer those this run began with; put them back, or start over "
                         "with --no-resume"
                     )
-            if not run.rewind_metrics(*meta["metrics"]):
+            if not run.metrics_begin_with(*meta["metrics"]):
                 raise GhostError(f"{run.path / 'metrics.jsonl'}: is not what {file.name} saw; refused")
             state.restore(tensors, meta)
         except UsageError:
@@ -314,13 +313,14 @@ def resume(state: State, origin: dict[str, Any], run: RunWriter, show: Display) 
             )
             show.warn(refused[-1])
             continue
+        run.rewind_metrics(meta["metrics"][0])
         show.line(f"{run.id}: goes on after epoch {state.epoch}" + (f", batch {state.batch}" if state.batch else ""))
         return
     if refused:
         raise GhostError(
             f"{refused[0]}; no whole checkpoint is left. Start over with --no-resume (the old run is kept aside)"
         )
-    run.rewind_metrics(0, hashlib.sha256().hexdigest())
+    run.rewind_metrics(0)
 
 
 def final_weights(state: State) -> nn.Module:
