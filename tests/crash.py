@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import json
 import os
 import random
@@ -49,12 +50,14 @@ def serve() -> None:
     import ghostcli.distill.check
     import ghostcli.engine.results
     import ghostcli.zoo.ghost
-    import ghostcli.zoo.stages  # noqa: F401
+    import ghostcli.zoo.stages
     from ghostcli.zoo import ghost, kernels
 
     if "--small" in sys.argv:
         ghost.ROWS["gns"] = (ghost.GNS[0], ghost.GNS[1], ghost.GNS[3])  # a stride, a gate and a squeeze-excite
     kernels.status()
+    ghostcli.cli.train.draw_curves = lambda *_: None  # after the run is done, and slower than all of it
+    gc.freeze()  # what is shared stays shared: a collection would copy it into every child
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
@@ -204,6 +207,26 @@ def warm(logs: Path, small: bool = True) -> Iterator[Server]:
 # What must be equal --------------------------------------------------------------------------------------------
 
 
+def strike(where: str, number: int = signal.SIGTERM, nth: int = 1, times: int = 1) -> str:
+    """Python for `before`: the `nth` call of a function, `MODULE:NAME`, first sends its process a signal."""
+    module, _, name = where.partition(":")
+    return f"""
+import importlib, os
+owner = importlib.import_module({module!r})
+*path, name = {name!r}.split(".")
+for part in path:
+    owner = getattr(owner, part)
+original, calls = getattr(owner, name), []
+def struck(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == {nth}:
+        for _ in range({times}):
+            os.kill(os.getpid(), {int(number)})
+    return original(*args, **kwargs)
+setattr(owner, name, struck)
+"""
+
+
 def without_clocks(value: Any) -> Any:
     return {k: v for k, v in value.items() if k not in CLOCKS} if isinstance(value, dict) else value
 
@@ -252,6 +275,15 @@ def server() -> Server:
     atexit.register(stack.close)
     logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ghost-crash-")))
     return stack.enter_context(warm(logs))
+
+
+@functools.cache
+def teacher() -> Path:
+    """A folder with the finished teacher of the kd command, without a table. To be copied."""
+    runs = server().logs / "teacher"
+    command = server().run(["train-teacher", "gns:0.15", *TINY, "--runs", runs], server().logs)
+    assert command.code == 0, command.err
+    return runs
 
 
 @functools.cache

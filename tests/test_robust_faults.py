@@ -1,0 +1,229 @@
+"""Every write, stopped at each of its stages; disks that are full, closed or gone: an error, and then the same bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import crash
+import pytest
+
+EVERY_STEP = ("-s", "engine.checkpoint_minutes=1e-9")
+STAGES = ("before", "half", "written", "renamed")
+
+
+def stages(*files: str) -> list[str]:
+    """The fault points of an atomic write of each file."""
+    return [f"{file}:{stage}" for file in files for stage in STAGES]
+
+
+GROUPS = {
+    "start": ("plain", stages("status", "recipe", "env")),
+    "checkpoint": ("plain", [*stages("checkpoint"), "checkpoint:between", "checkpoint:after", "checkpoint:between@2"]),
+    "metrics": ("plain", ["metrics:before", "metrics:after", *stages("rewind")]),
+    "results": ("plain", [*stages("model", "predictions", "result"), "status:half@2", "status:written@2"]),
+    "table": ("kd", [*stages("table", "journal"), "table:values", "table:filled"]),
+}
+
+
+@pytest.fixture
+def ghost(tmp_path):
+    """`ghost(NAME, *MORE, fault="", ...) -> Command` that has ended, with its runs in tmp_path/runs."""
+
+    def run(name: str, *more: object, fault: str = "", runs: Path | str = "runs", **how):
+        argv = [*crash.COMMANDS[name], *crash.TINY, *EVERY_STEP, *more, "--runs", runs]
+        return crash.server().run(argv, tmp_path, {"GHOST_FAULT": fault}, **how)
+
+    return run
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_killed_at_each_stage_of_each_write(ghost, tmp_path, group):
+    """One run that is killed at one stage after the other, and then left alone."""
+    name, points = GROUPS[group]
+    if name == "kd":  # its teacher is at rest; the student's own fault points are meant
+        shutil.copytree(crash.teacher(), tmp_path / "runs")
+    for point in points:
+        done = ghost(name, fault=f"{point}=kill")
+        assert done.code == -signal.SIGKILL, f"{point} was not reached: {done.code}\n{done.err}"
+    done = ghost(name)
+    assert done.code == 0, done.err
+    assert not crash.differences(crash.uninterrupted(name)[0], tmp_path / "runs")
+    assert not [*(tmp_path / "runs").rglob(".*.tmp"), *(tmp_path / "runs").rglob("pending*")]
+
+
+@pytest.mark.parametrize("action", ["enospc", "eacces"])
+@pytest.mark.parametrize(
+    "point", ["status:half", "env:before", "checkpoint:half", "rewind:half", "predictions:written", "journal:half"]
+)
+def test_a_write_that_fails_is_named_and_mended(ghost, tmp_path, point, action):
+    name = "plain"
+    if point.startswith("journal"):
+        name = "kd"
+        shutil.copytree(crash.teacher(), tmp_path / "runs")
+    if point.startswith("rewind"):
+        assert ghost(name, fault="metrics:after=kill").code == -signal.SIGKILL
+    done = ghost(name, fault=f"{point}={action}")
+    assert done.code == 1 and "Traceback" not in done.err
+    last = done.err.strip().splitlines()[-1]
+    assert "could not be written" in last and {"enospc": "No space left", "eacces": "Permission"}[action] in last
+    assert "same command again" in last
+    assert ghost(name).code == 0
+    assert not crash.differences(crash.uninterrupted(name)[0], tmp_path / "runs")
+
+
+# Disks -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[Path]:
+    """A file system of `size` bytes; the test is skipped where none may be mounted."""
+    folder = Path(tempfile.mkdtemp(prefix="ghost-disk-"))
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+    try:
+        if mounted.returncode:
+            pytest.skip("no file system may be mounted here")
+        yield folder
+    finally:
+        if not mounted.returncode:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+        folder.rmdir()
+
+
+def leave(disk: Path, room: int) -> Path:
+    """Fill the disk up to `room` bytes; returns the file to remove."""
+    filler = disk / "filler"
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    filler.write_bytes(bytes(max(0, free - room)))
+    return filler
+
+
+@pytest.mark.parametrize("room", [4096, 100_000, 400_000, 560_000])
+def test_full_disk(ghost, room):
+    """Less room than the first files, the first checkpoint, the second, the third need (250 kB each)."""
+    with small_disk(4_000_000) as disk:
+        filler = leave(disk, room)
+        done = ghost("plain", runs=disk / "runs")
+        assert done.code in (1, 2) and "No space left on device" in done.err and "Traceback" not in done.err
+        filler.unlink()
+        done = ghost("plain", runs=disk / "runs")
+        assert done.code == 0, done.err
+        assert not crash.differences(crash.uninterrupted("plain")[0], disk / "runs")
+
+
+@pytest.mark.parametrize("room", [30_000, 200_000])
+def test_full_disk_while_a_table_is_filled(ghost, room):
+    """No bus error from a memory map, and nothing half there."""
+    with small_disk(8_000_000) as disk:
+        shutil.copytree(crash.teacher(), disk / "runs")
+        filler = leave(disk, room)
+        done = ghost("kd", runs=disk / "runs")
+        assert done.code == 1 and "No space left on device" in done.err and "teacher-table" in done.err
+        filler.unlink()
+        done = ghost("kd", runs=disk / "runs")
+        assert done.code == 0, done.err
+        assert not crash.differences(crash.uninterrupted("kd")[0], disk / "runs")
+
+
+def test_limit_on_file_sizes(ghost, tmp_path):
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))"
+    done = ghost("plain", before=limit)
+    assert done.code == 1 and "File too large" in done.err and "checkpoint" in done.err and "Traceback" not in done.err
+    assert ghost("plain").code == 0
+    assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
+
+
+#: Root is bound by no permission. This makes it an owner like any other: no CAP_DAC_OVERRIDE, no CAP_DAC_READ_SEARCH.
+MORTAL = """
+import ctypes, os
+if os.geteuid() == 0:
+    number = ctypes.c_uint32
+    header, data = (number * 2)(0x20080522, 0), (number * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.capget(header, data) == 0, ctypes.get_errno()
+    data[0] &= ~0b110
+    assert libc.capset(header, data) == 0, ctypes.get_errno()
+"""
+
+
+@pytest.fixture
+def closed(tmp_path):
+    """`closed(FOLDER)` makes a folder read-only until the test is over."""
+    folders = []
+
+    def close(folder: Path) -> Path:
+        folder.chmod(0o555)
+        folders.append(folder)
+        return folder
+
+    yield close
+    for folder in folders:
+        folder.chmod(0o755)
+
+
+def test_read_only_run_directory(ghost, tmp_path, closed):
+    (tmp_path / "mine").mkdir()
+    done = ghost("plain", runs=closed(tmp_path / "mine") / "runs", before=MORTAL)
+    assert done.code == 2 and "not writable (Permission denied)" in done.err and "--runs" in done.err
+
+
+def test_run_directory_that_becomes_read_only(ghost, tmp_path, closed):
+    argv = [*crash.COMMANDS["plain"], *crash.TINY, *EVERY_STEP, "--runs", "runs"]
+    command = crash.server().start(argv, tmp_path, before=MORTAL)
+    assert command.until(lambda: list(tmp_path.glob("runs/*/s0/checkpoint/last*")))
+    (checkpoint,) = tmp_path.glob("runs/*/s0/checkpoint")
+    closed(checkpoint)
+    assert command.wait() == 1
+    assert "could not be written (Permission denied)" in command.err and "Traceback" not in command.err
+    checkpoint.chmod(0o755)
+    done = ghost("plain", before=MORTAL)
+    assert done.code == 0 and "goes on" in done.err
+    assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
+
+
+def test_run_directory_that_vanishes(ghost, tmp_path):
+    argv = [*crash.COMMANDS["plain"], *crash.TINY, *EVERY_STEP, "--runs", "runs"]
+    command = crash.server().start(argv, tmp_path)
+    assert command.until(lambda: list(tmp_path.glob("runs/*/s0/checkpoint/last*")))
+    (run,) = tmp_path.glob("runs/*/s0")
+    run.rename(tmp_path / "gone")
+    assert command.wait() == 1
+    assert "could not be written (No such file" in command.err and "Traceback" not in command.err
+    assert ghost("plain").code == 0
+    assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
+
+
+def test_images_that_vanish_or_change(tmp_path):
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for shade, name in enumerate(("cat", "dog")):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (16, 16), (90 * shade + 9 * i, 70, 50)).save(tmp_path / f"pets/{part}/{name}/{i}.png")
+    argv = ["train-teacher", "gns:0.1", "--data", "folder:pets", "--epochs", "2", "-s", "data.size=16", "--runs"]
+
+    def train(runs: str, fault: str = ""):
+        return crash.server().run([*argv, runs], tmp_path, {"GHOST_FAULT": fault})
+
+    assert train("whole").code == 0
+    assert train("killed", "checkpoint:after=kill").code == -signal.SIGKILL
+    image = tmp_path / "pets/train/cat/3.png"
+    kept = image.read_bytes()
+    image.unlink()
+    done = train("killed")
+    assert done.code == 2 and "no longer those this run began with" in done.err and "put them back" in done.err
+    shutil.move(tmp_path / "pets", tmp_path / "elsewhere")
+    done = train("killed")
+    assert done.code == 2 and "pets" in done.err and "Traceback" not in done.err
+    shutil.move(tmp_path / "elsewhere", tmp_path / "pets")
+    image.write_bytes(kept)
+    done = train("killed")
+    assert done.code == 0 and "goes on after epoch" in done.err
+    assert not crash.differences(crash.outcomes(tmp_path / "whole"), tmp_path / "killed")
