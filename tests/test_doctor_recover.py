@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import pytest
+from report_runs import write_run
 
 from ghostcli import launch, plan
 from ghostcli.plan import Finished, Job
@@ -14,6 +18,13 @@ from ghostcli.record import RunRecord
 from ghostcli.recover import command_of
 
 SETTINGS = ["train.epochs=3", "data.name=digits", "augment.flip=none"]
+
+
+def finished_result(student: str) -> dict[str, Any]:
+    """A whole result.json of some finished run."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = write_run(Path(folder), student)
+        return json.loads((Path(folder) / run / "result.json").read_text())
 
 
 def begin(job: Job, runs, status: str = "interrupted") -> RunRecord:
@@ -25,9 +36,9 @@ def begin(job: Job, runs, status: str = "interrupted") -> RunRecord:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.json").write_text(json.dumps(launch.describe(job)))
     (folder / "status.json").write_text(json.dumps({"status": status}))
-    result = {"schema": 1, "student": job.student, "digest": job.digest, "strategy": job.strategy, "classes": 10}
-    result["teachers"] = list(job.path)
     if status == "done":
+        like = ("student", "strategy", "digest", "seed")
+        result = finished_result(job.student) | {key: getattr(job, key) for key in like} | {"teachers": list(job.path)}
         (folder / "result.json").write_text(json.dumps(result))
     return RunRecord(folder, job.id)
 
