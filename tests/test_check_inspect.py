@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -364,3 +365,15 @@ def test_sample_is_what_the_step_sees(digits, models, tmp_path):
         padded = nn.functional.pad(digits.train.pixels[image], (0, 0, 2, 2, 2, 2))
         assert torch.equal(seen.pixels[k], padded[dy : dy + 32, dx : dx + 32])
         assert seen.labels[k] == digits.train.labels[image]
+
+
+def test_a_teacher_whose_logits_leave_float16_is_judged_all_the_same(digits, models, tmp_path):
+    """Eight steps from its start a deep network's logits can be in the millions: no entropy is NaN for it."""
+    wild = copy.deepcopy(models[0])
+    with torch.no_grad():
+        [layer for layer in wild.modules() if isinstance(layer, nn.Linear)][-1].weight.mul_(1e8)
+    for source in SOURCES:
+        teacher = teacher_of(wild, digits, tmp_path / source)
+        found = check.inspect(job_of(source), digits, [teacher], CPU)
+        assert all(f.figure is None or math.isfinite(f.figure) for f in found)
+        assert "near-one-hot" in warned(found)

@@ -21,7 +21,7 @@ from ghostcli.zoo.names import KNOWN
 
 check_app = typer.Typer(
     no_args_is_help=True,
-    help="The teaching check alone, with a training verb and its arguments: ghost check distill resnet18 --student gns.",
+    help="The teaching check alone, with a training verb's arguments: ghost check distill resnet18 --student gns.",
 )
 teach_app = typer.Typer(no_args_is_help=True, help="Work with a trained teacher's table of logits.")
 

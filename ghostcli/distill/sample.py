@@ -89,13 +89,13 @@ def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device
     )
     shown = Images(pixels, images.labels[index])
     asked = torch.stack([answers(teacher, shown) for teacher in teachers])
-    told = torch.cat(parts, 1).cpu()
+    told = evaluate.compact(torch.cat(parts, 1)).float().cpu()
     return Sample(pixels.cpu(), shown.labels.cpu(), told, asked, tuple(map(frozenset, sides)), moved)
 
 
 def answers(teacher: Teacher, images: Images) -> Tensor:
-    """float32 logits [B, C], on the CPU, of the bare network in eval mode."""
-    return evaluate.logits(teacher.model, images, teacher.norm, BATCH).cpu()
+    """Logits [B, C] of the bare network in eval mode, on the CPU, as tables and records keep them, but float32."""
+    return evaluate.compact(evaluate.logits(teacher.model, images, teacher.norm, BATCH)).float().cpu()
 
 
 def _watch(model: nn.Module, sides: set[int]) -> torch.utils.hooks.RemovableHandle:
@@ -112,6 +112,6 @@ def _from_tables(lesson: Lesson, index: Tensor, views: Tensor) -> Tensor:
         missing = torch.from_numpy(np.flatnonzero(table.filled[numbers, places] == 0))
         if len(missing):
             here = missing.to(index.device)
-            said[missing] = lesson._ask(teacher)(index[here], views[here]).half().float().cpu()
+            said[missing] = evaluate.compact(lesson.ask(teacher)(index[here], views[here])).float().cpu()
         rows.append(said.to(index.device))
     return torch.stack(rows)

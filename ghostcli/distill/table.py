@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ghostcli import signals
+from ghostcli.engine.evaluate import compact
 from ghostcli.errors import GhostError, printable
 from ghostcli.recipe.digest import digest
 from ghostcli.record import UNREADABLE
@@ -30,7 +31,6 @@ from ghostcli.storage import cannot_write, fault, read_json, refuse_link, sweep,
 
 #: Images whose missing entries are computed and committed together: the most work a kill can cost.
 CHUNK = 4096
-LARGEST = float(np.finfo(np.float16).max)
 
 Ask = Callable[[Tensor, Tensor], Tensor]  # image numbers [B], views [B] -> logits [B, C]
 
@@ -161,15 +161,13 @@ class TeacherTable:
                 for part in (missing[at : at + batch] for at in range(0, len(missing), batch)):
                     signals.stop_if_asked()
                     index = torch.from_numpy(part)
-                    parts.append(ask(index, torch.from_numpy(views[part])).cpu().numpy())
-                logits = np.concatenate(parts)
+                    parts.append(ask(index, torch.from_numpy(views[part])).cpu())
+                logits = compact(torch.cat(parts)).numpy()
                 if not np.isfinite(logits).all():
                     folder = printable(str(self.folder))
                     raise GhostError(
                         f"{folder}: the teacher's logits are not finite; its run is no use, train it again"
                     )
-                # Beyond float16's range a softmax is one-hot with or without the clamp.
-                logits = logits.clip(-LARGEST, LARGEST).astype(np.float16)
                 try:
                     self._commit(missing, views[missing], logits)
                 except OSError as error:

@@ -88,7 +88,7 @@ class Lesson:
         numbers = views.cpu().numpy()
         device = self.images.pixels.device
         for teacher, table in zip(self.teachers, self.tables, strict=True):
-            table.fill(numbers, self._ask(teacher), BATCH[device.type])
+            table.fill(numbers, self.ask(teacher), BATCH[device.type])
         rows = torch.stack([table.read(numbers) for table in self.tables])
         if self.targets is None:
             self.targets = rows.to(device)
@@ -96,7 +96,8 @@ class Lesson:
             self.targets.copy_(rows)  # in place: a captured step reads this very memory
         self.seconds += time.perf_counter() - began
 
-    def _ask(self, teacher: Teacher) -> Ask:
+    def ask(self, teacher: Teacher) -> Ask:
+        """The teacher as its table asks it: about views of this run's images."""
         return ask_about_views(teacher, self.cropper, self.images.pixels.device)
 
     def answer(self, index: Tensor, pixels: Tensor) -> tuple[Tensor | None, list[Features] | None]:

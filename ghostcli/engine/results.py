@@ -15,6 +15,7 @@ from ghostcli import zoo
 from ghostcli.data import Data
 from ghostcli.display import Display
 from ghostcli.distill.teacher import Teacher
+from ghostcli.engine.evaluate import compact
 from ghostcli.engine.train import State, final_weights
 from ghostcli.errors import GhostError, printable
 from ghostcli.plan import Job
@@ -37,7 +38,7 @@ def check(job: Job, data: Data, teachers: list[Teacher], device: torch.device, s
 def final(state: State, test_logits: Tensor) -> tuple[nn.Module, Tensor]:
     """The network that the run stands for and its test logits (float16, as they are kept)."""
     logits = state.best_tensors.get("logits", test_logits)
-    return final_weights(state), logits.half().cpu()
+    return final_weights(state), compact(logits).cpu()
 
 
 def predictions(logits: Tensor, labels: Tensor) -> bytes:

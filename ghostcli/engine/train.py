@@ -251,7 +251,7 @@ def choose(state: State, row: dict[str, Any], test_logits: Tensor) -> None:
             "test": row["test"]["accuracy"],
         }
         weights = {f"weights.{name}": t.clone() for name, t in state.evaluated.state_dict().items()}
-        state.best_tensors = weights | {"logits": test_logits.half()}
+        state.best_tensors = weights | {"logits": evaluate.compact(test_logits)}
 
 
 def require_finite(state: State, job: Job) -> None:
