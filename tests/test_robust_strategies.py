@@ -1,0 +1,70 @@
+"""Every strategy crossed with resume: stopped inside its second epoch and started again, it is the same to the bit."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from pathlib import Path
+
+import crash
+import pytest
+
+TAUGHT = ["distill", "TEACHER", "--student", "gns:0.1"]
+BOTH = ["ensemble", "TEACHER", "ASSISTANT", "--student", "gns:0.1"]
+CHAIN = crash.COMMANDS["chain"]
+
+STRATEGIES = {
+    "plain": ["train-teacher", "gns:0.1"],
+    "kd": TAUGHT,
+    "kd, asked at every step": [*TAUGHT, "-s", "distill.source=live"],
+    "chain": CHAIN,
+    "dense": [*CHAIN, "--dense", "-s", "distill.drop=1"],
+    "ensemble": BOTH,
+    "adaptive": [*BOTH, "--weighting", "adaptive"],
+    "self-distillation": ["distill", "TEACHER", "--student", "gns:0.2", "--generations", "2"],
+    "dkd": [*TAUGHT, "--kind", "dkd"],
+    "dist": [*TAUGHT, "--kind", "dist"],
+    "hint": [*TAUGHT, "--kind", "hint"],
+    "at": [*TAUGHT, "--kind", "at"],
+    "rkd": [*TAUGHT, "--kind", "rkd"],
+    "as published": [*TAUGHT, *"-s distill.view=patch -s distill.shuffle=false -s distill.extra_step=true".split()],
+    "cutout, alternating flips": [*TAUGHT, *"-s augment.cutout=8 -s augment.flip=alternating".split()],
+    "moving average": ["train-teacher", "gns:0.1", "-s", "train.ema=0.9"],
+    "epoch chosen on a validation split": ["train-teacher", "gns:0.1", "-s", "data.validation=32", "--epochs", "4"],
+    "stopped early": ["train-teacher", "gns:0.1", "-s", "train.stop=2", "--epochs", "3"],
+    "branches apart": ["train-teacher", "gns:0.1", "-s", "engine.branches=plain"],
+    "bfloat16": ["train-teacher", "gns:0.1", "-s", "engine.precision=bfloat16"],
+    "norms without decay": ["train-teacher", "gns:0.1", "-s", "optim.decay=weights", "-s", "optim.nesterov=false"],
+    "a teacher's own network": ["train-teacher", "resnet18", "-s", "data.limit=24", "-s", "train.batch_size=8"],
+}
+
+
+@functools.cache
+def teachers() -> Path:
+    """A folder with the chain's teacher and assistant, finished; their students' tables are partly filled."""
+    runs = crash.server().logs / "teachers"
+    done = crash.server().run([*CHAIN, *crash.TINY, "--runs", runs], crash.server().logs)
+    assert done.code == 0, done.err
+    for student in runs.glob("gns-0.1-*"):
+        shutil.rmtree(student)
+    return runs
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_stopped_and_started_again(tmp_path, strategy):
+    (teacher,), (assistant,) = (sorted(teachers().glob(f"gns-{width}-*/s0")) for width in ("0.2", "0.15"))
+    names = {"TEACHER": teacher, "ASSISTANT": assistant}
+    argv = [f"run/{names[a].relative_to(teachers())}" if a in names else a for a in STRATEGIES[strategy]]
+    # the flags of a strategy come last and win
+    argv = [*argv[:1], *crash.TINY, *argv[1:], "--runs"]
+    for runs in ("whole", "stopped"):
+        shutil.copytree(teachers(), tmp_path / runs)
+
+    done = crash.server().run([*argv, "whole"], tmp_path)
+    assert done.code == 0, done.err
+    strike = crash.strike("ghostcli.engine.step:Update.__call__", nth=5)
+    done = crash.server().run([*argv, "stopped"], tmp_path, before=strike)
+    assert done.code == 75, done.err
+    done = crash.server().run([*argv, "stopped"], tmp_path)
+    assert done.code == 0 and "goes on after epoch" in done.err, done.err
+    assert not crash.differences(crash.outcomes(tmp_path / "whole"), tmp_path / "stopped")
