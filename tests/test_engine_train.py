@@ -108,6 +108,20 @@ def test_seeds_differ_and_repeat(ghost, tmp_path):
     assert one[0] != one[1]
 
 
+def test_dropout_depends_on_the_seed_and_the_step_alone(ghost, tmp_path):
+    """VGG13 drops half of its classifier's inputs; what ran before in this process must not show in its weights."""
+
+    def weights(folder):
+        torch.rand(len(folder))  # moves torch's own generator on
+        small = ["-s", "data.limit=16", "-s", "data.limit_test=16", "-s", "train.batch_size=8", "-s", "optim.warmup=0"]
+        done = ghost("train-teacher", "vgg13", "--data", "digits", "--epochs", 1, *small, "--runs", tmp_path / folder)
+        assert done.code == 0, done.err
+        (file,) = (tmp_path / folder).glob("*/s0/model.safetensors")
+        return file.read_bytes()
+
+    assert weights("a") == weights("bcd")
+
+
 def test_validation_split_chooses_the_epoch(ghost, tmp_path):
     done = ghost(
         "train-teacher", "gns:0.25", *TINY, "--epochs", "4", "-s", "data.validation=32", "--runs", tmp_path, "--json"
@@ -182,7 +196,7 @@ def test_stopping_early_keeps_the_schedule_of_the_whole(ghost, tmp_path):
 
 @pytest.mark.real
 def test_real_images_are_learnt(ghost, cifar10, tmp_path):
-    """A small student on 3,000 real images, well above chance (10 %); pinned with room for other machines' rounding."""
+    """A small student on 3,000 real images beats chance (10 %) by a wide margin."""
     done = ghost(
         "train-teacher", "gns:0.5", "--data", "cifar10", "--epochs", 3, "-s", "data.limit=3000", "-s", "data.limit_test=1000",
         "-s", "train.batch_size=64", "-s", "optim.lr=0.05", "--runs", tmp_path, "--json",

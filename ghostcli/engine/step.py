@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostcli.data import Images
-from ghostcli.data.batches import Cropper, normalise
+from ghostcli.data.batches import Cropper, generator, normalise
 from ghostcli.distill.objective import Objective
 from ghostcli.distill.teacher import Lesson
 from ghostcli.engine.device import autocast
@@ -66,6 +66,7 @@ class Update:
         self.device = self.images.labels.device
         self.views = torch.zeros(len(self.images), dtype=torch.long, device=self.device)
         self.toward = torch.zeros((), device=self.device)
+        self.random = device_generator(self.device)
         terms = self.objective.schedule(self.seed, 0, 0) if self.objective.teachers else ()
         self.terms = torch.tensor(terms, device=self.device)
         self.epoch = 0
@@ -82,6 +83,8 @@ class Update:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+        # Dropout (VGG13's, say) draws from the device's own generator: seeded by the step, it has no state to lose.
+        self.random.manual_seed(generator(self.seed, "dropout", step).initial_seed())
         # The average's decay rises from 1/2, so that an early average is not the untrained start.
         self.toward.fill_(1 - min(self.recipe.train.ema, (1 + step) / (2 + step)))
         if self.objective.scheduled:
@@ -104,6 +107,13 @@ class Update:
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum().float()
             return torch.stack([losses.total, losses.hard, losses.soft, correct]).detach()
+
+
+def device_generator(device: torch.device) -> torch.Generator:
+    """The generator that random layers draw from on `device`."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index or 0]
+    return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator
 
 
 @torch.no_grad()
