@@ -198,8 +198,23 @@ def test_stopping_early_keeps_the_schedule_of_the_whole(ghost, tmp_path):
 def test_real_images_are_learnt(ghost, cifar10, tmp_path):
     """A small student on 3,000 real images beats chance (10 %) by a wide margin."""
     done = ghost(
-        "train-teacher", "gns:0.5", "--data", "cifar10", "--epochs", 3, "-s", "data.limit=3000", "-s", "data.limit_test=1000",
-        "-s", "train.batch_size=64", "-s", "optim.lr=0.05", "--runs", tmp_path, "--json",
-    )  # fmt: skip
+        "train-teacher",
+        "gns:0.5",
+        "--data",
+        "cifar10",
+        "--epochs",
+        3,
+        "-s",
+        "data.limit=3000",
+        "-s",
+        "data.limit_test=1000",
+        "-s",
+        "train.batch_size=64",
+        "-s",
+        "optim.lr=0.05",
+        "--runs",
+        tmp_path,
+        "--json",
+    )
     assert done.code == 0, done.err
     assert json.loads(done.out)["accuracy"]["last"] > 22
