@@ -15,10 +15,8 @@ from ghostcli import launch, plan
 from ghostcli.errors import GhostError, Interrupted, UsageError, nearest, printable
 from ghostcli.plan import Job, Plan
 from ghostcli.recipe import Resolved, load
-from ghostcli.report.paper import PaperRow, paper
+from ghostcli.report.paper import FAMILIES, PaperRow, paper
 from ghostcli.zoo import names
-
-FAMILIES = ("paper", "published", "ghost")
 
 #: The authors made one chain of assistants, unshuffled and without the extra step, and distilled every row of
 #: Table III from its ResNet-18 (facts: the chain that ends in GN-D).

@@ -58,7 +58,7 @@ def test_dry_run_as_data(ghost, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [["V"], ["I", "--family", "smoke"], ["I", "--skip", "resnet19"], ["I", "-s", "nope=1"], []]
+    "wrong", [["V"], ["I", "--family", "smok"], ["I", "--skip", "resnet19"], ["I", "-s", "nope=1"], []]
 )
 def test_mistakes_leave_with_code_2_before_anything_is_made(wrong, ghost, tmp_path):
     done = ghost("reproduce", *wrong, "--runs", tmp_path / "runs")

@@ -22,8 +22,8 @@ from ghostcli.display import console
 from ghostcli.errors import GhostError
 from ghostcli.estimate import DONE, Cost, Rates, costs, epochs_of, hours, sizes, space
 from ghostcli.plan import Job
-from ghostcli.report.paper import PaperRow, joined, label, paper
-from ghostcli.reproduce import FAMILIES, Outcome, Study, carry_out, settings, study
+from ghostcli.report.paper import FAMILIES, PaperRow, joined, label, paper
+from ghostcli.reproduce import Outcome, Study, carry_out, settings, study
 
 #: Seconds of work that a person at a terminal is asked about first.
 LONG = 600
