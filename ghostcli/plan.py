@@ -105,9 +105,17 @@ class Job:
         return f"{names.slug(self.student)}-{self.strategy}-{self.digest[:8]}/s{self.seed}"
 
 
+def network(name: str) -> str:
+    """The canonical name of a network that is to be trained; UsageError for a finished run, which can only teach."""
+    parsed = names.parse(name)
+    if parsed.family == "run":
+        raise UsageError(f"{printable(name)}: a finished run can teach, but it is not trained again; name a model")
+    return parsed.canonical
+
+
 def plain(student: str, seed: int, recipe: Recipe, recipe_name: str) -> Job:
     """A training without teachers; what [distill] says plays no part in it."""
-    return Job(names.canonical(student), seed, recipe.model_copy(update={"distill": KD()}), recipe_name)
+    return Job(network(student), seed, recipe.model_copy(update={"distill": KD()}), recipe_name)
 
 
 def root_teacher(name: str, recipe: Recipe, recipe_name: str, runs: Path) -> Job | Finished:
@@ -149,7 +157,7 @@ def _taught(name: str, stages: list[Job | Finished], seed: int, recipe: Recipe, 
     if len(teachers) == 1:  # with one teacher a dense stage is plain KD: the same job, found by either
         alone = {"dense": False, "drop": 0, "weighting": "mean", "combine": "logits"}
         recipe = recipe.model_copy(update={"distill": recipe.distill.model_copy(update=alone)})
-    return Job(names.canonical(name), seed, recipe, recipe_name, teachers)
+    return Job(network(name), seed, recipe, recipe_name, teachers)
 
 
 def ensemble(teachers: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:
@@ -157,7 +165,7 @@ def ensemble(teachers: Sequence[str], student: str, seed: int, recipe: Recipe, r
     roots = tuple(root_teacher(name, recipe, recipe_name, runs) for name in teachers)
     if len({teacher.id for teacher in roots}) < len(roots):
         raise UsageError(f"{' '.join(map(printable, teachers))}: a teacher is named twice; name each once")
-    return Job(names.canonical(student), seed, recipe, recipe_name, roots)
+    return Job(network(student), seed, recipe, recipe_name, roots)
 
 
 @dataclass(frozen=True)

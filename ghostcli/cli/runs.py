@@ -11,8 +11,9 @@ import typer
 
 from ghostcli import record
 from ghostcli.cli.options import Json, Runs
-from ghostcli.errors import GhostError, UsageError
+from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.record import RunRecord
+from ghostcli.storage import read_json
 
 app = typer.Typer(no_args_is_help=True, help="Run directories: list, show, verify, remove.")
 
@@ -43,13 +44,11 @@ def list_runs(runs: Runs = Path("runs"), as_json: Json = False) -> None:
         typer.echo(json.dumps(rows, indent=1))
         return
     if not rows:
-        typer.echo(f"{runs}: no runs yet; ghost demo makes some in two minutes")
+        typer.echo(f"{printable(runs)}: no runs yet; ghost demo makes some in two minutes")
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from ghostcli.errors import printable
 
     view = Table("run", "status", "epoch", "accuracy", "recipe", "data", box=None, pad_edge=False)
     for row in rows:
@@ -72,9 +71,7 @@ def show(run: Id, runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """One run: its result, its recipe and where it was made."""
     chosen = record.find(runs, run)
     everything: dict[str, Any] = {**overview(chosen), "result": chosen.result, "recipe": chosen.recipe}
-    everything["env"] = (
-        json.loads((chosen.path / "env.json").read_text()) if (chosen.path / "env.json").exists() else None
-    )
+    everything["env"] = read_json(chosen.path / "env.json") if (chosen.path / "env.json").exists() else None
     if as_json:
         typer.echo(json.dumps(everything, indent=1))
         return
@@ -100,7 +97,7 @@ def verify(
         typer.echo(json.dumps(rows, indent=1))
     else:
         for row in rows:
-            typer.echo(f"{row['run']}: {'; '.join(row['problems']) or 'whole'} ({row['status']})")
+            typer.echo(printable(f"{row['run']}: {'; '.join(row['problems']) or 'whole'} ({row['status']})"))
     if broken:
         raise GhostError(f"{len(broken)} of {len(rows)} runs have damaged files; the lines above name them")
 

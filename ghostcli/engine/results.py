@@ -19,6 +19,7 @@ from ghostcli.engine.evaluate import compact
 from ghostcli.engine.train import State, final_weights
 from ghostcli.errors import GhostError, printable
 from ghostcli.plan import Job
+from ghostcli.recipe.digest import digest
 from ghostcli.record import RunRecord, RunWriter
 
 
@@ -86,7 +87,7 @@ def result(
     agreements = {}
     if mine is not None:
         agreements = {t.student: agreement(mine[0], RunRecord(runs / t.id, t.id)) for t in job.teachers}
-    return {
+    content = {
         "schema": 1,
         "run": job.id,
         "status": "done",
@@ -127,3 +128,4 @@ def result(
         "notes": [note for note in [model.spec.note, *notes] if note],
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
+    return {**content, "checksum": digest(content)}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
 from ghostcli.engine import checkpoint
 from ghostcli.errors import GhostError
+from ghostcli.recipe.digest import digest
 from ghostcli.record import RunRecord, file_digest
 
 
@@ -31,6 +33,8 @@ def verify_run(run: RunRecord) -> list[str]:
         problems.append("status.json or result.json is missing or damaged")
     if run.status != "done" or run.result is None:
         return problems
+    if not _is_as_written(run.result):
+        problems.append("result.json is not as it was written")
     written = run.result.get("files")
     for name in ("model.safetensors", "predictions.npz") if isinstance(written, dict) else ():
         if (run.path / name).exists() and file_digest(run.path / name) != written.get(name):
@@ -48,6 +52,14 @@ def verify_run(run: RunRecord) -> list[str]:
             recorded = run.result["accuracy"]["selected"]
             problems.append(f"predictions.npz gives {accuracy:.2f} %, result.json says {recorded:.2f} %")
     return problems
+
+
+def _is_as_written(result: dict[str, Any]) -> bool:
+    content = {key: value for key, value in result.items() if key != "checksum"}
+    try:
+        return result.get("checksum", digest(content)) == digest(content)
+    except ValueError:  # NaN, which is never written
+        return False
 
 
 def _is_prefix(run: RunRecord, length: int, sha256: str) -> bool:
