@@ -34,7 +34,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CO
 ENVIRONMENT.pop("GHOST_FAULT", None)
 
 #: Everything that reads a clock: neither an epoch's duration nor a run's is the same twice.
-CLOCKS = {"seconds", "images_per_second", "train_seconds", "teacher_seconds"}
+CLOCKS = {"seconds", "images_per_second", "train_seconds", "teacher_seconds", "checksum"}
 
 
 # The warm process ----------------------------------------------------------------------------------------------
@@ -147,11 +147,15 @@ class Command:
 
     @property
     def out(self) -> str:
-        return Path(self.log + ".out").read_text()
+        return self._read(".out")
 
     @property
     def err(self) -> str:
-        return Path(self.log + ".err").read_text()
+        return self._read(".err")
+
+    def _read(self, suffix: str) -> str:
+        path = Path(self.log + suffix)
+        return path.read_text() if path.exists() else ""
 
 
 @dataclass
@@ -244,8 +248,9 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def outcomes(runs: Path) -> dict[str, dict[str, Any]]:
-    """The outcome of every run directory under `runs`."""
-    return {str(s.parent.relative_to(runs)): outcome(s.parent) for s in sorted(runs.glob("*/s*/status.json"))}
+    """The outcome of every run directory under `runs`; what was set aside is none."""
+    found = sorted(path for path in runs.glob("*/s*/status.json") if path.parent.name[1:].isdecimal())
+    return {str(s.parent.relative_to(runs)): outcome(s.parent) for s in found}
 
 
 def differences(expected: dict[str, dict[str, Any]], runs: Path) -> list[str]:

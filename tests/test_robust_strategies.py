@@ -9,6 +9,11 @@ from pathlib import Path
 import crash
 import pytest
 
+
+def sets(*overrides: str) -> list[str]:
+    return [part for override in overrides for part in ("-s", override)]
+
+
 TAUGHT = ["distill", "TEACHER", "--student", "gns:0.1"]
 BOTH = ["ensemble", "TEACHER", "ASSISTANT", "--student", "gns:0.1"]
 CHAIN = crash.COMMANDS["chain"]
@@ -16,9 +21,9 @@ CHAIN = crash.COMMANDS["chain"]
 STRATEGIES = {
     "plain": ["train-teacher", "gns:0.1"],
     "kd": TAUGHT,
-    "kd, asked at every step": [*TAUGHT, "-s", "distill.source=live"],
+    "kd, asked at every step": [*TAUGHT, *sets("distill.source=live")],
     "chain": CHAIN,
-    "dense": [*CHAIN, "--dense", "-s", "distill.drop=1"],
+    "dense": [*CHAIN, "--dense", *sets("distill.drop=1")],
     "ensemble": BOTH,
     "adaptive": [*BOTH, "--weighting", "adaptive"],
     "self-distillation": ["distill", "TEACHER", "--student", "gns:0.2", "--generations", "2"],
@@ -27,15 +32,19 @@ STRATEGIES = {
     "hint": [*TAUGHT, "--kind", "hint"],
     "at": [*TAUGHT, "--kind", "at"],
     "rkd": [*TAUGHT, "--kind", "rkd"],
-    "as published": [*TAUGHT, *"-s distill.view=patch -s distill.shuffle=false -s distill.extra_step=true".split()],
-    "cutout, alternating flips": [*TAUGHT, *"-s augment.cutout=8 -s augment.flip=alternating".split()],
-    "moving average": ["train-teacher", "gns:0.1", "-s", "train.ema=0.9"],
-    "epoch chosen on a validation split": ["train-teacher", "gns:0.1", "-s", "data.validation=32", "--epochs", "4"],
-    "stopped early": ["train-teacher", "gns:0.1", "-s", "train.stop=2", "--epochs", "3"],
-    "branches apart": ["train-teacher", "gns:0.1", "-s", "engine.branches=plain"],
-    "bfloat16": ["train-teacher", "gns:0.1", "-s", "engine.precision=bfloat16"],
-    "norms without decay": ["train-teacher", "gns:0.1", "-s", "optim.decay=weights", "-s", "optim.nesterov=false"],
-    "a teacher's own network": ["train-teacher", "resnet18", "-s", "data.limit=24", "-s", "train.batch_size=8"],
+    "as published": [
+        *TAUGHT,
+        *sets("distill.view=patch", "distill.shuffle=false", "distill.extra_step=true"),
+    ],
+    "cutout, alternating flips": [*TAUGHT, *sets("augment.cutout=8", "augment.flip=alternating")],
+    "moving average": ["train-teacher", "gns:0.1", *sets("train.ema=0.9")],
+    "epoch chosen on a validation split": ["train-teacher", "gns:0.1", *sets("data.validation=32"), "--epochs", "4"],
+    "stopped early": ["train-teacher", "gns:0.1", *sets("train.stop=2"), "--epochs", "3"],
+    "branches apart": ["train-teacher", "gns:0.1", *sets("engine.branches=plain")],
+    "bfloat16": ["train-teacher", "gns:0.1", *sets("engine.precision=bfloat16")],
+    "norms without decay": ["train-teacher", "gns:0.1", *sets("optim.decay=weights", "optim.nesterov=false")],
+    "a teacher's own network": ["train-teacher", "resnet18", *sets("data.limit=24", "train.batch_size=8")],
+    "a network that drops out": ["train-teacher", "vgg13", *sets("data.limit=24", "train.batch_size=8")],
 }
 
 

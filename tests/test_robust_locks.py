@@ -1,0 +1,112 @@
+"""Two processes, one run or one table: one makes it, the other waits, and whoever is killed holds nobody up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import crash
+import pytest
+
+PLAIN = [*crash.COMMANDS["plain"], *crash.TINY, "--runs", "runs"]
+
+#: Time for a second process to arrive: each step of the first one takes a tenth of a second more.
+SLOWLY = """
+import time
+from ghostcli.engine.step import Update
+step = Update.__call__
+def slowly(self, index):
+    time.sleep(0.1)
+    return step(self, index)
+Update.__call__ = slowly
+"""
+
+
+def begun(command: crash.Command, runs: Path) -> bool:
+    return command.until(lambda: crash.at_work(runs, command))
+
+
+def test_the_second_process_waits_and_finds(tmp_path):
+    first = crash.server().start(PLAIN, tmp_path, before=SLOWLY)
+    assert begun(first, tmp_path / "runs")
+    second = crash.server().start(PLAIN, tmp_path)
+    assert second.until(lambda: "waiting for it" in second.err), second.err
+    assert first.poll() is None
+    assert f"is being made by process {first.pid} on" in second.err
+    assert (first.wait(), second.wait()) == (0, 0)
+    assert "found, finished meanwhile" in second.err
+    assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_second_process_takes_over(tmp_path, number):
+    first = crash.server().start([*PLAIN, "-s", "engine.checkpoint_minutes=1e-9"], tmp_path, before=SLOWLY)
+    assert first.until(lambda: list(tmp_path.glob("runs/*/s0/checkpoint/last*")))
+    second = crash.server().start(PLAIN, tmp_path)
+    assert second.until(lambda: "waiting for it" in second.err)
+    first.send(number)
+    assert first.wait() in (-signal.SIGKILL, 75)
+    assert second.wait() == 0 and "goes on after epoch" in second.err
+    assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
+
+
+def test_whoever_waits_may_leave(tmp_path):
+    first = crash.server().start(PLAIN, tmp_path, before=SLOWLY)
+    assert begun(first, tmp_path / "runs")
+    second = crash.server().start(PLAIN, tmp_path)
+    assert second.until(lambda: "waiting for it" in second.err)
+    second.send(signal.SIGINT)
+    assert second.wait() == 75 and "the same command goes on" in second.err and first.poll() is None
+    assert first.wait() == 0
+
+
+def test_the_lock_and_status_of_a_dead_process_hold_nobody_up(tmp_path):
+    first = crash.server().start(PLAIN, tmp_path, before=SLOWLY)
+    assert begun(first, tmp_path / "runs")
+    first.kill()
+    (lock,) = tmp_path.glob("runs/*/s0.lock")
+    listed = crash.server().run(["runs", "list", "--runs", "runs", "--json"], tmp_path)
+    assert [row["status"] for row in json.loads(listed.out)] == ["interrupted"]
+    done = crash.server().run(PLAIN, tmp_path)
+    assert done.code == 0 and "waiting" not in done.err and lock.exists()
+
+
+def test_a_number_that_belongs_to_another_process_now(tmp_path):
+    """The status names a living process, but one that began later than the run's owner."""
+    from ghostcli import record
+
+    done = crash.server().run(PLAIN, tmp_path, {"GHOST_FAULT": "checkpoint:after=kill"})
+    assert done.code == -signal.SIGKILL
+    (status,) = tmp_path.glob("runs/*/s0/status.json")
+    state = json.loads(status.read_text())
+    status.write_text(json.dumps(state | {"pid": crash.server().process.pid}))
+    (run,) = record.scan(tmp_path / "runs")
+    assert run.status == "interrupted"
+    status.write_text(json.dumps(state | {"pid": 1, "process_start": record.process_start(1)}))
+    (run,) = record.scan(tmp_path / "runs")
+    assert run.status == "running"
+
+
+def test_two_students_fill_one_table(tmp_path):
+    """Both begin at once, want the same views and answer for their own results."""
+    shutil.copytree(crash.teacher(), tmp_path / "alone")
+    shutil.copytree(crash.teacher(), tmp_path / "together")
+    student = [*crash.COMMANDS["kd"], *crash.TINY, "--alpha"]
+    for alpha in ("0.3", "0.7"):
+        assert crash.server().run([*student, alpha, "--runs", "alone"], tmp_path).code == 0
+    both = [crash.server().start([*student, alpha, "--runs", "together"], tmp_path) for alpha in ("0.3", "0.7")]
+    assert [command.wait() for command in both] == [0, 0], [command.err for command in both]
+    assert not crash.differences(crash.outcomes(tmp_path / "alone"), tmp_path / "together")
+
+
+def test_what_a_table_holds_does_not_depend_on_who_came_first(tmp_path):
+    """Seeds in either order: the second finds part of its answers there, and asks for the others in other batches."""
+    student = [*crash.COMMANDS["kd"], *crash.TINY]
+    for folder, seeds in (("up", "01"), ("down", "10")):
+        shutil.copytree(crash.teacher(), tmp_path / folder)
+        for seed in seeds:
+            done = crash.server().run([*student, "--seed", seed, "--runs", folder], tmp_path)
+            assert done.code == 0, done.err
+    assert not crash.differences(crash.outcomes(tmp_path / "up"), tmp_path / "down")
