@@ -59,9 +59,13 @@ def load(
     if classes is not None and count != classes:
         raise GhostError(f"{where}: was trained for {count} classes, not {classes}; name a run on the same data")
     try:
+        with torch.device("meta"):  # which takes no memory: a name or a class count must not ask for more than the file
+            parameters = zoo.count_parameters(zoo.build(name, count))
+        if parameters > 4 * sum(tensor.numel() for tensor in tensors.values()):
+            raise ValueError(f"{parameters} parameters")
         network = zoo.build_deployed(name, count) if form == "deploy" else zoo.build(name, count)
         network.load_state_dict(tensors)
-    except (UsageError, ValueError, RuntimeError) as error:
+    except (UsageError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise GhostError(f"{where}: its tensors are not those of {printable(name)}; refused") from error
     sha256 = checkpoint.checksum(tensors, meta)
     network = network.to(device, memory_format=torch.channels_last).eval()
