@@ -70,6 +70,7 @@ def serve() -> None:
             pid, status = os.waitpid(order["poll"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
         print(json.dumps(answer), flush=True)
+    os._exit(0)
 
 
 def _child(order: dict[str, Any]) -> None:
