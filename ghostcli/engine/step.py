@@ -3,6 +3,7 @@ never a synchronisation with the host."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -142,6 +143,7 @@ class Captured:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.seen = 0
         self.result: Tensor | None = None
+        self.capture_seconds: float | None = None
 
     def start_epoch(self, epoch: int, views: Tensor) -> None:
         self.update.start_epoch(epoch, views)
@@ -161,9 +163,11 @@ class Captured:
             return result
         self.index.copy_(index)
         if self.graph is None:
+            began = time.perf_counter()
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, stream=self.stream):
                 self.result = self.update(self.index)
+            self.capture_seconds = time.perf_counter() - began
         self.graph.replay()
         assert self.result is not None
         return self.result.clone()

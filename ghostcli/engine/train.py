@@ -210,6 +210,9 @@ def train(
             state.epoch, state.batch, state.epoch_seconds = epoch + 1, 0, 0.0
             save(state, origin, run)
             show.epoch(job.id, row, last_epoch)
+            if isinstance(step_once, Captured) and (seconds := step_once.capture_seconds) is not None:
+                show.line(f"{job.id}: the step was captured as a CUDA graph in {seconds:.1f} s")
+                step_once.capture_seconds = None
             signals.stop_if_asked()
 
         if test_logits is None:  # everything was trained, and a kill came before the result was written

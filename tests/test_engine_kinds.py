@@ -1,0 +1,71 @@
+"""Every way of teaching through the command line, on real CIFAR-10 images and on data of CIFAR-100's shape."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_data_cifar import NAMES, files_of, publish
+
+KINDS = ["kd", "dkd", "dist", "hint", "at", "rkd"]
+WAYS = {
+    **{kind: ["distill", "gns:0.35", "--student", "gns:0.2", "--kind", kind] for kind in KINDS},
+    "standardised": ["distill", "gns:0.35", "--student", "gns:0.2", "-s", "distill.standardize=true"],
+    "dense": ["assist-chain", "gns:0.35", "gns:0.25", "--student", "gns:0.2", "--dense", "-s", "distill.drop=1"],
+    "probabilities": [
+        "ensemble",
+        "gns:0.35",
+        "gns:0.25",
+        "--student",
+        "gns:0.2",
+        "-s",
+        "distill.combine=probabilities",
+    ],
+    "adaptive": ["ensemble", "gns:0.35", "gns:0.25", "--student", "gns:0.2", "--weighting", "adaptive"],
+    "generations": ["distill", "gns:0.2", "--student", "gns:0.2", "--generations", "2"],
+    "early teacher": ["distill", "gns:0.35", "--student", "gns:0.2", "-s", "distill.teacher_epochs=1"],
+}
+SMALL = ["--epochs", "2", "-s", "data.limit=64", "-s", "data.limit_test=50", "-s", "train.batch_size=32", "--json"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def teach(ghost, way, data, runs):
+    done = ghost(*WAYS[way], "--data", data, *SMALL, "--runs", runs)
+    assert done.code == 0, done.err
+    said = json.loads(done.out)
+    result = json.loads((runs / said["run"] / "result.json").read_text())
+    lines = [json.loads(line) for line in (runs / said["run"] / "metrics.jsonl").read_text().splitlines()]
+    assert said["status"] == "done" and result["data"] == data
+    assert all(line["soft"] > 0 and line["hard"] > 0 for line in lines)
+    if way in KINDS:
+        assert result["kind"] == way
+    return result
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("way", WAYS)
+def test_on_real_cifar10(ghost, cifar10, runs, way):
+    assert teach(ghost, way, "cifar10", runs)["classes"] == 10
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_on_data_of_cifar100s_shape(ghost, runs, tmp_path, monkeypatch, way):
+    files = files_of("cifar100")
+    publish("cifar100", files, monkeypatch)
+    folder = tmp_path / "data" / NAMES["cifar100"][0]
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    monkeypatch.setenv("GHOST_DATA", str(tmp_path / "data"))
+    assert teach(ghost, way, "cifar100", runs)["classes"] == 100
+
+
+def test_an_early_stopped_teacher_is_another_teacher(ghost, runs):
+    whole = ghost(*WAYS["kd"], "--data", "digits", *SMALL, "--runs", runs, "--dry-run")
+    early = ghost(*WAYS["early teacher"], "--data", "digits", *SMALL, "--runs", runs, "--dry-run")
+    (a, _), (b, _) = json.loads(whole.out), json.loads(early.out)
+    assert a["run"] != b["run"] and (a["epochs"], b["epochs"]) == (2, 1)
