@@ -221,10 +221,10 @@ owner = importlib.import_module({module!r})
 *path, name = {name!r}.split(".")
 for part in path:
     owner = getattr(owner, part)
-original, calls = getattr(owner, name), []
+original, strikes = getattr(owner, name), []
 def struck(*args, **kwargs):
-    calls.append(1)
-    if len(calls) == {nth}:
+    strikes.append(1)
+    if len(strikes) == {nth}:
         for _ in range({times}):
             os.kill(os.getpid(), {int(number)})
     return original(*args, **kwargs)
