@@ -29,7 +29,7 @@ class Display:
             transient=True,
             disable=not self.live,
         )
-        self.task = self.bar.add_task("", total=None, note="")
+        self.task = self.bar.add_task("starting", total=None, note="")
         self.said = 0.0
 
     def __enter__(self) -> Display:
