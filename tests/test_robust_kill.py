@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -53,3 +54,14 @@ def test_kills_of_a_new_interpreter(tmp_path):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0 and "goes on after epoch" in err, err
     assert not crash.differences(crash.outcomes(tmp_path / "whole"), tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_the_longer_loop(tmp_path):
+    """The command whose figures the README gives, over every kind of run."""
+    figures = tmp_path / "kills.json"
+    loop = [sys.executable, crash.ROOT / "benchmarks" / "kill_loop.py", "--kills", "60", "--json", figures]
+    done = subprocess.run(loop, env=crash.ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(figures.read_text())
+    assert told["kills"] == 60 and told["differences"] == 0 and set(told["places"]) == set(crash.COMMANDS)
