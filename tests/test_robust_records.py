@@ -225,6 +225,40 @@ def test_no_bytes_trip_a_reader(finished, tmp_path_factory, content, name):
     assert found.status == "broken" and found.metrics() == [] and found.predictions() is None
 
 
+STAGES = ("before", "half", "written", "renamed")
+
+
+@pytest.mark.parametrize("action", ["kill", "enospc"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_file_holds_the_old_or_the_new_at_every_instant(tmp_path, stage, action):
+    (tmp_path / "file").write_bytes(b"old" * 1000)
+    write = "import pathlib; from ghostcli import storage\n"
+    write += "storage.write_bytes(pathlib.Path('file'), b'new' * 999, 'x')"
+    done = crash.server().run(["--version"], tmp_path, {"GHOST_FAULT": f"x:{stage}={action}"}, before=write)
+    assert done.code == (-9 if action == "kill" else 1)
+    assert (tmp_path / "file").read_bytes() == (b"new" * 999 if stage == "renamed" else b"old" * 1000)
+    if action == "enospc":
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_readers_see_whole_files_while_a_run_is_made(tmp_path):
+    """Whatever is there can be read, at any moment, and a run that says it is done has its result."""
+    command = crash.server().start([*PLAIN, "-s", "engine.checkpoint_minutes=1e-9"], tmp_path)
+    seen: set[str] = set()
+
+    def look() -> bool:
+        for path in tmp_path.glob("runs/*/s0/*.json"):
+            json.loads(path.read_bytes())
+        for found in record.scan(tmp_path / "runs"):
+            seen.add(found.status)
+            assert found.status != "done" or (found.result is not None and found.predictions() is not None)
+        return False
+
+    command.until(look)
+    look()
+    assert command.code == 0 and seen >= {"running", "done"}
+
+
 # Names -----------------------------------------------------------------------------------------------------------
 
 
