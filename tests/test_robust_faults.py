@@ -58,6 +58,13 @@ def test_killed_at_each_stage_of_each_write(ghost, tmp_path, group):
     assert not [*(tmp_path / "runs").rglob(".*.tmp"), *(tmp_path / "runs").rglob("pending*")]
 
 
+@pytest.mark.parametrize("point", ["checkpoint:renamed@3", "checkpoint:between@3", "checkpoint:after@3"])
+def test_no_more_is_lost_than_since_the_last_checkpoint(ghost, point):
+    """The third one, of the whole first epoch: it counts from its first rename on."""
+    assert ghost("plain", fault=f"{point}=kill").code == -signal.SIGKILL
+    assert "goes on after epoch 1\n" in ghost("plain").err
+
+
 @pytest.mark.parametrize("action", ["enospc", "eacces"])
 @pytest.mark.parametrize(
     "point", ["status:half", "env:before", "checkpoint:half", "rewind:half", "predictions:written", "journal:half"]

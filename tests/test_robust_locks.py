@@ -101,6 +101,27 @@ def test_two_students_fill_one_table(tmp_path):
     assert not crash.differences(crash.outcomes(tmp_path / "alone"), tmp_path / "together")
 
 
+def test_an_answer_has_the_same_bits_whatever_else_is_asked():
+    """Alone, among few and among many: a batch of another size would be rounded otherwise."""
+    import torch
+
+    from ghostcli import zoo
+    from ghostcli.data import Images
+    from ghostcli.data.batches import Cropper
+    from ghostcli.distill import teacher
+    from ghostcli.recipe.models import AugmentSection
+
+    torch.manual_seed(0)
+    model = zoo.build("gns:1.0", 10).to(memory_format=torch.channels_last).eval()
+    images = Images(torch.randint(256, (80, 32, 32, 3), dtype=torch.uint8), torch.zeros(80, dtype=torch.int64))
+    one = teacher.Teacher("t", "gns:1.0", Path(), model, ((0.5,) * 3, (0.25,) * 3), "")
+    ask = teacher.ask_about_views(one, Cropper(images, AugmentSection()), torch.device("cpu"))
+    index, views = torch.arange(80), torch.arange(80) * 2
+    whole = ask(index, views)
+    for some in (index[:1], index[7:8], index[3:8], index[79:], index.flip(0)):
+        assert torch.equal(ask(some, views[some]), whole[some])
+
+
 def test_what_a_table_holds_does_not_depend_on_who_came_first(tmp_path):
     """Seeds in either order: the second finds part of its answers there, and asks for the others in other batches."""
     student = [*crash.COMMANDS["kd"], *crash.TINY]

@@ -337,6 +337,15 @@ def test_a_whole_journal_is_finished(tmp_path):
     assert not (table.folder / "pending.npz").exists()
 
 
+def test_a_living_process_finishes_what_a_dead_one_journalled(tmp_path):
+    """It had the table open already."""
+    table = TeacherTable(tmp_path, VIEWS)
+    np.savez(table.folder / "pending.npz", **journal())
+    table.fill(np.zeros(6, np.int64), answer, 4)
+    assert not (table.folder / "pending.npz").exists()
+    assert (table.logits[[0, 5], [1, 0]] == 1).all() and table.filled.sum() == 7
+
+
 def test_a_table_is_not_written_through_a_link(tmp_path):
     (tmp_path / "away").mkdir()
     (tmp_path / "run").mkdir()
