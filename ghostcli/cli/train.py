@@ -6,6 +6,7 @@ Invariant: a verb only says who teaches whom; everything else is the recipe's.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -173,7 +174,9 @@ def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
     known = record.scan(runs)
     for run in done:
         if not (run.path / "curves.png").exists():
-            save(learning_curves(known, [run]), run.path / "curves.png")
+            drawn = run.path / f".curves.{os.getpid()}.png"  # renamed when whole: no kill leaves half a picture for good
+            save(learning_curves(known, [run]), drawn)
+            os.replace(drawn, run.path / "curves.png")
 
 
 def summary(run: record.RunRecord) -> dict[str, Any]:
