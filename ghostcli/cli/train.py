@@ -174,7 +174,7 @@ def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
     known = record.scan(runs)
     for run in done:
         if not (run.path / "curves.png").exists():
-            drawn = run.path / f".curves.{os.getpid()}.png"  # renamed when whole: no kill leaves half a picture for good
+            drawn = run.path / f".curves.{os.getpid()}.png"  # renamed when whole: a kill leaves no half picture
             save(learning_curves(known, [run]), drawn)
             os.replace(drawn, run.path / "curves.png")
 
