@@ -73,10 +73,14 @@ class RunRecord:
     @cached_property
     def result(self) -> dict[str, Any] | None:
         """result.json, or None where there is none, or one that lacks what every reader needs."""
+        return self._written if self._written is not None and _is_result(self._written) else None
+
+    @cached_property
+    def _written(self) -> dict[str, Any] | None:
         with contextlib.suppress(GhostError):
             value = read_json(self.path / "result.json")
-            if isinstance(value, dict) and value.get("schema") == 1:
-                return value if _is_result(value) else None
+            if isinstance(value, dict):
+                return value
         return None
 
     @cached_property
@@ -100,7 +104,7 @@ class RunRecord:
             case "interrupted":
                 return "unfinished"
             case _:
-                damaged = self.state.get("status") == "done" and (self.path / "result.json").exists()
+                damaged = self.state.get("status") == "done" and self._written is not None
                 return "its result is damaged" if damaged else "its files are incomplete"
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -136,13 +140,18 @@ class RunRecord:
 
 
 #: What numpy raises for a file that is no archive of its arrays.
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(ValueError, LookupError, TypeError, RuntimeError, MemoryError),
+)
 
 
 def _is_result(value: dict[str, Any]) -> bool:
     scores = value.get("accuracy")
-    return all(isinstance(value.get(key), kind) for key, kind in RESULT.items()) and all(
-        isinstance(scores.get(key), int | float) for key in ("last", "best", "selected")
+    return (
+        value.get("schema") == 1
+        and all(isinstance(value.get(key), kind) for key, kind in RESULT.items())
+        and all(isinstance(scores.get(key), int | float) for key in ("last", "best", "selected"))
     )
 
 
