@@ -191,14 +191,16 @@ def _train(job: Job, run: RunWriter, options: Options, device: torch.device, sho
 def note_environment(run: RunWriter, now: dict[str, Any], show: Display) -> list[str]:
     """Write env.json; returns (and shows) in which ways a run that goes on is no longer made under the same."""
     earlier: dict[str, Any] = {}
+    notes: list[str] = []
     if run.has_checkpoint:
         with contextlib.suppress(GhostError, TypeError, ValueError):  # one that is damaged tells nothing
             earlier = dict(read_json(run.path / "env.json"))
+            notes = [str(note) for note in earlier.get("changes", ())]
     earlier.pop("data", None)  # other images are no change but an error, which the checkpoint sees
     changes = [f"{key} {earlier[key]} -> {value}" for key, value in now.items() if earlier.get(key, value) != value]
     if changes:
         show.warn(f"{run.id}: goes on under another environment, and no longer to the bit: {', '.join(changes)}")
-    notes = [*earlier.get("changes", ()), *changes]
+    notes += changes
     run.write("env.json", now | ({"changes": notes} if notes else {}))
     return [f"environment changed on the way: {note}" for note in notes]
 

@@ -154,6 +154,13 @@ def test_another_teacher_in_the_place_of_the_one_the_run_began_with(ghost, tmp_p
     assert not crash.differences(crash.uninterrupted("kd")[0], tmp_path / "runs")
 
 
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"changes": 5}'])
+def test_a_damaged_environment_holds_nobody_up(ghost, tmp_path, content):
+    (killed(ghost, tmp_path) / "env.json").write_text(content)
+    assert ghost(*PLAIN).code == 0
+    assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
+
+
 def test_a_run_that_goes_on_elsewhere_says_so(ghost, tmp_path):
     run = killed(ghost, tmp_path)
     env = json.loads((run / "env.json").read_text())
