@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -326,7 +327,7 @@ def place(runs: Path) -> str:
         meta = json.loads(header["__metadata__"]["ghost"])["meta"]
         at = f"checkpoint of epoch {meta['epoch']}, batch {meta['batch']}"
     left = [path.name for path in (*now.rglob(".*.tmp"), *now.rglob("fresh*"), *runs.rglob("pending*"))]
-    return f"{done}: {at}" + (f", {left[0]} left" if left else "")
+    return f"{done}: {at}" + (f", {re.sub('[0-9]+[.]tmp', 'tmp', left[0])} left" if left else "")
 
 
 def kill_loop(
