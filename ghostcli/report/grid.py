@@ -264,7 +264,8 @@ def _strategy(row: Row) -> str:
 
 def _protocol(row: Row) -> str:
     about = row.arm.about
-    return f"{about['family']}: {about['data']}, {about['train_images']:,} × {about['epochs']}"
+    order = "" if about["shuffled"] else ", unshuffled"
+    return f"{about['family']}: {about['data']}, {about['train_images']:,} × {about['epochs']}{order}"
 
 
 def parameters(count: int | None) -> str:
