@@ -131,7 +131,7 @@ def test_memory_that_is_not_there(ghost, tmp_path, where, error):
     done = ghost(*PLAIN, before="import torch\n" + raising)
     assert done.code == 4 and "Traceback" not in done.err
     last = done.err.strip().splitlines()[-1]
-    assert "out of memory at train.batch_size=32" in last and "-s train.batch_size=16" in last
+    assert "out of memory at train.batch_size=16" in last and "-s train.batch_size=8" in last
     assert status_of(run_of(tmp_path))["status"] == "failed"
     assert ghost(*PLAIN).code == 0
     assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
