@@ -37,9 +37,12 @@ class Part:
     @property
     def shown(self) -> str:
         """The command as a person would type it."""
-        text = shlex.join(self.command).replace(f"{ROOT}{os.sep}", "")
-        python = shlex.quote(sys.executable)
-        return text.replace(f"{python} -m ghostcli", "ghost").replace(python, "python")
+        python, *rest = self.command
+        words = [
+            "python" if python == sys.executable else python,
+            *(word.replace(f"{ROOT}{os.sep}", "") for word in rest),
+        ]
+        return shlex.join(words).replace("python -m ghostcli", "ghost")
 
 
 def agenda(out: Path, runs: Path) -> Iterator[Part]:
