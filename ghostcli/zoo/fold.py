@@ -74,9 +74,7 @@ def _fold_chain(chain: nn.Sequential) -> None:
 
 def _fold_branches(rep: RepConv) -> FoldedConv:
     dtype = rep.weight.dtype
-    conv = FoldedConv(
-        rep.in_channels, rep.out_channels, rep.kernel_size, rep.stride, rep.padding, groups=rep.groups
-    )
+    conv = FoldedConv(rep.in_channels, rep.out_channels, rep.kernel_size, rep.stride, rep.padding, groups=rep.groups)
     conv.relu = rep.relu
     kernel, bias = rep.double().fold()
     conv.weight.data, conv.bias.data = kernel.detach().to(dtype), bias.detach().to(dtype)

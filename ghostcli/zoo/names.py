@@ -87,9 +87,7 @@ def _ghost(name: str, family: Literal["gns", "gnd"], text: str) -> ModelName:
             f"model '{name}': the width '{text}' is not a number; type a positive one, such as {family}:1.3."
         )
     if width <= 0 or math.isinf(width):
-        raise UsageError(
-            f"model '{name}': the width must be positive and finite; type for example {family}:1.3."
-        )
+        raise UsageError(f"model '{name}': the width must be positive and finite; type for example {family}:1.3.")
     return ModelName(f"{family}:{width!r}", family, width)
 
 
