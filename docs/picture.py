@@ -1,4 +1,4 @@
-"""Draws docs/demo.svg, the README's picture, from the records of `ghost demo` in runs/demo.
+"""Draws docs/demo.svg, the README's picture: what `ghost table also` shows on a terminal after `ghost demo`.
 
 ghost demo && python docs/picture.py
 """
@@ -6,7 +6,7 @@ ghost demo && python docs/picture.py
 from __future__ import annotations
 
 import os
-import subprocess
+import pty
 import sys
 from io import StringIO
 from pathlib import Path
@@ -15,16 +15,22 @@ from rich.console import Console
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH = 104
+WIDTH = 128
 
-table = subprocess.run(
-    [sys.executable, "-m", "ghostcli", "table", "also", "--runs", "runs/demo"],
-    cwd=ROOT,
-    env=os.environ | {"COLUMNS": str(WIDTH)},
-    capture_output=True,
-    text=True,
-    check=True,
-)
+shown = bytearray()
+
+
+def keep(terminal: int) -> bytes:
+    part = os.read(terminal, 65536)
+    shown.extend(part)
+    return part
+
+
+os.chdir(ROOT)
+os.environ |= {"COLUMNS": str(WIDTH), "TERM": "xterm-256color"}
+if pty.spawn([sys.executable, "-m", "ghostcli", "table", "also", "--runs", "runs/demo"], keep):
+    sys.exit("ghost table failed; run ghost demo first")
 console = Console(record=True, width=WIDTH, file=StringIO())
-console.print(Text(f"$ ghost demo\n{table.stdout.rstrip()}"), soft_wrap=True)
+console.print("$ ghost demo")
+console.print(Text.from_ansi(shown.decode().replace("\r\n", "\n").rstrip()), soft_wrap=True)
 (ROOT / "docs" / "demo.svg").write_text(console.export_svg(title="ghost demo"))
