@@ -96,17 +96,12 @@ def noise(images: int, classes: int) -> Data:
 
 def make_update(model: str, recipe: Recipe, data: Data, device: torch.device, teachers: Sequence[Any] = ()) -> Update:
     """The engine's own update of a student at its start, on `data`, with its first epoch begun."""
-    from ghostcli.data.batches import Cropper, views
-    from ghostcli.distill.teacher import Lesson
-    from ghostcli.engine.step import Update
-    from ghostcli.engine.train import make_state, on_device
+    from ghostcli.data.batches import views
+    from ghostcli.engine import train
 
-    data = on_device(data, device)
-    state = make_state(plan.plain(model, 0, recipe, "bench"), data, teachers, device)
-    norm = (state.model.spec.mean or data.mean, state.model.spec.std or data.std)
-    cropper = Cropper(data.train, recipe.augment)
-    lesson = Lesson(teachers, recipe, data, cropper)
-    update = Update(recipe, state.model, None, state.objective, state.optimizer, data.train, cropper, lesson, norm, 0)
+    data = train.on_device(data, device)
+    state = train.make_state(plan.plain(model, 0, recipe, "bench"), data, teachers, device)
+    update = train.make_update(recipe, state, data, teachers, 0)
     update.set_rates(recipe.optim.lr, 0)
     update.start_epoch(0, views(len(data.train), 0, 0, recipe.augment).to(device))
     return update

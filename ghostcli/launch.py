@@ -13,7 +13,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
@@ -324,6 +323,3 @@ class _EpochLines:
             if len(rows) > self.seen.get(job.id, 0):
                 self.seen[job.id] = len(rows)
                 self.show.epoch(job.id, rows[-1], job.recipe.train.stop or job.recipe.train.epochs)
-
-
-Say = Callable[[str], None]

@@ -28,6 +28,7 @@ from ghostcli.engine.schedule import learning_rate
 from ghostcli.engine.step import Captured, Update, optimizer, why_eager
 from ghostcli.errors import GhostError, Interrupted, NonFiniteError, UsageError
 from ghostcli.plan import Job
+from ghostcli.recipe.models import Recipe
 from ghostcli.record import RunWriter
 
 
@@ -108,6 +109,25 @@ def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.
     return State(model, ema, objective, optimizer(model, objective, recipe.optim, device), log)
 
 
+def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Teacher], seed: int) -> Update:
+    """What one step of this state touches: its images, its teachers' answers, its normalisation."""
+    norm = (state.model.spec.mean or data.mean, state.model.spec.std or data.std)
+    cropper = Cropper(data.train, recipe.augment)
+    lesson = Lesson(teachers, recipe, data, cropper, features=state.objective.needs_features, seed=seed)
+    return Update(
+        recipe=recipe,
+        model=state.model,
+        ema=state.ema,
+        objective=state.objective,
+        optimizer=state.optimizer,
+        images=data.train,
+        cropper=cropper,
+        lesson=lesson,
+        norm=norm,
+        seed=seed,
+    )
+
+
 def require_two_images(job: Job, data: Data) -> None:
     """UsageError where an epoch ends in a batch of one image, and the student's batch norms need two."""
     size, images = job.recipe.train.batch_size, len(data.train)
@@ -137,24 +157,11 @@ def train(
     state = make_state(job, data, teachers, device)
     origin = {"job": job.digest, "seed": seed, "data": data.checksum, "teachers": [t.sha256 for t in teachers]}
     resume(state, origin, run, show)
-    norm = (state.model.spec.mean or data.mean, state.model.spec.std or data.std)
-    cropper = Cropper(data.train, recipe.augment)
-    lesson = Lesson(teachers, recipe, data, cropper, features=state.objective.needs_features, seed=seed)
+    update = make_update(recipe, state, data, teachers, seed)
+    lesson, norm = update.lesson, update.norm
     lesson.seconds = state.teacher_seconds
     if lesson.why_live and teachers:
         show.line(f"{job.id}: teachers are asked at every step ({lesson.why_live})")
-    update = Update(
-        recipe,
-        state.model,
-        state.ema,
-        state.objective,
-        state.optimizer,
-        data.train,
-        cropper,
-        lesson,
-        norm,
-        seed,
-    )
     step_once = update if why_eager(recipe, job.taught, device) else Captured(update, recipe.train.batch_size)
 
     images, batches = len(data.train), len(state.log)
