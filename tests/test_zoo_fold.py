@@ -145,6 +145,40 @@ def test_float32_folds_as_well_as_float32_can() -> None:
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
 
 
+def plainly(model: nn.Module, x: Tensor) -> Tensor:
+    """By PyTorch's own operations, as where somebody looks on."""
+    y = model(x.clone().requires_grad_())
+    assert y.requires_grad
+    return y.detach()
+
+
+@pytest.mark.parametrize("name", ["gns:1.0", "gns:1.3", "gnd:0.3"])
+@pytest.mark.parametrize(("batch", "side"), [(1, 32), (5, 32), (2, 19), (3, 8)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_the_kernels_infer_what_pytorch_infers(name: str, batch: int, side: int, layout: torch.memory_format) -> None:
+    folded = zoo.deploy(randomise(zoo.build(name, branches="plain")).float()).to(memory_format=layout)
+    x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(2)).to(memory_format=layout)
+    want = plainly(folded, x)
+    for got in (folded(x), folded(x.expand(2, *x.shape)[1]), torch.no_grad()(folded)(x)):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore::torch.jit.TracerWarning")
+def test_a_deploy_form_can_be_looked_into() -> None:
+    """An input gradient (a saliency map), a trace and an exported program are those of the network."""
+    model = randomise(zoo.build("gns:0.5", branches="plain")).eval()
+    folded, x = zoo.deploy(model.float()), images(dtype=torch.float32)
+    gradients = []
+    for net in (model, folded):
+        seen = x.clone().requires_grad_()
+        net(seen)[:, 3].sum().backward()
+        gradients.append(seen.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3 * gradients[0].abs().max().item())
+    other = torch.flip(x, [0, 3])
+    for looked_at in (torch.jit.trace(folded, x), torch.export.export(folded, (x,)).module()):
+        torch.testing.assert_close(looked_at(other), plainly(folded, other), rtol=1e-4, atol=1e-3)
+
+
 def test_a_deploy_form_takes_a_batch_of_one_in_any_mode() -> None:
     folded = zoo.deploy(zoo.build("gns:0.5"))
     x = images(8, torch.float32)[:1]

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copy
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ghostcli.zoo import kernels
 from ghostcli.zoo.branches import RepConv
-from ghostcli.zoo.ghost import ConvBN, GhostNet
+from ghostcli.zoo.ghost import ConvBN, GhostModule, GhostNet
 from ghostcli.zoo.teachers import Enlarged
 
 
@@ -24,6 +26,38 @@ class FoldedConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
         return F.relu(y, inplace=True) if self.relu else y
+
+
+class FoldedGhost(GhostModule):
+    """A ghost module of two `FoldedConv`s. Where the compiled kernels are at hand they write both outputs side by
+    side into one map and multiply the gate on in its own resolution; elsewhere, and wherever somebody looks on
+    (gradients, tracing, export), the same is done by PyTorch's own operations."""
+
+    def __init__(self, module: GhostModule) -> None:
+        nn.Module.__init__(self)
+        self.out_channels = module.out_channels
+        self.primary, self.cheap, self.gate = module.primary, module.cheap, module.gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _direct(x):
+            return super().forward(x)
+        pixels, half, ops = x.permute(0, 2, 3, 1), self.primary.out_channels, kernels.of(x)
+        pixels = pixels if kernels.pitch(pixels) else pixels.contiguous()
+        y = pixels.new_empty(*pixels.shape[:3], 2 * half)
+        z = y[..., :half]
+        for conv, source, out in ((self.primary, pixels, z), (self.cheap, z, y[..., half:])):
+            kernel, bias = conv.weight.flatten(1), conv.bias
+            ops.convolve(source, kernel, bias, conv.kernel_size[0], 1, conv.relu, out)
+        y = y[..., : self.out_channels]
+        if self.gate is not None:
+            y = ops.multiply(y, self.gate(x).permute(0, 2, 3, 1).contiguous())
+        return y.permute(0, 3, 1, 2)
+
+
+def _direct(x: Tensor) -> bool:
+    """Whether the compiled kernels can take `x` as it is, with nobody looking on."""
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or (x.requires_grad and torch.is_grad_enabled())
+    return type(x) is Tensor and x.is_cpu and not watched and kernels.of(x).NAME != "pytorch"
 
 
 def deploy(model: nn.Module) -> nn.Module:
@@ -62,6 +96,8 @@ def _fold_ghost(module: nn.Module) -> None:
             _fold_chain(child)
         else:
             _fold_ghost(child)
+            if isinstance(child, GhostModule):
+                setattr(module, name, FoldedGhost(child))
 
 
 def _fold_chain(chain: nn.Sequential) -> None:

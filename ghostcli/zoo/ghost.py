@@ -151,7 +151,9 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(reduced, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        s = F.adaptive_avg_pool2d(x, 1)
+        # a sum's gradient is a view of one value per channel, a mean's or a pool's a whole map
+        total = x.sum((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        s = (total / (x.shape[2] * x.shape[3])).to(x.dtype)
         s = self.expand(F.relu(self.reduce(s)))
         s = F.relu6(s + 3) / 6  # torch's hardsigmoid has a float32 sixth in its gradient
         return multiply(x, s) if s.requires_grad and self.mode == "folded" else x * s
