@@ -250,7 +250,7 @@ def epochs(setting: Setting, count: int | None) -> dict[str, Any]:
 
 def teaching(setting: Setting, folder: Path) -> dict[str, Any]:
     """The engine's update: alone, taught from a filled table, and by a ResNet-18 asked at every step."""
-    from ghostcli.distill.teacher import Teacher
+    from ghostcli.teach.teacher import Teacher
 
     data = bench.noise(setting.batch, 10)
     teacher_model = zoo.build("resnet18").to(setting.device, memory_format=torch.channels_last).eval()

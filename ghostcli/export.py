@@ -14,12 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ghostcli import launch, zoo
+from ghostcli import evaluate, launch, weights, zoo
 from ghostcli.data import Data
 from ghostcli.data.batches import normalise
-from ghostcli.engine import evaluate, weights
-from ghostcli.engine.evaluate import Norm
 from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.evaluate import Norm
 from ghostcli.recipe.models import DataSection
 from ghostcli.record import RunRecord
 from ghostcli.storage import write_bytes

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from ghostcli.data import Data
+    from ghostcli.teach.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -159,16 +160,17 @@ def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseEx
 
 
 def _train(job: Job, run: RunWriter, options: Options, device: torch.device, show: Display) -> None:
-    from ghostcli.distill import teacher
-    from ghostcli.engine import results, weights
+    from ghostcli import weights
+    from ghostcli.engine import results
     from ghostcli.engine.device import memory_errors
     from ghostcli.engine.train import train
+    from ghostcli.teach import teacher
 
     with memory_errors(job.recipe.train.batch_size):
         data = load_data(job.recipe.data)
         notes = note_environment(run, environment(device, data.checksum), show)
         teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
-        findings = results.check(job, data, teachers, device, show)
+        findings = _check(job, data, teachers, device, show)
         # A Ctrl-C reaches the compiler too: no step is made with what stands in for kernels it could not build.
         signals.stop_if_asked()
         state, test_logits, norm = train(job, data, teachers, run, device, show)
@@ -185,6 +187,19 @@ def _train(job: Job, run: RunWriter, options: Options, device: torch.device, sho
     accuracy = result["accuracy"]
     how = "chosen on validation" if accuracy["selected_by"] == "validation" else "last epoch"
     show.line(f"{job.id}: done, test accuracy {accuracy['selected']:.2f} % ({how})")
+
+
+def _check(job: Job, data: Data, teachers: list[Teacher], device: torch.device, show: Display) -> list[dict[str, Any]]:
+    """The teaching check of a taught run, shown and to be recorded; nothing for a run alone."""
+    if not teachers:
+        return []
+    from ghostcli.check.findings import inspect
+
+    findings = inspect(job, data, teachers, device)
+    for finding in findings:
+        if finding.level == "warn":
+            show.warn(f"check: {finding.message}")
+    return [finding.as_dict() for finding in findings]
 
 
 def note_environment(run: RunWriter, now: dict[str, Any], show: Display) -> list[str]:

@@ -48,8 +48,8 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
+    import ghostcli.check.findings
     import ghostcli.cli
-    import ghostcli.distill.check
     import ghostcli.engine.results
     import ghostcli.zoo.ghost
     import ghostcli.zoo.stages

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ghostcli import launch, plan, record
-from ghostcli.engine import weights
+from ghostcli import launch, plan, record, weights
 from ghostcli.recipe import load
 
 

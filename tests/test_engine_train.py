@@ -139,8 +139,7 @@ def test_validation_split_chooses_the_epoch(ghost, tmp_path):
 
 
 def test_weights_on_disk_are_the_network_that_was_scored(ghost, runs):
-    from ghostcli import launch
-    from ghostcli.engine import evaluate, weights
+    from ghostcli import evaluate, launch, weights
     from ghostcli.recipe.models import Recipe
 
     said = json.loads(ghost(*STRATEGIES["kd"], *TINY, "--runs", runs, "--json").out)

@@ -108,8 +108,8 @@ def test_an_answer_has_the_same_bits_whatever_else_is_asked():
     from ghostcli import zoo
     from ghostcli.data import Images
     from ghostcli.data.batches import Cropper
-    from ghostcli.distill import teacher
     from ghostcli.recipe.models import AugmentSection
+    from ghostcli.teach import teacher
 
     torch.manual_seed(0)
     model = zoo.build("gns:1.0", 10).to(memory_format=torch.channels_last).eval()

@@ -18,12 +18,12 @@ PHASES = {
     "building the network": ("plain", "ghostcli.engine.train:make_state", 1),
     "training": ("plain", "ghostcli.engine.step:Update.__call__", 2),
     "an epoch's last step": ("plain", "ghostcli.engine.step:Update.__call__", 3),
-    "evaluation": ("plain", "ghostcli.engine.evaluate:logits", 1),
+    "evaluation": ("plain", "ghostcli.evaluate:logits", 1),
     "metrics": ("plain", "ghostcli.record:RunWriter.append_metrics", 1),
     "saving": ("plain", "ghostcli.engine.checkpoint:write", 1),
-    "the teaching check": ("kd", "ghostcli.distill.check:inspect", 1),
-    "asking the teacher": ("kd", "ghostcli.distill.table:TeacherTable.fill", 1),
-    "filling the table": ("kd", "ghostcli.distill.table:TeacherTable._commit", 1),
+    "the teaching check": ("kd", "ghostcli.check.findings:inspect", 1),
+    "asking the teacher": ("kd", "ghostcli.teach.table:TeacherTable.fill", 1),
+    "filling the table": ("kd", "ghostcli.teach.table:TeacherTable._commit", 1),
 }
 
 
@@ -102,7 +102,7 @@ def test_filling_a_table_by_hand(tmp_path):
     (run,) = (str(path.relative_to(tmp_path / "runs")) for path in tmp_path.glob("runs/*/s0"))
     fill = ["teach", "fill", run, "--runs", "runs", "--device", "cpu", "--json"]
     for number, nth in ((signal.SIGTERM, 1), (signal.SIGINT, 9)):
-        how = {"before": crash.strike("ghostcli.distill.table:TeacherTable._commit", number, nth)}
+        how = {"before": crash.strike("ghostcli.teach.table:TeacherTable._commit", number, nth)}
         done = crash.server().run(fill, tmp_path, **how)
         assert done.code == 75 and "the same command goes on" in done.err and done.out == ""
     done = crash.server().run(fill, tmp_path)

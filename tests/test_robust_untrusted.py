@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from ghostcli.distill.table import TeacherTable, describe
-from ghostcli.engine import checkpoint, weights
+from ghostcli import tensorfile, weights
 from ghostcli.errors import GhostError
+from ghostcli.teach.table import TeacherTable, describe
 
 PLAIN = [*crash.COMMANDS["plain"], *crash.TINY, "--runs", "runs"]
 MARK = Path(__file__).with_name("a-pickle-was-run")
@@ -110,12 +110,12 @@ def test_a_checkpoint_of_another_run_or_network(killed, tmp_path):
     assert crash.server().run(other, tmp_path).code == 0
     (foreign,) = tmp_path.glob("other/*/s0/checkpoint/last.safetensors")
     (last,) = tmp_path.glob("runs/*/s0/checkpoint/last.safetensors")
-    _, mine = checkpoint.read(last)
+    _, mine = tensorfile.read(last)
     shutil.copy(foreign, last)
     done = crash.server().run(PLAIN, tmp_path, {"GHOST_FAULT": "checkpoint:before=kill"})
     assert "last.safetensors: is of another run; refused" in done.err and "goes on after epoch 1" in done.err
-    tensors, _ = checkpoint.read(foreign)
-    last.write_bytes(checkpoint.encode(tensors, mine))  # another network's tensors under this run's name
+    tensors, _ = tensorfile.read(foreign)
+    last.write_bytes(tensorfile.encode(tensors, mine))  # another network's tensors under this run's name
     done = crash.server().run(PLAIN, tmp_path)
     assert done.code == 0 and "last.safetensors: does not fit this network; refused" in done.err
     assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_run_or_network(killed, tmp_path):
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(7), "c": torch.zeros(0, 2)}
 META = {"epoch": 3, "best": {"validation": 12.5}, "metrics": [10, "ab"]}
-WHOLE = checkpoint.encode(TENSORS, META)
+WHOLE = tensorfile.encode(TENSORS, META)
 
 
 def refused_or_identical(content: bytes, folder: Path) -> bool:
@@ -133,7 +133,7 @@ def refused_or_identical(content: bytes, folder: Path) -> bool:
     file = folder / "x.safetensors"
     file.write_bytes(content)
     try:
-        tensors, meta = checkpoint.read(file)
+        tensors, meta = tensorfile.read(file)
     except GhostError as error:
         assert "x.safetensors" in str(error)
         return True
@@ -173,14 +173,14 @@ def test_any_bytes_are_refused(tmp_path_factory, content, prefix):
 
 
 def test_equal_content_is_equal_bytes():
-    assert checkpoint.encode(dict(reversed(TENSORS.items())), dict(reversed(META.items()))) == WHOLE
+    assert tensorfile.encode(dict(reversed(TENSORS.items())), dict(reversed(META.items()))) == WHOLE
 
 
 def test_an_enormous_file_is_refused_unread(tmp_path):
     with open(tmp_path / "x.safetensors", "wb") as file:
-        file.truncate(checkpoint.MAX_BYTES + 1)  # takes no room
+        file.truncate(tensorfile.MAX_BYTES + 1)  # takes no room
     with pytest.raises(GhostError, match="refused unread"):
-        checkpoint.read(tmp_path / "x.safetensors")
+        tensorfile.read(tmp_path / "x.safetensors")
 
 
 # Weights ---------------------------------------------------------------------------------------------------------
@@ -201,8 +201,8 @@ def rewrite(network, tmp_path):
     file.write_bytes(network)
 
     def changed(**meta) -> Path:
-        tensors, old = checkpoint.read(file)
-        file.write_bytes(checkpoint.encode(tensors, old | meta))
+        tensors, old = tensorfile.read(file)
+        file.write_bytes(tensorfile.encode(tensors, old | meta))
         return file
 
     return changed

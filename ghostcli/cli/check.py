@@ -20,7 +20,7 @@ from ghostcli.recipe import load
 from ghostcli.recipe.models import Recipe
 
 if TYPE_CHECKING:
-    from ghostcli.distill.check import Finding
+    from ghostcli.check.findings import Finding
 
 
 def report(job: Job, common: Common) -> None:
@@ -49,14 +49,15 @@ def _begun(job: Job | Finished, common: Common) -> bool:
 def inspect(job: Job, common: Common) -> list[Finding]:
     """The findings of the check that the engine makes before the first step of `job`."""
     with signals.handled():
-        from ghostcli.distill import check, teacher
+        from ghostcli.check import findings
         from ghostcli.engine.device import pick
+        from ghostcli.teach import teacher
 
         device = pick(common.device)
         data = launch.load_data(job.recipe.data)
         classes = len(data.classes)
         teachers = [teacher.load(t.id, common.runs / t.id, classes, device) for t in job.teachers]
-        return check.inspect(job, data, teachers, device)
+        return findings.inspect(job, data, teachers, device)
 
 
 def _print(job: Job, findings: Sequence[Finding]) -> None:

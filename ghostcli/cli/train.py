@@ -251,8 +251,8 @@ def fill(
         raise UsageError(f"{chosen.id}: cannot teach, {chosen.problem}; finish it first")
     recipe = Recipe.model_validate(chosen.recipe["recipe"])
     with signals.handled():
-        from ghostcli.distill import teacher
         from ghostcli.engine.device import pick
+        from ghostcli.teach import teacher
 
         where = pick(device)
         data = launch.load_data(recipe.data)

@@ -1,4 +1,4 @@
-"""Who teaches, and what is learned from them: losses, objectives, teachers and their tables.
+"""What is learned from teachers: losses as pure functions, and the objective they add up to.
 
 Invariant: importing this package imports no torch; building an objective does.
 """

@@ -1,1 +1,1 @@
-"""The training engine: one loop, a schedule in closed form, checkpoints, evaluation."""
+"""The training engine: one loop, a schedule in closed form, checkpoints, results."""

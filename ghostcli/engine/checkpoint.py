@@ -1,43 +1,22 @@
-"""Checkpoints: one safetensors file each, checked by its own content digest; the previous one is kept.
+"""Checkpoints: one file each, checked by its own content digest; the previous one is kept.
 
-Invariant: at every instant at least one whole checkpoint lies on the disk once the first was written. No
-pickle is ever read or written.
+Invariant: at every instant at least one whole checkpoint lies on the disk once the first was written.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from ghostcli.errors import GhostError, printable
 from ghostcli.storage import fault, sync_folder, write_bytes
+from ghostcli.tensorfile import encode
 
 LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
-MAX_BYTES = 4 << 30  # no network here comes near; a larger file is no checkpoint of ours
-
-
-def checksum(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> str:
-    """sha256 over names, shapes, types and bytes of the tensors and the canonical metadata."""
-    content = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        content.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return content.hexdigest()
-
-
-def encode(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> bytes:
-    """The file's bytes, the same for the same content. Layouts (channels_last) become plain contiguous values."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # One entry, not two: safetensors writes several in an order that changes from process to process.
-    return save(tensors, {"ghost": json.dumps({"meta": meta, "sha256": checksum(tensors, meta)}, sort_keys=True)})
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
@@ -53,27 +32,6 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) 
     os.replace(fresh, last)
     sync_folder(folder)
     fault("checkpoint:after")
-
-
-def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata of a safetensors file that `encode` made; GhostError naming it where it is not whole."""
-    name = printable(str(path))
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise GhostError(f"{name}: {size} bytes is more than any file of ghost's holds; refused unread")
-        content = path.read_bytes()
-        tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        ours = json.loads(header["ghost"])
-        meta, good = ours["meta"], ours["sha256"] == checksum(tensors, ours["meta"])
-    except OSError as error:
-        raise GhostError(f"{name}: cannot be read ({error.strerror})") from error
-    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise GhostError(f"{name}: is no whole file of ghost's ({type(error).__name__}); refused") from error
-    if not good or not isinstance(meta, dict):
-        raise GhostError(f"{name}: its checksum does not match its content; refused")
-    return tensors, meta
 
 
 def candidates(folder: Path) -> list[Path]:

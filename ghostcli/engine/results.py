@@ -13,27 +13,12 @@ from torch import Tensor, nn
 
 from ghostcli import zoo
 from ghostcli.data import Data
-from ghostcli.display import Display
-from ghostcli.distill.teacher import Teacher
-from ghostcli.engine.evaluate import compact
 from ghostcli.engine.train import State, final_weights
 from ghostcli.errors import GhostError, printable
+from ghostcli.evaluate import compact
 from ghostcli.plan import Job
 from ghostcli.recipe.digest import digest
 from ghostcli.record import RunRecord, RunWriter
-
-
-def check(job: Job, data: Data, teachers: list[Teacher], device: torch.device, show: Display) -> list[dict[str, Any]]:
-    """The teaching check of a taught run, shown and recorded; nothing for a run alone."""
-    if not teachers:
-        return []
-    from ghostcli.distill.check import inspect
-
-    findings = inspect(job, data, teachers, device)
-    for finding in findings:
-        if finding.level == "warn":
-            show.warn(f"check: {finding.message}")
-    return [finding.as_dict() for finding in findings]
 
 
 def final(state: State, test_logits: Tensor) -> tuple[nn.Module, Tensor]:

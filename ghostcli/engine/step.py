@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ghostcli.data import Images
 from ghostcli.data.batches import Cropper, generator, normalise
 from ghostcli.distill.objective import Objective
-from ghostcli.distill.teacher import Lesson
 from ghostcli.engine.device import autocast
-from ghostcli.engine.evaluate import Norm
+from ghostcli.evaluate import Norm
 from ghostcli.recipe.models import OptimSection, Recipe
+from ghostcli.teach.teacher import Lesson
 from ghostcli.zoo.stages import Tap
 
 

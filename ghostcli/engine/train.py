@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostcli import distill, signals, zoo
+from ghostcli import distill, evaluate, signals, tensorfile, zoo
 from ghostcli.data import Data
 from ghostcli.data.batches import Cropper, order, views
 from ghostcli.display import Display
-from ghostcli.distill.teacher import Lesson, Teacher
-from ghostcli.engine import checkpoint, evaluate
+from ghostcli.engine import checkpoint
 from ghostcli.engine.device import arithmetic
-from ghostcli.engine.evaluate import Norm
 from ghostcli.engine.schedule import learning_rate
 from ghostcli.engine.step import Captured, Update, optimizer, why_eager
 from ghostcli.errors import GhostError, Interrupted, NonFiniteError, UsageError
+from ghostcli.evaluate import Norm
 from ghostcli.plan import Job
 from ghostcli.recipe.models import Recipe
 from ghostcli.record import RunWriter
+from ghostcli.teach.teacher import Lesson, Teacher
 
 
 @dataclass
@@ -303,7 +303,7 @@ def resume(state: State, origin: dict[str, Any], run: RunWriter, show: Display) 
     refused: list[str] = []
     for file in files:
         try:
-            tensors, meta = checkpoint.read(file)
+            tensors, meta = tensorfile.read(file)
             if (meta["job"], meta["seed"]) != (origin["job"], origin["seed"]):
                 raise GhostError(f"{file}: is of another run; refused")
             for key, what in (("data", "images"), ("teachers", "teachers' weights")):

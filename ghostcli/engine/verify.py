@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ghostcli import tensorfile
 from ghostcli.engine import checkpoint
 from ghostcli.errors import GhostError
 from ghostcli.recipe.digest import digest
@@ -23,7 +24,7 @@ def verify_run(run: RunRecord) -> list[str]:
     for path in (run.weights, *checkpoint.candidates(run.path / "checkpoint")):
         if path.exists():
             try:
-                _, meta = checkpoint.read(path)
+                _, meta = tensorfile.read(path)
                 marks += [meta["metrics"]] if "metrics" in meta else []
             except GhostError as error:
                 problems.append(str(error))

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from ghostcli import signals
-from ghostcli.engine.evaluate import compact
 from ghostcli.errors import GhostError, printable
+from ghostcli.evaluate import compact
 from ghostcli.recipe.digest import digest
 from ghostcli.record import UNREADABLE
 from ghostcli.storage import cannot_write, fault, read_json, refuse_link, sweep, write_bytes, write_json

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ghostcli import zoo
-from ghostcli.engine import checkpoint
-from ghostcli.engine.evaluate import Norm
+from ghostcli import tensorfile, zoo
 from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.evaluate import Norm
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def encode(model: nn.Module, norm: Norm, form: str = "train") -> bytes:
         "mean": list(norm[0]),
         "std": list(norm[1]),
     }
-    return checkpoint.encode(dict(model.state_dict()), meta)
+    return tensorfile.encode(dict(model.state_dict()), meta)
 
 
 def load(
@@ -48,7 +47,7 @@ def load(
     another class count than `classes`.
     """
     where = printable(str(path))
-    tensors, meta = checkpoint.read(path)
+    tensors, meta = tensorfile.read(path)
     try:
         name, count, form = str(meta["model"]), int(meta["classes"]), meta["form"]
         norm = (tuple(float(v) for v in meta["mean"]), tuple(float(v) for v in meta["std"]))
@@ -67,6 +66,6 @@ def load(
         network.load_state_dict(tensors)
     except (UsageError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise GhostError(f"{where}: its tensors are not those of {printable(name)}; refused") from error
-    sha256 = checkpoint.checksum(tensors, meta)
+    sha256 = tensorfile.checksum(tensors, meta)
     network = network.to(device, memory_format=torch.channels_last).eval()
     return Loaded(network, name, count, norm, sha256)  # type: ignore[arg-type]

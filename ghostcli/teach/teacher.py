@@ -14,13 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ghostcli import signals
+from ghostcli import signals, weights
 from ghostcli.data import Data, Images
 from ghostcli.data.batches import Cropper, generator, normalise, view_count
-from ghostcli.distill.table import Ask, TeacherTable, describe
-from ghostcli.engine import weights
-from ghostcli.engine.evaluate import BATCH, Norm
+from ghostcli.evaluate import BATCH, Norm
 from ghostcli.recipe.models import AugmentSection, Recipe
+from ghostcli.teach.table import Ask, TeacherTable, describe
 from ghostcli.zoo.stages import Features, Tap
 
 #: Images a teacher is asked about at a time. Always so many: the size of a batch decides how an answer is rounded.
