@@ -124,6 +124,7 @@ def test_a_failed_teacher_stops_its_students_alone(ghost, tmp_path):
         "MemoryError()",
         "torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')",
         'RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can\'t allocate memory")',
+        "RuntimeError('could not create a primitive')",
     ],
 )
 def test_memory_that_is_not_there(ghost, tmp_path, where, error):

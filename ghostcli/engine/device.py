@@ -17,6 +17,8 @@ import torch
 from ghostcli.errors import OutOfMemoryError, UsageError, printable
 from ghostcli.recipe.models import EngineSection
 
+#: How torch's allocators, and oneDNN where it gets no room for itself, say that there is no memory.
+NO_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive", "could not create a memory")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 
 
@@ -81,7 +83,7 @@ def memory_errors(batch_size: int) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(_lever(batch_size)) from error
     except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error).lower():
+        if any(words in str(error).lower() for words in NO_MEMORY):
             raise OutOfMemoryError(_lever(batch_size)) from error
         raise
 
