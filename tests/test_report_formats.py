@@ -121,6 +121,10 @@ def test_a_small_budget_is_said(tmp_path: Path) -> None:
     text = said("I", "--runs", tmp_path)
     assert "cifar10, 2,000 images × 2 epochs" in text
     assert "Not the paper's budget" in text
+    assert "16 steps a run teach next to nothing" in text
+
+    write_run(tmp_path, epochs=20, limit=2000, train_images=2000)
+    assert "next to nothing" not in said("I", "--runs", tmp_path)
 
 
 def test_the_papers_metric_is_called_optimistic(runs: Path) -> None:

@@ -22,13 +22,11 @@ from ghostcli.display import console
 from ghostcli.errors import GhostError
 from ghostcli.estimate import DONE, Cost, Rates, costs, epochs_of, hours, sizes, space
 from ghostcli.plan import Job
-from ghostcli.report.paper import FAMILIES, PaperRow, joined, label, paper
+from ghostcli.report.paper import FAMILIES, FEW_STEPS, PaperRow, joined, label, paper
 from ghostcli.reproduce import Outcome, Study, carry_out, settings, study
 
 #: Seconds of work that a person at a terminal is asked about first.
 LONG = 600
-#: Optimiser steps below which a training has hardly begun: a student of the paper takes 39,200.
-FEW = 100
 
 
 def reproduce(
@@ -178,8 +176,8 @@ def _summary(todo: Study, expected: dict[str, Cost], runs: Path) -> list[str]:
     )
     if size > free:
         lines.append(f"Warning: {runs} has less room than that; make some, or name another folder with --runs")
-    steps = min((_steps(job) for job in todo.plan.jobs), default=FEW)
-    if steps < FEW:
+    steps = min((_steps(job) for job in todo.plan.jobs), default=FEW_STEPS)
+    if steps < FEW_STEPS:
         lines.append(f"Warning: so small a version trains for {steps} steps a run; its accuracies mean nothing")
     for basis in sorted({expected[job.id].basis for job in open_jobs}):
         models = dict.fromkeys(job.student for job in open_jobs if expected[job.id].basis == basis)

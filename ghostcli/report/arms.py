@@ -122,6 +122,12 @@ class Arm:
         values = [run.result.get(key) for run in self.runs]
         return None if any(value is None for value in values) else float(np.mean(values))
 
+    @property
+    def steps(self) -> int | None:
+        """Optimiser steps of one training; None where the recipe does not say."""
+        batch = self.recipe.get("train", {}).get("batch_size")
+        return self.about["epochs"] * math.ceil(self.about["train_images"] / batch) if batch else None
+
     @cached_property
     def ece(self) -> float | None:
         """Expected calibration error, a fraction, meaned over its runs; None where one has no predictions."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ghostcli.report.cost import Cost, of_arm
-from ghostcli.report.paper import joined, label, paper
+from ghostcli.report.paper import FEW_STEPS, joined, label, paper
 from ghostcli.report.stats import Difference, Summary
 from ghostcli.report.tables import Row, Table
 
@@ -199,6 +199,9 @@ def remarks(table: Table) -> Iterable[str]:
             f"Not the paper's budget ({source.train_images:,} images × {source.epochs} epochs): compare these rows "
             "with one another, not with the printed ones."
         )
+        steps = min((row.arm.steps for row in rows if row.arm.steps), default=FEW_STEPS)
+        if steps < FEW_STEPS:
+            yield f"{steps} steps a run teach next to nothing: what is alike here is alike untrained."
     yield from _left_out(table)
 
 
