@@ -11,7 +11,8 @@ from ghostcli.data.batches import normalise
 
 Norm = tuple[tuple[float, float, float], tuple[float, float, float]]
 
-BATCH = {"cpu": 500, "cuda": 5000, "mps": 1000}
+BATCH = {"cpu": 500, "cuda": 2500, "mps": 1000}
+PIXELS = 500 * 224**2  # that a batch holds at most, as the network sees it: what is enlarged takes the memory
 
 
 @torch.no_grad()
@@ -19,7 +20,7 @@ def logits(model: nn.Module, images: Images, norm: Norm, batch: int | None = Non
     """float32 logits [n, classes] on the images' device. The model's mode is restored."""
     training = model.training
     model.eval()
-    size = batch or BATCH[images.pixels.device.type]
+    size = batch or batch_for(model, images)
     parts = []
     try:
         for pixels in images.pixels.split(size):
@@ -28,6 +29,13 @@ def logits(model: nn.Module, images: Images, norm: Norm, batch: int | None = Non
     finally:
         model.train(training)
     return torch.cat(parts)
+
+
+def batch_for(model: nn.Module, images: Images) -> int:
+    """Images to ask `model` about at a time."""
+    spec = getattr(model, "spec", None)
+    side = (spec.input_size if spec else None) or images.pixels.shape[1]
+    return max(1, min(BATCH[images.pixels.device.type], PIXELS // side**2))
 
 
 def score(logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -71,9 +71,13 @@ def prepare(plan: Plan, options: Options) -> torch.device:
         if not RUN_ID.fullmatch(job.id):
             raise UsageError(f"{printable(job.student)}: no run's folder can have this name; name a model as timm/NAME")
         refuse_link((options.runs / job.id).parent, options.runs / job.id)
-        if is_done(job, options.runs) and (options.resume or job not in plan.asked):
-            continue
+        done = is_done(job, options.runs) and (options.resume or job not in plan.asked)
+        if done and not job.recipe.data.name.startswith("folder:"):
+            continue  # the other data sets are what their checksums say
         data = load_data(job.recipe.data)
+        if done:
+            _require_same_images(record_of(job, options.runs), data)
+            continue
         require_two_images(job, data)
         for teacher in job.teachers:
             run = record_of(teacher, options.runs)
@@ -88,6 +92,15 @@ def prepare(plan: Plan, options: Options) -> torch.device:
                     "name a teacher that was trained on the same classes"
                 )
     return device
+
+
+def _require_same_images(run: RunRecord, data: Data) -> None:
+    """UsageError where a finished run was trained on what no longer lies in the folder: it is another's result."""
+    if (run.result or {}).get("data_checksum") != data.checksum:
+        raise UsageError(
+            f"{run.id}: was trained on other images than {data.name} holds now; put those back, or remove it "
+            f"(ghost runs rm {run.id}) to have it trained on these"
+        )
 
 
 def carry_out(plan: Plan, options: Options) -> list[RunRecord]:
@@ -111,6 +124,8 @@ def run_job(job: Job, options: Options, device: torch.device, fresh: bool = Fals
     with Display(options.quiet) as show:
         if not fresh and is_done(job, options.runs):
             show.line(f"{job.id}: found, finished earlier")
+            for note in (record_of(job, options.runs).result or {}).get("notes", ()):
+                show.warn(f"{job.id}: {note}")
             return
         run = RunWriter(options.runs, job.id)
         with run.locked(show.line):
@@ -234,7 +249,7 @@ def environment(device: torch.device, data_checksum: str) -> dict[str, Any]:
         **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
-        "kernel": kernels.status()["name"],
+        "kernel": kernels.status(device.type)["name"],
         "data": data_checksum,
     }
 

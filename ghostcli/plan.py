@@ -74,6 +74,11 @@ class Job:
         return tuple(teacher.student for teacher in self.teachers)
 
     @property
+    def generation(self) -> int:
+        """How many networks of its own kind have taught before it: 0 for one that was not born again."""
+        return self.path.count(self.student)
+
+    @property
     def shuffled(self) -> bool:
         return self.recipe.data.shuffle and (not self.taught or self.recipe.distill.shuffle)
 
@@ -123,7 +128,7 @@ def root_teacher(name: str, recipe: Recipe, recipe_name: str, runs: Path) -> Job
     if name.startswith("run/"):
         return finished(name, runs)
     job = plain(name, recipe.distill.teacher_seed, recipe, recipe_name)
-    if recipe.distill.teacher_epochs is not None:
+    if recipe.distill.teacher_epochs not in (None, recipe.train.epochs):
         train = recipe.train.model_copy(update={"stop": recipe.distill.teacher_epochs})
         job = replace(job, recipe=job.recipe.model_copy(update={"train": train}))
     return job
@@ -142,6 +147,8 @@ def finished(name: str, runs: Path) -> Finished:
 
 def chain(path: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:
     """TAKD (Mirzadeh 2020): each network taught by the one before; DGKD (Son 2021) where the recipe is dense."""
+    if recipe.distill.weighting == "adaptive":
+        raise UsageError("distill.weighting=adaptive: weighs teachers that teach together; name them to ghost ensemble")
     stages: list[Job | Finished] = [root_teacher(path[0], recipe, recipe_name, runs)]
     for name in path[1:]:
         if name.startswith("run/"):
@@ -162,6 +169,8 @@ def _taught(name: str, stages: list[Job | Finished], seed: int, recipe: Recipe, 
 
 def ensemble(teachers: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:
     """All teachers at once, each trained alone."""
+    if recipe.distill.dense:
+        raise UsageError("distill.dense=true: is of chains, whose every stage teaches; use ghost assist-chain --dense")
     roots = tuple(root_teacher(name, recipe, recipe_name, runs) for name in teachers)
     if len({teacher.id for teacher in roots}) < len(roots):
         raise UsageError(f"{' '.join(map(printable, teachers))}: a teacher is named twice; name each once")

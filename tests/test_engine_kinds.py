@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from test_data_cifar import NAMES, files_of, publish
+
+from ghostcli.data import load as load_data
+from ghostcli.engine.train import make_state
+from ghostcli.plan import chain, plain
+from ghostcli.recipe import load
+from ghostcli.recipe.models import DataSection
 
 KINDS = ["kd", "dkd", "dist", "hint", "at", "rkd"]
 WAYS = {
@@ -69,3 +78,40 @@ def test_an_early_stopped_teacher_is_another_teacher(ghost, runs):
     early = ghost(*WAYS["early teacher"], "--data", "digits", *SMALL, "--runs", runs, "--dry-run")
     (a, _), (b, _) = json.loads(whole.out), json.loads(early.out)
     assert a["run"] != b["run"] and (a["epochs"], b["epochs"]) == (2, 1)
+
+
+def test_a_teacher_stopped_at_the_end_is_the_whole_one(ghost, runs):
+    whole = ghost(*WAYS["kd"], "--data", "digits", *SMALL, "--runs", runs, "--dry-run")
+    late = ghost(*WAYS["kd"], "--data", "digits", *SMALL, "--runs", runs, "--dry-run", "-s", "distill.teacher_epochs=2")
+    assert json.loads(whole.out)[0]["run"] == json.loads(late.out)[0]["run"]
+
+
+def test_each_generation_is_born_with_other_weights():
+    """Born-again networks (Furlanello 2018) start from draws of their own, though all have one seed."""
+    data = load_data(DataSection(name="digits", limit=32, limit_test=32))
+    recipe = load("smoke").recipe
+    jobs, starts = [], []
+    for generation in range(3):
+        path = ["gns:0.2"] * generation
+        job = chain(path, "gns:0.2", 0, recipe, "smoke", Path()) if path else plain("gns:0.2", 0, recipe, "smoke")
+        assert job.generation == generation
+        jobs.append(job)
+        starts.append(make_state(job, data, (), torch.device("cpu")).model.stem.conv.weight.detach())
+    assert len({job.id for job in jobs}) == 3
+    for a, b in itertools.combinations(starts, 2):
+        assert (a - b).abs().mean() > 0.1 * a.abs().mean()
+    other = chain(["gns:0.35"], "gns:0.2", 0, recipe, "smoke", Path())
+    again = make_state(other, data, (), torch.device("cpu")).model.stem.conv.weight.detach()
+    assert torch.equal(again, starts[0])  # taught by another kind it starts as its baseline does
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ([*WAYS["kd"], "-s", "distill.weighting=adaptive"], "distill.weighting=adaptive"),
+        ([*WAYS["probabilities"], "-s", "distill.dense=true"], "distill.dense=true"),
+    ],
+)
+def test_a_way_of_teaching_that_would_be_passed_over_is_refused(ghost, runs, command, named):
+    done = ghost(*command, "--data", "digits", *SMALL, "--runs", runs)
+    assert done.code == 2 and named in done.err and len(done.err.strip().splitlines()) == 1

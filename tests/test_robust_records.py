@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -70,6 +71,28 @@ def test_another_recipe_is_another_directory(ghost, run, tmp_path):
     assert ghost(*PLAIN, "-s", "engine.checkpoint_minutes=1").code == 0  # no other result: no other run
     assert len(record.scan(tmp_path / "runs")) == 2
     assert crash.outcome(run) == next(iter(crash.uninterrupted("plain")[0].values()))
+
+
+def test_a_run_on_images_that_are_no_longer_there_is_not_found_again(ghost, tmp_path):
+    """A folder's name says nothing about its images: neither a result nor a teacher is that of the new ones."""
+    from PIL import Image
+
+    def fill(shade: int) -> None:
+        for part, kind, number in itertools.product(("train", "test"), ("dark", "light"), range(16)):
+            place = tmp_path / "pets" / part / kind / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (shade + number, number, 250 if kind == "light" else 5)).save(place)
+
+    train = [*PLAIN, "--data", f"folder:{tmp_path / 'pets'}", "-s", "data.size=16"]
+    teach = ["distill", *train[1:], "--student", "gns:0.2"]
+    fill(0)
+    assert ghost(*train).code == 0
+    fill(100)
+    for command in (train, teach):
+        done = ghost(*command)
+        assert done.code == 2 and "other images" in done.err and "ghost runs rm gns-" in done.err, done.err
+    fill(0)
+    assert ghost(*teach).code == 0
 
 
 # Accidents -------------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
 
 
 def pick(name: str) -> torch.device:
-    """`auto | cpu | cuda[:N] | mps` -> a device that is there. On a CPU this process now keeps the memory it frees."""
+    """`auto | cpu | cuda[:N] | mps` -> a device that is there, and this process made ready for it: on a CPU it keeps
+    the memory it frees, on a GPU its float32 is float32 in convolutions too."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
@@ -35,9 +36,13 @@ def pick(name: str) -> torch.device:
             raise UsageError(f"--device {name}: {here}; use --device {'cuda' if count else 'cpu'}")
     if name == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: this machine has none; use --device cpu")
+    device = torch.device(name)
     if name == "cpu":
         _keep_freed_memory()
-    return torch.device(name)
+    elif device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton launches on the current one
+        torch.backends.cudnn.allow_tf32 = False  # a recipe's float32 is float32
+    return device
 
 
 def _keep_freed_memory() -> None:
@@ -53,17 +58,25 @@ def _keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
-    """Deterministic algorithms where asked for (always so on a CPU, whose kernels are), restored afterwards."""
+    """Deterministic algorithms where asked for (always so on a CPU, whose kernels are), restored afterwards.
+
+    UsageError where an operation on this device has none.
+    """
     strict = engine.deterministic and device.type == "cuda"
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     fill = torch.utils.deterministic.fill_uninitialized_memory
     if strict:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.utils.deterministic.fill_uninitialized_memory = False
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not strict
     try:
         yield
+    except RuntimeError as error:
+        if "deterministic implementation" not in str(error):
+            raise
+        what = str(error).partition(" does not have")[0]
+        raise UsageError(f"engine.deterministic=true: {what} cannot be so on this device; leave it out") from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[0])
         torch.backends.cudnn.benchmark = before[1]

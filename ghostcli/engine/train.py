@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ghostcli import distill, evaluate, signals, tensorfile, zoo
 from ghostcli.data import Data
-from ghostcli.data.batches import Cropper, order, views
+from ghostcli.data.batches import Cropper, generator, order, views
 from ghostcli.display import Display
 from ghostcli.engine import checkpoint
 from ghostcli.engine.device import arithmetic
@@ -87,9 +87,11 @@ class State:
 
 def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device) -> State:
     """A student at its start: the same weights for the same seed, whatever ran before."""
-    recipe = job.recipe
+    recipe, seed = job.recipe, job.seed
+    if job.generation:  # a born-again network starts afresh (Furlanello 2018), not as its teacher once did
+        seed = generator(seed, "generation", job.generation).initial_seed()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
+        torch.manual_seed(seed)
         model = zoo.build(
             job.student,
             len(data.classes),
@@ -98,7 +100,7 @@ def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.
         )
         student = job.taught or zoo.names.is_ghost(job.student)
         if recipe.model.init == "kaiming" and student and model.spec.mean is None:
-            zoo.init_kaiming(model, torch.Generator().manual_seed(job.seed))
+            zoo.init_kaiming(model, torch.Generator().manual_seed(seed))
         size = data.train.pixels.shape[1]
         objective = distill.build_for(recipe, model, [t.model for t in teachers], size)
     model = model.to(device, memory_format=torch.channels_last).train()
@@ -187,13 +189,10 @@ def train(
                 show.advance()
                 due = time.monotonic() - saved > 60 * recipe.engine.checkpoint_minutes
                 if (due or signals.asked()) and state.batch < batches:
-                    state.epoch_seconds, mark = (
-                        state.epoch_seconds + time.perf_counter() - mark,
-                        time.perf_counter(),
-                    )
-                    require_finite(state, job)
+                    require_finite(state, job)  # which waits for the device: only then is the time the steps' own
+                    state.epoch_seconds += time.perf_counter() - mark
                     save(state, origin, run)
-                    saved = time.monotonic()
+                    mark, saved = time.perf_counter(), time.monotonic()
                     signals.stop_if_asked()
 
             log = state.log.tolist()  # the epoch's one synchronisation
