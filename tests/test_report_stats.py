@@ -130,7 +130,8 @@ def test_one_run_each_covers_test_images_alone_and_asks_mcnemar() -> None:
     a, b = simulate(rng, (1, 1), images=2000)
     found = stats.difference(a, b, 40_000)
     d = a.correct[0].astype(float) - b.correct[0]
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * 100 * d.std() / math.sqrt(2000), rel=0.04)
+    wald = 1.96 * 100 * d.std() / math.sqrt(2000)
+    assert wald < (found.high - found.low) / 2 < 1.05 * wald  # some 70 images tell the arms apart
     assert found.p == stats.mcnemar(a.correct[0], b.correct[0])
     assert found.covers == "test images only"
     assert found.welch is None
@@ -260,3 +261,55 @@ def test_logits_that_overflowed_are_at_their_limit() -> None:
     logits = np.array([[np.inf, 0.0], [0.0, -np.inf]], dtype=np.float16)
     assert stats.softmax(logits) == pytest.approx(np.array([[1.0, 0.0], [1.0, 0.0]]))
     assert stats.nll(logits, np.array([0, 0])) == pytest.approx(0.0)
+
+
+def pairs(rng: np.random.Generator, images: int, gained: float, lost: float, seeds: int) -> tuple[Sample, Sample]:
+    """Two arms that are alike but on a share `gained` of all images, right in the first alone, and `lost` likewise."""
+    kind = rng.choice(3, size=images, p=[gained, lost, 1 - gained - lost])
+    right = rng.random(images) < 0.9
+    a, b = np.where(kind == 0, True, right & (kind != 1)), np.where(kind == 1, True, right & (kind != 0))
+    return arm(np.tile(a, (seeds, 1))), arm(np.tile(b, (seeds, 1)))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("images", [60, 250])
+@pytest.mark.parametrize(("gained", "lost"), [(0.002, 0.0), (0.004, 0.001), (0.01, 0.0), (0.02, 0.01), (0.05, 0.05)])
+def test_the_interval_covers_where_few_images_are_told_apart(
+    gained: float, lost: float, images: int, seeds: int
+) -> None:
+    rng = np.random.default_rng([images, seeds, round(1e4 * gained)])
+    times = 200
+    found = [stats.difference(*pairs(rng, images, gained, lost, seeds), 300) for _ in range(times)]
+    truth = 100 * (gained - lost)
+    hits = sum(d.low <= truth <= d.high for d in found)
+    assert hits / times > 0.95 - 3 * math.sqrt(0.95 * 0.05 / times)
+    assert sum(stats.verdict(d, d.p, 0.3) == "equivalent" for d in found) / times <= 0.05  # no 250 images show that
+
+
+def test_seeds_that_differ_on_few_images_are_covered() -> None:
+    # Each seed of either arm is wrong by its own luck on one image in 300: truth is no difference.
+    rng = np.random.default_rng(21)
+    found = [stats.difference(*(arm(rng.random((3, 250)) > 1 / 300) for _ in range(2)), 300) for _ in range(200)]
+    assert sum(d.low <= 0 <= d.high for d in found) / 200 > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 200)
+    assert not any(stats.verdict(d, d.p, 0.3) == "equivalent" for d in found)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_no_image_told_apart_excludes_no_more_than_the_exact_bound(seeds: int) -> None:
+    for images in (250, 10_000):
+        same = arm(np.tile(np.arange(images) % 10 > 0, (seeds, 1)))
+        found = stats.difference(same, same)
+        exact = 100 * (1 - 0.025 ** (1 / images))  # Clopper and Pearson's upper limit of 0 in N
+        assert found.high == -found.low
+        assert exact <= found.high <= 1.01 * exact
+        assert found.p == 1.0
+        assert stats.verdict(found, found.p, 0.3) == ("equivalent" if images == 10_000 else "not distinguished")
+
+
+@pytest.mark.parametrize("told_apart", [4, 5, 6, 7, 20])
+def test_an_interval_of_single_runs_and_mcnemar_say_the_same(told_apart: int) -> None:
+    a = np.ones((1, 500), dtype=bool)
+    b = a.copy()
+    b[0, :told_apart] = False
+    found = stats.difference(arm(a), arm(b))
+    assert (found.low > 0) == (found.p < 0.05) == (told_apart > 5)
