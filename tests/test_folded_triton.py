@@ -73,6 +73,35 @@ def test_under_the_interpreter():
 
 
 @needs_triton
+def test_one_compilation_serves_every_size(monkeypatch):
+    """A network has a dozen sizes of maps, and a kernel takes seconds to compile."""
+    from ghostcli.zoo.kernels import triton_depthwise as ours
+
+    seen = set()
+
+    class Launch:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            return self
+
+        def __call__(self, *arguments, **constants):
+            for parameter, value in zip(self.kernel.params, arguments, strict=False):
+                if isinstance(value, int):
+                    assert parameter.do_not_specialize, (self.kernel.__name__, parameter.name)
+                    seen.add((self.kernel.__name__, parameter.name))
+
+    for name in ("_moments", "_forward", "_reduce", "_adjoint"):
+        monkeypatch.setattr(ours, name, Launch(getattr(ours, name)))
+    x, kernel, bias, S = torch.randn(2, 4, 4, 8), torch.randn(8, 9), torch.randn(8), torch.randn(8, 9, 9)
+    ours.moments(x, 3, 1)
+    step = ours.reduce(x, ours.convolve(x, kernel, bias, 3, 1, True), x, kernel, 3, 1)
+    ours.adjoint(step, x, kernel, S, kernel, 3, 1)
+    assert len(seen) == 7 + 8 + 9 + 10
+
+
+@needs_triton
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_the_device():

@@ -2,9 +2,14 @@
 
 Invariant: agrees with `pytorch` on every operation. A program takes some pixels and some channels; its sums are
 written apart from the others' and added afterwards, so that a result depends on the shape alone.
+
+All pitches and channels are multiples of a kernel's `V`. The compiler, which knows of no size, sees that in
+`pitch // V * V`, and loads V channels at once.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
@@ -19,6 +24,8 @@ __all__ = ["NAME", "adjoint", "convolve", "moments", "multiply", "multiply_backw
 NAME = "triton"
 TAPS = 9
 PIXELS, CHANNELS = 128, 16  # a program's
+# Never specialised on: a kernel is compiled for each stride, precision and flag, and not for each network's sizes.
+SIZES = ["pitch", "dz_pitch", "z_pitch", "add_pitch", "out_pitch", "H", "W", "C", "Ho", "Wo", "count"]
 
 
 @triton.jit
@@ -37,9 +44,13 @@ def _masked(dz, dz_pitch, z, z_pitch, n, h, w, c, live, H, W, C, RELU: tl.conste
     return d
 
 
-@triton.jit
-def _moments(x, pitch, pivot, out, H, W, C, Ho, Wo, S, count, P: tl.constexpr, B: tl.constexpr):
+@triton.jit(do_not_specialize=SIZES)
+def _moments(
+    x, pitch, pivot, out, H, W, C, Ho, Wo, count,
+    S: tl.constexpr, V: tl.constexpr, P: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
     """out [programs, 54, C]: sums of the taps, then of their 45 products, less the pivot inside and out."""
+    pitch, C = pitch // V * V, C // V * V
     p = tl.program_id(0) * P + tl.arange(0, P)
     c = tl.program_id(1) * B + tl.arange(0, B)
     live = p < count
@@ -55,11 +66,12 @@ def _moments(x, pitch, pivot, out, H, W, C, Ho, Wo, S, count, P: tl.constexpr, B
             tl.store(row + (9 + a * 9 - a * (a - 1) // 2 + b - a) * C, tl.sum(va * vb, 0), mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _forward(
-    x, pitch, kernel, bias, out, out_pitch, H, W, C, Ho, Wo, S, count,
-    RELU: tl.constexpr, P: tl.constexpr, B: tl.constexpr,
+    x, pitch, kernel, bias, out, out_pitch, H, W, C, Ho, Wo, count,
+    S: tl.constexpr, V: tl.constexpr, RELU: tl.constexpr, P: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
+    pitch, out_pitch, C = pitch // V * V, out_pitch // V * V, C // V * V
     p = tl.program_id(0) * P + tl.arange(0, P)
     c = tl.program_id(1) * B + tl.arange(0, B)
     live = p < count
@@ -74,12 +86,13 @@ def _forward(
     tl.store(at, acc.to(out.dtype.element_ty), mask=live[:, None] & (c < C)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _reduce(
-    dz, dz_pitch, z, z_pitch, x, pitch, out, H, W, C, Ho, Wo, S, count,
-    RELU: tl.constexpr, P: tl.constexpr, B: tl.constexpr,
+    dz, dz_pitch, z, z_pitch, x, pitch, out, H, W, C, Ho, Wo, count,
+    S: tl.constexpr, V: tl.constexpr, RELU: tl.constexpr, P: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """out [programs, 10, C]: sums of dz x(tap), then of dz."""
+    dz_pitch, z_pitch, pitch, C = dz_pitch // V * V, z_pitch // V * V, pitch // V * V, C // V * V
     p = tl.program_id(0) * P + tl.arange(0, P)
     c = tl.program_id(1) * B + tl.arange(0, B)
     live = p < count
@@ -92,18 +105,21 @@ def _reduce(
     tl.store(row + 9 * C, tl.sum(d, 0), mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _adjoint(
-    dz, dz_pitch, z, z_pitch, x, pitch, kernel, cov, mean, add, add_pitch, out, H, W, C, Ho, Wo, S, count,
-    RELU: tl.constexpr, ADD: tl.constexpr, MASK: tl.constexpr, P: tl.constexpr, B: tl.constexpr,
+    dz, dz_pitch, z, z_pitch, x, pitch, kernel, cov, mean, add, add_pitch, out, H, W, C, Ho, Wo, count,
+    S: tl.constexpr, V: tl.constexpr, RELU: tl.constexpr, ADD: tl.constexpr, MASK: tl.constexpr,
+    P: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
     """Each input pixel gathers from the patches that hold it: K dz + S patch + t at its tap."""
+    dz_pitch, z_pitch, add_pitch = dz_pitch // V * V, z_pitch // V * V, add_pitch // V * V
+    pitch, C = pitch // V * V, C // V * V
     q = tl.program_id(0) * P + tl.arange(0, P)
     c = tl.program_id(1) * B + tl.arange(0, B)
     live = q < count
     n, h, w = q // (H * W), q // W % H, q % W
     acc = tl.zeros((P, B), tl.float32)
-    for k in tl.static_range(9):
+    for k in range(9):  # unrolled, it takes twenty times as long to compile
         up, left = h + 1 - k // 3, w + 1 - k % 3  # the patch's position, times the stride
         ho, wo = up // S, left // S
         held = live & (up >= 0) & (left >= 0) & (up % S == 0) & (left % S == 0) & (ho < Ho) & (wo < Wo)
@@ -124,7 +140,12 @@ def _adjoint(
 
 def _sides(x: Tensor, stride: int) -> tuple[int, ...]:
     _, h, w, c = x.shape
-    return h, w, c, -(-h // stride), -(-w // stride), stride
+    return h, w, c, -(-h // stride), -(-w // stride)
+
+
+def _vector(*maps: Tensor) -> int:
+    """How many channels, at most 16 bytes of them, divide the pitches and the channels of all these maps."""
+    return math.gcd(16 // maps[0].element_size(), maps[0].shape[3], *map(pitch, maps))
 
 
 def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
@@ -136,7 +157,7 @@ def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
     pivot = x[0].mean((0, 1), dtype=torch.float32)  # any image is near enough: squares grow at most N-fold
     out = torch.zeros(programs, 54, c, device=x.device)
     grid = (programs, triton.cdiv(c, CHANNELS))
-    _moments[grid](x, pitch(x), pivot, out, *sides, count, P=PIXELS, B=CHANNELS)
+    _moments[grid](x, pitch(x), pivot, out, *sides, count, S=stride, V=_vector(x), P=PIXELS, B=CHANNELS)
     sums = out.sum(0, dtype=torch.float64).t().div_(count)  # [C, 54]
     mean = sums[:, :TAPS]
     upper = torch.triu_indices(TAPS, TAPS, device=x.device)
@@ -158,7 +179,8 @@ def convolve(
     grid = (triton.cdiv(count, PIXELS), triton.cdiv(sides[2], CHANNELS))
     coefficients = kernel.float().contiguous(), bias.float().contiguous()
     _forward[grid](
-        x, pitch(x), *coefficients, out, pitch(out), *sides, count, RELU=relu, P=PIXELS, B=CHANNELS
+        x, pitch(x), *coefficients, out, pitch(out), *sides, count,
+        S=stride, V=_vector(x, out), RELU=relu, P=PIXELS, B=CHANNELS,
     )  # fmt: skip
     return out
 
@@ -177,7 +199,7 @@ def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: int, stri
     mask = dz if z is None else z
     _reduce[(programs, triton.cdiv(c, CHANNELS))](
         dz, pitch(dz), mask, pitch(mask), x, pitch(x), out, *sides, count,
-        RELU=z is not None, P=PIXELS, B=CHANNELS,
+        S=stride, V=_vector(x, dz, mask), RELU=z is not None, P=PIXELS, B=CHANNELS,
     )  # fmt: skip
     sums = out.sum(0)
     return Step(sums[:TAPS].t().contiguous(), sums[TAPS], dz, z)
@@ -202,6 +224,7 @@ def adjoint(
     coefficients = kernel.float().contiguous(), S.float().contiguous(), t.float().contiguous()
     _adjoint[(triton.cdiv(count, PIXELS), triton.cdiv(x.shape[3], CHANNELS))](
         step.dz, pitch(step.dz), z, pitch(z), x, pitch(x), *coefficients, more, pitch(more), out, *_sides(x, stride),
-        count, RELU=step.z is not None, ADD=add is not None, MASK=mask, P=PIXELS, B=CHANNELS,
+        count, S=stride, V=_vector(x, step.dz, z, more), RELU=step.z is not None, ADD=add is not None, MASK=mask,
+        P=PIXELS, B=CHANNELS,
     )  # fmt: skip
     return out
