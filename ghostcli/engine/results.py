@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from ghostcli.data import Data
 from ghostcli.engine.train import State, final_weights
 from ghostcli.errors import GhostError, printable
 from ghostcli.evaluate import compact
-from ghostcli.plan import Job
+from ghostcli.plan import Finished, Job
 from ghostcli.recipe.digest import digest
 from ghostcli.record import RunRecord, RunWriter
 
@@ -34,12 +36,24 @@ def predictions(logits: Tensor, labels: Tensor) -> bytes:
     return content.getvalue()
 
 
-def agreement(logits: np.ndarray, teacher: RunRecord) -> float | None:
-    """Percent of test images on which student and teacher say the same; None where they saw other test sets."""
-    theirs = teacher.predictions()
-    if theirs is None or theirs[0].shape != logits.shape:
-        return None
-    return round(float((theirs[0].argmax(1) == logits.argmax(1)).mean() * 100), 4)
+def agreements(
+    mine: tuple[np.ndarray, np.ndarray] | None, teachers: Sequence[Job | Finished], runs: Path
+) -> dict[str, float | None]:
+    """Percent of test images on which student and teacher say the same, by teacher.
+
+    `mine` are the student's logits [n, C] and labels [n]. A teacher goes by its network's name, by its run's id where
+    another is of the same network; None where it saw other test images.
+    """
+    if mine is None:
+        return {}
+    names = Counter(teacher.student for teacher in teachers)
+    found: dict[str, float | None] = {}
+    for teacher in teachers:
+        theirs = RunRecord(runs / teacher.id, teacher.id).predictions()
+        name = teacher.student if names[teacher.student] == 1 else teacher.id
+        same = theirs is not None and theirs[0].shape == mine[0].shape and np.array_equal(theirs[1], mine[1])
+        found[name] = round(100 * float((theirs[0].argmax(1) == mine[0].argmax(1)).mean()), 4) if same else None
+    return found
 
 
 def result(
@@ -68,10 +82,6 @@ def result(
     last, best = rows[-1], max(rows, key=lambda row: row["test"]["accuracy"])
     chosen = state.best or {"epoch": last["epoch"], "test": last["test"]["accuracy"]}
     row = rows[chosen["epoch"] - 1]
-    mine = RunRecord(run.path, run.id).predictions()
-    agreements = {}
-    if mine is not None:
-        agreements = {t.student: agreement(mine[0], RunRecord(runs / t.id, t.id)) for t in job.teachers}
     content = {
         "schema": 1,
         "run": job.id,
@@ -104,7 +114,7 @@ def result(
             "selected_by": "validation" if state.best else "last",
         },
         "nll": row["test"]["loss"],
-        "agreement": agreements or None,
+        "agreement": agreements(RunRecord(run.path, run.id).predictions(), job.teachers, runs) or None,
         "seconds": round(state.seconds + state.teacher_seconds, 3),
         "train_seconds": round(state.seconds, 3),
         "teacher_seconds": round(state.teacher_seconds, 3),

@@ -1,0 +1,54 @@
+"""What a finished run says of its teachers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_runs import write_run
+
+from ghostcli.engine import results
+from ghostcli.record import RunRecord
+
+
+@dataclass(frozen=True)
+class Named:
+    id: str
+    student: str
+
+
+def teacher(runs: Path, student: str, **options: object) -> Named:
+    return Named(write_run(runs, student, **options), student)
+
+
+def predictions(runs: Path, run: str) -> tuple[np.ndarray, np.ndarray]:
+    return RunRecord(runs / run, run).predictions()
+
+
+def test_teachers_of_one_architecture_do_not_hide_each_other(tmp_path: Path) -> None:
+    first, second, other = (
+        teacher(tmp_path, name, seed=seed) for name, seed in (("gns:1.0", 0), ("gns:1.0", 1), ("vgg13", 0))
+    )
+    found = results.agreements(predictions(tmp_path, first.id), [first, second, other], tmp_path)
+    assert list(found) == [first.id, second.id, "vgg13"]
+    assert found[first.id] == 100.0
+    logits = [predictions(tmp_path, t.id)[0].argmax(1) for t in (first, second)]
+    assert found[second.id] == pytest.approx(100 * np.mean(logits[0] == logits[1]), abs=1e-4)
+
+
+def test_a_teacher_of_other_test_images_is_not_asked(tmp_path: Path) -> None:
+    mine, fewer, relabelled, none = (
+        teacher(tmp_path, name, **o)
+        for name, o in (
+            ("gns:1.0", {}),
+            ("gns:1.3", {"test_images": 500}),
+            ("resnet18", {}),
+            ("vgg13", {"predictions": False}),
+        )
+    )
+    logits, labels = predictions(tmp_path, relabelled.id)
+    np.savez(tmp_path / relabelled.id / "predictions.npz", logits=logits, labels=labels[::-1])
+    found = results.agreements(predictions(tmp_path, mine.id), [fewer, relabelled, none], tmp_path)
+    assert found == {"gns:1.3": None, "resnet18": None, "vgg13": None}
