@@ -1,4 +1,9 @@
-"""What a run cost, its teachers' trainings included.
+"""What a run cost: its steps, what it had its teachers say, and the trainings of those teachers.
+
+Teachers asked live answer within the steps (`train_seconds`); where tables hold their answers, a run's
+`teacher_seconds` are what it spent on filling in what was missing and on reading. Both count as the run's own, so
+that the two ways compare. What an earlier student of the same teacher filled in is not paid for again, which is the
+table's gain: the first student bears it, and a table filled apart (`ghost teach fill`) stands in no record.
 
 Invariant: amortised costs of the runs that teach nobody add up to all that was spent (where no record is lost).
 """
@@ -8,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ghostcli.record import RunRecord
 from ghostcli.report.arms import Arm, finished
@@ -17,10 +23,10 @@ from ghostcli.report.arms import Arm, finished
 class Cost:
     """Training hours (no evaluation) on one device.
 
-    `own`: the run alone. `full`: with every training below it, each once, as if it had been the only student.
-    `amortised`: each teacher's share divided among the finished runs that it taught. `trainings`: how many
-    budgets `full` is made of, and `images` the training images that they saw in all. `whole` is False where a
-    teacher's record is gone, and its hours with it.
+    `own`: the run alone, its teachers' answers included. `full`: with every training below it, each once, as if it
+    had been the only student. `amortised`: each teacher's share divided among the finished runs that it taught.
+    `trainings`: how many budgets `full` is made of, and `images` the training images that they saw in all. `whole` is
+    False where a teacher's record is gone, and its hours with it.
     """
 
     own: float
@@ -34,7 +40,7 @@ class Cost:
 def costs(records: Iterable[RunRecord]) -> dict[str, Cost]:
     """Run id -> cost, for every finished run."""
     runs = {run.id: run.result for run in finished(records)[0]}
-    hours = {name: float(result.get("train_seconds") or 0) / 3600 for name, result in runs.items()}
+    hours = {name: _seconds(result) / 3600 for name, result in runs.items()}
     images = {name: result["epochs"] * result["train_images"] for name, result in runs.items()}
     direct = {name: tuple(result.get("teacher_runs") or ()) for name, result in runs.items()}
     pupils = Counter(teacher for teachers in direct.values() for teacher in teachers)
@@ -65,6 +71,10 @@ def costs(records: Iterable[RunRecord]) -> dict[str, Cost]:
         )
         for name in runs
     }
+
+
+def _seconds(result: dict[str, Any]) -> float:
+    return sum(float(result.get(key) or 0) for key in ("train_seconds", "teacher_seconds"))
 
 
 def of_arm(arm: Arm, known: dict[str, Cost]) -> Cost:
