@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from report_runs import CHAIN, ENSEMBLE, study, write_run
 
@@ -150,6 +151,28 @@ def test_the_metric_is_the_selected_epoch_unless_the_papers_is_asked_for(tmp_pat
     assert row(build(tmp_path, "I", metric="best"), "gns:1.0").ours.mean == pytest.approx(90.2)
 
 
+def test_predictions_of_the_last_epoch_say_nothing_of_the_best(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, "gns:1.0", seed=seed, accuracy=89.8 + 0.1 * seed, best=91.4 + 0.1 * seed)
+        write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), seed=seed, accuracy=91.3, best=91.4 + 0.1 * seed)
+    last, best = (row(build(tmp_path, metric=metric), "gns:1.0", "vgg13").delta for metric in ("selected", "best"))
+    assert (last.mean, last.test) == (pytest.approx(1.4), "two-level bootstrap")
+    assert (best.mean, best.test, best.covers, best.p) == (pytest.approx(0), "Welch", "seeds only", pytest.approx(1))
+    assert best.high == pytest.approx(2.776445 * 0.1 * (2 / 3) ** 0.5)  # t of 4 degrees of freedom
+
+
+def test_one_seed_has_no_interval_at_its_best_epoch_unless_that_is_the_last(tmp_path: Path) -> None:
+    for best_epoch, runs in ((150, tmp_path / "a"), (200, tmp_path / "b")):
+        accuracy = {"selected": 90.0, "selected_epoch": 200, "last": 90.0, "best": 90.0, "best_epoch": best_epoch}
+        write_run(runs, "gns:1.0", accuracy=90.0)
+        write_run(runs, "gns:1.0", "kd", ("vgg13",), accuracy=90.0)
+        for file in runs.glob("*/s0/result.json"):
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"accuracy": accuracy}))
+    apart, same = (row(build(tmp_path / n, metric="best"), "gns:1.0", "vgg13").delta for n in "ab")
+    assert (apart.low, apart.p) == (None, None)
+    assert same.covers == "test images only"
+
+
 def test_one_seed_each_has_no_spread_and_an_exact_test(tmp_path: Path) -> None:
     write_run(tmp_path, "gns:1.0", accuracy=90.0)
     write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), accuracy=80.0)
@@ -268,6 +291,27 @@ def test_costs_share_teachers_and_add_up(tmp_path: Path) -> None:
     assert not costs(record.scan(tmp_path))[direct].whole
 
 
+def test_filling_a_table_costs_what_a_live_teacher_costs(tmp_path: Path) -> None:
+    top = write_run(tmp_path, "resnet18", train_seconds=7200.0)
+    taught = {"teacher_runs": (top,)}
+    live = write_run(tmp_path, "gns:1.0", "kd", ("resnet18",), train_seconds=5400.0, **taught)
+    first = write_run(
+        tmp_path, "gns:1.0", "kd", ("resnet18",), seed=1, train_seconds=3600.0, teacher_seconds=1800.0, **taught
+    )
+    again = write_run(tmp_path, "gns:1.3", "kd", ("resnet18",), train_seconds=3600.0, teacher_seconds=36.0, **taught)
+    found = costs(record.scan(tmp_path))
+    assert [found[run].own for run in (live, first, again)] == [1.5, 1.5, pytest.approx(1.01)]
+    assert found[first].full == 3.5
+    assert sum(found[run].amortised for run in (live, first, again)) == pytest.approx(2 + 1.5 + 1.5 + 1.01)
+
+
+def test_agreement_is_of_the_teachers_that_could_be_asked(tmp_path: Path) -> None:
+    by_id = {"gns-1.0-plain-0000aaaa/s0": 90.0, "gns-1.0-plain-0000aaaa/s1": 92.0, "resnet18": None}
+    write_run(tmp_path, "gns:1.0", "ensemble", ("gns:1.0", "gns:1.0", "resnet18"), agreement=by_id)
+    (arm,) = arms.groups(record.scan(tmp_path))[0].arms
+    assert arm.agreement == {name: percent for name, percent in by_id.items() if percent}
+
+
 def test_dense_teachers_count_once(tmp_path: Path) -> None:
     top = write_run(tmp_path, "resnet50")
     low = write_run(tmp_path, "resnet18", "kd", ("resnet50",), teacher_runs=(top,))
@@ -287,6 +331,25 @@ def test_an_equal_budget_baseline_has_seen_as_many_images(tmp_path: Path) -> Non
     write_run(tmp_path, "gns:1.0", accuracy=93.0, epochs=400)
     asked = row(build(tmp_path, equal_budget=True), "gns:1.0", "resnet18")
     assert asked.delta.mean == pytest.approx(-1.0)
+
+
+def test_an_equal_budget_baseline_may_fold_or_not(tmp_path: Path) -> None:
+    top = write_run(tmp_path, "resnet18")
+    write_run(tmp_path, "gns:1.0", "kd", ("resnet18",), accuracy=92.0, teacher_runs=(top,))
+    longer = write_run(tmp_path, "gns:1.0", accuracy=93.0, epochs=400)
+    file = tmp_path / longer / "recipe.json"
+    content = json.loads(file.read_text())
+    content["recipe"]["engine"] = {"branches": "plain"}
+    file.write_text(json.dumps(content))
+    assert row(build(tmp_path, equal_budget=True), "gns:1.0", "resnet18").delta.mean == pytest.approx(-1.0)
+
+
+def test_predictions_that_do_not_fit_their_labels_are_none(tmp_path: Path) -> None:
+    write_run(tmp_path, "gns:1.0", accuracy=90.0)
+    torn = tmp_path / write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), accuracy=92.0)
+    np.savez(torn / "predictions.npz", logits=np.zeros((7, 10)), labels=np.zeros(1000, dtype=np.int64))
+    found = row(build(tmp_path), "gns:1.0", "vgg13")
+    assert (found.delta.mean, found.delta.low, found.arm.ece) == (pytest.approx(2.0), None, None)
 
 
 def test_predictions_of_other_images_are_not_paired(tmp_path: Path) -> None:

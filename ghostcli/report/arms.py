@@ -88,19 +88,30 @@ class Arm:
         return " ".join(words)
 
     @property
+    def smoothing(self) -> float:
+        """The share of its labels that is spread over all classes."""
+        return smoothing_of(self.runs[0])
+
+    @property
     def newest(self) -> float:
         return max(_written(run) for run in self.runs)
 
     @cached_property
     def predictions(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Correctness [n, N] and the labels [N]; None where a run has no predictions or other test images."""
-        found = [run.predictions() for run in self.runs]
+        found = [_predictions(run) for run in self.runs]
         if any(item is None for item in found):
             return None
         labels = found[0][1]
         if not all(np.array_equal(labels, item[1]) for item in found):
             return None
         return np.stack([logits.argmax(axis=1) == labels for logits, _ in found]), labels
+
+    def correct(self, metric: str = "selected") -> tuple[np.ndarray, np.ndarray] | None:
+        """Its predictions where they are of `metric`'s epoch in every run: what is kept is the selected epoch's."""
+        epochs = (run.result["accuracy"] for run in self.runs)
+        same = all(found.get(f"{metric}_epoch") == found.get("selected_epoch") for found in epochs)
+        return self.predictions if same else None
 
     def accuracy(self, metric: str = "selected") -> np.ndarray:
         return np.array([run.result["accuracy"][metric] for run in self.runs], dtype=np.float64)
@@ -109,8 +120,8 @@ class Arm:
         return summarize(self.accuracy(metric))
 
     def minus(self, baseline: Arm, metric: str = "selected") -> Difference:
-        """This arm against `baseline`; test images are resampled only where both saw the same."""
-        ours, theirs = self.predictions, baseline.predictions
+        """This arm against `baseline`; test images count only where both saw the same, at the epoch compared."""
+        ours, theirs = self.correct(metric), baseline.correct(metric)
         paired = ours is not None and theirs is not None and np.array_equal(ours[1], theirs[1])
         return difference(
             Sample(self.accuracy(metric), ours[0] if paired else None),
@@ -131,16 +142,20 @@ class Arm:
     @cached_property
     def ece(self) -> float | None:
         """Expected calibration error, a fraction, meaned over its runs; None where one has no predictions."""
-        found = [run.predictions() for run in self.runs]
+        found = [_predictions(run) for run in self.runs]
         return None if any(item is None for item in found) else float(np.mean([ece(*item) for item in found]))
 
     @property
     def agreement(self) -> dict[str, float]:
-        """Percent of test images on which student and teacher agree, by teacher, over the runs that say."""
+        """Percent of test images on which student and teacher agree, over the runs that say.
+
+        By the teacher's network, or by its run's id where several teachers are one network.
+        """
         values: dict[str, list[float]] = defaultdict(list)
         for run in self.runs:
             for teacher, percent in (run.result.get("agreement") or {}).items():
-                values[teacher].append(percent)
+                if percent is not None:
+                    values[teacher].append(percent)
         return {teacher: float(np.mean(percents)) for teacher, percents in values.items()}
 
     @property
@@ -154,6 +169,12 @@ class Arm:
         if self.teachers and not self.about.get("shuffled", True):
             found.setdefault("unshuffled", "the training images came in the same order every epoch")
         return tuple(Finding(code, message) for code, message in found.items())
+
+
+def _predictions(run: RunRecord) -> tuple[np.ndarray, np.ndarray] | None:
+    """Logits [N, C] and labels [N] of a run; None where they are not there or do not fit each other."""
+    found = run.predictions()
+    return found if found is not None and found[0].shape[:-1] == found[1].shape == (len(found[1]),) else None
 
 
 @dataclass(frozen=True)
@@ -183,7 +204,14 @@ class Group:
         return f"{about['data']}, {budget_of(about)}"
 
     def baseline(self, student: str) -> Arm | None:
-        return next((arm for arm in self.arms if arm.student == student and not arm.teachers), None)
+        """The untaught arm; of several, which only mixing allows, that of the least smoothed labels."""
+        untaught = [arm for arm in self.arms if arm.student == student and not arm.teachers]
+        return min(untaught, key=lambda arm: arm.smoothing, default=None)
+
+    @property
+    def only_controls(self) -> bool:
+        """Whether nothing in it was taught and all labels are smoothed."""
+        return all(arm.smoothing > 0 and not arm.teachers for arm in self.arms)
 
 
 def budget_of(result: dict[str, Any]) -> str:
@@ -195,6 +223,13 @@ def recipe_of(run: RunRecord) -> dict[str, Any]:
     """The resolved recipe of a run, section by section; {} where it cannot be read."""
     recipe = run.recipe.get("recipe")
     return recipe if isinstance(recipe, dict) else {}
+
+
+def smoothing_of(run: RunRecord) -> float:
+    """The label smoothing of a run; 0 where its recipe cannot be read."""
+    train = recipe_of(run).get("train")
+    share = train.get("label_smoothing") if isinstance(train, dict) else None
+    return float(share) if isinstance(share, int | float) else 0.0
 
 
 def finished(records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[LeftOut]]:
@@ -242,13 +277,18 @@ def of_family(runs: Sequence[RunRecord], family: str) -> list[RunRecord]:
 
 
 def groups(runs: Sequence[RunRecord], mixed: bool = False) -> list[Group]:
-    """One group a protocol; all in one where mixing is allowed, the arms then pooled over recipes too."""
+    """One group a protocol; all in one where mixing is allowed, the arms then pooled over recipes too.
+
+    Untaught runs on labels smoothed otherwise are pooled in no case: they are one another's controls.
+    """
     together: dict[Any, dict[Any, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         result = run.result
         # Untaught runs of one protocol do the same work even where digests differ (folded and plain branches).
         job = (result["student"], result["strategy"], members(result), result["digest"] if result["teachers"] else "")
-        together[None if mixed else same_conditions(result)][job[:3] if mixed else job].append(run)
+        if mixed:
+            job = (*job[:3], None if result["teachers"] else smoothing_of(run))
+        together[None if mixed else same_conditions(result)][job].append(run)
     return [Group(tuple(_arm(seeds) for seeds in jobs.values()), mixed) for jobs in together.values()]
 
 
@@ -294,20 +334,24 @@ def most_telling(arms: Sequence[Arm], family: str, row: PaperRow) -> list[Arm]:
     """The arms of a row, that to be shown first: the paper's own settings in its own families, then seeds, then age."""
     source = paper().source
 
-    def rank(arm: Arm) -> tuple[bool, bool, int, float]:
+    def rank(arm: Arm) -> tuple[bool, bool, float, int, float]:
         distill = arm.recipe.get("distill") or {}
         faithful = all(
             distill.get(key, getattr(source, key)) == getattr(source, key) for key in ("alpha", "temperature")
         )
         named = family != "published" or arm.about.get("recipe") == row.published
-        return faithful or family not in SHARE_BASELINES, named, len(arm.runs), arm.newest
+        plain = 0.0 if arm.teachers else -arm.smoothing
+        return faithful or family not in SHARE_BASELINES, named, plain, len(arm.runs), arm.newest
 
     return sorted(arms, key=rank, reverse=True)
 
 
-def differing(a: dict[str, Any], b: dict[str, Any], most: int = 3) -> str:
-    """The keys in which recipe `a` departs from `b`, as one would type them: `distill.temperature=4`."""
-    keys, values = departures(a, b), flat(a)
+def differing(a: dict[str, Any], b: dict[str, Any], taught: bool = True, most: int = 3) -> str:
+    """The keys in which recipe `a` departs from `b`, as one would type them: `distill.temperature=4`.
+
+    Without `taught` those that only teaching reads are left out.
+    """
+    keys, values = [key for key in departures(a, b) if taught or not key.startswith("distill.")], flat(a)
     return ", ".join(f"{key}={values[key]}" for key in keys[:most]) + (", ..." if len(keys) > most else "")
 
 
@@ -315,6 +359,14 @@ def departures(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """The keys of recipe `a` that `b` holds otherwise or not at all, labels aside."""
     flat_a, flat_b = flat(a), flat(b)
     return [key for key in flat_a if flat_a[key] != flat_b.get(key) and key not in ("family", "summary")]
+
+
+def trained_apart(a: Arm, b: Arm) -> set[str]:
+    """The keys in which the trainings of two arms differ: what a teacher alone or no result follows from aside."""
+    from ghostcli.recipe.models import UNDIGESTED
+
+    keys = {*departures(a.recipe, b.recipe), *departures(b.recipe, a.recipe)} - UNDIGESTED - {"engine.branches"}
+    return {key for key in keys if not key.startswith("distill.")}
 
 
 def flat(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -325,13 +377,14 @@ def flat(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def largest(candidates: Iterable[Group], rows: Callable[[Group], int]) -> Group | None:
-    """The group of the largest budget up to the paper's, then of the most rows, then the newest.
+    """The group of the largest budget up to the paper's, no mere controls, of the most rows, then the newest.
 
     What goes beyond the paper's budget counts no more than it: a lone longer training displaces no full table.
     """
     most = paper().source.budget
-    return max(
-        candidates,
-        key=lambda group: (min(group.budget, most), rows(group), max(arm.newest for arm in group.arms)),
-        default=None,
-    )
+
+    def rank(group: Group) -> tuple[int, bool, int, float]:
+        newest = max(arm.newest for arm in group.arms)
+        return min(group.budget, most), not group.only_controls, rows(group), newest
+
+    return max(candidates, key=rank, default=None)

@@ -12,8 +12,10 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ghostcli.errors import printable
+from ghostcli.report.control import Control
 from ghostcli.report.cost import Cost, of_arm
 from ghostcli.report.grid import ALL, Grid
+from ghostcli.report.stats import Difference
 from ghostcli.report.tables import Row, Table
 
 if TYPE_CHECKING:
@@ -187,13 +189,14 @@ def _object(row: Row, known: dict[str, Cost] | None, more: bool) -> dict[str, An
         "paper_delta": printed.delta if printed else None,
         "paper_logged": asdict(printed.logged) if printed and printed.logged else None,
         "ours": _rounded(asdict(row.ours)) if row.ours else None,
-        "delta": _rounded({"mean": delta.mean, "low": delta.low, "high": delta.high}) if delta else None,
+        "delta": _delta(delta),
         "verdict": row.verdict,
         "p_value": delta.p if delta else None,
         "p_adjusted": row.p_adjusted,
         "p_welch": delta.welch if delta else None,
         "test": delta.test if delta else None,
         "interval_covers": delta.covers if delta else None,
+        "control": _control(row.control) if row.control else None,
         "note": paper().notes[printed.note] if printed and printed.note else None,
         "check": [asdict(finding) for finding in row.findings],
         "runs": [run.id for run in arm.runs] if arm else [],
@@ -212,6 +215,26 @@ def _object(row: Row, known: dict[str, Cost] | None, more: bool) -> dict[str, An
     return found
 
 
+def _control(control: Control) -> dict[str, Any]:
+    delta = control.delta
+    return {
+        "smoothing": control.smoothing,
+        "measured": control.measured,
+        "ours": _rounded(asdict(control.ours)) if control.ours else None,
+        "delta": _delta(delta),
+        "verdict": control.verdict,
+        "p_value": delta.p if delta else None,
+        "p_adjusted": control.p_adjusted,
+        "interval_covers": delta.covers if delta else None,
+        "runs": [run.id for run in control.arm.runs] if control.arm else [],
+        "command": control.command,
+    }
+
+
+def _delta(delta: Difference | None) -> dict[str, Any] | None:
+    return _rounded({"mean": delta.mean, "low": delta.low, "high": delta.high}) if delta else None
+
+
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
     """Accuracies without the noise of their last binary digits."""
     return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
@@ -224,7 +247,7 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> dict[str, Any]:
         for lines in zip(*(table.rows for table in tables), strict=True):
             found = dict(zip(by_family, (_object(line, None, False) for line in lines), strict=True))
             row = found["paper"]
-            keep = ("ours", "delta", "verdict", "p_value", "p_adjusted", "check", "runs", "command")
+            keep = ("ours", "delta", "verdict", "p_value", "p_adjusted", "control", "check", "runs", "command")
             rows.append(
                 row | {"table": tables[0].name, "families": {f: {k: o[k] for k in keep} for f, o in found.items()}}
             )

@@ -88,11 +88,29 @@ def grid(table: Table) -> Grid:
     return Grid(
         heading(table) + teachers,
         tuple((head, justify) for head, justify, _ in columns),
-        tuple(tuple(cell(row) for _, _, cell in columns) for row in table.rows),
+        tuple(line for row in table.rows for line in _lines(row, columns)),
         (*footnotes([table], marks), *remarks(table)),
         tuple(general_notes([table])),
         tuple(empty_commands(table)),
     )
+
+
+Columns = Sequence[tuple[str, str, Callable[[Row], str]]]
+
+
+def _lines(row: Row, columns: Columns) -> Iterable[tuple[str, ...]]:
+    """A row's cells, and below them the control's where it was run."""
+    yield tuple(cell(row) for _, _, cell in columns)
+    against = row.control
+    if against and against.ours:
+        heads = [head for head, _, _ in columns]
+        said = {
+            "Teachers" if "Teachers" in heads else "Student": f"control, smoothed {against.smoothing:g}",
+            "Ours": accuracy(against.ours) + SINGLE * (against.ours.n == 1),
+            "Δ ours [95 %]": interval(against.delta),
+            "Verdict": against.verdict or EMPTY,
+        }
+        yield tuple(said.get(head, "") for head in heads)
 
 
 def heading(table: Table) -> str:
@@ -117,8 +135,10 @@ def cost_grid(table: Table, known: dict[str, Cost]) -> Grid:
         for row, cost in zip(rows, found, strict=True)
     ]
     said = [
-        "Hours of training on one device, evaluation left out, a seed's mean. Shared: with each teacher's hours "
-        "divided among the finished runs it taught. Full: with all of them, as if this were its only student."
+        "Hours of training on one device, evaluation left out, a seed's mean. Own: with what the run had its teachers "
+        "say, live or into their tables; what an earlier run or `ghost teach fill` put there is not counted again. "
+        "Shared: with each teacher's hours divided among the finished runs it taught. Full: with all of them, as if "
+        "this were its only student."
     ]
     if not all(cost.whole for cost in found):
         said.append("* a teacher's record is gone, and its hours with it.")
@@ -134,7 +154,10 @@ def more_grid(table: Table) -> Grid:
         agrees = ", ".join(f"{label(name)} {percent:.1f}" for name, percent in together.items())
         cells.append((_name(row), _number(row.arm.ece, 100), _number(row.arm.mean("nll")), agrees or EMPTY))
     columns = (("Run", "left"), ("ECE (%)", "right"), ("NLL", "right"), ("Agrees with (%)", "left"))
-    said = ("ECE in 15 bins and NLL on the test images, the temperature left alone; agreement of first choices there.",)
+    said = (
+        "ECE in 15 bins and NLL on the test images, the temperature left alone; agreement of first choices there. "
+        "All are of a run's own result, whatever epoch the accuracies are of.",
+    )
     return Grid(f"{heading(table)}: calibration", columns, tuple(cells), general=said)
 
 
@@ -148,16 +171,18 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> Grid:
             printed = lines[0].printed
             text = f"{printed.accuracy:.2f}{marks.of_printed(lines[0])}"
             text += f"\n{points(printed.delta)}" if printed.delta is not None else ""
-            ours = (accuracy(row.ours) + marks.of_ours(row) + _second(row) for row in lines)
-            cells.append((_name(lines[0], short=True), text, *ours))
+            ours = (accuracy(row.ours) + marks.of_ours(row) + _deltas(row) for row in lines)
+            held = any(row.control and row.control.ours for row in lines)
+            cells.append((_name(lines[0], short=True) + "\n\n  less its control" * held, text, *ours))
     said = list(footnotes([table for tables in by_family.values() for table in tables], marks))
     for family, tables in by_family.items():
         budgets = dict.fromkeys(table.group.describe() for table in tables if table.group)
         said.append(f"{family}: {'; '.join(budgets) or 'no runs yet'}.")
-        counts = [sum(row.verdict == name for table in tables for row in table.rows) for name in SIGNS]
-        if sum(counts):
-            verdicts = ", ".join(f"{n} {name}" for n, name in zip(counts, SIGNS, strict=True) if n)
+        if verdicts := _counted([row for table in tables for row in table.rows]):
             said.append(f"Teaching under {family}: {verdicts}.")
+        smoothed = {row.control.smoothing for table in tables for row in table.rows if row.control and row.control.ours}
+        if smoothed:
+            said.append(f"Controls under {family}: labels smoothed by {', '.join(f'{e:g}' for e in sorted(smoothed))}.")
     said += dict.fromkeys(note for tables in by_family.values() for table in tables for note in remarks(table))
     columns = (("Student", "left"), ("Printed", "right"), *((family, "right") for family in by_family))
     names = ", ".join(by_family)
@@ -167,10 +192,25 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> Grid:
     return Grid(title, columns, tuple(cells), tuple(said), general, parts=tuple(parts[1:]))
 
 
-def _second(row: Row) -> str:
+def _counted(rows: Sequence[Row]) -> str:
+    """How many rows have which verdict, and how many of the better ones a control too."""
+    counts = {name: sum(row.verdict == name for row in rows) for name in SIGNS}
+    said = {name: f"{n} {name}" for name, n in counts.items() if n}
+    held = [row.control.verdict for row in rows if row.verdict == "better" and row.control and row.control.verdict]
+    if held:
+        said["better"] += f" ({held.count('better')} of them better than their control)"
+    return ", ".join(said.values())
+
+
+def _deltas(row: Row) -> str:
+    """The deltas below an accuracy: against the baseline, and against the control where it was run."""
     if row.delta is None:
         return ""
-    return f"\n{interval(row.delta)} {SIGNS[row.verdict]}" if row.verdict else f"\n{interval(row.delta)}"
+    against = row.control
+    text = f"\n{interval(row.delta)} {SIGNS.get(row.verdict or '', '')}".rstrip()
+    if against and against.delta:
+        text += f"\n{interval(against.delta)} {SIGNS.get(against.verdict or '', '')}".rstrip()
+    return text
 
 
 def footnotes(tables: Sequence[Table], marks: Marks) -> Iterable[str]:
@@ -191,6 +231,7 @@ def remarks(table: Table) -> Iterable[str]:
     for row in rows:
         if row.missing_baseline:
             yield f"No baseline for {_name(row)}: {row.missing_baseline}"
+    yield from _controls(rows)
     if table.mixed and rows:
         yield "Mixed: runs of different protocols and recipes are pooled, as asked; a Δ may be theirs, not teaching's."
     elif not table.full_budget:
@@ -208,26 +249,61 @@ def remarks(table: Table) -> Iterable[str]:
 def general_notes(tables: Sequence[Table]) -> Iterable[str]:
     """How the numbers were made: said once below several tables."""
     rows = [row for table in tables for row in table.filled]
-    if any(row.ours.n > 1 for row in rows):
+    best = tables[0].metric == "best"
+    ours = [row.ours for row in rows] + [row.control.ours for row in rows if row.control and row.control.ours]
+    if any(made.n > 1 for made in ours):
         yield "Ours: mean ± standard deviation over seeds (how many)."
-    if any(row.ours.n == 1 for row in rows):
+    if any(made.n == 1 for made in ours):
         yield (
             f"{SINGLE} One seed: no spread. Its interval takes the other arm's spread where that has more seeds, "
             "else it covers the choice of test images only."
+            + " There is none at a best epoch that is not the run's result."
+            * best
         )
     if any(row.delta for row in rows):
+        how = _how_wide(rows)
         yield (
-            "Δ ours: against the untaught student of the same protocol, 95 % interval over seeds and test images "
-            "(two-level bootstrap); every seed has the same teachers. Verdicts: p < 5 % after Holm over the table's "
-            f"rows; equivalent: the whole interval within ±{tables[0].margin:g}."
+            f"Δ ours: against the untaught student of the same protocol, {how}; every seed has the same teachers. "
+            "Verdicts: p < 5 % after Holm over the table's comparisons; equivalent: the whole interval "
+            f"within ±{tables[0].margin:g}."
+        )
+    if any(row.control and row.control.ours for row in rows):
+        yield (
+            "Control: untaught, on labels smoothed by that share, which softens as a teacher does and tells nothing "
+            "of the image. Its Δ is the row above minus the control; a gain that comes of teaching beats it too."
         )
     if any(row.taught for row in rows) and tables[0].equal_budget:
         yield (
             "Equal budgets: the baseline saw as many training images as the row's run and all the trainings below it "
             "together, whatever the size of the networks."
         )
-    if rows and tables[0].metric == "best":
+    if rows and best:
         yield "Optimistic: each accuracy is the best epoch's, chosen on the test set, as in the paper."
+
+
+def _controls(rows: Sequence[Row]) -> Iterable[str]:
+    """What a gain was not yet held against."""
+    for row in rows:
+        against = row.control
+        if against is None or (against.ours is None and row.verdict != "better"):
+            continue
+        soft = (
+            "" if against.measured is None else f"its targets are as soft as labels smoothed by {against.measured:g}, "
+        )
+        if against.ours is None:
+            yield f"No control for {_name(row)}: {soft}`{against.command}` makes it"
+        elif not against.matched:
+            yield f"The control of {_name(row)} is not matched: {soft}`{against.command}` makes that one"
+
+
+def _how_wide(rows: Sequence[Row]) -> str:
+    tests = {row.delta.test for row in rows if row.delta}
+    both, seeds = "95 % interval over seeds and test images (two-level bootstrap)", "over seeds alone (Welch)"
+    if not tests & {"Welch", None}:
+        return both
+    if tests <= {"Welch", None}:
+        return f"95 % interval {seeds}, since no predictions are of these accuracies"
+    return f"{both}, {seeds} where no predictions are of these accuracies"
 
 
 def _welch_disagrees(row: Row) -> bool:
@@ -268,7 +344,8 @@ def _strategy(row: Row) -> str:
 def _protocol(row: Row) -> str:
     about = row.arm.about
     order = "" if about["shuffled"] else ", unshuffled"
-    return f"{about['family']}: {about['data']}, {about['train_images']:,} × {about['epochs']}{order}"
+    soft = f", smoothed {row.arm.smoothing:g}" if row.arm.smoothing else ""
+    return f"{about['family']}: {about['data']}, {about['train_images']:,} × {about['epochs']}{order}{soft}"
 
 
 def parameters(count: int | None) -> str:

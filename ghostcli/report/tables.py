@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 
 from ghostcli.record import RunRecord
 from ghostcli.report import arms as runs_of
+from ghostcli.report import control as controls
 from ghostcli.report.arms import Arm, Finding, Group, LeftOut
 from ghostcli.report.commands import baseline_of, fills
+from ghostcli.report.control import Control
 from ghostcli.report.cost import Cost, costs, of_arm
 from ghostcli.report.paper import FAMILIES, PaperRow, paper
 from ghostcli.report.stats import Difference, Summary, holm, verdict
@@ -22,7 +24,10 @@ MARGIN = 0.3
 
 @dataclass(frozen=True)
 class Row:
-    """One line. `printed` is None for what the paper has no row for; `arm` is None where nothing was run."""
+    """One line. `printed` is None for what the paper has no row for; `arm` is None where nothing was run.
+
+    `control` is there where there is a baseline, be it to say which command makes one.
+    """
 
     student: str
     strategy: str
@@ -37,6 +42,7 @@ class Row:
     findings: tuple[Finding, ...] = ()
     command: str | None = None
     missing_baseline: str | None = None
+    control: Control | None = None
 
     @property
     def taught(self) -> bool:
@@ -105,9 +111,8 @@ class Baselines:
 
 
 def _same_but_epochs(a: Arm, b: Arm) -> bool:
-    changed = runs_of.departures(a.recipe, b.recipe)
     same_images = a.about["data_checksum"] == b.about["data_checksum"]
-    return same_images and all(key == "train.epochs" or key.startswith("distill.") for key in changed)
+    return same_images and runs_of.trained_apart(a, b) <= {"train.epochs"}
 
 
 def families(records: Sequence[RunRecord]) -> tuple[str, ...]:
@@ -189,15 +194,20 @@ def measured(arm: Arm, group: Group, options: Options, baselines: Baselines) -> 
         delta=arm.minus(baseline, options.metric) if baseline else None,
         findings=arm.findings,
         missing_baseline=missing,
+        control=controls.of(arm, baseline, baselines.groups, options.metric) if baseline else None,
     )
 
 
 def judged(rows: Sequence[Row], margin: float) -> tuple[Row, ...]:
-    """The rows with p adjusted over all of them (Holm), and a verdict where there is an interval."""
-    adjusted = holm([row.delta.p if row.delta else None for row in rows])
+    """The rows with p adjusted over all of them and their controls (Holm), and a verdict where there is an interval."""
+    compared: list[Row | Control | None] = [*rows, *(row.control for row in rows)]
+    adjusted = holm([it.delta.p if it and it.delta else None for it in compared])
+    done = [
+        replace(it, p_adjusted=p, verdict=verdict(it.delta, p, margin)) if it and it.delta else it
+        for it, p in zip(compared, adjusted, strict=True)
+    ]
     return tuple(
-        replace(row, p_adjusted=p, verdict=verdict(row.delta, p, margin)) if row.delta else row
-        for row, p in zip(rows, adjusted, strict=True)
+        replace(row, control=against) for row, against in zip(done[: len(rows)], done[len(rows) :], strict=True)
     )
 
 
@@ -244,7 +254,7 @@ def _others(wanted: Sequence[RunRecord], group: Group | None) -> list[LeftOut]:
         if runs_of.same_conditions(result) != shown:
             budget = runs_of.budget_of(result)
             alike = (result["train_images"], result["epochs"]) == (group.about["train_images"], group.about["epochs"])
-            changed = runs_of.differing(runs_of.recipe_of(run), group.recipe) if alike else ""
+            changed = runs_of.differing(runs_of.recipe_of(run), group.recipe, bool(result["teachers"])) if alike else ""
             out.append(LeftOut(run.id, f"other protocol ({changed or budget})", result["family"]))
     return out
 
