@@ -13,7 +13,7 @@ from report_runs import CHAIN, write_run
 from test_report_formats import data, said
 
 from ghostcli import record
-from ghostcli.report import control, tables
+from ghostcli.report import arms, control, tables
 from ghostcli.report.tables import Options, Row, Table
 
 TEACHER = ("resnet50",)
@@ -123,7 +123,7 @@ def test_a_gain_without_a_control_names_its_command(tmp_path: Path) -> None:
     study(tmp_path, ())
     text = said("II", "--runs", tmp_path)
     wanted = f"`{taught(build(tmp_path)).control.command}`"
-    assert wanted == "`ghost train-teacher gns:1.0 -s train.label_smoothing=0.113`"
+    assert wanted == "`ghost train-teacher gns:1.0 -s train.label_smoothing=0.113 --seed 0 --seed 1 --seed 2`"
     assert wanted in " ".join(text.split())
     assert "No control" in text
 
@@ -212,3 +212,16 @@ def test_a_figure_that_is_no_share_measures_nothing(figure: object, tmp_path: Pa
     write_run(tmp_path, "gns:1.0", train={"label_smoothing": "much"})
     write_run(tmp_path, "gns:1.0", "kd", TEACHER, check=check)
     assert control.measured(taught(build(tmp_path)).arm) is None
+
+
+def test_a_recipe_of_ones_own_that_is_gone_leaves_the_smoothing_in_the_command(tmp_path: Path) -> None:
+    write_run(tmp_path, "gns:1.0", recipe_name="mine.toml")
+    write_run(tmp_path, "gns:1.0", "kd", TEACHER, recipe_name="mine.toml")
+    command = taught(build(tmp_path)).control.command
+    assert command == "ghost train-teacher gns:1.0 --recipe mine.toml -s train.label_smoothing=0.1"
+
+
+def test_a_group_of_smoothed_labels_says_so(runs: Path) -> None:
+    good, _ = arms.finished(record.scan(runs))
+    said = {group.describe() for group in arms.groups(good)}
+    assert said == {"cifar10, 50,000 images × 200 epochs" + end for end in ("", ", labels smoothed by 0.1")}

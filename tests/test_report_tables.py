@@ -11,7 +11,7 @@ import pytest
 from report_runs import CHAIN, ENSEMBLE, study, write_run
 
 from ghostcli import record
-from ghostcli.report import arms, tables
+from ghostcli.report import arms, formats, grid, tables
 from ghostcli.report.cost import costs
 from ghostcli.report.tables import Options, Row, Table
 
@@ -350,6 +350,19 @@ def test_predictions_that_do_not_fit_their_labels_are_none(tmp_path: Path) -> No
     np.savez(torn / "predictions.npz", logits=np.zeros((7, 10)), labels=np.zeros(1000, dtype=np.int64))
     found = row(build(tmp_path), "gns:1.0", "vgg13")
     assert (found.delta.mean, found.delta.low, found.arm.ece) == (pytest.approx(2.0), None, None)
+
+
+def test_a_result_without_what_no_comparison_needs_is_shown(tmp_path: Path) -> None:
+    for run in (write_run(tmp_path, "gns:1.0"), write_run(tmp_path, "gns:0.5", "kd", ("vgg13",))):
+        file = tmp_path / run / "result.json"
+        bare = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("kind", "shuffled", "check", "nll")}
+        file.write_text(json.dumps(bare))
+    table = build(tmp_path, "I")
+    assert row(table, "gns:1.0").ours.n == 1
+    besides = tables.also_run(record.scan(tmp_path), [table])
+    assert [r.student for r in besides.rows] == ["gns:0.5"]
+    assert grid.grid(besides).rows
+    assert formats.objects(besides)["rows"][0]["kind"] is None
 
 
 def test_predictions_of_other_images_are_not_paired(tmp_path: Path) -> None:

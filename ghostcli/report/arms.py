@@ -201,7 +201,8 @@ class Group:
         about = self.about
         if self.mixed:
             return "mixed protocols"
-        return f"{about['data']}, {budget_of(about)}"
+        soft = self.arms[0].smoothing
+        return f"{about['data']}, {budget_of(about)}" + (f", labels smoothed by {soft:g}" if soft else "")
 
     def baseline(self, student: str) -> Arm | None:
         """The untaught arm; of several, which only mixing allows, that of the least smoothed labels."""
@@ -318,7 +319,7 @@ def fits(result: dict[str, Any], row: PaperRow) -> bool:
     """Whether a run is one of a printed row's kind (of whatever budget and recipe)."""
     if result["data"] != paper().source.data:
         return False
-    if result["family"] in SHARE_BASELINES and result["kind"] not in (None, paper().source.kind):
+    if result["family"] in SHARE_BASELINES and result.get("kind") not in (None, paper().source.kind):
         return False
     wanted = {"strategy": row.strategy, "teachers": row.teachers}
     same = (result["student"], result["strategy"]) == (row.student, row.strategy)

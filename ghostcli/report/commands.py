@@ -20,30 +20,35 @@ def fills(row: PaperRow, family: str, group: Group | None) -> str:
 
 
 def baseline_of(arm: Arm, epochs: int, changed: dict[str, Any] | None = None) -> str:
-    """`ghost train-teacher ...` for the untaught run of `epochs` that a taught arm is to be compared with.
+    """`ghost train-teacher ...` for the untaught runs of `epochs`, a seed each of `arm`'s, to compare with.
 
     `changed` holds keys, by their whole names, that are to be otherwise than in the arm's recipe.
     """
     name = str(arm.about.get("recipe") or arm.about["family"])
     recipe = () if name == "paper" else ("--recipe", name)
-    wanted = arm.recipe
-    wanted = wanted | {"train": wanted.get("train", {}) | {"epochs": epochs}}
-    settings = _settings(name, flat(wanted) | (changed or {}))
-    return shlex.join(("ghost", "train-teacher", arm.student, *recipe, *settings))
+    longer = {"train.epochs": epochs} if epochs != arm.about["epochs"] else {}
+    settings = _settings(name, flat(arm.recipe), longer | (changed or {}))
+    seeds = list(dict.fromkeys(run.result["seed"] for run in arm.runs))
+    every = [word for seed in seeds for word in ("--seed", str(seed))] if seeds != [0] else []
+    return shlex.join(("ghost", "train-teacher", arm.student, *recipe, *settings, *every))
 
 
-def _settings(name: str, recipe: dict[str, Any]) -> tuple[str, ...]:
-    """The flags that turn the shipped recipe `name` into the flat `recipe`, but for what teaching alone reads."""
+def _settings(name: str, recipe: dict[str, Any], changed: dict[str, Any] | None = None) -> tuple[str, ...]:
+    """The flags that turn the shipped recipe `name` into the flat `recipe`, but for what teaching alone reads.
+
+    `changed` is asked for in any case. A file of the user's own that is gone counts as holding all the rest.
+    """
     from ghostcli.recipe.load import load
 
     try:
         shipped = flat(load(name).recipe.model_dump(mode="json"))
     except UsageError:
-        return ()  # a file of the user's own that is gone
+        shipped = {}
+    departs = {key: value for key, value in recipe.items() if key in shipped and value != shipped[key]}
     flags: list[str] = []
-    for key, value in recipe.items():
+    for key, value in (departs | (changed or {})).items():
         section, _, rest = key.partition(".")
-        if rest and section != "distill" and key in shipped and value != shipped[key]:
+        if rest and section != "distill":
             text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
             flags += [FLAGS[key], text] if key in FLAGS else ["-s", f"{key}={text}"]
     return tuple(flags)

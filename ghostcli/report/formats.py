@@ -203,7 +203,7 @@ def _object(row: Row, known: dict[str, Cost] | None, more: bool) -> dict[str, An
         "command": row.command,
     }
     if not printed and arm:
-        found |= {key: arm.about[key] for key in ("family", "data", "epochs", "train_images", "protocol", "kind")}
+        found |= {key: arm.about.get(key) for key in ("family", "data", "epochs", "train_images", "protocol", "kind")}
     if known is not None:
         found["hours"] = asdict(of_arm(arm, known)) if arm else None
     if more:

@@ -343,7 +343,7 @@ def _strategy(row: Row) -> str:
 
 def _protocol(row: Row) -> str:
     about = row.arm.about
-    order = "" if about["shuffled"] else ", unshuffled"
+    order = "" if about.get("shuffled", True) else ", unshuffled"
     soft = f", smoothed {row.arm.smoothing:g}" if row.arm.smoothing else ""
     return f"{about['family']}: {about['data']}, {about['train_images']:,} × {about['epochs']}{order}{soft}"
 
