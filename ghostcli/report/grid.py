@@ -345,7 +345,7 @@ def _protocol(row: Row) -> str:
     about = row.arm.about
     order = "" if about.get("shuffled", True) else ", unshuffled"
     soft = f", smoothed {row.arm.smoothing:g}" if row.arm.smoothing else ""
-    return f"{about['family']}: {about['data']}, {about['train_images']:,} × {about['epochs']}{order}{soft}"
+    return f"{about['family']}: {about['data']},\n{about['train_images']:,} × {about['epochs']}{order}{soft}"
 
 
 def parameters(count: int | None) -> str:
