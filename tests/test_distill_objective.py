@@ -61,8 +61,8 @@ def made(keys: DistillSection, teachers: int = 3, **more: object) -> Objective:
     return build(keys, teachers=teachers, generator=generator, **shapes, **more).double()
 
 
-def ask(objective: Objective, x: SimpleNamespace, **more: object):
-    return objective(x.z, x.labels, x.t, x.features, x.teachers, **more)
+def ask(objective: Objective, x: SimpleNamespace, seed: int = 0, epoch: int = 0, step: int = 0):
+    return objective(x.z, x.labels, x.t, x.features, x.teachers, objective.schedule(seed, epoch, step))
 
 
 def test_without_teachers_it_is_the_written_out_cross_entropy() -> None:
@@ -76,7 +76,8 @@ def test_without_teachers_it_is_the_written_out_cross_entropy() -> None:
         found = objective(x.z, x.labels)
         assert found.total.item() == pytest.approx(expected, rel=1e-12)
         assert (found.hard.item(), found.soft.item()) == (found.total.item(), 0)
-        assert not list(objective.parameters()) and not objective.needs_features and not objective.scheduled
+        assert not list(objective.parameters()) and not objective.needs_features
+        assert objective.schedule(0, 3, 14) == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -159,9 +160,7 @@ def test_dkd_warms_up_linearly_over_its_epochs() -> None:
     full = losses.dkd(x.z, x.t[0], x.labels, 1.0).item()
     for epoch, share in ((0, 0.05), (9, 0.5), (19, 1.0), (150, 1.0)):
         assert ask(objective, x, epoch=epoch).soft.item() == pytest.approx(share * full, rel=1e-12)
-    assert objective.scheduled
     unwarmed = made(section(kind="dkd", warmup_epochs=0), 1)
-    assert not unwarmed.scheduled
     assert ask(unwarmed, x).soft.item() == pytest.approx(full, rel=1e-12)
 
 
@@ -193,7 +192,6 @@ def test_dropping_keeps_the_hard_term_and_the_expected_loss() -> None:
     x = lesson()
     terms = [losses.kd(x.z, t, 1.0).item() for t in x.t]
     objective = made(section(dense=True, drop=1))
-    assert objective.scheduled
     soft = []
     for step in range(600):
         found = ask(objective, x, seed=3, step=step)
@@ -204,13 +202,14 @@ def test_dropping_keeps_the_hard_term_and_the_expected_loss() -> None:
     assert sum(soft) / 600 == pytest.approx(sum(terms) / 3, rel=0.02)
 
 
-def test_a_schedule_on_the_device_stands_in_for_the_numbers() -> None:
+def test_weights_may_be_numbers_or_a_tensor() -> None:
     x = lesson()
     for keys, count in (({"kind": "dkd"}, 1), ({"dense": True, "drop": 1}, 3), ({"kind": "dkd", "dense": True}, 3)):
         objective = made(section(**keys))
         numbers = objective.schedule(5, 3, 777)
         assert len(numbers) == count
-        found = ask(objective, x, schedule=torch.tensor(numbers, dtype=torch.float64))
+        tensor = torch.tensor(numbers, dtype=torch.float64)
+        found = objective(x.z, x.labels, x.t, x.features, x.teachers, tensor)
         assert found.total.item() == pytest.approx(ask(objective, x, seed=5, epoch=3, step=777).total.item(), rel=1e-12)
 
 
@@ -292,9 +291,10 @@ def test_half_precision_is_raised_before_anything_is_computed() -> None:
         halves = [Features([m.half() for m in f.maps], f.pooled.half()) for f in (x.features, *x.teachers)]
         doubles = [Features([m.double() for m in f.maps], f.pooled.double()) for f in halves]
         z, t = x.z.bfloat16(), x.t.half()
-        expected = made(section(**keys))(z.double(), x.labels, t.double(), doubles[0], doubles[1:])
+        weights = made(section(**keys)).schedule(0, 0, 0)
+        expected = made(section(**keys))(z.double(), x.labels, t.double(), doubles[0], doubles[1:], weights)
         with torch.autocast("cpu", torch.bfloat16):
-            found = made(section(**keys)).float()(z, x.labels, t, halves[0], halves[1:])
+            found = made(section(**keys)).float()(z, x.labels, t, halves[0], halves[1:], weights)
         for a, b in zip(found, expected, strict=True):
             assert a.dtype == torch.float32
             assert a.item() == pytest.approx(b.item(), rel=2e-6)
@@ -356,7 +356,8 @@ def test_every_kind_teaches_across_every_pair(networks, kind: str, pair: tuple[s
     with torch.no_grad():
         answers = [Tap(teacher)(x) for teacher in teachers]
     logits, features = Tap(student)(x)
-    found = objective(logits, labels, torch.stack([a for a, _ in answers]), features, [f for _, f in answers], 0, 30, 0)
+    told, theirs = torch.stack([a for a, _ in answers]), [f for _, f in answers]
+    found = objective(logits, labels, told, features, theirs, objective.schedule(0, 30, 0))
     student.zero_grad()
     found.total.backward()
     assert found.total.isfinite() and found.soft > 0
@@ -377,9 +378,10 @@ def test_nothing_waits_for_the_device(kind: str, strategy: str) -> None:
     objective = made(keys, n).cuda()
     z, labels, t = x.z.cuda().requires_grad_(), x.labels.cuda(), x.t.cuda()
     features, *teachers = (Features([m.cuda() for m in f.maps], f.pooled.cuda()) for f in (x.features, *x.teachers))
-    objective(z, labels, t, features, teachers).total.backward()  # warms up
+    weights = torch.tensor(objective.schedule(0, 1, 1), dtype=torch.float64, device="cuda")
+    objective(z, labels, t, features, teachers, weights).total.backward()  # warms up
     torch.cuda.set_sync_debug_mode("error")
     try:
-        objective(z, labels, t, features, teachers, 0, 1, 1).total.backward()
+        objective(z, labels, t, features, teachers, weights).total.backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -108,17 +108,12 @@ class Objective(nn.Module):
     def needs_features(self) -> bool:
         return self.feature_terms is not None or self.teacher_weights is not None
 
-    @property
-    def scheduled(self) -> bool:
-        """Whether `schedule` changes from step to step; where it does not, a captured step may ignore it."""
-        if self.teachers == 0:
-            return False
-        warming = isinstance(self.distill, DKD) and self.distill.warmup_epochs > 0
-        return warming or (self.distill.dense and min(self.distill.drop, self.teachers - 1) > 0)
-
     def schedule(self, seed: int, epoch: int, step: int) -> tuple[float, ...]:
         """Weights of the soft term's parts at update `step` (from 0, over the whole run) of `epoch` (from 0):
-        one a teacher where dense, else one. They hold DKD's linear warm-up and the dropping of terms."""
+        one a teacher where dense, else one, none without teachers. They hold DKD's linear warm-up and the
+        dropping of terms."""
+        if self.teachers == 0:
+            return ()
         warm = 1.0
         if isinstance(self.distill, DKD) and self.distill.warmup_epochs:
             warm = min((epoch + 1) / self.distill.warmup_epochs, 1.0)
@@ -134,22 +129,18 @@ class Objective(nn.Module):
         teacher_logits: Tensor | None = None,
         features: Features | None = None,
         teacher_features: Sequence[Features] | None = None,
-        seed: int = 0,
-        epoch: int = 0,
-        step: int = 0,
-        schedule: Tensor | None = None,
+        weights: Sequence[float] | Tensor = (),
     ) -> Losses:
         """Logits [B, C], labels [B], teachers' logits [T, B, C], and features where they are needed.
 
-        `schedule` stands in for `self.schedule(seed, epoch, step)` as a tensor on the device: a captured step
-        reads it from there, and the loop refills it between replays.
+        `weights` is what `schedule` says of this step; as a tensor on the device, a captured step reads it from
+        there, and the loop refills it between replays.
         """
         with torch.autocast(logits.device.type, enabled=False):
             z = _full(logits)
             hard = F.cross_entropy(z, labels, label_smoothing=self.label_smoothing)
             if self.teachers == 0:
                 return Losses(hard, hard, torch.zeros_like(hard))
-            weights = self.schedule(seed, epoch, step) if schedule is None else schedule
             soft = self._soft(
                 z,
                 labels,

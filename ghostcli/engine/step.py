@@ -3,6 +3,7 @@ never a synchronisation with the host."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -68,13 +69,21 @@ class Update:
         self.views = torch.zeros(len(self.images), dtype=torch.long, device=self.device)
         self.toward = torch.zeros((), device=self.device)
         self.random = device_generator(self.device)
-        terms = self.objective.schedule(self.seed, 0, 0) if self.objective.teachers else ()
-        self.terms = torch.tensor(terms, device=self.device)
+        self.batches = math.ceil(len(self.images) / self.recipe.train.batch_size)
+        self.schedule = self.schedule_of(0)
+        self.terms = self.schedule[0].clone()
         self.epoch = 0
 
+    def schedule_of(self, epoch: int) -> Tensor:
+        """The weights of the soft term's parts at each update of `epoch`: [batches, parts], on the device."""
+        steps = range(epoch * self.batches, (epoch + 1) * self.batches)
+        return torch.tensor([self.objective.schedule(self.seed, epoch, step) for step in steps], device=self.device)
+
     def start_epoch(self, epoch: int, views: Tensor) -> None:
+        """All that the epoch's steps need of the host. What a step reads stays where it is: it may be a graph."""
         self.epoch = epoch
         self.views.copy_(views)
+        self.schedule = self.schedule_of(epoch)
         self.lesson.start_epoch(epoch, views)
 
     def set_rates(self, rate: float, step: int) -> None:
@@ -88,8 +97,7 @@ class Update:
         self.random.manual_seed(generator(self.seed, "dropout", step).initial_seed())
         # The average's decay rises from 1/2, so that an early average is not the untrained start.
         self.toward.fill_(1 - min(self.recipe.train.ema, (1 + step) / (2 + step)))
-        if self.objective.scheduled:
-            self.terms.copy_(torch.tensor(self.objective.schedule(self.seed, self.epoch, step)))
+        self.terms.copy_(self.schedule[step % self.batches])
 
     def __call__(self, index: Tensor) -> Tensor:
         """Train on images `index` [B]; returns (total, hard, soft, correct) [4], left on the device."""
@@ -99,7 +107,7 @@ class Update:
         with autocast(self.recipe.engine, self.device):
             images = normalise(pixels, *self.norm)  # [B, 3, H, W]
             logits, features = self.tap(images) if self.tap else (self.model(images), None)  # [B, C]
-        losses = self.objective(logits, labels, answers, features, teacher_features, schedule=self.terms)
+        losses = self.objective(logits, labels, answers, features, teacher_features, self.terms)
         losses.total.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -130,7 +138,7 @@ def follow(ema: nn.Module, model: nn.Module, toward: Tensor) -> None:
 class Captured:
     """An update replayed as a CUDA graph for every full batch; short batches run eagerly.
 
-    The first batches are trained eagerly (they are real steps, and warm the allocator and the kernels up); then
+    The first batches are trained eagerly (they are real steps, compile the kernels and warm the allocator up); then
     one step is captured and from there on replayed. Only for updates that do the same arithmetic at each step.
     """
 
@@ -141,8 +149,10 @@ class Captured:
         self.index = torch.zeros(batch_size, dtype=torch.long, device=update.device)
         self.stream = torch.cuda.Stream(update.device)
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.seen = 0
         self.result: Tensor | None = None
+        self.seen = 0
+        self.waited = 0.0  # seconds in the eager steps
+        #: What there was to wait for before the first replay: the eager steps, with all they compile, and the capture.
         self.capture_seconds: float | None = None
 
     def start_epoch(self, epoch: int, views: Tensor) -> None:
@@ -154,26 +164,29 @@ class Captured:
     def __call__(self, index: Tensor) -> Tensor:
         if len(index) != self.batch_size:
             return self.update(index)
+        began = time.perf_counter()
         if self.graph is None and self.seen < self.WARM:
             self.seen += 1
-            self.stream.wait_stream(torch.cuda.current_stream())
+            here = torch.cuda.current_stream(self.update.device)
+            self.stream.wait_stream(here)
             with torch.cuda.stream(self.stream):
                 result = self.update(index)
-            torch.cuda.current_stream().wait_stream(self.stream)
+            here.wait_stream(self.stream)
+            self.waited += time.perf_counter() - began
             return result
         self.index.copy_(index)
         if self.graph is None:
-            began = time.perf_counter()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=self.stream):
-                self.result = self.update(self.index)
-            self.capture_seconds = time.perf_counter() - began
+            with torch.cuda.device(self.update.device):
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph, stream=self.stream):
+                    self.result = self.update(self.index)
+            self.capture_seconds = self.waited + time.perf_counter() - began
         self.graph.replay()
         assert self.result is not None
         return self.result.clone()
 
 
-def why_eager(recipe: Recipe, taught: bool, device: torch.device) -> str | None:
+def why_eager(recipe: Recipe, device: torch.device) -> str | None:
     """Why the step cannot be captured as a graph, or None where it can."""
     if device.type != "cuda":
         return f"{device.type} has no graphs"
@@ -181,6 +194,4 @@ def why_eager(recipe: Recipe, taught: bool, device: torch.device) -> str | None:
         return "engine.capture is false"
     if recipe.augment.cutout:
         return "augment.cutout draws anew at each step"
-    if taught and recipe.distill.view == "patch":
-        return "distill.view=patch draws anew at each step"
     return None

@@ -164,7 +164,7 @@ def train(
     lesson.seconds = state.teacher_seconds
     if lesson.why_live and teachers:
         show.line(f"{job.id}: teachers are asked at every step ({lesson.why_live})")
-    step_once = update if why_eager(recipe, job.taught, device) else Captured(update, recipe.train.batch_size)
+    step_once = update if why_eager(recipe, device) else Captured(update, recipe.train.batch_size)
 
     images, batches = len(data.train), len(state.log)
     epochs, total = recipe.train.epochs, recipe.train.epochs * batches
@@ -217,7 +217,7 @@ def train(
             save(state, origin, run)
             show.epoch(job.id, row, last_epoch)
             if isinstance(step_once, Captured) and (seconds := step_once.capture_seconds) is not None:
-                show.line(f"{job.id}: the step was captured as a CUDA graph in {seconds:.1f} s")
+                show.line(f"{job.id}: {seconds:.1f} s until the step was compiled and captured as a CUDA graph")
                 step_once.capture_seconds = None
             signals.stop_if_asked()
 

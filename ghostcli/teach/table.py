@@ -2,7 +2,8 @@
 
 Invariant: an entry is whole or absent. New entries are journalled (atomically) before they are applied, so a
 kill at any instant leaves each chunk's entries either all there or all missing; and an entry has the same bits
-whenever and for whomever it is asked, so what a student reads does not depend on what ran, or was stopped, before.
+whenever and for whomever one kind of device is asked for it (`ask_about_views` sees to that), so that what a student
+reads does not depend on what ran, or was stopped, before.
 
 An image has (2 pad + 1)^2 crops, twice with flips: 162 for CIFAR-10. A table is float16, images x views x
 classes: 162 MB for CIFAR-10, read through a memory map and never loaded whole. Its room is taken when it is made,
@@ -11,8 +12,10 @@ and it is written through files: a map that finds the disk full is a bus error, 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +32,10 @@ from ghostcli.recipe.digest import digest
 from ghostcli.record import UNREADABLE
 from ghostcli.storage import cannot_write, fault, read_json, refuse_link, sweep, write_bytes, write_json
 
-#: Images whose missing entries are computed and committed together: the most work a kill can cost.
+#: Images whose missing entries are looked up together, and how many seconds of asking are gathered before they are
+#: committed together: the most work a kill can cost. A commit waits for the disk, whatever it brings.
 CHUNK = 4096
+COMMIT_SECONDS = 5.0
 
 Ask = Callable[[Tensor, Tensor], Tensor]  # image numbers [B], views [B] -> logits [B, C]
 
@@ -114,7 +119,7 @@ class TeacherTable:
             with np.load(journal, allow_pickle=False) as file:
                 images, views, logits = file["images"], file["views"], file["logits"]
             places = np.ravel_multi_index((images, views), self.shape[:2])  # ValueError for one outside the table
-            if logits.dtype != np.float16 or logits.shape != (*places.shape, self.shape[2]):
+            if logits.dtype != np.float16 or logits.shape != (places.size, self.shape[2]) or not places.size:
                 raise ValueError(f"{logits.dtype} {logits.shape}")
         except UNREADABLE as error:
             raise GhostError(f"{printable(str(journal))}: is damaged; delete the folder it lies in") from error
@@ -123,17 +128,28 @@ class TeacherTable:
 
     def _apply(self, places: np.ndarray, logits: np.ndarray) -> None:
         """Write entries at `places` (image * views + view): values first, so that what is marked is there."""
-        self._write("logits.f16", places, logits)
+        order = places.argsort()  # as they lie in the file
+        rows = memoryview(logits[order].tobytes())
+        width = logits.itemsize * logits.shape[1]
+        with self._opened("logits.f16") as file:
+            for i, place in enumerate(places[order].tolist()):
+                file.seek(place * width)
+                _put(file, rows[i * width : (i + 1) * width])
         fault("table:values")
-        self._write("filled.u8", places, np.ones((len(places), 1), np.uint8))
+        with self._opened("filled.u8") as file:
+            first, last = places[order[0]], places[order[-1]]
+            file.seek(first)
+            marks = bytearray(file.read(last - first + 1))
+            np.frombuffer(marks, np.uint8)[places - first] = 1
+            file.seek(first)
+            _put(file, marks)
         fault("table:filled")
 
-    def _write(self, name: str, places: np.ndarray, rows: np.ndarray) -> None:
-        with open(self.folder / name, "r+b") as file:
-            for place, row in zip(places.tolist(), rows, strict=True):
-                file.seek(place * row.nbytes)
-                file.write(row.tobytes())
-            file.flush()
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[io.FileIO]:
+        """A file to write rows into, unbuffered: a buffer would be emptied at every one. Synced in the end."""
+        with open(self.folder / name, "r+b", buffering=0) as file:
+            yield file
             os.fsync(file.fileno())
 
     def _commit(self, images: np.ndarray, views: np.ndarray, logits: np.ndarray) -> None:
@@ -152,30 +168,31 @@ class TeacherTable:
 
     def fill(self, views: np.ndarray, ask: Ask, batch: int, progress: Callable[[int], None] | None = None) -> int:
         """Make sure that (image i, views[i]) is there for every i; returns how many had to be asked for."""
-        asked = 0
+        asked, gathered, since = 0, [], time.monotonic()
         for start in range(0, len(views), CHUNK):
             numbers = np.arange(start, min(start + CHUNK, len(views)))
             missing = numbers[self.filled[numbers, views[numbers]] == 0]
-            if len(missing):
-                parts = []
-                for part in (missing[at : at + batch] for at in range(0, len(missing), batch)):
-                    signals.stop_if_asked()
-                    index = torch.from_numpy(part)
-                    parts.append(ask(index, torch.from_numpy(views[part])).cpu())
-                logits = compact(torch.cat(parts)).numpy()
-                if not np.isfinite(logits).all():
-                    folder = printable(str(self.folder))
-                    raise GhostError(
-                        f"{folder}: the teacher's logits are not finite; its run is no use, train it again"
-                    )
-                try:
-                    self._commit(missing, views[missing], logits)
-                except OSError as error:
-                    raise GhostError(cannot_write(self.folder, error)) from error
-                asked += len(missing)
+            for part in (missing[at : at + batch] for at in range(0, len(missing), batch)):
+                signals.stop_if_asked()
+                gathered.append((part, ask(torch.from_numpy(part), torch.from_numpy(views[part])).cpu()))
+            asked += len(missing)
+            last = numbers[-1] == len(views) - 1
+            if gathered and (last or time.monotonic() - since > COMMIT_SECONDS):
+                images, logits = zip(*gathered, strict=True)
+                self._add(np.concatenate(images), views, compact(torch.cat(logits)).numpy())
+                gathered, since = [], time.monotonic()
             if progress is not None:
                 progress(len(numbers))
         return asked
+
+    def _add(self, images: np.ndarray, views: np.ndarray, logits: np.ndarray) -> None:
+        folder = printable(str(self.folder))
+        if not np.isfinite(logits).all():
+            raise GhostError(f"{folder}: the teacher's logits are not finite; its run is no use, train it again")
+        try:
+            self._commit(images, views[images], logits)
+        except OSError as error:
+            raise GhostError(cannot_write(self.folder, error)) from error
 
     def read(self, views: np.ndarray) -> Tensor:
         """float16 [N, C]: the entry of image i under views[i]. They must have been filled."""
@@ -187,3 +204,8 @@ class TeacherTable:
     def coverage(self) -> float:
         """Share of all entries that are filled."""
         return float(self.filled.mean())
+
+
+def _put(file: io.FileIO, content: memoryview | bytearray) -> None:
+    if file.write(content) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -7,7 +7,8 @@ never has gradients and is never in train mode.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from ghostcli.zoo.stages import Features, Tap
 
 #: Images a teacher is asked about at a time. Always so many: the size of a batch decides how an answer is rounded.
 ASKED = {"cpu": 64, "cuda": 512, "mps": 128}
+
+ENLARGED = 224  # pixels of the image that the published EfficientNetV2 row cuts its patches from
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,12 @@ class Lesson:
     ) -> None:
         self.teachers = tuple(teachers)
         self.cropper, self.images, self.seed = cropper, data.train, seed
-        self.patch = recipe.distill.view == "patch"
         self.seconds = 0.0
+        # Both are refilled in place: a captured step reads this very memory.
         self.targets: Tensor | None = None
+        self.draws: Tensor | None = None
+        if recipe.distill.view == "patch":
+            self.draws = torch.zeros(len(data.train), 3, dtype=torch.long, device=data.train.pixels.device)
         self.why_live = why_live(recipe, features)
         self.tables: list[TeacherTable] = []
         self.taps = [Tap(teacher.model) for teacher in self.teachers] if features else []
@@ -80,7 +86,8 @@ class Lesson:
 
     def start_epoch(self, epoch: int, views: Tensor) -> None:
         """Fetch the epoch's answers; what no table holds yet is asked for now, in large batches."""
-        self.epoch = epoch
+        if self.draws is not None:
+            self.draws.copy_(patch_draws(len(self.images), self.images.pixels.shape[1], self.seed, epoch))
         if not self.tables:
             return
         began = time.perf_counter()
@@ -92,7 +99,7 @@ class Lesson:
         if self.targets is None:
             self.targets = rows.to(device)
         else:
-            self.targets.copy_(rows)  # in place: a captured step reads this very memory
+            self.targets.copy_(rows)
         self.seconds += time.perf_counter() - began
 
     def ask(self, teacher: Teacher) -> Ask:
@@ -105,37 +112,43 @@ class Lesson:
             return None, None
         if self.targets is not None:
             return self.targets[:, index].float(), None
-        if self.patch:
-            return torch.stack([self._on_patch(teacher, index) for teacher in self.teachers]), None
+        if self.draws is not None:
+            shown = patch(self.images, index, self.draws)
+            return torch.stack([ask_bare(teacher, shown) for teacher in self.teachers]), None
         if self.taps:
             with torch.no_grad():
                 pairs = [tap(normalise(pixels, *t.norm)) for tap, t in zip(self.taps, self.teachers, strict=True)]
             return torch.stack([logits.float() for logits, _ in pairs]), [features for _, features in pairs]
         return torch.stack([teacher.logits(pixels) for teacher in self.teachers]), None
 
-    @torch.no_grad()
-    def _on_patch(self, teacher: Teacher, index: Tensor) -> Tensor:
-        pixels = patch(self.images, index, self.seed, self.epoch)
-        body = getattr(teacher.model, "net", teacher.model)  # without the wrapper that enlarges
-        return body(normalise(pixels, *teacher.norm)).float()
+
+@torch.no_grad()
+def ask_bare(teacher: Teacher, pixels: Tensor) -> Tensor:
+    """float32 [B, C] of the teacher's network without the wrapper that enlarges images, where it has one."""
+    body = getattr(teacher.model, "net", teacher.model)
+    return body(normalise(pixels, *teacher.norm)).float()
 
 
-def patch(images: Images, index: Tensor, seed: int, epoch: int, side: int = 224) -> Tensor:
-    """The published fault of the EfficientNetV2 row: uint8 [B, H, W, 3] cut from the image enlarged to `side`.
+def patch_draws(n: int, size: int, seed: int, epoch: int) -> Tensor:
+    """Where in its enlarged image each image's patch lies in an epoch, and whether it is flipped: int64 [n, 3]."""
+    rng = generator(seed, "patch", epoch)
+    places = torch.randint(ENLARGED + 8 - size + 1, (n, 2), generator=rng)
+    return torch.cat([places, torch.randint(2, (n, 1), generator=rng)], 1)
 
-    A patch of the small image's size, at its own random place (4 pixels of padding) and flip: a 49th of the
-    picture, and not the student's view. Kept because a reproduction must contain it.
+
+def patch(images: Images, index: Tensor, draws: Tensor) -> Tensor:
+    """The published fault of the EfficientNetV2 row: uint8 [B, H, W, 3] cut from the enlarged image.
+
+    A patch of the small image's size, at its own random place (4 pixels of padding) and flip (`draws` [N, 3]): a
+    49th of the picture, and not the student's view. Kept because a reproduction must contain it.
     """
     whole = images.pixels[index]  # [B, H, W, 3]
     size = whole.shape[1]
-    rng = generator(seed, "patch", epoch)
-    draws = torch.randint(side + 8 - size + 1, (len(images), 2), generator=rng)
-    flips = torch.randint(2, (len(images),), generator=rng).bool()
-    at, flip = draws.to(index.device)[index], flips.to(index.device)[index]
-    large = nn.functional.interpolate(whole.permute(0, 3, 1, 2).float(), size=(side, side), mode="bilinear")
-    large = nn.functional.pad(large, (4, 4, 4, 4)).permute(0, 2, 3, 1)  # [B, side + 8, side + 8, 3]
+    at, flip = draws[index, :2], draws[index, 2:].bool()
+    large = nn.functional.interpolate(whole.permute(0, 3, 1, 2).float(), size=(ENLARGED, ENLARGED), mode="bilinear")
+    large = nn.functional.pad(large, (4, 4, 4, 4)).permute(0, 2, 3, 1)  # [B, S + 8, S + 8, 3]
     span = torch.arange(size, device=index.device)
-    rows, columns = at[:, :1] + span, at[:, 1:] + torch.where(flip[:, None], span.flip(0), span)
+    rows, columns = at[:, :1] + span, at[:, 1:] + torch.where(flip, span.flip(0), span)
     batch = torch.arange(len(index), device=index.device)[:, None, None]
     return large[batch, rows[:, :, None], columns[:, None, :]].round().to(torch.uint8)
 
@@ -143,18 +156,32 @@ def patch(images: Images, index: Tensor, seed: int, epoch: int, side: int = 224)
 def ask_about_views(teacher: Teacher, cropper: Cropper, device: torch.device) -> Ask:
     """The teacher as a function of (image numbers, views), which is how its table asks it.
 
-    An answer has the same bits whatever else is asked: a short batch is filled up with copies of its last image.
+    An answer has the same bits whatever else is asked: a short batch is filled up with copies of its last image,
+    and cuDNN is kept from choosing its algorithms by what happens to be fastest at the time.
     """
     size = ASKED[device.type]
 
     def ask(index: Tensor, views: Tensor) -> Tensor:
         answers = []
-        for images, crops in zip(index.to(device).split(size), views.to(device).split(size), strict=True):
-            filler = torch.arange(size, device=device).clamp(max=len(images) - 1)
-            answers.append(teacher.logits(cropper.crop(images[filler], crops[filler])))
+        with fixed_algorithms():
+            for images, crops in zip(index.to(device).split(size), views.to(device).split(size), strict=True):
+                filler = torch.arange(size, device=device).clamp(max=len(images) - 1)
+                answers.append(teacher.logits(cropper.crop(images[filler], crops[filler])))
         return torch.cat(answers)[: len(index)]
 
     return ask
+
+
+@contextmanager
+def fixed_algorithms() -> Iterator[None]:
+    """Convolutions whose algorithm follows from their shapes and the device alone, whatever the engine's setting."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before
 
 
 def why_live(recipe: Recipe, features: bool) -> str | None:
