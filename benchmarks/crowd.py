@@ -25,22 +25,24 @@ def train(model: str, batch: int, device_name: str, seconds: float) -> None:
     import torch
 
     from ghostcli import bench
-    from ghostcli.engine.device import pick
+    from ghostcli.engine.device import arithmetic, pick
 
     device = pick(device_name)
-    update = bench.captured(bench.make_update(model, bench.bench_recipe(batch), bench.noise(batch, 10), device))
-    index, wait = torch.arange(batch, device=device), bench.waiter(device)
-    for _ in range(6 if device.type == "cuda" else 2):
-        update(index)
-    wait()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        update(index)
-        wait()  # or the processor would run ahead of the device for as long as its queue is deep
-        steps += 1
-    print(batch * steps / (time.perf_counter() - began), flush=True)
+    recipe = bench.bench_recipe(batch)
+    update = bench.make_update(model, recipe, bench.noise(batch, 10), device)
+    step, index, wait = bench.stepper(bench.captured(update)), torch.arange(batch, device=device), bench.waiter(device)
+    with arithmetic(recipe.engine, device):
+        for _ in range(6 if device.type == "cuda" else 2):
+            step(index)
+        wait()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        began, steps = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds:
+            step(index)
+            wait()  # or the processor would run ahead of the device for as long as its queue is deep
+            steps += 1
+        print(batch * steps / (time.perf_counter() - began), flush=True)
 
 
 def together(count: int, asked: argparse.Namespace) -> float:

@@ -2,15 +2,17 @@
 
     python benchmarks/engine.py --json benchmarks/engine-cpu.json
 
-Invariant: what is compared is measured in the same rounds on the same machine, and only ratios are claimed. "Plain
-NCHW" is the network as its authors run it: every branch by itself, NCHW, torch's own SGD.
+Invariant: what is compared is measured in the same rounds on the same machine under the engine's arithmetic, and only
+ratios are claimed; every round is written down when it is over. "Plain NCHW" is the network as its authors run it:
+every branch by itself, NCHW, torch's own SGD.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
+import functools
+import itertools
 import os
 import platform
 import sys
@@ -18,7 +20,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,113 +27,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.contestants import BASE, Call, Contestant, Setting, contestants, plain
 from ghostcli import bench, zoo
 from ghostcli.data import STATISTICS, Data, Images
 from ghostcli.data.batches import order, views
-from ghostcli.engine.device import describe, pick
+from ghostcli.engine.device import arithmetic, describe, pick
 from ghostcli.meter import MEBI, Meter, interleave, measured_apart, resident_peak, spread
-from ghostcli.recipe.models import KD, DataSection
+from ghostcli.recipe.models import KD, DataSection, EngineSection
+from ghostcli.storage import write_json
 from ghostcli.zoo import kernels
 
-Call = Callable[[], Any]
+Keep = Callable[[dict[str, Any]], None]
 PATIENCE = 3600.0  # seconds a contestant may take in all: none is left out of a round
-BASE = "plain NCHW"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What everybody is given."""
-
-    model: str
-    batch: int
-    device: torch.device
-    rounds: int
-
-    def images(self, channels_last: bool, batch: int | None = None) -> Tensor:
-        x = torch.randn(batch or self.batch, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(self.device)
-        return x.to(memory_format=torch.channels_last) if channels_last else x
-
-    def labels(self) -> Tensor:
-        return torch.randint(10, (self.batch,), generator=torch.Generator().manual_seed(1)).to(self.device)
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A way of taking one training step. `kernel` is what GHOST_KERNEL is set to while it runs."""
-
-    make: Callable[[Setting], nn.Module]
-    channels_last: bool = True
-    fused: bool = True
-    kernel: str = "auto"
-
-    def step(self, setting: Setting) -> Call:
-        """Forward, cross-entropy, backward, SGD on ready images, eagerly."""
-        torch.manual_seed(0)
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        model = self.make(setting).to(setting.device, memory_format=layout).train()
-        x, y = setting.images(self.channels_last), setting.labels()
-        options: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
-        optimizer = torch.optim.SGD(model.parameters(), **options, **({"fused": True} if self.fused else {}))
-
-        def step() -> None:
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        return step
-
-    def choose_kernel(self) -> None:
-        os.environ["GHOST_KERNEL"] = self.kernel
-
-
-def plain(setting: Setting) -> nn.Module:
-    return zoo.build(setting.model, branches="plain")
-
-
-def folded(setting: Setting) -> nn.Module:
-    return zoo.build(setting.model, branches="folded")
-
-
-def timm_blocks(setting: Setting) -> nn.Module:
-    """timm's GhostNetV3 with this project's rows, stem stride and no dropout."""
-    from timm.models.ghostnet import GhostNet
-
-    from ghostcli.zoo.ghost import ROWS
-
-    name = zoo.parse(setting.model)
-    rows = [[list(row)] for row in ROWS[name.family]]
-    net = GhostNet(rows, num_classes=10, width=name.width, drop_rate=0.0, version="v3")
-    net.conv_stem.stride = (1, 1)
-    return net
-
-
-def contestants(device: torch.device) -> dict[str, Contestant]:
-    """Those that can run here."""
-    found = {
-        BASE: Contestant(plain, channels_last=False, fused=False),
-        "plain channels_last": Contestant(plain),
-        "folded, no kernel": Contestant(folded, kernel="pytorch"),
-        "folded, kernel": Contestant(folded),
-        "timm NCHW": Contestant(timm_blocks, channels_last=False, fused=False),
-        "timm channels_last": Contestant(timm_blocks),
-    }
-    if device.type == "cpu" and kernels.status()["name"] == "pytorch":
-        del found["folded, kernel"]
-    try:
-        import timm.models.ghostnet as ghostnet
-    except ImportError:
-        ghostnet = None
-    if not hasattr(ghostnet, "GhostModuleV3"):
-        found = {name: one for name, one in found.items() if not name.startswith("timm")}
-    return found
-
-
-def compare(calls: dict[str, Call | Meter], base: str, setting: Setting) -> dict[str, Any]:
+def compare(calls: dict[str, Call | Meter], base: str, setting: Setting, keep: Keep) -> dict[str, Any]:
     """Time them in turns: seconds of each, and how many times faster than `base`, as ratios of the medians.
 
-    The quartiles of a ratio are those of the rounds' own ratios.
+    The quartiles of a ratio are those of the rounds' own ratios. `keep` is handed what is known after each round.
     """
     warmup = 2 if setting.device.type == "cpu" else 6
     wait = bench.waiter(setting.device)
@@ -140,13 +54,26 @@ def compare(calls: dict[str, Call | Meter], base: str, setting: Setting) -> dict
         name: call if isinstance(call, Meter) else Meter(call, wait, warmup=warmup, budget=PATIENCE)
         for name, call in calls.items()
     }
-    interleave(list(meters.values()), setting.rounds, lambda: print(".", end="", file=sys.stderr, flush=True))
+    turns = itertools.count(1)
+
+    def turn() -> None:
+        print(".", end="", file=sys.stderr, flush=True)
+        rounds, within = divmod(next(turns), len(meters))
+        if rounds > 1 and not within:  # the first round is the warm-up
+            keep(ratios(meters, base))
+
+    with arithmetic(EngineSection(), setting.device):
+        interleave(list(meters.values()), setting.rounds, turn)
     print(file=sys.stderr)
-    seconds = {name: meter.seconds for name, meter in meters.items() if not meter.problem}
+    return ratios(meters, base)
+
+
+def ratios(meters: dict[str, Meter], base: str) -> dict[str, Any]:
+    seconds = {name: meter.seconds for name, meter in meters.items() if meter.seconds and not meter.problem}
     medians = {name: spread(values) for name, values in seconds.items()}
     found: dict[str, Any] = {"seconds": {name: vars(one) for name, one in medians.items()}, "times faster": {}}
     for name in seconds:
-        if name != base:
+        if name != base and base in seconds:
             paired = spread([a / b for a, b in zip(seconds[base], seconds[name], strict=False)])
             ratio = medians[base].median / medians[name].median
             found["times faster"][f"{name} / {base}"] = {"ratio": ratio, "low": paired.low, "high": paired.high}
@@ -158,7 +85,7 @@ def meter_of(one: Contestant, call: Call, setting: Setting, warmup: int) -> Mete
     return Meter(call, wait, prepare=one.choose_kernel, warmup=warmup, budget=PATIENCE)
 
 
-def steps(setting: Setting) -> dict[str, Any]:
+def steps(setting: Setting, keep: Keep) -> dict[str, Any]:
     """One training step on ready images; on a GPU also as the engine captures it."""
     calls: dict[str, Call | Meter] = {}
     for name, one in contestants(setting.device).items():
@@ -169,9 +96,9 @@ def steps(setting: Setting) -> dict[str, Any]:
         for precision in ("float32", "bfloat16"):
             recipe = bench.bench_recipe(setting.batch, precision=precision)
             update = bench.make_update(setting.model, recipe, bench.noise(setting.batch, 10), setting.device)
-            run, index = bench.captured(update), torch.arange(setting.batch, device=setting.device)
-            calls[f"captured, {precision}"] = lambda run=run, index=index: run(index)
-    return compare(calls, BASE, setting)
+            step, index = bench.stepper(bench.captured(update)), torch.arange(setting.batch, device=setting.device)
+            calls[f"captured, {precision}"] = lambda step=step, index=index: step(index)
+    return compare(calls, BASE, setting, keep)
 
 
 def images_of(count: int | None) -> Data:
@@ -206,7 +133,7 @@ class Pictures(torch.utils.data.Dataset):
         return self.transform(Image.fromarray(self.pixels[i])), self.labels[i]
 
 
-def epochs(setting: Setting, count: int | None) -> dict[str, Any]:
+def epochs(setting: Setting, count: int | None, keep: Keep) -> dict[str, Any]:
     """A whole epoch of training: loader and plain NCHW, against resident data and the engine's update."""
     data = images_of(count)
     device = setting.device
@@ -231,24 +158,25 @@ def epochs(setting: Setting, count: int | None) -> dict[str, Any]:
 
     update = bench.make_update(setting.model, bench.bench_recipe(setting.batch), data, device)
     run = bench.captured(update)
+    step = bench.stepper(run)
     epoch = iter(range(10**6))
 
     def ours() -> None:
         number = next(epoch)
         run.start_epoch(number, views(len(data.train), 0, number, update.recipe.augment).to(device))
         for index in order(len(data.train), 0, number).to(device).split(setting.batch):
-            run(index)
+            step(index)
 
     wait = bench.waiter(device)
     calls = {
         name: Meter(call, wait, warmup=1, budget=PATIENCE)
         for name, call in {f"{BASE}, 2 loader workers": theirs, "engine, resident data": ours}.items()
     }
-    found = compare(calls, f"{BASE}, 2 loader workers", setting)
-    return {"images": len(data.train), "data": data.name, **found}
+    about = {"images": len(data.train), "data": data.name}
+    return about | compare(calls, f"{BASE}, 2 loader workers", setting, lambda found: keep(about | found))
 
 
-def teaching(setting: Setting, folder: Path) -> dict[str, Any]:
+def teaching(setting: Setting, folder: Path, keep: Keep) -> dict[str, Any]:
     """The engine's update: alone, taught from a filled table, and by a ResNet-18 asked at every step."""
     from ghostcli.teach.teacher import Teacher
 
@@ -265,12 +193,14 @@ def teaching(setting: Setting, folder: Path) -> dict[str, Any]:
         ("taught live", (teacher,), "live"),
     ):
         taught = recipe.model_copy(update={"distill": KD(source=source)})
-        run = bench.captured(bench.make_update(setting.model, taught, data, setting.device, teachers))
-        calls[name] = lambda run=run: run(index)
-    return {"teacher": "resnet18", **compare(calls, "untaught", setting)}
+        update = bench.make_update(setting.model, taught, data, setting.device, teachers)
+        step = bench.stepper(bench.captured(update))
+        calls[name] = lambda step=step: step(index)
+    about = {"teacher": "resnet18"}
+    return about | compare(calls, "untaught", setting, lambda found: keep(about | found))
 
 
-def inference(setting: Setting, batch: int) -> dict[str, Any]:
+def inference(setting: Setting, batch: int, keep: Keep) -> dict[str, Any]:
     """A forward pass in eval mode: train form with its branches apart, and the deploy form."""
     train = bench.train_form(plain(setting)).to(setting.device)
     deployed = zoo.deploy(train)
@@ -279,14 +209,14 @@ def inference(setting: Setting, batch: int) -> dict[str, Any]:
         calls[f"{name} NCHW"] = bench.ask(copy.deepcopy(model), setting.images(False, batch))
         there = copy.deepcopy(model).to(memory_format=torch.channels_last)
         calls[f"{name} channels_last"] = bench.ask(there, setting.images(True, batch))
-    found = compare(calls, "train form NCHW", setting)
+    found = compare(calls, "train form NCHW", setting, keep)
     medians = {name: one["median"] for name, one in found["seconds"].items()}
     like = medians["train form channels_last"] / medians["deploy form channels_last"]
     found["times faster"]["deploy form channels_last / train form channels_last"] = {"ratio": like}
     return found
 
 
-def memory(setting: Setting) -> dict[str, Any]:
+def memory(setting: Setting, keep: Keep) -> dict[str, Any]:
     """Peak memory of one training step in MiB, each contestant in a process of its own, as shares of plain NCHW."""
     found: dict[str, float] = {}
     for name, one in contestants(setting.device).items():
@@ -297,6 +227,7 @@ def memory(setting: Setting) -> dict[str, Any]:
         print(f"  {name}: {problem or f'{peak:.0f} MiB'}", file=sys.stderr)
         if peak is not None:
             found[name] = peak
+            keep({"MiB": found})
     os.environ["GHOST_KERNEL"] = "auto"
     shares = {f"{name} / {BASE}": round(peak / found[BASE], 3) for name, peak in found.items() if name != BASE}
     return {"MiB": found, "share": shares}
@@ -313,11 +244,12 @@ def peak_of(name: str, setting: Setting) -> float:
         step()
         step()
 
-    if setting.device.type != "cuda":
-        return resident_peak(work)
-    before = torch.cuda.memory_allocated(setting.device)
-    torch.cuda.reset_peak_memory_stats(setting.device)
-    work()
+    with arithmetic(EngineSection(), setting.device):
+        if setting.device.type != "cuda":
+            return resident_peak(work)
+        before = torch.cuda.memory_allocated(setting.device)
+        torch.cuda.reset_peak_memory_stats(setting.device)
+        work()
     return (torch.cuda.max_memory_allocated(setting.device) - before) / MEBI
 
 
@@ -333,7 +265,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        "kernel": kernels.status()["name"],
+        "kernel": kernels.status(device.type)["name"],
     }
 
 
@@ -380,20 +312,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fewer = Setting(setting.model, setting.batch, device, min(setting.rounds, 3))
     count = asked.images or (5120 if device.type == "cpu" else None)
     with tempfile.TemporaryDirectory() as folder:
-        parts: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
-            "step": ("one training step", lambda: steps(setting)),
-            "epoch": ("one epoch", lambda: epochs(fewer, count)),
-            "teaching": ("one training step, taught", lambda: teaching(setting, Path(folder))),
-            "inference": (f"inference, batch {setting.batch}", lambda: inference(setting, setting.batch)),
-            "latency": ("inference, batch 1", lambda: inference(setting, 1)),
-            "memory": ("peak memory of a training step", lambda: memory(setting)),
+        parts: dict[str, tuple[str, Callable[[Keep], dict[str, Any]]]] = {
+            "step": ("one training step", lambda keep: steps(setting, keep)),
+            "epoch": ("one epoch", lambda keep: epochs(fewer, count, keep)),
+            "teaching": ("one training step, taught", lambda keep: teaching(setting, Path(folder), keep)),
+            "inference": (f"inference, batch {setting.batch}", lambda keep: inference(setting, setting.batch, keep)),
+            "latency": ("inference, batch 1", lambda keep: inference(setting, 1, keep)),
+            "memory": ("peak memory of a training step", lambda keep: memory(setting, keep)),
         }
+
+        def write(name: str, found: dict[str, Any]) -> None:
+            report[name] = found
+            if asked.json:
+                write_json(asked.json, report)
+
         print(f"{setting.model}, batch {setting.batch}, {report['machine']['device']}, torch {torch.__version__}")
         for name, (title, part) in parts.items():
-            report[name] = part()
+            write(name, part(functools.partial(write, name)))
             show(title, report[name])
-            if asked.json:
-                asked.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Part:
 
 
 def agenda(out: Path, runs: Path) -> Iterator[Part]:
-    """Minutes 0 to 10: checks and measurements, each alone. Then the study, run by run."""
+    """Minutes 0 to 10: checks and measurements, each alone, of kernels that are compiled by then. Then the study."""
 
     def ghost(*arguments: str) -> tuple[str, ...]:
         return (sys.executable, "-m", "ghostcli", *arguments)
@@ -57,6 +57,7 @@ def agenda(out: Path, runs: Path) -> Iterator[Part]:
     pytest = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests"))
     speeds = ("gns:1.0", "gns:2.8", "gnd:1.0", "resnet18", "resnet50")
     yield Part("data", ghost("data", "verify", "cifar10"), 60, alone=True)
+    yield Part("compile", script("compile.py", "--json", str(out / "compile-cuda.json")), 180, alone=True)
     yield Part("tests", pytest, 180, alone=True)
     yield Part("engine", script("engine.py", "--json", str(out / "engine-cuda.json")), 240, alone=True)
     yield Part("bench", ghost("bench", *speeds, "--device", "cuda", "--json"), 120, alone=True)
@@ -101,6 +102,23 @@ def agenda(out: Path, runs: Path) -> Iterator[Part]:
 
 
 @dataclass
+class Running:
+    """A part under way. `told`: when it was asked to stop, which happens once: to `ghost` twice means at once."""
+
+    process: subprocess.Popen[bytes]
+    began: float
+    told: float | None = None
+
+    def stop(self) -> None:
+        """Ask it to; kill it where it was asked long ago."""
+        if self.told is None:
+            self.process.terminate()
+            self.told = time.monotonic()
+        elif time.monotonic() - self.told > PATIENCE:
+            self.process.kill()
+
+
+@dataclass
 class Session:
     """The parts under way. `state` is kept in state.json: of each part its exit code and seconds."""
 
@@ -108,7 +126,7 @@ class Session:
     jobs: int
     deadline: float
     state: dict[str, dict[str, float]]
-    running: dict[Part, tuple[subprocess.Popen[bytes], float]] = field(default_factory=dict)
+    running: dict[Part, Running] = field(default_factory=dict)
 
     def done(self, name: str) -> bool:
         return self.state.get(name, {}).get("code") == 0
@@ -131,24 +149,18 @@ class Session:
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         with open(self.out / f"{part.name}.out", "ab") as out, open(self.out / f"{part.name}.log", "ab") as log:
             process = subprocess.Popen(part.command, stdout=out, stderr=log, env=environment)
-        self.running[part] = process, time.monotonic()
+        self.running[part] = Running(process, time.monotonic())
 
     def end(self, part: Part) -> None:
-        """Stop a part if it still runs, and write down how it ended."""
-        process, began = self.running.pop(part)
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        seconds = round(time.monotonic() - began, 1)
-        self.state[part.name] = {"code": process.returncode, "seconds": seconds}
+        """Write down how a part ended."""
+        one = self.running.pop(part)
+        seconds = round(time.monotonic() - one.began, 1)
+        self.state[part.name] = {"code": one.process.returncode, "seconds": seconds}
         state = self.out / "state.json"
         state.with_suffix(".tmp").write_text(json.dumps(self.state, indent=1) + "\n")
         state.with_suffix(".tmp").replace(state)
-        how = {0: "done", 75: "stopped, goes on next time"}.get(process.returncode, f"ended with {process.returncode}")
+        code = one.process.returncode
+        how = {0: "done", 75: "stopped, goes on next time"}.get(code, f"ended with {code}")
         print(f"{time.strftime('%H:%M:%S')}  {part.name}: {how} after {seconds:.0f} s", flush=True)
 
     def carry_out(self, parts: Sequence[Part]) -> None:
@@ -160,12 +172,11 @@ class Session:
             over = time.monotonic() >= self.deadline
             if not self.running:  # the clock, or a part that failed, keeps the rest back
                 break
-            if over:
-                for process, _ in self.running.values():
-                    process.terminate()
-            for part, (process, began) in list(self.running.items()):
-                if over or process.poll() is not None or time.monotonic() - began > part.seconds:
+            for part, one in list(self.running.items()):
+                if one.process.poll() is not None:
                     self.end(part)
+                elif over or time.monotonic() - one.began > part.seconds:
+                    one.stop()
             time.sleep(0.2)
         for part in waiting:
             print(f"          {part.name}: left for next time", flush=True)

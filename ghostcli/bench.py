@@ -7,6 +7,7 @@ alike, with its spread and its number of rounds; a figure that could not be had 
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -102,7 +103,6 @@ def make_update(model: str, recipe: Recipe, data: Data, device: torch.device, te
     data = train.on_device(data, device)
     state = train.make_state(plan.plain(model, 0, recipe, "bench"), data, teachers, device)
     update = train.make_update(recipe, state, data, teachers, 0)
-    update.set_rates(recipe.optim.lr, 0)
     update.start_epoch(0, views(len(data.train), 0, 0, recipe.augment).to(device))
     return update
 
@@ -111,10 +111,18 @@ def captured(update: Update) -> Update | Captured:
     """The update as the engine runs it: replayed as a graph where the device has graphs."""
     from ghostcli.engine.step import Captured, why_eager
 
-    taught = bool(update.lesson.teachers)
-    return (
-        update if why_eager(update.recipe, taught, update.device) else Captured(update, update.recipe.train.batch_size)
-    )
+    return update if why_eager(update.recipe, update.device) else Captured(update, update.recipe.train.batch_size)
+
+
+def stepper(run: Update | Captured, rate: float = 0.01) -> Callable[[Tensor], Tensor]:
+    """What the engine's loop does for one batch of images, to be called under the engine's `arithmetic`."""
+    numbers = itertools.count()
+
+    def step(index: Tensor) -> Tensor:
+        run.set_rates(rate, next(numbers))
+        return run(index)
+
+    return step
 
 
 def train_form(model: nn.Module) -> nn.Module:
@@ -155,10 +163,13 @@ def measure(
     rounds: int,
     step: Callable[[str], None] = lambda note: None,
 ) -> list[dict[str, Any]]:
-    """Speeds of all networks, interleaved, and the memory of their training steps; a dict a network.
+    """Speeds of all networks, interleaved, under the engine's arithmetic, and the memory of their training steps; a
+    dict a network.
 
     Throughputs in images a second at `batch`, latencies in milliseconds at batch 1, memory in MiB.
     """
+    from ghostcli.engine.device import arithmetic
+
     rows: list[dict[str, Any]] = []
     meters: list[dict[str, Meter]] = []
     for network in networks:
@@ -167,7 +178,8 @@ def measure(
         rows.append({"device": str(device), "batch": batch, "peak_memory_mb": memory, "note": problem})
         step(f"{network.label}: building")
         meters.append(_meters(network, batch, device, train=problem is None))
-    interleave([meter for each in meters for meter in each.values()], rounds, lambda: step("timing"))
+    with arithmetic(EngineSection(), device):
+        interleave([meter for each in meters for meter in each.values()], rounds, lambda: step("timing"))
     for row, each in zip(rows, meters, strict=True):
         row |= _figures(each, batch)
         row["note"] = row["note"] or next((meter.problem for meter in each.values() if meter.problem), None)
@@ -185,13 +197,13 @@ def _meters(network: Network, batch: int, device: torch.device, train: bool) -> 
     from ghostcli import zoo
 
     update = make_update(network.model, bench_recipe(batch), noise(batch, network.classes), device)
-    run, index = captured(update), torch.arange(batch, device=device)
+    step, index = stepper(captured(update)), torch.arange(batch, device=device)
     apart = train_form(update.model)
     deployed = zoo.deploy(apart).to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, SIDE, SIDE, device=device).to(memory_format=torch.channels_last)
     one = images[:1].clone(memory_format=torch.channels_last)
     calls = {
-        "train_images_per_second": lambda: run(index),
+        "train_images_per_second": lambda: step(index),
         "images_per_second": ask(apart, images),
         "deploy_images_per_second": ask(deployed, images),
         "train_latency_ms": ask(apart, one),
@@ -256,9 +268,13 @@ def two_steps(network: Network, batch: int, device: torch.device) -> None:
     """A step of two images, which makes the momentum, then one of the whole batch, eagerly."""
     import torch
 
-    update = make_update(network.model, bench_recipe(batch), noise(batch, network.classes), device)
-    for size in (min(2, batch), batch):
-        update(torch.arange(size, device=device))
+    from ghostcli.engine.device import arithmetic
+
+    recipe = bench_recipe(batch)
+    step = stepper(make_update(network.model, recipe, noise(batch, network.classes), device))
+    with arithmetic(recipe.engine, device):
+        for size in (min(2, batch), batch):
+            step(torch.arange(size, device=device))
 
 
 def points(rows: Sequence[dict[str, Any]], runs: Path) -> list[Point]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import shlex
@@ -66,9 +67,38 @@ def test_ratios_are_of_medians_with_the_rounds_own_quartiles(engine, monkeypatch
         found[0].seconds, found[1].seconds = [4.0, 6.0, 8.0], [2.0, 2.0, 4.0]
 
     monkeypatch.setattr(engine, "interleave", interleave)
-    found = engine.compare(meters, "a", setting)
+    found = engine.compare(meters, "a", setting, print)
     assert found["times faster"] == {"b / a": {"ratio": 3.0, "low": 2.0, "high": 2.5}}
     assert found["seconds"]["a"] == {"median": 6.0, "low": 5.0, "high": 7.0, "n": 3}
+
+
+def test_each_round_is_written_down_and_timed_as_the_engine_runs(engine, monkeypatch):
+    """What is stopped at its limit keeps what it measured; on a GPU the engine lets cuDNN choose what is fastest."""
+    setting = engine.Setting("gns:0.25", 1, torch.device("cpu"), 3)
+    kept, told = [], []
+
+    @contextlib.contextmanager
+    def arithmetic(section, device):
+        told.append(device)
+        yield
+        told.append("over")
+
+    monkeypatch.setattr(engine, "arithmetic", arithmetic)
+    monkeypatch.setattr(engine.Meter, "warm", lambda self: told.append("warm"))
+    monkeypatch.setattr(engine.Meter, "sample", lambda self: self.seconds.append(1.0))
+    found = engine.compare({"a": list, "b": list}, "a", setting, kept.append)
+    assert [one["seconds"]["b"]["n"] for one in kept] == [1, 2, 3]
+    assert kept[-1] == found and told == [torch.device("cpu"), "warm", "warm", "over"]
+
+
+def test_compiling_writes_what_each_network_took_when_it_has(tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "compile.py"), "--device", "cpu", "--batch", "4"]
+    command += ["--json", str(out), "gns:0.25/float32", "gns:0.25/float8"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "gns:0.25/float8: need" in done.stderr
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["model"], row["precision"]) == ("gns:0.25", "float32") and row["seconds"] > 0
 
 
 @pytest.mark.slow
@@ -97,7 +127,8 @@ def test_the_agendas_dry_run_lists_every_part_in_order(gpu, tmp_path, capsys):
     (tmp_path / "state.json").write_text('{"data": {"code": 0, "seconds": 1}, "tests": {"code": 1, "seconds": 1}}')
     gpu.main(["--dry-run", "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:6]] == ["data", "tests", "engine", "bench", "crowd", "gns-1.0-s0"]
+    first = ["data", "compile", "tests", "engine", "bench", "crowd", "gns-1.0-s0"]
+    assert [line.split()[0] for line in lines[:7]] == first
     assert [" done " in line for line in lines[:3]] == [True, False, False]
     assert any(
         line.endswith("train-teacher gns:1.0 -s data.shuffle=false --seed 2 --runs runs --device cuda")
@@ -171,6 +202,42 @@ def test_what_is_over_its_limit_or_the_sessions_is_stopped_by_a_signal(gpu, tmp_
     assert (out / "beside.out").read_text() == "beside\n"
     state = json.loads((out / "state.json").read_text())
     assert {name: one["code"] for name, one in state.items()} == {"limited": 75, "long": 75, "beside": 0}
+
+
+SAVES = """
+import sys, time
+from ghostcli import signals
+from ghostcli.errors import Interrupted
+try:
+    with signals.handled(), signals.polled():
+        print("began", flush=True)
+        while not signals.asked():
+            time.sleep(0.01)
+        time.sleep(1)
+        print("saved", flush=True)
+        signals.stop_if_asked()
+except Interrupted as stop:
+    sys.exit(stop.exit_code)
+"""
+
+
+def test_every_run_under_way_is_left_the_time_to_save(gpu, tmp_path):
+    """To `ghost`, a second signal means to leave at once."""
+    out = tmp_path / "out"
+    runs = [gpu.Part(name, python(SAVES)) for name in ("a", "b", "c")]
+    session(gpu, out, jobs=3, seconds=4).carry_out(runs)
+    assert [(out / f"{run.name}.out").read_text() for run in runs] == ["began\nsaved\n"] * 3
+    state = json.loads((out / "state.json").read_text())
+    assert [state[run.name]["code"] for run in runs] == [75] * 3
+
+
+def test_what_does_not_heed_the_signal_is_killed(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "PATIENCE", 1.0)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    began = time.monotonic()
+    session(gpu, tmp_path / "out").carry_out([gpu.Part("deaf", python(deaf), seconds=3, alone=True)])
+    assert time.monotonic() - began < 30
+    assert json.loads((tmp_path / "out" / "state.json").read_text())["deaf"]["code"] == -9
 
 
 def test_commands_are_shown_as_a_person_would_type_them(gpu):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import sys
@@ -186,3 +187,29 @@ def test_the_printed_table_says_what_was_measured(ghost, monkeypatch):
     assert any("batch 32" in line and "7 rounds" in line for line in lines)
     assert "gns:0.2: too slow for all rounds, some figures have 1" in lines
     assert "gns:0.3: does not fit" in lines
+
+
+def test_the_measured_step_is_the_loops_own(monkeypatch):
+    """With the rates of the step, under the engine's arithmetic."""
+    from ghostcli.engine import device, step
+
+    within, rates = [], []
+
+    @contextlib.contextmanager
+    def arithmetic(section, where):
+        within.append(where)
+        yield
+        within.pop()
+
+    def note(self, rate, number, own=step.Update.set_rates):
+        rates.append((number, bool(within)))
+        own(self, rate, number)
+
+    monkeypatch.setattr(device, "arithmetic", arithmetic)
+    monkeypatch.setattr(step.Update, "set_rates", note)
+    monkeypatch.setattr(bench, "training_peak", lambda *_: (1.0, None))
+    monkeypatch.setattr(meter, "SAMPLE", 0.0)
+    bench.measure([bench.Network("gns:0.1", "gns:0.1", 10)], 4, torch.device("cpu"), 2)
+    assert rates == [(number, True) for number in range(4)]
+    bench.two_steps(bench.Network("gns:0.1", "gns:0.1", 10), 4, torch.device("cpu"))
+    assert rates[4:] == [(0, True), (1, True)]
