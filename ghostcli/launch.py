@@ -7,6 +7,7 @@ only where a job is really carried out.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import platform
@@ -16,12 +17,15 @@ import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import metadata
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from ghostcli import __version__, signals
-from ghostcli.display import Display
+from ghostcli.display import Display, console
 from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.plan import Finished, Job, Plan
 from ghostcli.recipe.models import DataSection
@@ -104,7 +108,10 @@ def _require_same_images(run: RunRecord, data: Data) -> None:
 
 
 def carry_out(plan: Plan, options: Options) -> list[RunRecord]:
-    """Run every job of the plan that is not done yet; returns the records of those that were asked for."""
+    """Run every job of the plan that is not done yet; returns the records of those that were asked for.
+
+    A failure costs the jobs that rest on it and no other; it is raised when all others have been tried.
+    """
     with signals.handled():
         device = prepare(plan, options)
         plan_jobs = [
@@ -113,24 +120,59 @@ def carry_out(plan: Plan, options: Options) -> list[RunRecord]:
         if options.jobs > 1 and len(plan_jobs) > 1:
             _spread(plan, plan_jobs, options)
         else:
-            for job in plan.jobs:
-                signals.stop_if_asked()
-                run_job(job, options, device, fresh=not options.resume and job in plan.asked)
+            _in_turn(plan, options, device)
     return [record_of(job, options.runs) for job in plan.asked]
+
+
+def _in_turn(plan: Plan, options: Options, device: torch.device) -> None:
+    """Run the plan's jobs in this process. What fails is told at once where others are still to be tried."""
+    waiting = list(plan.jobs)
+    failed: list[GhostError] = []
+    while waiting:
+        signals.stop_if_asked()
+        job = waiting.pop(0)
+        try:
+            run_job(job, options, device, fresh=not options.resume and job in plan.asked)
+        except (Interrupted, UsageError):
+            raise
+        except GhostError as error:
+            lost = {job.id}
+            for other in waiting:
+                if lost & {teacher.id for teacher in other.teachers}:
+                    lost.add(other.id)
+            waiting = [other for other in waiting if other.id not in lost]
+            failed.append(error)
+            if not waiting and len(failed) == 1:
+                raise
+            console.print(Text(_named(job, str(error)), style="yellow"))
+    if failed:
+        raise _together(failed, len(plan.jobs))
+
+
+def _named(job: Job, text: str) -> str:
+    """`text` as a line about `job`, whose id it may begin with already."""
+    return printable(f"{job.id}: {text.removeprefix(f'{job.id}: ')}")
+
+
+def _together(failed: list[GhostError], of: int) -> GhostError:
+    """One error, with the first one's exit code, for failures that have each been told."""
+    error = GhostError(f"{len(failed)} of {of} runs failed; the lines above say why")
+    error.exit_code = failed[0].exit_code
+    return error
 
 
 def run_job(job: Job, options: Options, device: torch.device, fresh: bool = False) -> None:
     """Carry out one job, or find that it is done. Whatever happens is written into the run's status."""
     with Display(options.quiet) as show:
         if not fresh and is_done(job, options.runs):
-            show.line(f"{job.id}: found, finished earlier")
+            show.line(_reached(job, options.runs, "found, finished earlier"))
             for note in (record_of(job, options.runs).result or {}).get("notes", ()):
                 show.warn(f"{job.id}: {note}")
             return
         run = RunWriter(options.runs, job.id)
         with run.locked(show.line):
             if not fresh and is_done(job, options.runs):  # another process made it while this one waited
-                show.line(f"{job.id}: found, finished meanwhile")
+                show.line(_reached(job, options.runs, "found, finished meanwhile"))
                 return
             if fresh and (aside := run.set_aside()):
                 show.line(f"{job.id}: the earlier run now lies in {aside}")
@@ -199,9 +241,15 @@ def _train(job: Job, run: RunWriter, options: Options, device: torch.device, sho
     result = results.result(job, data, state, model, run, device, options.runs, findings, notes, files)
     run.write("result.json", result)
     run.set_status("done")
-    accuracy = result["accuracy"]
-    how = "chosen on validation" if accuracy["selected_by"] == "validation" else "last epoch"
-    show.line(f"{job.id}: done, test accuracy {accuracy['selected']:.2f} % ({how})")
+    show.line(_reached(job, options.runs))
+
+
+def _reached(job: Job, runs: Path, how: str = "done") -> str:
+    """A finished run in one line: how good it is, and where it lies."""
+    run = RunRecord(runs / job.id, job.id)
+    accuracy = (run.result or {}).get("accuracy", {})
+    chosen = "chosen on validation" if accuracy.get("selected_by") == "validation" else "last epoch"
+    return f"{job.id}: {how}: test accuracy {accuracy.get('selected', math.nan):.2f} % ({chosen}), in {run.path}"
 
 
 def _check(job: Job, data: Data, teachers: list[Teacher], device: torch.device, show: Display) -> list[dict[str, Any]]:
@@ -267,8 +315,8 @@ def commit() -> str | None:
     return found.stdout.strip() or None
 
 
-def _worker(job: Job, options: Options, fresh: bool, threads: int) -> None:
-    """The body of a worker process; its exit code is the contract's."""
+def _worker(job: Job, options: Options, fresh: bool, threads: int, tell: Connection) -> None:
+    """The body of a worker process; its exit code is the contract's, and why it failed goes through `tell`."""
     import torch
 
     from ghostcli.engine.device import pick
@@ -278,7 +326,7 @@ def _worker(job: Job, options: Options, fresh: bool, threads: int) -> None:
         with signals.handled(leave_at_second=False):
             run_job(job, options, pick(options.device), fresh)
     except GhostError as error:
-        print(error, file=sys.stderr)
+        tell.send(str(error))
         sys.exit(error.exit_code)
 
 
@@ -289,13 +337,16 @@ def _spread(plan: Plan, waiting: list[Job], options: Options) -> None:
     quiet = replace(options, quiet=True)
     open_ids = {job.id for job in waiting}
     alive: dict[Job, BaseProcess] = {}
-    failed: list[tuple[Job, int]] = []
+    told: dict[Job, Connection] = {}
+    failed: list[GhostError] = []
     lost: set[str] = set()
 
     def start(job: Job) -> None:
         fresh = not options.resume and job in plan.asked
-        alive[job] = context.Process(target=_worker, args=(job, quiet, fresh, threads), name=job.id)
+        told[job], tell = context.Pipe(duplex=False)
+        alive[job] = context.Process(target=_worker, args=(job, quiet, fresh, threads, tell), name=job.id)
         alive[job].start()
+        tell.close()  # the worker holds the other end: when it is gone, so is the pipe
 
     with Display(options.quiet) as show, signals.polled():
         show.begin("runs", len(waiting))
@@ -318,13 +369,15 @@ def _spread(plan: Plan, waiting: list[Job], options: Options) -> None:
                 del alive[job]
                 if process.exitcode == 0:
                     open_ids.discard(job.id)
-                    show.line(f"{job.id}: done")
+                    show.line(_reached(job, options.runs))
                 else:
-                    failed.append((job, process.exitcode))
+                    error = GhostError(f"ended with code {process.exitcode}")
+                    error.exit_code = max(process.exitcode, 1)
+                    with contextlib.suppress(EOFError, OSError):
+                        error.args = (told[job].recv(),)
+                    failed.append(error)
                     lost.add(job.id)
-                    show.warn(
-                        f"{job.id}: {record_of(job, options.runs).problem or f'ended with code {process.exitcode}'}"
-                    )
+                    show.warn(_named(job, str(error)))
                 show.advance()
             if signals.asked():
                 waiting.clear()
@@ -334,10 +387,7 @@ def _spread(plan: Plan, waiting: list[Job], options: Options) -> None:
                     process.join()
                 signals.stop_if_asked()
     if failed:
-        job, code = failed[0]
-        error = GhostError(f"{len(failed)} of the runs failed, first {job.id}: {record_of(job, options.runs).problem}")
-        error.exit_code = code if code > 0 else 1
-        raise error
+        raise _together(failed, len(plan.jobs))
 
 
 class _EpochLines:

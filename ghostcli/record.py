@@ -98,7 +98,7 @@ class RunRecord:
             case "done":
                 return None
             case "failed":
-                return str(self.state.get("error") or "failed")
+                return str(self.state.get("error") or "failed").removeprefix(f"{self.id}: ")
             case "running":
                 return "still running"
             case "interrupted":

@@ -15,7 +15,7 @@ import typer
 
 from ghostcli import launch, plan, record
 from ghostcli.cli.options import Common, Device, Json, Runs, with_common
-from ghostcli.errors import UsageError
+from ghostcli.errors import GhostError, UsageError
 from ghostcli.plan import Job
 from ghostcli.recipe.models import Recipe
 from ghostcli.zoo.names import KNOWN
@@ -159,11 +159,45 @@ def act(ctx: typer.Context, common: Common, recipe: Recipe, job_of: Callable[[in
         show_plan(todo, common)
     else:
         options = launch.Options(common.runs, common.device, common.resume, common.jobs, quiet=False)
-        done = launch.carry_out(todo, options)
-        draw_curves(done, common.runs)
-        results = [summary(run) for run in done]
+        try:
+            draw_curves(launch.carry_out(todo, options), common.runs)
+        except UsageError:
+            raise
+        except GhostError:
+            if common.json:
+                show_results(todo, common.runs)
+            raise
         if common.json:
-            typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+            show_results(todo, common.runs)
+
+
+def show_results(todo: plan.Plan, runs: Path) -> None:
+    """The runs that were asked for, as the contract has it, whatever became of them."""
+    results = [
+        summary(launch.record_of(job, runs)) if launch.is_done(job, runs) else unfinished(job, runs)
+        for job in todo.asked
+    ]
+    typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+
+
+def unfinished(job: Job, runs: Path) -> dict[str, Any]:
+    """What --json has of a run that is not done: why not, and no accuracy."""
+    run = launch.record_of(job, runs)
+    begun = (run.path / "status.json").exists()
+    return {
+        "run": job.id,
+        "status": run.status if begun else "not started",
+        "error": run.problem if begun else "its teacher is not done" if job.taught else None,
+        "student": job.student,
+        "strategy": job.strategy,
+        "teachers": list(job.path),
+        "data": job.recipe.data.name,
+        "seed": job.seed,
+        "epochs": job.recipe.train.epochs,
+        "accuracy": None,
+        "seconds": None,
+        "recipe": job.recipe_name,
+    }
 
 
 def draw_curves(done: list[record.RunRecord], runs: Path) -> None:

@@ -1,0 +1,66 @@
+"""What a command says when something fails: each failure once, in one line, and what there is as JSON all the same."""
+
+from __future__ import annotations
+
+import json
+
+import crash
+import pytest
+
+from ghostcli import launch
+from ghostcli.errors import NonFiniteError
+
+TWO = ("--seed", "0", "--seed", "1", "--json")
+
+
+def by_seed(out: str) -> dict[int, dict]:
+    return {row["seed"]: row for row in json.loads(out)}
+
+
+@pytest.fixture
+def first_fails(monkeypatch):
+    """Seed 0 fails with the id in its message, as the engine does it."""
+    train = launch._train
+
+    def failing(job, *rest):
+        if job.seed == 0:
+            raise NonFiniteError(f"{job.id}: the loss became non-finite")
+        train(job, *rest)
+
+    monkeypatch.setattr(launch, "_train", failing)
+
+
+def test_a_failed_run_is_an_object_too(ghost, tmp_path, first_fails):
+    done = ghost(*crash.COMMANDS["plain"], *crash.TINY, "--runs", tmp_path, "--json")
+    assert done.code == 3
+    row = json.loads(done.out)
+    assert row["status"] == "failed" and row["accuracy"] is None and row["error"] == "the loss became non-finite"
+    assert done.err.count("the loss became non-finite") == 1 and done.err.count(row["run"]) == 1
+
+
+def test_the_second_seed_is_tried_though_the_first_failed(ghost, tmp_path, first_fails):
+    done = ghost(*crash.COMMANDS["plain"], *crash.TINY, "--runs", tmp_path, *TWO)
+    assert done.code == 3
+    rows = by_seed(done.out)
+    assert (rows[0]["status"], rows[0]["accuracy"], rows[1]["status"]) == ("failed", None, "done")
+    assert rows[1]["accuracy"]["last"] >= 0
+    assert done.err.count("the loss became non-finite") == 1
+    assert done.err.splitlines()[-1] == "ghost: 1 of 2 runs failed; the lines above say why"
+
+
+def test_what_rests_on_a_failure_is_not_started(ghost, tmp_path, first_fails):
+    done = ghost(*crash.COMMANDS["kd"], *crash.TINY, "--runs", tmp_path, *TWO)
+    assert done.code == 3 and done.err.count("the loss became non-finite") == 1
+    assert {row["status"] for row in json.loads(done.out)} == {"not started"}
+
+
+def test_workers_failures_are_told_once(tmp_path):
+    argv = [*crash.COMMANDS["plain"], *crash.TINY, *TWO, "--jobs", 2, "--runs", "runs"]
+    done = crash.server().run(argv, tmp_path, {"GHOST_FAULT": "predictions:written=enospc"})
+    assert done.code == 1
+    rows = by_seed(done.out)
+    assert all(row["status"] == "failed" and "No space left" in row["error"] for row in rows.values())
+    for row in rows.values():
+        assert sum("No space" in line and line.startswith(row["run"] + ":") for line in done.err.splitlines()) == 1
+    assert done.err.count("No space left") == 2
+    assert done.err.splitlines()[-1] == "ghost: 2 of 2 runs failed; the lines above say why"
