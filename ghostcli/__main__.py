@@ -1,6 +1,28 @@
-"""`python -m ghostcli` is the `ghost` command."""
+"""`python -m ghostcli` and the `ghost` command: a signal that strikes before anything is imported is one line, too.
 
-from ghostcli.cli import main
+Invariant: importing this module costs nothing; all else is imported after the handlers stand.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(2, f"ghost: stopped by {signal.Signals(number).name}, before anything was begun\n".encode())
+    os._exit(75)  # errors.Interrupted's
+
+
+def main() -> None:
+    """The entry point."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    from ghostcli.cli import main as command
+
+    command()
+
 
 if __name__ == "__main__":
     main()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostcli import plan, record
-from ghostcli.errors import UsageError
+from ghostcli.errors import UsageError, printable
 from ghostcli.meter import MEBI, Meter, interleave, measured_apart, p90, resident_peak, spread
 from ghostcli.recipe.models import EngineSection, ModelSection, Recipe, TrainSection
 from ghostcli.zoo import names
@@ -47,7 +47,7 @@ def resolve(asked: Iterable[str], classes: int, runs: Path) -> list[Network]:
     for name in asked:
         parsed = names.parse(name)
         if parsed.family != "run":
-            found.append(Network(parsed.canonical, parsed.canonical, classes))
+            found.append(Network(plan.network(name), parsed.canonical, classes))
             continue
         run = record.find(runs, name)
         if run.result is None:
@@ -60,8 +60,13 @@ def count(network: Network) -> dict[str, Any]:
     """Parameters and MACs of both forms, for one image of 32 x 32 or of the network's native size."""
     from ghostcli import zoo
 
-    model = zoo.build(network.model, network.classes)
-    deployed = zoo.deploy(model)
+    try:
+        model = zoo.build(network.model, network.classes)
+        deployed = zoo.deploy(model)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        raise UsageError(f"{printable(network.label)}: does not fit into this machine's memory") from error
     side = model.spec.input_size or SIDE
     return {
         "model": network.label,

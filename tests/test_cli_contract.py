@@ -88,6 +88,11 @@ BAD = {
     "seed twice": (["train-teacher", "gns", "--seed", "1", "--seed", "1", *SMALL], "--seed"),
     "ensemble of one": (["ensemble", "resnet18", "--student", "gns", *SMALL], "distill"),
     "teacher named twice": (["ensemble", "resnet18", "resnet18", "--student", "gns", *SMALL], "twice"),
+    "a seed too long": (["train-teacher", "gns", "--seed", "9" * 23, *SMALL], "--seed"),
+    "born again too often": (["distill", "gns", "--student", "gns", "--generations", "100000"], "--generations"),
+    "wider than memory": (["bench", "gns:1e9"], "100 is the widest"),
+    "no such verb": (["train", "gns"], "train-teacher"),
+    "no such flag": (["train-teacher", "gns", "--epoch", "1"], "--epochs"),
     "bench of nothing known": (["bench", "alexnet", "--no-timing"], "alexnet"),
 }  # fmt: skip
 
@@ -101,8 +106,7 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(ghost, tmp_path, monkey
     assert needle in done.err and "Traceback" not in done.err
     assert done.out == ""
     assert not any(tmp_path.iterdir())
-    if done.err.startswith("ghost:"):
-        assert len(done.err.strip().splitlines()) <= 2
+    assert done.err.startswith("ghost: ") and len(done.err.strip().splitlines()) <= 2
 
 
 def test_recipe_that_extends_itself(ghost, tmp_path):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import crash
 import pytest
@@ -64,3 +67,21 @@ def test_workers_failures_are_told_once(tmp_path):
         assert sum("No space" in line and line.startswith(row["run"] + ":") for line in done.err.splitlines()) == 1
     assert done.err.count("No space left") == 2
     assert done.err.splitlines()[-1] == "ghost: 2 of 2 runs failed; the lines above say why"
+
+
+def test_a_full_standard_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "ghostcli", "recipe", "list"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=crash.ROOT)
+    assert done.returncode == 1
+    assert done.stderr == "ghost: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_command_is_imported_is_one_line(number, tmp_path):
+    """It strikes in the import of the first module that the entry point needs."""
+    (tmp_path / "typer.py").write_text(f"import os; os.kill(os.getpid(), {int(number)})")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from ghostcli.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=crash.ROOT)
+    assert done.returncode == 75 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"ghost: stopped by {number.name}")

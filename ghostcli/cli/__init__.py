@@ -7,15 +7,32 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from ghostcli import __version__, signals
 from ghostcli.cli import bench, data, demo, doctor, export, plot, recipe, reproduce, runs, table, train
-from ghostcli.errors import GhostError, printable
+from ghostcli.errors import GhostError, Interrupted, nearest, printable
+
+#: What typer raises for a wrong command, flag or argument.
+WrongUsage = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+
+class Verbs(typer.core.TyperGroup):
+    """Commands that hint at the nearest where there is none of a name."""
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
+        word = args[0]
+        if word not in self.commands and not word.startswith("-"):
+            near = [name for name in self.commands if word and name.startswith(word)]
+            hint = f" Did you mean {' or '.join(near)}?" if near else nearest(word, list(self.commands))
+            ctx.fail(f"no such command '{word}'.{hint}")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
+    cls=Verbs,
     name="ghost",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -65,10 +82,44 @@ def main() -> None:
     """The entry point. Results on stdout, everything else on stderr, exit codes as the contract has them."""
     try:
         with signals.handled():
-            app()
+            code = app(standalone_mode=False)
     except GhostError as error:
-        print("ghost:", "\n".join(printable(line) for line in str(error).split("\n")), file=sys.stderr)
-        sys.exit(error.exit_code)
+        _leave(str(error), error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _unplug()
         sys.exit(0)
+    except OSError as error:
+        _unplug()
+        _leave(f"{error.filename or 'the output cannot be written'}: {error.strerror or error}", GhostError.exit_code)
+    except WrongUsage as error:
+        _wrong_usage(error)
+    except typer.Abort:
+        _leave("stopped, nothing was done", GhostError.exit_code)
+    except Exception:
+        if (name := signals.asked()) is None:
+            raise
+        _leave(f"stopped by {name}", Interrupted.exit_code)  # raised inside an import, it comes out as another error
+    else:
+        if isinstance(code, int) and code:
+            sys.exit(code)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    """One line (a recipe's mistakes: a line each) on stderr, and the contract's code."""
+    print("ghost:", "\n".join(printable(line) for line in message.split("\n")), file=sys.stderr)
+    sys.exit(code)
+
+
+def _wrong_usage(error: Any) -> NoReturn:
+    """typer's complaint as a line of ours, with where the help is."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(error.exit_code)
+    where = f" ({context.command_path} --help shows what it takes)" if context else ""
+    _leave(error.format_message().replace("\n", " ") + where, error.exit_code)
+
+
+def _unplug() -> None:
+    """Standard output leads nowhere any more: neither may the interpreter's own last flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

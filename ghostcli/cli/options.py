@@ -54,7 +54,9 @@ class Common:
     overrides: Set = ()  # type: ignore[assignment]
     data: Data = None
     epochs: Epochs = None
-    seed: Annotated[list[int], typer.Option("--seed", min=0, metavar="S", help="Repeatable: one run a seed.")] = (0,)  # type: ignore[assignment]
+    seed: Annotated[
+        list[int], typer.Option("--seed", min=0, max=2**63 - 1, metavar="S", help="Repeatable: one run a seed.")
+    ] = (0,)  # type: ignore[assignment]
     jobs: Jobs = 1
     runs: Runs = Path("runs")
     device: Device = "auto"

@@ -69,7 +69,7 @@ def distill(
     alpha: Alpha = None,
     temperature: Temperature = None,
     generations: Annotated[
-        int, typer.Option("--generations", min=1, help="Born-again: the student teaches its like, N times.")
+        int, typer.Option("--generations", min=1, max=100, help="Born-again: the student teaches its like, N times.")
     ] = 1,
 ) -> None:
     """Distil one teacher into a student; the teacher is trained first where no finished run of it is found.
