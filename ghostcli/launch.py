@@ -90,6 +90,11 @@ def prepare(plan: Plan, options: Options) -> torch.device:
                     f"{teacher.id}: cannot teach, its record is here but not its weights; remove it "
                     f"(ghost runs rm {teacher.id}) to have it trained again, or name another folder with --runs"
                 )
+            learnt = str((run.result or {}).get("data", data.name))
+            if learnt != data.name and not any(name.startswith("folder:") for name in (learnt, data.name)):
+                raise UsageError(
+                    f"{teacher.id}: learnt {learnt}, not {data.name}; name a teacher that was trained on {data.name}"
+                )
             if isinstance(teacher, Finished) and teacher.classes != len(data.classes):
                 raise UsageError(
                     f"run/{teacher.id}: has {teacher.classes} classes, {data.name} has {len(data.classes)}; "
@@ -230,6 +235,7 @@ def _train(job: Job, run: RunWriter, options: Options, device: torch.device, sho
         findings = _check(job, data, teachers, device, show)
         # A Ctrl-C reaches the compiler too: no step is made with what stands in for kernels it could not build.
         signals.stop_if_asked()
+        show.training(job.id, job.recipe.train.stop or job.recipe.train.epochs, len(data.train))
         state, test_logits, norm = train(job, data, teachers, run, device, show)
         model, chosen = results.final(state, test_logits)
         files = {

@@ -42,7 +42,7 @@ def test_findings_are_shown_and_warnings_are_no_failure(ghost, runs):
         "check", "distill", "gns:0.3", "--student", "gns:0.5", "-s", "distill.shuffle=false", *FLAGS, "--runs", runs
     )
     assert done.code == 0, done.err
-    assert "not shuffled" in done.out and "distill.shuffle=true" in done.out and "1 warning" in done.out
+    assert "not shuffled" in done.out and "distill.shuffle=true" in done.out and "2 warnings" in done.out
     assert sorted(runs.glob("*/s*")) == before  # no run was made
 
 
@@ -50,7 +50,8 @@ def test_findings_as_data_are_those_of_the_record(ghost, runs):
     words = ["ensemble", "gns:0.3", "gns:0.4", "--student", "gns:0.5", *FLAGS, "--runs", runs, "--json"]
     found = json.loads(ghost("check", *words).out)
     assert [set(item) for item in found] == [{"code", "level", "message", "figure"}] * len(found)
-    assert {item["level"] for item in found} == {"ok"} and found[-1]["code"] == "alike-teachers"
+    assert {item["code"] for item in found if item["level"] != "ok"} == {"no-better-than-chance"}
+    assert found[-1]["code"] == "alike-teachers"
     assert json.loads(ghost(*words).out)["check"] == found
 
 

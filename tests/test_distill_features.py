@@ -145,10 +145,12 @@ def test_a_hint_is_given_where_asked_or_at_the_nearest_common_stage() -> None:
         terms = f.feature_terms(Hint(kind="hint", stage=stage, weight=100.0), STUDENT, TEACHERS, None).double()
         assert terms.pairs == pairs
         student, teachers = features_of(STUDENT, 3, 20), [features_of(t, 3, 30) for t in TEACHERS]
-        for loss, (i, j), conv, teacher in zip(
+        for loss, (i, j), (conv, _), teacher in zip(
             terms(student, teachers), pairs, terms.regressors, teachers, strict=True
         ):
             regressed = torch.einsum("oc,bchw->bohw", conv.weight[:, :, 0, 0], student.maps[i])
+            var, mean = torch.var_mean(regressed, (0, 2, 3), correction=0, keepdim=True)
+            regressed = (regressed - mean) / (var + 1e-5).sqrt()
             torch.testing.assert_close(loss, 100 * f.hint(regressed, teacher.maps[j]))
 
 
@@ -200,3 +202,18 @@ def test_grouped_hints_by_hand() -> None:
         s, t = (m / m.square().sum(1, keepdim=True).sqrt() for m in (student.maps[i], teachers[who].maps[j]))
         total += f.hint(torch.einsum("oc,bchw->bohw", conv.weight[:, :, 0, 0], s), t).item() / 3
     assert hints(student, teachers).item() == pytest.approx(total, rel=1e-10)
+
+
+def test_a_rate_that_suits_the_student_suits_its_hints() -> None:
+    """However large the maps on either side are, plain descent at 0.05 on the regressor brings the hint down."""
+    torch.manual_seed(0)
+    terms = f.feature_terms(Hint(kind="hint", stage=2), STUDENT, TEACHERS[:1], torch.Generator().manual_seed(0))
+    student, teacher = features_of(STUDENT, 8, 1), features_of(TEACHERS[0], 8, 2)
+    student, teacher = (Features([300 * m.float() for m in x.maps], x.pooled) for x in (student, teacher))
+    losses = []
+    for _ in range(50):
+        (loss,) = terms(student, [teacher])
+        for p, g in zip(terms.parameters(), torch.autograd.grad(loss, [*terms.parameters()]), strict=True):
+            p.data -= 0.05 * g
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]

@@ -84,6 +84,7 @@ def inspect(job: Job, data: Data, teachers: list[Teacher], device: torch.device)
         untouched(teachers, seen),
         as_recorded(teachers, data, len(seen.labels), device),
         accuracy(teachers, seen),
+        above_chance(teachers, seen),
     ]
     if getattr(job.recipe.distill, "kd_weight", 1.0) > 0:
         findings.append(softness(seen, job.recipe))
@@ -269,6 +270,17 @@ def accuracy(teachers: Sequence[Teacher], seen: Sample) -> Finding:
         "taught; look at distill.view, at augment and at the teacher's normalisation"
     )
     return warn("teacher-accuracy", message, figure)
+
+
+def above_chance(teachers: Sequence[Teacher], seen: Sample) -> Finding:
+    """Is each teacher right more often than one answer to everything would be? Figure: percent, the worst one's."""
+    right = [100 * (logits.argmax(1) == seen.labels).double().mean().item() for logits in seen.told]
+    chance, low = 100 * _chance(seen.labels), min(right)
+    if low > chance:
+        return ok("no-better-than-chance", f"every teacher is right more often than by chance ({chance:.1f} %)", low)
+    idle = _names(_where(teachers, [share <= chance for share in right]))
+    message = f"{idle}: right no more often than by chance ({chance:.1f} %): nothing to teach; train it longer"
+    return warn("no-better-than-chance", message, low)
 
 
 def softness(seen: Sample, recipe: Recipe) -> Finding:

@@ -19,14 +19,17 @@ import typer
 from ghostcli import launch, record, signals
 from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs, Set, quoted
 from ghostcli.display import console
-from ghostcli.errors import GhostError
+from ghostcli.errors import GhostError, UsageError
 from ghostcli.estimate import DONE, Cost, Rates, costs, epochs_of, hours, sizes, space
 from ghostcli.plan import Job
-from ghostcli.report.paper import FAMILIES, FEW_STEPS, PaperRow, joined, label, paper
+from ghostcli.recipe.models import FEW_STEPS
+from ghostcli.report.paper import FAMILIES, PaperRow, joined, label, paper
 from ghostcli.reproduce import Outcome, Study, carry_out, settings, study
 
 #: Seconds of work that a person at a terminal is asked about first.
 LONG = 600
+#: Seconds of work that is not begun where nobody can be asked.
+DAY = 86_400
 
 
 def reproduce(
@@ -69,6 +72,8 @@ def reproduce(
         total = sum(cost.seconds for cost in expected.values())
         if total > LONG and not yes and sys.stdin.isatty() and not typer.confirm("Go ahead?", err=True):
             raise typer.Exit
+        if total > DAY and not yes and not sys.stdin.isatty():
+            raise UsageError(f"about {hours(total)} of work, and nobody here to ask: add --yes to begin it")
         failed = _run(todo, launch.Options(runs, device, jobs=jobs), expected, as_json)
     if as_json:
         typer.echo(json.dumps(_result(todo, runs), indent=1, ensure_ascii=False, allow_nan=False))

@@ -100,7 +100,11 @@ def regressor(in_channels: int, out_channels: int, generator: torch.Generator | 
 
 
 class HintTerms(nn.Module):
-    """One hint a teacher, at the level asked for or the nearest that both have; owns a regressor for each."""
+    """One hint a teacher, at the level asked for or the nearest that both have; owns a regressor for each.
+
+    A batch norm ends the regressor: so its slope does not grow with the student's maps, and a rate that suits the
+    student suits it too.
+    """
 
     def __init__(
         self, distill: Hint, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
@@ -112,7 +116,9 @@ class HintTerms(nn.Module):
             both = common(student, teacher)
             self.pairs.append(both[nearest([student.levels[i] for i, _ in both], distill.stage - 1)])
         self.regressors = nn.ModuleList(
-            regressor(student.channels[i], teacher.channels[j], generator)
+            nn.Sequential(
+                regressor(student.channels[i], teacher.channels[j], generator), nn.BatchNorm2d(teacher.channels[j])
+            )
             for (i, j), teacher in zip(self.pairs, teachers, strict=True)
         )
 

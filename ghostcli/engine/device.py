@@ -19,7 +19,8 @@ from ghostcli.recipe.models import EngineSection
 
 #: How torch's allocators, and oneDNN where it gets no room for itself, say that there is no memory.
 NO_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive", "could not create a memory")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+LARGE = 128 << 20  # bytes from which a map is given back all the same: holes that large would be wasted
 
 
 def pick(name: str) -> torch.device:
@@ -52,8 +53,8 @@ def _keep_freed_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
+        if libc.mallopt(M_MMAP_THRESHOLD, LARGE) or libc.mallopt(M_MMAP_THRESHOLD, 32 << 20):
+            libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 @contextlib.contextmanager
@@ -86,6 +87,17 @@ def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
 def autocast(engine: EngineSection, device: torch.device) -> contextlib.AbstractContextManager[None]:
     """bfloat16 for the network's own arithmetic where the recipe says so; moments and losses stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=engine.precision == "bfloat16")
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be had on the device; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError), open("/proc/meminfo") as info:
+        for line in info:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return None
 
 
 @contextlib.contextmanager

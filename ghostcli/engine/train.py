@@ -21,15 +21,18 @@ from ghostcli.data import Data
 from ghostcli.data.batches import Cropper, generator, order, views
 from ghostcli.display import Display
 from ghostcli.engine import checkpoint
-from ghostcli.engine.device import arithmetic
+from ghostcli.engine.device import arithmetic, free_bytes
 from ghostcli.engine.schedule import learning_rate
 from ghostcli.engine.step import Captured, Update, optimizer, why_eager
 from ghostcli.errors import GhostError, Interrupted, NonFiniteError, UsageError
 from ghostcli.evaluate import Norm
 from ghostcli.plan import Job
-from ghostcli.recipe.models import Recipe
+from ghostcli.recipe.models import FEW_STEPS, Recipe
 from ghostcli.record import RunWriter
 from ghostcli.teach.teacher import Lesson, Teacher
+
+#: Of the memory that can be had, how much a step may keep for its backward pass before blocks are recomputed.
+MEMORY_SHARE = 0.6
 
 
 @dataclass
@@ -103,12 +106,22 @@ def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.
             zoo.init_kaiming(model, torch.Generator().manual_seed(seed))
         size = data.train.pixels.shape[1]
         objective = distill.build_for(recipe, model, [t.model for t in teachers], size)
+    if must_recompute(recipe, model, size, device):
+        zoo.recompute(model)
     model = model.to(device, memory_format=torch.channels_last).train()
     objective = objective.to(device)
     ema = copy.deepcopy(model) if recipe.train.ema else None
     batches = math.ceil(len(data.train) / recipe.train.batch_size)
     log = torch.zeros(batches, 4, device=device)
     return State(model, ema, objective, optimizer(model, objective, recipe.optim, device), log)
+
+
+def must_recompute(recipe: Recipe, model: nn.Module, size: int, device: torch.device) -> bool:
+    """Whether blocks are to be run again in the backward pass, as the recipe says, or else as the memory says."""
+    if recipe.engine.recompute is not None:
+        return recipe.engine.recompute
+    free, kept = free_bytes(device), zoo.kept_bytes(model, (3, size, size)) * recipe.train.batch_size
+    return free is not None and kept > MEMORY_SHARE * free
 
 
 def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Teacher], seed: int) -> Update:
@@ -164,11 +177,16 @@ def train(
     lesson.seconds = state.teacher_seconds
     if lesson.why_live and teachers:
         show.line(f"{job.id}: teachers are asked at every step ({lesson.why_live})")
-    step_once = update if why_eager(recipe, device) else Captured(update, recipe.train.batch_size)
+    if zoo.recomputing(state.model):
+        show.line(f"{job.id}: blocks are run again in the backward pass (engine.recompute), to fit into memory")
+    eager = zoo.recomputing(state.model) or why_eager(recipe, device)
+    step_once = update if eager else Captured(update, recipe.train.batch_size)
 
     images, batches = len(data.train), len(state.log)
     epochs, total = recipe.train.epochs, recipe.train.epochs * batches
     last_epoch = min(epochs, recipe.train.stop or epochs)
+    if state.epoch == state.batch == 0 and last_epoch * batches < FEW_STEPS:
+        show.warn(f"{job.id}: {last_epoch * batches} steps in all, too few to learn from: this shows only that it runs")
     ahead = 1 if job.taught and recipe.distill.extra_step else 0  # schedule steps beyond the updates, per epoch
     test_logits: Tensor | None = None
     show.begin(job.id, last_epoch * batches, state.epoch * batches + state.batch)
@@ -276,7 +294,9 @@ def require_finite(state: State, job: Job) -> None:
 
 
 def non_finite(job: Job, what: str, where: str) -> NonFiniteError:
-    optim, taught = job.recipe.optim, "a lower distill.temperature, " if job.taught else ""
+    optim, distill = job.recipe.optim, job.recipe.distill
+    key = "weight" if hasattr(distill, "weight") else "temperature"
+    taught = f"a lower distill.{key} (now {getattr(distill, key):g}), " if job.taught else ""
     return NonFiniteError(
         f"{job.id}: {what} became non-finite in {where}. Likely levers: a lower optim.lr (now {optim.lr:g}), a longer "
         f"optim.warmup (now {optim.warmup:g}), {taught}engine.precision=float32. The last good checkpoint is kept"

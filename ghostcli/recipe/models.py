@@ -13,7 +13,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 #: Keys that change how fast or how safely a run is made, never its result: left out of the digest.
-UNDIGESTED = frozenset({"engine.deterministic", "engine.capture", "engine.checkpoint_minutes", "distill.source"})
+#: Optimiser steps below which a training has hardly begun: a student of the paper takes 39,200.
+FEW_STEPS = 100
+UNDIGESTED = frozenset(
+    {"engine.deterministic", "engine.capture", "engine.checkpoint_minutes", "engine.recompute", "distill.source"}
+)
 
 #: Data sets that have a name of their own; any other is `folder:PATH`.
 DATA_NAMES = ("cifar10", "cifar100", "digits")
@@ -202,6 +206,9 @@ class EngineSection(Section):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of activations; weights stay float32")
     deterministic: bool | None = Field(None, description="bit-identical repeats; default: true on CPU, false on GPU")
     capture: bool = Field(True, description="CUDA only: the step is captured as a graph")
+    recompute: bool | None = Field(
+        None, description="efficientnetv2: run blocks again in the backward pass; default: where memory is short"
+    )
     checkpoint_minutes: float = Field(
         5.0, gt=0, description="a checkpoint at least so often, besides every epoch's end"
     )

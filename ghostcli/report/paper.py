@@ -16,8 +16,6 @@ from ghostcli.errors import UsageError
 
 #: In the order in which they are shown.
 FAMILIES: tuple[str, ...] = ("paper", "published", "ghost", "smoke")
-#: Optimiser steps below which a training has hardly begun: a student of the paper takes 39,200.
-FEW_STEPS = 100
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ghostcli.zoo.count import count_macs, count_parameters
     from ghostcli.zoo.fold import build_deployed, deploy
     from ghostcli.zoo.init import init_kaiming
+    from ghostcli.zoo.memory import kept_bytes, recompute, recomputing
 
 __all__ = [
     "KNOWN",
@@ -29,7 +30,10 @@ __all__ = [
     "deploy",
     "init_kaiming",
     "is_ghost",
+    "kept_bytes",
     "parse",
+    "recompute",
+    "recomputing",
     "slug",
 ]
 _HOME = {
@@ -38,6 +42,9 @@ _HOME = {
     "count_parameters": "count",
     "deploy": "fold",
     "init_kaiming": "init",
+    "kept_bytes": "memory",
+    "recompute": "memory",
+    "recomputing": "memory",
 }
 
 

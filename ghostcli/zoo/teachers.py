@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ghostcli.errors import UsageError, nearest
 from ghostcli.zoo.init import init_kaiming
+from ghostcli.zoo.memory import make_recomputable
 from ghostcli.zoo.names import Spec
 
 EFFICIENTNET_SIZE = 224  # the paper's; torchvision's own weights were made at 384
@@ -110,6 +111,7 @@ def _efficientnetv2(classes: int, pretrained: bool) -> nn.Module:
     import torchvision.models as tv
 
     net = tv.efficientnet_v2_s(weights=None, num_classes=classes)
+    make_recomputable(net, (tv.efficientnet.MBConv, tv.efficientnet.FusedMBConv))
     mean = std = note = None
     if pretrained:
         weights = tv.EfficientNet_V2_S_Weights.IMAGENET1K_V1
