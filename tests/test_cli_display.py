@@ -1,0 +1,71 @@
+"""Progress on a terminal, seen through a pseudo terminal: every line fits, and none of what matters is cut."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import crash
+import pytest
+
+from ghostcli.display import clock, shorten
+
+RUN = "gns-0.25-plain-b6b03212/s0"
+ROW = {"lr": 0.05, "loss": 3.9101, "hard": 2.0, "soft": 1.9, "train_accuracy": 55.5, "test": {"accuracy": 54.25}}
+PROGRAM = f"""
+import time
+from ghostcli.display import Display
+row = {ROW!r} | {{"images_per_second": 1234.5, "validation": None}}
+with Display() as show:
+    show.training({RUN!r}, 200, 50_000)
+    show.begin({RUN!r}, 200 * 196)
+    for epoch in (1, 2, 3):
+        for step in range(4):
+            show.advance(49)
+            time.sleep(0.06)
+        show.epoch({RUN!r}, row | {{"epoch": epoch}}, 200)
+    time.sleep(0.3)
+"""
+
+
+def on_terminal(columns: int) -> str:
+    """What the program writes to a terminal this wide."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {name: text for name, text in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    environment |= {"TERM": "xterm", "PYTHONPATH": str(crash.ROOT), "PYTHONIOENCODING": "utf-8"}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=follower, stderr=follower, env=environment):
+        os.close(follower)
+        seen = b""
+        try:
+            while part := os.read(leader, 65536):
+                seen += part
+        except OSError:  # Linux's way to say that the other end is closed
+            pass
+    os.close(leader)
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_epochs_scroll_above_a_live_line_and_all_fit(columns):
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", on_terminal(columns))]
+    assert max(map(len, lines)) <= columns, lines
+    kept = list(dict.fromkeys(line for line in lines if line.startswith("gns-0")))
+    assert len(kept) == 3, "a line an epoch"
+    for number, line in enumerate(kept, 1):
+        assert all(word in line for word in (f"epoch {number}/200", "loss 3.910", "test 54.25", "/s0")), line
+        assert all((word in line) == (columns == 80) for word in ("train 55.50", "1234 images/s")), line
+    live = [line for line in lines if "ETA" in line]
+    assert live and re.fullmatch(r"[━─]{4,}  epoch 4/200  2%  ETA [\d:]+  \d+ images/s", live[-1]), live[-1]
+
+
+def test_an_id_loses_its_middle():
+    assert shorten(RUN, 26) == RUN
+    assert shorten(RUN, 16) == "gns-0.25~3212/s0"
+    assert (clock(None), clock(62.4), clock(3723)) == ("--:--", "01:02", "1:02:03")
