@@ -1,0 +1,150 @@
+"""One update: what it may ask of the host, what stays where it is for a graph, and the graph's own bookkeeping."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+import updates
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ghostcli.engine import step
+
+CPU = torch.device("cpu")
+#: What brings a number from the host (`torch.tensor`), draws there, or reads one back.
+HOST = {"lift_fresh", "randint", "randperm", "_local_scalar_dense", "nonzero"}
+
+
+class OnTheDevice(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        assert name not in HOST, f"{name}: the device would be waited for"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", updates.WAYS)
+def test_nothing_is_asked_of_the_host_inside_an_epoch(way, tmp_path):
+    """But for the first step, which makes what is kept for all others."""
+    _, update = updates.made(way, tmp_path, CPU)
+    quiet = lambda number: contextlib.nullcontext() if number == 0 else OnTheDevice()  # noqa: E731
+    assert updates.run(update, 0, 8, quiet).isfinite().all()
+
+
+@pytest.mark.parametrize("way", updates.WAYS)
+def test_what_a_graph_reads_stays_where_it_is(way, tmp_path):
+    _, update = updates.made(way, tmp_path, CPU)
+    seen = []
+    for number in (0, 6):
+        updates.run(update, number, number + 1)
+        read = (update.views, update.terms, update.toward, update.lesson.targets, update.lesson.draws)
+        seen.append([t.data_ptr() for t in read if t is not None])
+    assert seen[0] == seen[1] and len(seen[0]) == 3 + (way in ("from a table", "dkd", "dense", "patches"))
+
+
+@pytest.mark.parametrize("way", ["dkd", "dense"])
+def test_a_step_is_weighed_as_the_schedule_says_wherever_it_is_resumed(way, tmp_path):
+    _, update = updates.made(way, tmp_path, CPU)
+    seen = set()
+    for first, last in ((0, 12), (13, 14), (8, 9)):
+        for number in range(first, last):
+            updates.run(update, number, number + 1)
+            expected = update.objective.schedule(0, number // 5, number)
+            assert update.terms.tolist() == pytest.approx(expected)
+            seen.add(expected)
+    assert len(seen) == {"dkd": 3, "dense": 2}[way]
+
+
+class Graph:
+    """What stands in for CUDA's graph on a CPU: it notes the one call and makes it again, into the same result."""
+
+    replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.result.copy_(self.update(self.index))
+
+
+class Noting:
+    """An update that, while a graph is being captured, does nothing but note what it would have read."""
+
+    def __init__(self, update: step.Update) -> None:
+        self.update, self.device, self.eager, self.capturing = update, update.device, 0, None
+        self.start_epoch, self.set_rates = update.start_epoch, update.set_rates
+        self.batches, self.recipe = update.batches, update.recipe
+
+    def __call__(self, index: torch.Tensor) -> torch.Tensor:
+        if self.capturing is None:
+            self.eager += 1
+            return self.update(index)
+        graph = self.capturing
+        graph.update, graph.index, graph.result = self.update, index, torch.zeros(4)
+        return graph.result
+
+
+class Stream:
+    def __init__(self, device: torch.device) -> None:
+        assert device == CPU
+
+    def wait_stream(self, other: Stream) -> None:
+        assert isinstance(other, Stream)
+
+
+@pytest.fixture
+def noting(tmp_path, monkeypatch):
+    """`noting(way)`: (state, captured update that runs on a CPU)."""
+
+    def make(way: str, folder: str = "captured"):
+        state, update = updates.made(way, tmp_path / folder, CPU)
+        noted = Noting(update)
+
+        @contextlib.contextmanager
+        def capture(graph, stream):
+            noted.capturing = graph
+            yield
+            noted.capturing = None
+
+        for name, value in {
+            "Stream": Stream,
+            "current_stream": Stream,
+            "stream": lambda _: contextlib.nullcontext(),
+            "device": lambda _: contextlib.nullcontext(),
+            "CUDAGraph": Graph,
+            "graph": capture,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        return state, step.Captured(noted, updates.BATCH)
+
+    return make
+
+
+@pytest.mark.parametrize("way", ["alone", "dense", "patches"])
+def test_replaying_is_training(way, tmp_path, noting):
+    """Over three epochs of four full batches and a short one, to the bit."""
+    eager_state, eager = updates.made(way, tmp_path / "eager", CPU)
+    expected = updates.run(eager, 0, 15)
+    state, captured = noting(way)
+    assert torch.equal(updates.run(captured, 0, 15), expected)
+    assert torch.equal(updates.weights(state.model), updates.weights(eager_state.model))
+    assert torch.equal(updates.weights(state.ema), updates.weights(eager_state.ema))
+    assert captured.graph.replays == 12 - captured.WARM and captured.update.eager == captured.WARM + 3
+
+
+def test_the_capture_tells_what_there_was_to_wait_for(noting, monkeypatch):
+    """Compilation happens in the eager steps before it; what lies between the steps is not the capture's."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(step.time, "perf_counter", lambda: float(next(clock)))
+    _, captured = noting("alone")
+    updates.run(captured, 0, 3)
+    assert captured.capture_seconds is None
+    updates.run(captured, 3, 4)
+    assert captured.capture_seconds == captured.WARM + 1
+
+
+def test_why_a_step_is_not_captured():
+    cuda, recipe = torch.device("cuda"), updates.recipe_of("patches")
+    assert step.why_eager(recipe, cuda) is None
+    assert "no graphs" in step.why_eager(recipe, CPU)
+    assert "engine.capture" in step.why_eager(updates.recipe_of(capture=False), cuda)
+    cutout = recipe.model_copy(update={"augment": recipe.augment.model_copy(update={"cutout": 8})})
+    assert "cutout" in step.why_eager(cutout, cuda)
