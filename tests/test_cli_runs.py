@@ -1,0 +1,59 @@
+"""`ghost runs`: whole ids at any width, a page that is read and not parsed, and folders that are none."""
+
+from __future__ import annotations
+
+import json
+
+import crash
+import pytest
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run that is done, and one that failed for a long reason."""
+    folder = tmp_path_factory.mktemp("runs")
+    argv = [*crash.COMMANDS["kd"], *crash.TINY, "--runs", folder]
+    assert crash.server().run(argv, folder).code == 0
+    assert crash.server().run([*argv, "--seed", 1], folder, {"GHOST_FAULT": "predictions:half=enospc"}).code == 1
+    return folder
+
+
+def ids(runs):
+    return sorted(str(path.parent.relative_to(runs)) for path in runs.glob("*/s*/status.json"))
+
+
+def test_ids_are_whole_and_a_run_is_a_line(ghost, runs, monkeypatch):
+    status = next(runs.glob("*/s1/status.json"))
+    state = json.loads(status.read_text())
+    status.write_text(json.dumps(state | {"error": "a long story " * 20}))
+    done = ghost("runs", "list", "--runs", runs)
+    lines = done.out.splitlines()[1:]
+    assert sorted(line.split()[0] for line in lines) == ids(runs) and len(ids(runs)) == 3
+    failed = next(line for line in lines if "/s1" in line)
+    assert "failed: a long story" in failed and "..." in failed and len(failed) < 160
+    assert ghost("runs", "show", lines[0].split()[0], "--runs", runs).code == 0
+
+
+def test_a_run_is_a_page(ghost, runs):
+    (student,) = (run for run in ids(runs) if "-kd-" in run and run.endswith("s0"))
+    done = ghost("runs", "show", student, "--runs", runs)
+    lines = done.out.splitlines()
+    assert done.code == 0 and len(lines) < 40
+    assert "data.limit = 48 (null)" in done.out and "optim.lr" not in done.out, "departures from the recipe alone"
+    for title in ("status", "network", "taught by", "data", "recipe", "test accuracy", "time", "check", "in", "files"):
+        assert any(line.startswith(title) for line in lines), title
+    everything = json.loads(ghost("runs", "show", student, "--runs", runs, "--json").out)
+    assert {"result", "recipe", "env"} <= everything.keys()
+
+
+@pytest.mark.parametrize("verb", ["list", "verify"])
+def test_a_folder_that_is_none(ghost, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name, said in (("typo", "is not there"), ("file", "is a file")):
+        done = ghost("runs", verb, "--runs", name)
+        assert done.code == 2 and f"--runs {name}: {said}" in done.err and done.out == ""
+    for words in ([], ["--runs", "empty"]):
+        done = ghost("runs", verb, *words)
+        assert done.code == 0 and "no runs" in done.out
