@@ -6,6 +6,8 @@ Invariant: on a terminal no line of progress is wider than it, and what tells mo
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 
 from rich.console import Console
@@ -14,7 +16,16 @@ from rich.text import Text
 
 from ghostcli.errors import printable
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Stderr(Console):
+    """A reader that has gone (`2>&1 | head`) ends no training."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
 
 
 def shorten(name: str, width: int) -> str:

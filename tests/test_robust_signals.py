@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import crash
 import pytest
@@ -119,3 +121,13 @@ def test_workers_that_are_told_twice_still_save(tmp_path):
     assert "the same command goes on" in command.err
     states = [json.loads(status.read_text())["status"] for status in tmp_path.glob("runs/*/s*/status.json")]
     assert states == ["interrupted", "interrupted"], command.err
+
+
+def test_a_reader_that_leaves_ends_no_training(tmp_path):
+    """As `ghost ... 2>&1 | head -1` does."""
+    command = [sys.executable, "-m", "ghostcli", *crash.COMMANDS["plain"], *crash.TINY, "--runs", "runs"]
+    with subprocess.Popen(command, cwd=tmp_path, env=crash.ENVIRONMENT, stderr=subprocess.PIPE) as process:
+        process.stderr.readline()
+        process.stderr.close()
+        assert process.wait() == 0
+    assert statuses(tmp_path / "runs") == {"done"}
