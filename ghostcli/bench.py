@@ -116,7 +116,7 @@ def captured(update: Update) -> Update | Captured:
     """The update as the engine runs it: replayed as a graph where the device has graphs."""
     from ghostcli.engine.step import Captured, why_eager
 
-    return update if why_eager(update.recipe, update.device) else Captured(update, update.recipe.train.batch_size)
+    return update if why_eager(update) else Captured(update, update.recipe.train.batch_size)
 
 
 def stepper(run: Update | Captured, rate: float = 0.01) -> Callable[[Tensor], Tensor]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 import updates
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ghostcli import zoo
 from ghostcli.engine import step
 
 CPU = torch.device("cpu")
@@ -142,9 +145,15 @@ def test_the_capture_tells_what_there_was_to_wait_for(noting, monkeypatch):
 
 
 def test_why_a_step_is_not_captured():
-    cuda, recipe = torch.device("cuda"), updates.recipe_of("patches")
-    assert step.why_eager(recipe, cuda) is None
-    assert "no graphs" in step.why_eager(recipe, CPU)
-    assert "engine.capture" in step.why_eager(updates.recipe_of(capture=False), cuda)
+    recipe, again = updates.recipe_of("patches"), zoo.build("efficientnetv2")
+    zoo.recompute(again)
+
+    def why(recipe, device="cuda", model=None) -> str | None:
+        return step.why_eager(SimpleNamespace(recipe=recipe, device=torch.device(device), model=model or nn.Identity()))
+
+    assert why(recipe) is None
+    assert "no graphs" in why(recipe, "cpu")
+    assert "engine.capture" in why(updates.recipe_of(capture=False))
     cutout = recipe.model_copy(update={"augment": recipe.augment.model_copy(update={"cutout": 8})})
-    assert "cutout" in step.why_eager(cutout, cuda)
+    assert "cutout" in why(cutout)
+    assert "backward pass" in why(recipe, model=again)

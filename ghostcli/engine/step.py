@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ghostcli import zoo
 from ghostcli.data import Images
 from ghostcli.data.batches import Cropper, generator, normalise
 from ghostcli.distill.objective import Objective
@@ -186,12 +187,14 @@ class Captured:
         return self.result.clone()
 
 
-def why_eager(recipe: Recipe, device: torch.device) -> str | None:
+def why_eager(update: Update) -> str | None:
     """Why the step cannot be captured as a graph, or None where it can."""
-    if device.type != "cuda":
-        return f"{device.type} has no graphs"
-    if not recipe.engine.capture:
+    if update.device.type != "cuda":
+        return f"{update.device.type} has no graphs"
+    if not update.recipe.engine.capture:
         return "engine.capture is false"
-    if recipe.augment.cutout:
+    if update.recipe.augment.cutout:
         return "augment.cutout draws anew at each step"
+    if zoo.recomputing(update.model):
+        return "blocks are run again in the backward pass, which sets the random state"
     return None

@@ -179,8 +179,7 @@ def train(
         show.line(f"{job.id}: teachers are asked at every step ({lesson.why_live})")
     if zoo.recomputing(state.model):
         show.line(f"{job.id}: blocks are run again in the backward pass (engine.recompute), to fit into memory")
-    eager = zoo.recomputing(state.model) or why_eager(recipe, device)
-    step_once = update if eager else Captured(update, recipe.train.batch_size)
+    step_once = update if why_eager(update) else Captured(update, recipe.train.batch_size)
 
     images, batches = len(data.train), len(state.log)
     epochs, total = recipe.train.epochs, recipe.train.epochs * batches
