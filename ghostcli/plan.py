@@ -16,6 +16,7 @@ from ghostcli import record
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.digest import canonical, digest
 from ghostcli.recipe.models import KD, Recipe
+from ghostcli.record import RUN_ID
 from ghostcli.zoo import names
 
 #: A GhostNet this wide has 2.5e9 parameters: more is a slip of the finger, and the system kills whoever asks.
@@ -115,6 +116,8 @@ class Job:
 
 def network(name: str) -> str:
     """The canonical name of a network that is to be trained; UsageError for a finished run, which can only teach."""
+    if RUN_ID.fullmatch(name):
+        raise UsageError(f"{name}: is a run's id, not a model's name; type run/{name}")
     parsed = names.parse(name)
     if parsed.family == "run":
         raise UsageError(f"{printable(name)}: a finished run can teach, but it is not trained again; name a model")

@@ -88,6 +88,14 @@ BAD = {
     "seed twice": (["train-teacher", "gns", "--seed", "1", "--seed", "1", *SMALL], "--seed"),
     "ensemble of one": (["ensemble", "resnet18", "--student", "gns", *SMALL], "distill"),
     "teacher named twice": (["ensemble", "resnet18", "resnet18", "--student", "gns", *SMALL], "twice"),
+    "unknown kind": (["distill", "resnet18", "--student", "gns", "--kind", "kdd"], "ghost: --kind: "),
+    "unknown weighting": (["ensemble", "resnet18", "vgg13", "--student", "gns", "--weighting", "men"], "--weighting: "),
+    "alpha above one": (["distill", "resnet18", "--student", "gns", "--alpha", "2"], "ghost: --alpha: "),
+    "data by its flag": (["train-teacher", "gns", "--data", "cifar11"], "ghost: --data: "),
+    "ages of epochs": (["train-teacher", "gns", "--epochs", "9" * 30], "ghost: --epochs: "),
+    "a run without run/": (["distill", "gns-0.5-plain-1a2b3c4d/s0", "--student", "gns"], "run/gns-0.5-plain-1a2b3c4d"),
+    "an empty --runs": (["train-teacher", "gns", "--runs", "", *SMALL], "--runs"),
+    "an empty --runs to read": (["runs", "list", "--runs", ""], "--runs"),
     "a seed too long": (["train-teacher", "gns", "--seed", "9" * 23, *SMALL], "--seed"),
     "born again too often": (["distill", "gns", "--student", "gns", "--generations", "100000"], "--generations"),
     "wider than memory": (["bench", "gns:1e9"], "100 is the widest"),
@@ -107,6 +115,14 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(ghost, tmp_path, monkey
     assert done.out == ""
     assert not any(tmp_path.iterdir())
     assert done.err.startswith("ghost: ") and len(done.err.strip().splitlines()) <= 2
+
+
+def test_an_empty_recipe(ghost, tmp_path):
+    recipe = tmp_path / "empty.toml"
+    recipe.write_text("# nothing\n")
+    for words in (["train-teacher", "gns", "--recipe"], ["recipe", "check"]):
+        done = ghost(*words, recipe)
+        assert done.code == 2 and "is empty; start from ghost recipe copy paper" in done.err
 
 
 def test_recipe_that_extends_itself(ghost, tmp_path):

@@ -57,7 +57,8 @@ def fetch(name: Name, as_json: Json = False) -> None:
 
         fetch_archive(archive(name), data_root())
     row = next(row for row in _sets() if row["name"] == name)
-    typer.echo(json.dumps(row, indent=1) if as_json else f"{name}: ready in {row['path']}")
+    where = "ready, it comes with scikit-learn" if name == "digits" else f"ready in {row['path']}"
+    typer.echo(json.dumps(row, indent=1) if as_json else f"{name}: {where}")
 
 
 @app.command()

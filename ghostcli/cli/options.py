@@ -17,7 +17,15 @@ import typer
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.load import Resolved, load
 
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories live.")]
+
+def folder(text: str | Path) -> Path:
+    """What --runs names: an empty word, as of a variable that is not set, is not the folder one is in."""
+    if not str(text).strip():
+        raise UsageError("--runs: names no folder; type one, as in --runs runs (the default), or . for this one")
+    return Path(text)
+
+
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories live.", parser=folder)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else there.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Recipe = Annotated[
@@ -64,11 +72,11 @@ class Common:
     resume: Resume = True
     json: Json = False
 
-    def resolve(self, *more: str | None) -> Resolved:
+    def resolve(self, *more: tuple[str, str]) -> Resolved:
         """The recipe with every override applied: the flags', then `more` (the verb's own), then --set's."""
-        flags = [f"data.name={quoted(self.data)}" if self.data is not None else None]
-        flags.append(f"train.epochs={self.epochs}" if self.epochs is not None else None)
-        return load(self.recipe, [flag for flag in (*flags, *more) if flag is not None] + list(self.overrides))
+        flags = [("--data", f"data.name={quoted(self.data)}")] if self.data is not None else []
+        flags += [("--epochs", f"train.epochs={self.epochs}")] if self.epochs is not None else []
+        return load(self.recipe, list(self.overrides), [*flags, *more])
 
     @property
     def seeds(self) -> list[int]:

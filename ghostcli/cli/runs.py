@@ -63,15 +63,16 @@ def _print(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(highlight=False)
+    most = max(16, console.width - max(len(row["run"]) for row in rows) - 12) if console.is_terminal else 60
     cells = {
         "run": [row["run"] for row in rows],
-        "status": [_status(row) for row in rows],
+        "status": [_status(row, most) for row in rows],
         "accuracy": [f"{row['accuracy']:.2f}" if row["accuracy"] is not None else "-" for row in rows],
         "epoch": [f"{row['epoch']}/{row['epochs']}" for row in rows],
         "data": [row["data"] or "-" for row in rows],
         "recipe": [row["recipe"] or "-" for row in rows],
     }
-    console = Console(highlight=False)
     while True:
         view = Table(box=None, pad_edge=False)
         for title in cells:
@@ -85,7 +86,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     Console(highlight=False, width=width, soft_wrap=True).print(view)
 
 
-def _status(row: dict[str, Any], most: int = 60) -> str:
+def _status(row: dict[str, Any], most: int) -> str:
     if row["status"] in ("done", "running"):
         return row["status"]
     text = f"{row['status']}: {row['problem']}"

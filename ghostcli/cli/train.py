@@ -43,10 +43,10 @@ Temperature = Annotated[
 ]
 
 
-def distilling(kind: str | None, alpha: float | None, temperature: float | None) -> list[str]:
-    """The distillation flags as overrides."""
+def distilling(kind: str | None, alpha: float | None, temperature: float | None) -> list[tuple[str, str]]:
+    """The distillation flags as overrides, each with its name."""
     flags = {"kind": kind, "alpha": alpha, "temperature": temperature}
-    return [f"distill.{name}={value}" for name, value in flags.items() if value is not None]
+    return [(f"--{name}", f"distill.{name}={value}") for name, value in flags.items() if value is not None]
 
 
 @with_common
@@ -98,7 +98,7 @@ def assist_chain(
 
     ghost assist-chain resnet50 resnet34 resnet18 --student gns:1.3
     """
-    flags = [*distilling(kind, alpha, temperature), *(["distill.dense=true"] if dense else [])]
+    flags = [*distilling(kind, alpha, temperature), *([("--dense", "distill.dense=true")] if dense else [])]
     found = common.resolve(*flags)
     act(
         ctx,
@@ -128,7 +128,7 @@ def ensemble(
     if len(teachers) < 2:
         raise UsageError(f"ensemble: {teachers[0]} alone is no ensemble; name two or more, or use ghost distill")
     flags = distilling(kind, alpha, temperature)
-    found = common.resolve(*flags, *([f"distill.weighting={weighting}"] if weighting else []))
+    found = common.resolve(*flags, *([("--weighting", f"distill.weighting={weighting}")] if weighting else []))
     act(
         ctx,
         common,

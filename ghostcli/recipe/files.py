@@ -169,7 +169,10 @@ def _parse_toml(text: str) -> dict[str, Any]:
     for number, line in enumerate(text.split("\n"), 1):
         if len(line) > MOST_COLUMNS:
             raise Unreadable(number, f"a line of {len(line)} characters; no recipe has one longer than {MOST_COLUMNS}")
-    return tomllib.loads(text)
+    tree = tomllib.loads(text)
+    if not tree:
+        raise Unreadable(None, "is empty; start from ghost recipe copy paper")
+    return tree
 
 
 def _parse_json(text: str) -> dict[str, Any]:

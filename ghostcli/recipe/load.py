@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -27,7 +27,7 @@ DEFAULT = "default"
 @dataclass(frozen=True)
 class Resolved:
     """A recipe with every default spelled out; `provenance` maps each key to where its value came from:
-    `recipes/paper/base.toml:7`, `--set` or `default`."""
+    `recipes/paper/base.toml:7`, `--set`, another flag or `default`."""
 
     recipe: Recipe
     name: str
@@ -41,20 +41,22 @@ class _Layer:
     file: str
     tree: dict[str, Any]
     lines: dict[KeyPath, int]
+    flags: dict[KeyPath, str] = field(default_factory=dict)
 
     def where(self, *path: str) -> tuple[str, int | None]:
-        """The file and the line of a key, of its section where the key's own is not known."""
-        return self.file, self.lines.get(path) or self.lines.get(path[:1])
+        """The file (or the flag) and the line of a key, of its section where the key's own is not known."""
+        return self.flags.get(path, self.file), self.lines.get(path) or self.lines.get(path[:1])
 
 
-def load(name_or_path: str, overrides: Sequence[str] = ()) -> Resolved:
+def load(name_or_path: str, overrides: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()) -> Resolved:
     """Resolve a shipped recipe's name, a .toml file, or a run's recipe.json, under `key.path=value` overrides.
 
-    Later layers win key by key: the parent (`extends`), the file, the overrides in their order.
+    Later layers win key by key: the parent (`extends`), the file, the `flags` that stand for overrides (each with the
+    name it was typed by), the overrides in their order.
     """
     problems = Problems()
     source, layers, whole = _files(name_or_path, problems)
-    layers.append(_overrides(overrides, problems))
+    layers.append(_overrides([*flags, *((OVERRIDE, text) for text in overrides)], problems))
     merged = _Merged(problems)
     for layer in layers:
         merged.add(layer)
@@ -117,9 +119,10 @@ def _split(message: str) -> tuple[str, None, str]:
     return asked, None, text
 
 
-def _overrides(overrides: Sequence[str], problems: Problems) -> _Layer:
+def _overrides(overrides: Sequence[tuple[str, str]], problems: Problems) -> _Layer:
     tree: dict[str, Any] = {}
-    for override in overrides:
+    flags: dict[KeyPath, str] = {}
+    for flag, override in overrides:
         path, equals, text = override.partition("=")
         name, _, key = path.strip().partition(".")
         value = _value(text)
@@ -131,6 +134,7 @@ def _overrides(overrides: Sequence[str], problems: Problems) -> _Layer:
         elif key:
             held = tree.get(name)
             tree[name] = {**(held if isinstance(held, dict) else {}), key: value}
+            flags[name, key] = flag
         elif name not in keys.MODELS:
             tree[name] = value
         elif isinstance(value, dict):
@@ -138,8 +142,8 @@ def _overrides(overrides: Sequence[str], problems: Problems) -> _Layer:
         else:
             problem = _no_section(name, value)
         if problem:
-            problems.add(OVERRIDE, None, problem)
-    return _Layer(OVERRIDE, tree, {})
+            problems.add(flag, None, problem)
+    return _Layer(OVERRIDE, tree, {}, flags)
 
 
 def _no_section(name: str, value: Any) -> str:
