@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,3 +86,21 @@ def test_a_signal_while_the_command_is_imported_is_one_line(number, tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=crash.ROOT)
     assert done.returncode == 75 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"ghost: stopped by {number.name}")
+
+
+def test_damaged_weights_come_with_what_to_do(tmp_path):
+    """A teacher's weights lose their end: the run that wants them names the way to whole ones."""
+    shutil.copytree(crash.teacher(), tmp_path / "runs")
+    (weights,) = tmp_path.glob("runs/*/s0/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = crash.server().run([*crash.COMMANDS["kd"], *crash.TINY, "--runs", "runs"], tmp_path)
+    run = str(weights.parent.relative_to(tmp_path / "runs"))
+    assert done.code == 1 and f"(ghost runs verify, or ghost runs rm {run} to have it trained again)" in done.err
+
+
+def test_what_asks_for_features_is_named():
+    from ghostcli.recipe import load
+    from ghostcli.teach.teacher import why_live
+
+    for asks in ("distill.weighting=adaptive", "distill.kind=hint"):
+        assert why_live(load("paper", [asks]).recipe, True).startswith(f"{asks} ")

@@ -66,9 +66,9 @@ def reproduce(
         rates = Rates(record.scan(runs), pick(device).type, lambda model: measure(model, device))
         expected = costs(todo.plan, rates, runs)
         if dry_run:
-            _show_plan(todo, expected, runs, as_json)
+            _show_plan(todo, expected, runs, jobs, as_json)
             return
-        _announce(todo, expected, runs)
+        _announce(todo, expected, runs, jobs)
         total = sum(cost.seconds for cost in expected.values())
         if total > LONG and not yes and sys.stdin.isatty() and not typer.confirm("Go ahead?", err=True):
             raise typer.Exit
@@ -155,13 +155,13 @@ def measure(model: str, device: str) -> float:
     return steps * batch / spent
 
 
-def _announce(todo: Study, expected: dict[str, Cost], runs: Path) -> None:
+def _announce(todo: Study, expected: dict[str, Cost], runs: Path, jobs: int) -> None:
     """What is about to happen, on stderr."""
-    for line in _summary(todo, expected, runs):
+    for line in _summary(todo, expected, runs, jobs):
         console.print(line, markup=False)
 
 
-def _summary(todo: Study, expected: dict[str, Cost], runs: Path) -> list[str]:
+def _summary(todo: Study, expected: dict[str, Cost], runs: Path, at_a_time: int) -> list[str]:
     open_jobs = [job for job in todo.plan.jobs if expected[job.id].basis != DONE]
     to_make = {job.id for job in open_jobs}
     lines = []
@@ -175,9 +175,10 @@ def _summary(todo: Study, expected: dict[str, Cost], runs: Path) -> list[str]:
         )
     seconds, size = (sum(getattr(expected[job.id], key) for job in open_jobs) for key in ("seconds", "bytes"))
     free = _free(runs)
+    together = f", at best {hours(seconds / at_a_time)} with --jobs {at_a_time}" if at_a_time > 1 else ""
     lines.append(
-        f"Together: {len(open_jobs)} of {len(todo.plan.jobs)} runs to make, about {hours(seconds)} one at a time "
-        f"(start-up and checks aside), up to {space(size)} of disk ({space(free)} free)"
+        f"Together: {len(open_jobs)} of {len(todo.plan.jobs)} runs to make, about {hours(seconds)} one at a time"
+        f"{together} (start-up and checks aside), up to {space(size)} of disk ({space(free)} free)"
     )
     if size > free:
         lines.append(f"Warning: {runs} has less room than that; make some, or name another folder with --runs")
@@ -208,7 +209,7 @@ def _free(runs: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _show_plan(todo: Study, expected: dict[str, Cost], runs: Path, as_json: bool) -> None:
+def _show_plan(todo: Study, expected: dict[str, Cost], runs: Path, jobs: int, as_json: bool) -> None:
     """The whole plan, on stdout."""
     rows = [_planned(todo, job, expected[job.id], runs) for job in todo.plan.jobs]
     if as_json:
@@ -225,7 +226,7 @@ def _show_plan(todo: Study, expected: dict[str, Cost], runs: Path, as_json: bool
         taught = joined(job.path, job.strategy) or "-"
         view.add_row(str(number), row["run"], " ".join(row["tables"]), taught, str(row["epochs"]), row["state"], about)
     Console(width=max(120, shutil.get_terminal_size().columns)).print(view)
-    for line in _summary(todo, expected, runs):
+    for line in _summary(todo, expected, runs, jobs):
         typer.echo(line)
 
 

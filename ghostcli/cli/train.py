@@ -146,8 +146,11 @@ def register(app: typer.Typer, panel: str) -> None:
         "ensemble": ensemble,
     }
     for name, verb in verbs.items():
+        takes = f"It takes what ghost {name} takes, and the teachers' runs must be finished."
         app.command(name, rich_help_panel=panel)(verb)
-        check_app.command(name)(verb)
+        check_app.command(
+            name, help=f"What the run of the first --seed would be taught; nothing is trained.\n\n{takes}"
+        )(verb)
 
 
 def act(ctx: typer.Context, common: Common, recipe: Recipe, job_of: Callable[[int], Job]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ghostcli import signals, weights
 from ghostcli.data import Data, Images
 from ghostcli.data.batches import Cropper, generator, normalise, view_count
+from ghostcli.errors import GhostError, UsageError
 from ghostcli.evaluate import BATCH, Norm
 from ghostcli.recipe.models import AugmentSection, Recipe
 from ghostcli.teach.table import Ask, TeacherTable, describe
@@ -48,7 +49,13 @@ class Teacher:
 
 def load(run_id: str, run: Path, classes: int, device: torch.device) -> Teacher:
     """The teacher that a finished run's weights are. GhostError naming the file where they cannot be used."""
-    loaded = weights.load(run / "model.safetensors", device, classes)
+    try:
+        loaded = weights.load(run / "model.safetensors", device, classes)
+    except UsageError:
+        raise
+    except GhostError as error:
+        remedy = f"ghost runs verify, or ghost runs rm {run_id} to have it trained again"
+        raise GhostError(f"{error} ({remedy})") from error
     loaded.model.requires_grad_(False)
     return Teacher(run_id, loaded.name, run, loaded.model, loaded.norm, loaded.sha256)
 
@@ -189,7 +196,9 @@ def why_live(recipe: Recipe, features: bool) -> str | None:
     if recipe.distill.source == "live":
         return "distill.source is live"
     if features:
-        return f"distill.kind={recipe.distill.kind} needs the teacher's features"
+        adaptive = recipe.distill.weighting == "adaptive"
+        asks = "distill.weighting=adaptive" if adaptive else f"distill.kind={recipe.distill.kind}"
+        return f"{asks} needs the teacher's features"
     if recipe.distill.view == "patch":
         return "distill.view=patch: the teacher does not see the student's view"
     if view_count(recipe.augment) is None:
