@@ -11,7 +11,7 @@ from report_runs import scores, study, write_run
 from typer.testing import CliRunner
 
 from ghostcli import record
-from ghostcli.cli.plot import plot
+from ghostcli.cli.plot import _width, plot
 from ghostcli.errors import UsageError
 from ghostcli.report import figures, pictures, tables
 from ghostcli.report.figures import Curve, Point
@@ -82,6 +82,35 @@ def test_width_draws_the_printed_points_and_ours(runs: Path) -> None:
     assert printed.get_ydata()[5] == 93.94
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["printed (one seed, best epoch)", "paper and published, 3 seeds"]  # the very same runs: once
+
+
+def test_widths_that_are_not_printed_are_drawn_too(tmp_path: Path) -> None:
+    for student in ("gns:0.25", "gns:0.5"):
+        write_run(tmp_path, student, family="smoke", epochs=1, limit=500, train_images=500)
+    write_run(tmp_path, "gns:0.25", "kd", ("gns:0.5",), family="smoke", epochs=1, limit=500, train_images=500)
+    figure = _width(record.scan(tmp_path), [], "smoke", "")
+    assert figure.axes[0].get_legend_handles_labels()[1][1:] == ["smoke, 1 seed"]
+    assert {0.25, 0.5} <= set(figure.axes[0].get_xticks())
+
+
+def test_runs_that_have_no_place_beside_the_printed_ones_are_said_to_have_none(tmp_path: Path) -> None:
+    write_run(tmp_path, "gns:0.25", family="smoke", data="digits")
+    with pytest.raises(UsageError, match=r"under smoke is an untaught GN-S on cifar10.*--recipe smoke` makes one"):
+        draw("width", "--family", "smoke", "--runs", tmp_path, "--out", tmp_path / "figure.png")
+
+
+def test_the_forest_shows_controls_hollow(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path, "gns:1.0", seed=seed, accuracy=91.0)
+        write_run(tmp_path, "gns:1.0", seed=seed, accuracy=92.0, train={"label_smoothing": 0.1})
+        write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), seed=seed, accuracy=93.0)
+    figure = figures.forest([tables.build("II", record.scan(tmp_path), "paper")])
+    marks = {
+        line.get_markerfacecolor(): line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "o"
+    }
+    assert marks.pop("white") == pytest.approx(1.0, abs=0.05)
+    assert list(marks.values()) == [pytest.approx(2.0, abs=0.05)]
+    assert "less its control" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_forest_shows_printed_and_ours(runs: Path) -> None:

@@ -15,11 +15,13 @@ import typer
 from report_runs import CHAIN, study, write_run
 from typer.testing import CliRunner, Result
 
-from ghostcli.cli.table import table
+from ghostcli import record
+from ghostcli.cli.table import _tables, table
 from ghostcli.errors import UsageError
-from ghostcli.report import formats
+from ghostcli.report import formats, grid
 from ghostcli.report.grid import Grid
-from ghostcli.report.paper import paper
+from ghostcli.report.paper import label, paper
+from ghostcli.report.tables import Options
 
 app = typer.Typer()
 app.command()(table)
@@ -55,7 +57,7 @@ def test_json_has_the_contracts_keys(runs: Path) -> None:
     assert set(first["delta"]) == {"mean", "low", "high"}
     assert first["delta"]["low"] < first["delta"]["mean"] < first["delta"]["high"]
     assert (empty["ours"], empty["delta"], empty["verdict"]) == (None, None, None)
-    assert empty["command"] == "ghost assist-chain resnet50 resnet34 resnet18 --student gns:1.3"
+    assert empty["command"] == f"ghost assist-chain resnet50 resnet34 resnet18 --student gns:1.3 --runs {runs}"
 
 
 def test_json_is_a_list_only_where_there_are_several(runs: Path, tmp_path: Path) -> None:
@@ -98,8 +100,44 @@ def test_text_of_an_empty_table_says_what_fills_it(tmp_path: Path) -> None:
     text = said("II", "--runs", tmp_path)
     for row in paper().table("II").rows:
         assert f"{row.accuracy:.2f}" in text
-        assert f"   ghost {' '.join(row.arguments())}\n" in text
-    assert "ghost reproduce II --family paper" in text
+        assert f"   ghost {' '.join(row.arguments())} --runs {tmp_path}\n" in text
+    assert f"ghost reproduce II --family paper --runs {tmp_path}" in text
+
+
+@pytest.mark.parametrize("which", ["I", "II", "III", "also"])
+def test_narrow_terminals_break_no_word_and_lose_no_delta(which: str, runs: Path) -> None:
+    records = record.scan(runs)
+    shown = _tables(which, records, "paper", Options())
+    for width in (60, 80, 140):
+        text = formats.text([grid.grid(made) for made in shown], width)
+        lines = [line for line in text.splitlines() if not line.startswith("   ghost ")]
+        assert max(map(len, lines)) <= width
+        for row in (row for made in shown for row in made.filled):
+            assert f"{row.ours.mean:.2f}" in text
+            assert all(label(name) in text for name in row.teachers)
+            assert row.delta is None or f"[{row.delta.low:+.2f}, {row.delta.high:+.2f}]" in text
+            assert (row.verdict or "").split(" ")[-1] in text
+
+
+def test_the_protocols_side_by_side_fit_sixty_columns(runs: Path) -> None:
+    shown = _tables("main", record.scan(runs), None, Options())
+    made = grid.side_by_side({f: [t for t in shown if t.family == f] for f in ("published", "paper", "ghost")})
+    text = formats.text([made], 60)
+    assert max(map(len, text.splitlines())) <= 60
+    for each in shown:
+        for row in each.filled:
+            assert row.delta is None or f"[{row.delta.low:+.2f}, {row.delta.high:+.2f}]" in text
+
+
+def test_one_run_on_each_side_is_marked_at_its_delta(tmp_path: Path) -> None:
+    write_run(tmp_path, "gns:1.0", accuracy=90.0)
+    write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), accuracy=80.0)
+    text = said("II", "--runs", tmp_path)
+    line = next(line for line in text.splitlines() if "VGG13" in line and "-10.00 [" in line)
+    assert "]†" in line
+    assert "these two networks'" in " ".join(text.split())
+    assert "`--seed 0 --seed 1 --seed 2`" in " ".join(text.split())
+    assert "worse" not in text
 
 
 def test_table_four_says_that_it_is_swapped(tmp_path: Path) -> None:
@@ -137,7 +175,7 @@ def test_markdown_is_a_table(runs: Path) -> None:
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 8
     assert len({line.count("|") for line in lines}) == 1
-    assert "GN-S 1.0x &lt; ResNet-18: `ghost distill resnet18 --student gns:1.0`" in text
+    assert "GN-S 1.0x &lt; ResNet-18: `ghost distill resnet18 --student gns:1.0 --runs " in text
 
 
 def test_latex_is_plain_and_balanced(runs: Path) -> None:

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghostcli.errors import UsageError, printable
-from ghostcli.report.paper import FAMILIES
+from ghostcli.report.paper import FAMILIES, paper
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
     from ghostcli.record import RunRecord
-    from ghostcli.report.arms import Group
+    from ghostcli.report.arms import Arm, Group
     from ghostcli.report.figures import Curve
+    from ghostcli.report.tables import Table
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 COSTS = ("parameters", "hours")
@@ -109,7 +110,7 @@ def _of_group(group: Group, ids: set[str]) -> list[Curve]:
         runs = named[arm] or (arm.runs if not (ids and arm.teachers) else [])
         accuracy = _accuracies(runs) if arm.student in students else None
         if accuracy is not None:
-            name = f"{_taught_by(arm.teachers, arm.strategy)} {arm.setting}".rstrip() if arm.teachers else "alone"
+            name = _taught_by(arm) if arm.teachers else "alone"
             panel = f"{label(arm.student)}\n{group.describe()}"
             found.append(Curve(panel, name, accuracy, baseline=not arm.teachers))
     return found
@@ -124,24 +125,53 @@ def _accuracies(runs: Sequence[RunRecord]) -> np.ndarray | None:
     return np.array([curve[:epochs] for curve in curves]) if epochs else None
 
 
-def _taught_by(teachers: Sequence[str], strategy: str) -> str:
-    """Teachers in few words: a legend has little room."""
+def _taught_by(arm: Arm) -> str:
+    """Teachers and their way in few words: a legend has little room."""
     from ghostcli.report.paper import label
 
-    if len(teachers) == 1:
-        return label(teachers[0])
-    return (
-        f"{strategy} of {len(teachers)}"
-        if strategy in ("ensemble", "adaptive")
-        else f"{strategy} from {label(teachers[0])}"
+    if len(arm.teachers) == 1:
+        return f"{label(arm.teachers[0])}, {arm.how}"
+    if arm.way.startswith("born-again"):
+        return f"{arm.how}, generation {len(arm.teachers)}"
+    return f"{arm.how}, " + (
+        f"{len(arm.teachers)} teachers"
+        if arm.strategy in ("ensemble", "adaptive")
+        else f"from {label(arm.teachers[0])}"
     )
 
 
 def _width(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
     from ghostcli.report import figures, tables
 
+    if chosen:
+        records = chosen
     families = (family,) if family else tables.families(records)
-    return figures.width([tables.build("I", chosen or records, f) for f in families])
+    found = [_with_group(tables.build("I", records, f), records) for f in families]
+    if (family or records) and not any(table.group for table in found):
+        under = f" under {family}" if family else ""
+        recipe = f" --recipe {family}" if family not in (None, "paper") else ""
+        raise UsageError(
+            f"plot width: no run{under} is an untaught GN-S on {paper().source.data}, finished and to be set beside "
+            f"the printed ones; `ghost train-teacher gns:1.0{recipe}` makes one"
+        )
+    return figures.width(found)
+
+
+def _with_group(table: Table, records: Sequence[RunRecord]) -> Table:
+    """Table I with the runs of widths that it does not print, where it has no others."""
+    from dataclasses import replace
+
+    from ghostcli.report import arms, figures
+
+    if table.group is not None:
+        return table
+    good = arms.of_family(arms.finished(records)[0], table.family)
+    groups = [group for group in arms.groups(good) if group.about["data"] == paper().source.data]
+
+    def widths(group: Group) -> int:
+        return sum(figures.untaught_small(arm) for arm in group.arms)
+
+    return replace(table, group=arms.largest([group for group in groups if widths(group)], widths))
 
 
 def _front(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
@@ -161,14 +191,13 @@ def _front(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: st
     for arm in group.arms:
         ours = arm.summary()
         spent = of_arm(arm, known).full if cost == "hours" else arm.about["parameters"] / 1e6
-        points.append(figures.Point(label(arm.student), spent, ours.mean, ours.sd, arm.strategy))
+        points.append(figures.Point(label(arm.student), spent, ours.mean, ours.sd, arm.way))
     axis = "Training hours, teachers included" if cost == "hours" else "Parameters, training form (millions)"
     return figures.front(points, axis, f"{group.about['family']}: {group.describe()}")
 
 
 def _forest(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
     from ghostcli.report import figures, tables
-    from ghostcli.report.paper import paper
 
     families = (family,) if family else tables.families(records)
     built = [tables.build(t.name, records, f) for f in families for t in paper().tables]

@@ -75,7 +75,7 @@ def table(
         raise UsageError(f"--margin {margin:g}: needs points of accuracy from 0 to below 100, such as 0.3")
     if plot is not None and plot.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {printable(plot)}: its name must end in {', '.join(SUFFIXES)}")
-    options = Options("best" if paper_metric else "selected", margin, allow_mixed, equal_budget)
+    options = Options("best" if paper_metric else "selected", margin, allow_mixed, equal_budget, runs)
     records = record.scan(runs)
     shown = _tables(which, records, family, options)
     _print(which, shown, records, form, cost, more)

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from ghostcli.record import RunRecord
-from ghostcli.report.paper import FAMILIES, PaperRow, paper
+from ghostcli.report.departures import departures, own_teaching, own_values, typed
+from ghostcli.report.departures import flat as flat
+from ghostcli.report.paper import FAMILIES, paper
 from ghostcli.report.stats import Difference, Sample, Summary, difference, ece, summarize
-from ghostcli.zoo.names import slug
 
 #: What stands in a table: `selected` (last epoch, or the one chosen on validation) or `best` (on the test set).
 METRICS = ("selected", "best")
@@ -30,6 +31,9 @@ NEEDED: dict[str, type] = {
     "accuracy": dict,
 }
 SHARE_BASELINES = {"paper", "published"}
+SMOOTHING = "train.label_smoothing"
+#: Keys of [distill] that a row says otherwise, or that no result follows from.
+SHOWN = {"kind", "temperature", "alpha", "dense", "weighting", "shuffle", "source"}
 
 
 @dataclass(frozen=True)
@@ -76,16 +80,46 @@ class Arm:
     def teachers(self) -> tuple[str, ...]:
         return tuple(self.about["teachers"])
 
-    @property
+    @cached_property
     def setting(self) -> str:
         """What sets its teaching apart from the paper's, in few words: `dkd T=4`."""
-        distill, source = self.recipe.get("distill") or {}, paper().source
         kind = self.about.get("kind")
-        words = [kind] if kind not in (None, source.kind) else []
-        for key, sign in (("temperature", "T"), ("alpha", "α")):
-            if self.teachers and distill.get(key, getattr(source, key)) != getattr(source, key):
-                words.append(f"{sign}={distill[key]:g}")
-        return " ".join(words)
+        return " ".join([kind] * (kind not in (None, paper().source.kind)) + self._switches)
+
+    @cached_property
+    def _switches(self) -> list[str]:
+        """The values of its teaching, the kind aside, that are not the paper's or its recipe's: `T=4`, `drop=1`."""
+        distill, source = self.recipe.get("distill") or {}, paper().source
+        if not self.teachers:
+            return []
+        signs = {"temperature": "T", "alpha": "α"}
+        words = [
+            f"{sign}={distill[key]:g}"
+            for key, sign in signs.items()
+            if distill.get(key, getattr(source, key)) != getattr(source, key)
+        ]
+        own = own_teaching(distill, self.about["family"])
+        return words + [f"{key}={value}" for key, value in own.items() if key not in SHOWN]
+
+    @property
+    def way(self) -> str:
+        """Who teaches how, by the name of the method: `plain`, `dkd`, `chain`, `dense hint`, `born-again`."""
+        kind = self.about.get("kind") or paper().source.kind
+        if self.teachers and set(self.teachers) == {self.student} and self.strategy in ("kd", "chain"):
+            name = "born-again"
+        else:
+            name = kind if self.strategy == "kd" else self.strategy
+        return name if name in ("plain", kind) or kind == paper().source.kind else f"{name} {kind}"
+
+    @property
+    def how(self) -> str:
+        """Its way and what it is set to: `dkd T=4 α=0.1`."""
+        return " ".join([self.way, *self._switches])
+
+    @cached_property
+    def departs(self) -> dict[str, Any]:
+        """Where its training is not what its family ships, beyond data and budget."""
+        return own_values(self.recipe, self.about["family"])
 
     @property
     def smoothing(self) -> float:
@@ -202,7 +236,13 @@ class Group:
         if self.mixed:
             return "mixed protocols"
         soft = self.arms[0].smoothing
-        return f"{about['data']}, {budget_of(about)}" + (f", labels smoothed by {soft:g}" if soft else "")
+        words = (about["data"], budget_of(about), f"labels smoothed by {soft:g}" if soft else "", own(self.departs))
+        return ", ".join(word for word in words if word)
+
+    @cached_property
+    def departs(self) -> dict[str, Any]:
+        """Where its protocol is not what a family ships of which it has runs, beyond data and budget."""
+        return min((arm.departs for arm in self.arms), key=len)
 
     def baseline(self, student: str) -> Arm | None:
         """The untaught arm; of several, which only mixing allows, that of the least smoothed labels."""
@@ -218,6 +258,12 @@ class Group:
 def budget_of(result: dict[str, Any]) -> str:
     epochs = result["epochs"]
     return f"{result['train_images']:,} images × {epochs} epoch{'s' * (epochs != 1)}"
+
+
+def own(departs: dict[str, Any]) -> str:
+    """`with optim.lr=0.3`: what a protocol must say besides its budget; smoothed labels have words of their own."""
+    values = {key: value for key, value in departs.items() if key != SMOOTHING}
+    return f"with {typed(values)}" if values else ""
 
 
 def recipe_of(run: RunRecord) -> dict[str, Any]:
@@ -265,16 +311,20 @@ def same_conditions(result: dict[str, Any]) -> tuple[str, str]:
 def of_family(runs: Sequence[RunRecord], family: str) -> list[RunRecord]:
     """The runs that count for a family: its own, and untaught runs of any other under a protocol of its own.
 
-    `paper` and `published` differ in what taught runs do, so their baselines are always shared.
+    `paper` and `published` differ in what taught runs do, so baselines of their shipped training are always shared.
     """
     own = [run for run in runs if run.result["family"] == family]
     protocols = {same_conditions(run.result) for run in own}
 
-    def lent(result: dict[str, Any]) -> bool:
-        shares = {result["family"], family} == SHARE_BASELINES
-        return not result["teachers"] and (shares or same_conditions(result) in protocols)
+    def lent(run: RunRecord) -> bool:
+        if run.result["teachers"] or run.result["family"] == family:
+            return False
+        shares = {run.result["family"], family} == SHARE_BASELINES
+        return same_conditions(run.result) in protocols or (
+            shares and own_values(recipe_of(run), family).keys() <= {SMOOTHING}
+        )
 
-    return own + [run for run in runs if run.result["family"] != family and lent(run.result)]
+    return own + [run for run in runs if lent(run)]
 
 
 def groups(runs: Sequence[RunRecord], mixed: bool = False) -> list[Group]:
@@ -315,53 +365,6 @@ def members(result: dict[str, Any]) -> tuple[str, ...]:
     return teachers if result["strategy"] in ("chain", "dense") else tuple(sorted(teachers))
 
 
-def fits(result: dict[str, Any], row: PaperRow) -> bool:
-    """Whether a run is one of a printed row's kind (of whatever budget and recipe)."""
-    if result["data"] != paper().source.data:
-        return False
-    if result["family"] in SHARE_BASELINES and result.get("kind") not in (None, paper().source.kind):
-        return False
-    wanted = {"strategy": row.strategy, "teachers": row.teachers}
-    same = (result["student"], result["strategy"]) == (row.student, row.strategy)
-    return same and members(result) == members(wanted)
-
-
-def may_fit(run_id: str, row: PaperRow) -> bool:
-    """The same, of a run without a result, by its id."""
-    return run_id.startswith(f"{slug(row.student)}-{row.strategy}-")
-
-
-def most_telling(arms: Sequence[Arm], family: str, row: PaperRow) -> list[Arm]:
-    """The arms of a row, that to be shown first: the paper's own settings in its own families, then seeds, then age."""
-    source = paper().source
-
-    def rank(arm: Arm) -> tuple[bool, bool, float, int, float]:
-        distill = arm.recipe.get("distill") or {}
-        faithful = all(
-            distill.get(key, getattr(source, key)) == getattr(source, key) for key in ("alpha", "temperature")
-        )
-        named = family != "published" or arm.about.get("recipe") == row.published
-        plain = 0.0 if arm.teachers else -arm.smoothing
-        return faithful or family not in SHARE_BASELINES, named, plain, len(arm.runs), arm.newest
-
-    return sorted(arms, key=rank, reverse=True)
-
-
-def differing(a: dict[str, Any], b: dict[str, Any], taught: bool = True, most: int = 3) -> str:
-    """The keys in which recipe `a` departs from `b`, as one would type them: `distill.temperature=4`.
-
-    Without `taught` those that only teaching reads are left out.
-    """
-    keys, values = [key for key in departures(a, b) if taught or not key.startswith("distill.")], flat(a)
-    return ", ".join(f"{key}={values[key]}" for key in keys[:most]) + (", ..." if len(keys) > most else "")
-
-
-def departures(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """The keys of recipe `a` that `b` holds otherwise or not at all, labels aside."""
-    flat_a, flat_b = flat(a), flat(b)
-    return [key for key in flat_a if flat_a[key] != flat_b.get(key) and key not in ("family", "summary")]
-
-
 def trained_apart(a: Arm, b: Arm) -> set[str]:
     """The keys in which the trainings of two arms differ: what a teacher alone or no result follows from aside."""
     from ghostcli.recipe.models import UNDIGESTED
@@ -370,22 +373,17 @@ def trained_apart(a: Arm, b: Arm) -> set[str]:
     return {key for key in keys if not key.startswith("distill.")}
 
 
-def flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's keys by their whole names: `train.epochs`."""
-    sections = {key: value for key, value in recipe.items() if isinstance(value, dict)}
-    top = {key: value for key, value in recipe.items() if key not in sections}
-    return top | {f"{name}.{key}": value for name, keys in sections.items() for key, value in keys.items()}
-
-
 def largest(candidates: Iterable[Group], rows: Callable[[Group], int]) -> Group | None:
-    """The group of the largest budget up to the paper's, no mere controls, of the most rows, then the newest.
+    """A group trained as its recipe ships before any other; then by budget up to the paper's, rows and age.
+
+    Mere controls come after what has the same budget.
 
     What goes beyond the paper's budget counts no more than it: a lone longer training displaces no full table.
     """
     most = paper().source.budget
 
-    def rank(group: Group) -> tuple[int, bool, int, float]:
+    def rank(group: Group) -> tuple[bool, int, bool, int, float]:
         newest = max(arm.newest for arm in group.arms)
-        return min(group.budget, most), not group.only_controls, rows(group), newest
+        return not group.departs, min(group.budget, most), not group.only_controls, rows(group), newest
 
     return max(candidates, key=rank, default=None)

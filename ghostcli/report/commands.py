@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from ghostcli.errors import UsageError
-from ghostcli.report.arms import Arm, Group, flat
+from ghostcli.report.arms import Arm, Group
+from ghostcli.report.departures import flat
 from ghostcli.report.paper import PaperRow
 
 FLAGS = {"train.epochs": "--epochs", "data.name": "--data"}
+#: Where commands put their runs unless they are told otherwise.
+RUNS = Path("runs")
 
 
-def fills(row: PaperRow, family: str, group: Group | None) -> str:
+def fills(row: PaperRow, family: str, group: Group | None, runs: Path = RUNS) -> str:
     """`ghost ...` for a printed row: the family's recipe and, where the group departs from it, its settings."""
     alone = group is None or group.mixed
     settings = () if alone else _settings(row.published if family == "published" else family, flat(group.recipe))
-    return shlex.join(("ghost", *row.arguments(family), *settings))
+    return shlex.join(("ghost", *row.arguments(family), *settings, *into(runs)))
 
 
-def baseline_of(arm: Arm, epochs: int, changed: dict[str, Any] | None = None) -> str:
+def reproduces(table: str, family: str, runs: Path = RUNS) -> str:
+    """`ghost reproduce ...` for all rows of a table."""
+    return shlex.join(("ghost", "reproduce", table, "--family", family, *into(runs)))
+
+
+def into(runs: Path) -> tuple[str, ...]:
+    """The flag that has a command's runs lie where the table looks for them."""
+    return () if runs == RUNS else ("--runs", str(runs))
+
+
+def baseline_of(arm: Arm, epochs: int, changed: dict[str, Any] | None = None, runs: Path = RUNS) -> str:
     """`ghost train-teacher ...` for the untaught runs of `epochs`, a seed each of `arm`'s, to compare with.
 
     `changed` holds keys, by their whole names, that are to be otherwise than in the arm's recipe.
@@ -30,7 +44,7 @@ def baseline_of(arm: Arm, epochs: int, changed: dict[str, Any] | None = None) ->
     settings = _settings(name, flat(arm.recipe), longer | (changed or {}))
     seeds = list(dict.fromkeys(run.result["seed"] for run in arm.runs))
     every = [word for seed in seeds for word in ("--seed", str(seed))] if seeds != [0] else []
-    return shlex.join(("ghost", "train-teacher", arm.student, *recipe, *settings, *every))
+    return shlex.join(("ghost", "train-teacher", arm.student, *recipe, *settings, *every, *into(runs)))
 
 
 def _settings(name: str, recipe: dict[str, Any], changed: dict[str, Any] | None = None) -> tuple[str, ...]:

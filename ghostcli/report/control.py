@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
-from ghostcli.report.arms import Arm, Group, trained_apart
-from ghostcli.report.commands import baseline_of
+from ghostcli.report.arms import SMOOTHING, Arm, Group, trained_apart
+from ghostcli.report.commands import RUNS, baseline_of
 from ghostcli.report.stats import Difference, Summary
 
-KEY = "train.label_smoothing"
 #: The code of the teaching check's finding whose figure is the entropy of the soft targets over log C.
 SOFTNESS = "near-one-hot"
 #: What is customary, for a record in which no softness was measured.
@@ -46,10 +46,11 @@ class Control:
         return abs(self.smoothing - self.measured) <= max(0.002, 0.1 * self.measured)
 
 
-def of(arm: Arm, baseline: Arm, groups: Iterable[Group], metric: str) -> Control:
+def of(arm: Arm, baseline: Arm, groups: Iterable[Group], metric: str, runs: Path = RUNS) -> Control:
     """The control of `arm`: of several that nearest to the measured softness, then of most seeds, then the newest."""
     softness = measured(arm)
-    command = baseline_of(baseline, baseline.about["epochs"], {KEY: CUSTOMARY if softness is None else softness})
+    smoothed = {SMOOTHING: CUSTOMARY if softness is None else softness}
+    command = baseline_of(baseline, baseline.about["epochs"], smoothed, runs)
     found = [other for group in groups for other in group.arms if _controls(other, baseline)]
     if not found:
         return Control(command, softness)
@@ -66,7 +67,7 @@ def _controls(other: Arm, baseline: Arm) -> bool:
     if other.teachers or other.student != baseline.student or other.smoothing <= baseline.smoothing:
         return False
     same_images = other.about["data_checksum"] == baseline.about["data_checksum"]
-    return same_images and all(trained_apart(Arm((run,)), baseline) == {KEY} for run in other.runs)
+    return same_images and all(trained_apart(Arm((run,)), baseline) == {SMOOTHING} for run in other.runs)
 
 
 def measured(arm: Arm) -> float | None:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ghostcli.errors import UsageError, printable
-from ghostcli.report.paper import joined, label, paper
+from ghostcli.report.arms import Arm
+from ghostcli.report.paper import label, paper
+from ghostcli.report.stats import Difference, Summary
 from ghostcli.report.tables import Row, Table
 
 if TYPE_CHECKING:
@@ -143,7 +145,10 @@ def _whole_epochs(axis: Axes, last: int) -> None:
 
 @styled
 def width(tables: Sequence[Table]) -> Figure:
-    """Fig. 1 of the paper: accuracy of GN-S against its width, as printed and as each family reached it."""
+    """Fig. 1 of the paper: accuracy of GN-S against its width, as printed and as each family's group reached it.
+
+    Widths that the paper did not print are drawn too.
+    """
     figure, [[axes]] = canvas()
     printed = [(_width(row.student), row.accuracy) for row in paper().table("I").rows if row.student.startswith("gns:")]
     axes.plot(
@@ -154,33 +159,43 @@ def width(tables: Sequence[Table]) -> Figure:
         mfc="white",
         label="printed (one seed, best epoch)",
     )
-    for i, (families, rows) in enumerate(_by_rows(tables).items()):
-        x = [_width(row.student) for row in rows]
-        mean = [row.ours.mean for row in rows]
-        spread = [row.ours.sd or 0 for row in rows]
-        seeds = sorted({row.ours.n for row in rows})
+    drawn: set[float] = set()
+    for i, (families, found) in enumerate(_by_arms(tables).items()):
+        x = [_width(arm.student) for arm, _ in found]
+        drawn |= set(x)
+        mean = [ours.mean for _, ours in found]
+        spread = [ours.sd or 0 for _, ours in found]
+        seeds = sorted({ours.n for _, ours in found})
         n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         name = f"{families}, {n} {'seed' if n == '1' else 'seeds'}"
         axes.errorbar(x, mean, spread, color=PALETTE[i], marker=MARKERS[i + 1], capsize=3, label=name)
     axes.set_xlabel("Width multiplier")
     axes.set_ylabel("Test accuracy (%)")
     axes.set_title("GhostNetV3-Small without a teacher")
-    axes.set_xticks([x for x, _ in printed])
+    axes.set_xticks(sorted({x for x, _ in printed} | drawn))
     axes.legend(loc="lower right")
     return figure
 
 
-def _by_rows(tables: Sequence[Table]) -> dict[str, list[Row]]:
-    """The GN-S rows that have runs, by the families that show the very same runs."""
-    families: dict[tuple[Any, ...], list[str]] = {}
-    found: dict[tuple[Any, ...], list[Row]] = {}
+def _by_arms(tables: Sequence[Table]) -> dict[str, list[tuple[Arm, Summary]]]:
+    """The untaught GN-S of the tables' groups, by width, by the families that show the very same runs."""
+    families: dict[tuple[str, ...], list[str]] = {}
+    found: dict[tuple[str, ...], list[tuple[Arm, Summary]]] = {}
     for table in tables:
-        rows = [row for row in table.filled if row.student.startswith("gns:")]
-        key = tuple(run.id for row in rows for run in row.arm.runs)
+        shown = {row.student: row.arm for row in table.filled if row.student.startswith("gns:")}
+        others = {arm.student for arm in table.group.arms if untaught_small(arm)} if table.group else set()
+        own = shown | {student: table.group.baseline(student) for student in others - shown.keys()}
+        arms = [own[student] for student in sorted(own, key=_width)]
+        key = tuple(run.id for arm in arms for run in arm.runs)
         if key:
             families.setdefault(key, []).append(table.family)
-            found.setdefault(key, rows)
-    return {" and ".join(families[key]): rows for key, rows in found.items()}
+            found.setdefault(key, [(arm, arm.summary(table.metric)) for arm in arms])
+    return {" and ".join(families[key]): arms for key, arms in found.items()}
+
+
+def untaught_small(arm: Arm) -> bool:
+    """Whether it is a GN-S that learnt alone, of whatever width."""
+    return not arm.teachers and arm.student.startswith("gns:")
 
 
 def _width(student: str) -> float:
@@ -284,17 +299,9 @@ def forest(tables: Sequence[Table]) -> Figure:
             if row.printed and row.printed.delta is not None:
                 panel.plot(row.printed.delta, y, "D", mfc="white", mec="black", markersize=4.5, zorder=3)
             if row.delta:
-                colour = colours[row.verdict]
-                if row.delta.low is not None:
-                    panel.plot(
-                        [row.delta.low, row.delta.high],
-                        [y, y],
-                        color=colour,
-                        linewidth=2,
-                        zorder=2,
-                        solid_capstyle="butt",
-                    )
-                panel.plot(row.delta.mean, y, "o", color=colour, zorder=4)
+                _delta(panel, row.delta, y, colours[row.verdict])
+            if row.control and row.control.delta:
+                _delta(panel, row.control.delta, y + 0.3, colours[row.control.verdict], hollow=True)
         panel.set_yticks(range(len(rows)), [_caption(row) for row in rows])
         panel.set_ylim(len(rows) - 0.4, -0.6)
         panel.grid(axis="y", visible=False)
@@ -302,8 +309,18 @@ def forest(tables: Sequence[Table]) -> Figure:
         family = "" if table.family == "any" else f" · {table.family}"
         panel.set_title(f"Table {table.name}{family}" if table.name != "also run" else "Also run")
     axes[-1, 0].set_xlabel("Δ accuracy against the untaught student (points)")
-    _forest_legend(figure, colours, {row.verdict for _, rows in shown for row in rows if row.delta}, shown)
+    said = {row.verdict for _, rows in shown for row in rows if row.delta}
+    said |= {row.control.verdict for _, rows in shown for row in rows if row.control}
+    _forest_legend(figure, colours, said, shown)
     return figure
+
+
+def _delta(panel: Axes, delta: Difference, y: float, colour: str, hollow: bool = False) -> None:
+    """A delta and its interval; hollow and thin where it is against a control."""
+    if delta.low is not None:
+        width = 1.0 if hollow else 2.0
+        panel.plot([delta.low, delta.high], [y, y], color=colour, linewidth=width, zorder=2, solid_capstyle="butt")
+    panel.plot(delta.mean, y, "o", color=colour, mfc="white" if hollow else colour, ms=4 if hollow else 5, zorder=4)
 
 
 def _drawn(row: Row) -> bool:
@@ -323,14 +340,18 @@ def _forest_legend(figure: Figure, colours: dict[Any, str], verdicts: set[Any], 
         handles.append(
             Line2D([], [], linestyle="none", marker="D", mfc="white", mec="black", markersize=4.5, label="printed")
         )
+    if any(row.control and row.control.delta for _, rows in shown for row in rows):
+        handles.append(
+            Line2D([], [], color=GREY, marker="o", mfc="white", markersize=4, linewidth=1, label="less its control")
+        )
     handles.append(Patch(color="#E6E6E6", label=f"within ±{shown[0][0].margin:g}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
 
 
 def _caption(row: Row) -> str:
-    teachers = {"chain": "chain", "ensemble": "ensemble"}.get(row.strategy) if row.printed else None
-    seeds = f" ({row.ours.n})" if row.ours else ""
-    return f"{label(row.student)} < {teachers or joined(row.teachers, row.strategy)}{seeds}"
+    short = row.printed and row.strategy in ("chain", "ensemble") and not (row.arm and row.arm.setting)
+    name = f"{label(row.student)} < {row.strategy}" if short else row.name
+    return f"{name} ({row.ours.n})" if row.ours else name
 
 
 def _needs(values: Sequence[Any], message: str) -> None:

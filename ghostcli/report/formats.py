@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ghostcli.errors import printable
 from ghostcli.report.control import Control
 from ghostcli.report.cost import Cost, of_arm
-from ghostcli.report.grid import ALL, Grid
+from ghostcli.report.grid import ALL, Grid, lacking
 from ghostcli.report.stats import Difference
 from ghostcli.report.tables import Row, Table
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 WIDTH = 100
-#: Text columns that may wrap, and the width below which they ask for tighter columns elsewhere.
-WRAPPING = {"Teachers": 14, "Protocol": 16, "Strategy": 8, "Agrees with (%)": 20, "Run": 30}
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "±": r"$\pm$", "Δ": r"$\Delta$",
@@ -39,14 +37,13 @@ def text(grids: Iterable[Grid], width: int = WIDTH, colour: bool = False) -> str
     from rich.padding import Padding
     from rich.text import Text
 
+    from ghostcli.report.narrow import fitted
+
     out = io.StringIO()
     console = Console(file=out, width=width, force_terminal=colour, highlight=False, no_color=not colour)
     grids = [_printable(made) for made in grids]
     for made in grids:
-        space = 0 if _least_width(made) > width else 1
-        if not space:  # the verdict takes two lines before a teacher's name is broken
-            made = replace(made, rows=tuple(tuple(cell.replace(*LONGEST) for cell in row) for row in made.rows))
-        table = _rich(made, space)
+        table = _rich(*fitted(made, width))
         console.print(Text(made.title, "bold"))
         console.print(table if made.rows else Text("(no rows)"))
         for note in made.notes:
@@ -73,31 +70,20 @@ def _printable(made: Grid) -> Grid:
         title=clean(made.title),
         rows=tuple(tuple(map(clean, row)) for row in made.rows),
         notes=tuple(map(clean, made.notes)),
+        lacking=tuple(replace(lack, name=clean(lack.name), remedy=clean(lack.remedy)) for lack in made.lacking),
     )
 
 
-def _least_width(made: Grid) -> int:
-    """Columns that the table needs with two spaces between its own, text wrapped as far as it may be."""
-    from rich.cells import cell_len
-
-    widths = []
-    for i, (head, _) in enumerate(made.columns):
-        natural = max(cell_len(line) for cell in (head, *(row[i] for row in made.rows)) for line in cell.split("\n"))
-        widths.append(min(natural, WRAPPING.get(head, natural)))
-    return sum(widths) + 2 * (len(widths) - 1)
-
-
-LONGEST = ("not distinguished", "not\ndistinguished")
-
-
-def _rich(made: Grid, space: int) -> RichTable:
+def _rich(made: Grid, space: int, widths: Sequence[int]) -> RichTable:
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    from ghostcli.report.narrow import WRAPPING
+
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, space, 0, 0), show_edge=False)
-    for head, justify in made.columns:
-        table.add_column(head, justify=justify, no_wrap=head not in WRAPPING, overflow="fold")
+    for (head, justify), width in zip(made.columns, widths, strict=True):
+        table.add_column(head, justify=justify, no_wrap=head not in WRAPPING, overflow="fold", width=width)
     for i, row in enumerate(made.rows):
         if i in made.parts:
             table.add_section()
@@ -107,7 +93,7 @@ def _rich(made: Grid, space: int) -> RichTable:
 
 def shared(grids: Sequence[Grid]) -> list[str]:
     """What is said once, below all grids."""
-    return list(dict.fromkeys(note for made in grids for note in made.general))
+    return [*lacking(grids), *dict.fromkeys(note for made in grids for note in made.general)]
 
 
 def _colour(cell: str) -> str:
@@ -147,7 +133,7 @@ def latex(grids: Iterable[Grid]) -> str:
             out += [r"\midrule"] * (i in made.parts)
             out.append(" & ".join(map(_latex, row)) + r" \\")
         out += [r"\bottomrule", r"\end{tabular}"]
-        out += [r"\par\smallskip{\footnotesize " + _latex(note) + r"\par}" for note in made.notes + made.general]
+        out += [r"\par\smallskip{\footnotesize " + _latex(note) + r"\par}" for note in (*made.notes, *shared([made]))]
         out += [f"% {name}: {command}" for name, command in made.commands]
         out += [r"\end{table}", ""]
     return "\n".join(out)
@@ -171,6 +157,7 @@ def objects(table: Table, known: dict[str, Cost] | None = None, more: bool = Fal
         "metric": table.metric,
         "margin": table.margin,
         "mixed": table.mixed,
+        "departures": table.group.departs if table.group and not table.mixed else {},
         "rows": [_object(row, known, more) for row in table.rows],
         "left_out": [asdict(out) for out in table.left_out],
     }
@@ -204,6 +191,7 @@ def _object(row: Row, known: dict[str, Cost] | None, more: bool) -> dict[str, An
     }
     if not printed and arm:
         found |= {key: arm.about.get(key) for key in ("family", "data", "epochs", "train_images", "protocol", "kind")}
+        found["departures"] = arm.departs
     if known is not None:
         found["hours"] = asdict(of_arm(arm, known)) if arm else None
     if more:

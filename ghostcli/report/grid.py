@@ -9,8 +9,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ghostcli.recipe.models import FEW_STEPS
 from ghostcli.report.cost import Cost, of_arm
-from ghostcli.report.paper import FEW_STEPS, joined, label, paper
+from ghostcli.report.labels import protocol
+from ghostcli.report.paper import joined, label, paper
 from ghostcli.report.stats import Difference, Summary
 from ghostcli.report.tables import Row, Table
 
@@ -18,8 +20,18 @@ EMPTY = "–"
 LETTERS, DIGITS = "ᵃᵇᶜᵈᵉᶠᵍ", "¹²³⁴⁵⁶⁷⁸⁹"
 SINGLE = "†"
 SIGNS = {"better": "▲", "worse": "▼", "equivalent": "=", "not distinguished": "·"}
+UNDECIDED = "not distinguished"
 FOUND = 4
 ALL = "all of them"
+
+
+@dataclass(frozen=True)
+class Lack:
+    """What a row is not held against: `phrase` with the names in it, and `remedy` for all rows that it mends."""
+
+    phrase: str
+    name: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,7 @@ class Grid:
     notes: tuple[str, ...] = ()
     general: tuple[str, ...] = ()
     commands: tuple[tuple[str, str], ...] = ()
+    lacking: tuple[Lack, ...] = ()
     parts: tuple[int, ...] = ()
 
 
@@ -69,13 +82,13 @@ def grid(table: Table) -> Grid:
     one_set = len({row.teachers for row in table.rows}) == 1
     also = not any(row.printed for row in table.rows)
     if also:
-        columns.append(("Strategy", "left", _strategy))
+        columns.append(("Strategy", "left", lambda row: row.arm.how))
     else:
         columns.append(("M par.", "right", lambda row: parameters(row.parameters)))
     if taught and not one_set:
         columns.append(("Teachers", "left", lambda row: joined(row.teachers, row.strategy) or EMPTY))
     if also:
-        columns.append(("Protocol", "left", _protocol))
+        columns.append(("Protocol", "left", lambda row: protocol(row.arm)))
     else:
         columns.append(("Printed", "right", lambda row: f"{row.printed.accuracy:.2f}{marks.of_printed(row)}"))
         if taught:
@@ -92,6 +105,7 @@ def grid(table: Table) -> Grid:
         (*footnotes([table], marks), *remarks(table)),
         tuple(general_notes([table])),
         tuple(empty_commands(table)),
+        tuple(lacks(table)),
     )
 
 
@@ -126,7 +140,7 @@ def cost_grid(table: Table, known: dict[str, Cost]) -> Grid:
     found = [of_arm(row.arm, known) for row in rows]
     cells = [
         (
-            _name(row),
+            row.name,
             _number(cost.own),
             _number(cost.amortised),
             _number(cost.full) + ("" if cost.whole else "*"),
@@ -152,7 +166,7 @@ def more_grid(table: Table) -> Grid:
     for row in table.filled:
         together = row.arm.agreement
         agrees = ", ".join(f"{label(name)} {percent:.1f}" for name, percent in together.items())
-        cells.append((_name(row), _number(row.arm.ece, 100), _number(row.arm.mean("nll")), agrees or EMPTY))
+        cells.append((row.name, _number(row.arm.ece, 100), _number(row.arm.mean("nll")), agrees or EMPTY))
     columns = (("Run", "left"), ("ECE (%)", "right"), ("NLL", "right"), ("Agrees with (%)", "left"))
     said = (
         "ECE in 15 bins and NLL on the test images, the temperature left alone; agreement of first choices there. "
@@ -173,7 +187,7 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> Grid:
             text += f"\n{points(printed.delta)}" if printed.delta is not None else ""
             ours = (accuracy(row.ours) + marks.of_ours(row) + _deltas(row) for row in lines)
             held = any(row.control and row.control.ours for row in lines)
-            cells.append((_name(lines[0], short=True) + "\n\n  less its control" * held, text, *ours))
+            cells.append((_short(lines[0]) + "\n\n  less its control" * held, text, *ours))
     said = list(footnotes([table for tables in by_family.values() for table in tables], marks))
     for family, tables in by_family.items():
         budgets = dict.fromkeys(table.group.describe() for table in tables if table.group)
@@ -189,7 +203,8 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> Grid:
     signs = "  ".join(f"{sign} {name}" for name, sign in SIGNS.items())
     general = (*general_notes([table for tables in by_family.values() for table in tables]), signs)
     title = f"Printed, and ours by protocol: {names}"
-    return Grid(title, columns, tuple(cells), tuple(said), general, parts=tuple(parts[1:]))
+    lack = tuple(lack for tables in by_family.values() for table in tables for lack in lacks(table))
+    return Grid(title, columns, tuple(cells), tuple(said), general, lacking=lack, parts=tuple(parts[1:]))
 
 
 def _counted(rows: Sequence[Row]) -> str:
@@ -227,11 +242,7 @@ def remarks(table: Table) -> Iterable[str]:
     rows = table.filled
     for row in rows:
         if _welch_disagrees(row):
-            yield f"Welch's test disagrees on {_name(row)} (p = {row.delta.welch:.3f} against {row.delta.p:.3f})."
-    for row in rows:
-        if row.missing_baseline:
-            yield f"No baseline for {_name(row)}: {row.missing_baseline}"
-    yield from _controls(rows)
+            yield f"Welch's test disagrees on {row.name} (p = {row.delta.welch:.3f} against {row.delta.p:.3f})."
     if table.mixed and rows:
         yield "Mixed: runs of different protocols and recipes are pooled, as asked; a Δ may be theirs, not teaching's."
     elif not table.full_budget:
@@ -255,10 +266,14 @@ def general_notes(tables: Sequence[Table]) -> Iterable[str]:
         yield "Ours: mean ± standard deviation over seeds (how many)."
     if any(made.n == 1 for made in ours):
         yield (
-            f"{SINGLE} One seed: no spread. Its interval takes the other arm's spread where that has more seeds, "
-            "else it covers the choice of test images only."
-            + " There is none at a best epoch that is not the run's result."
-            * best
+            f"{SINGLE} One seed: no spread. Its interval takes the other arm's spread where that has more seeds."
+            + " There is none at a best epoch that is not the run's result." * best
+        )
+    if any(delta.of_two_networks for row in rows for delta in _all_deltas(row)):
+        yield (
+            f"{SINGLE} at a Δ: one run on each side. Its interval is these two networks' on test images, and two "
+            f"seeds of one job part as far, so it has no verdict but `{UNDECIDED}`. A verdict needs seeds: "
+            f"`--seed 0 --seed 1 --seed 2` with the command that trains, `--seeds 3` with `ghost reproduce`."
         )
     if any(row.delta for row in rows):
         how = _how_wide(rows)
@@ -281,19 +296,36 @@ def general_notes(tables: Sequence[Table]) -> Iterable[str]:
         yield "Optimistic: each accuracy is the best epoch's, chosen on the test set, as in the paper."
 
 
-def _controls(rows: Sequence[Row]) -> Iterable[str]:
-    """What a gain was not yet held against."""
+def lacks(table: Table) -> Iterable[Lack]:
+    """The comparisons that cannot be made, and those that a gain was not yet held against, with what makes them."""
+    rows = table.filled
+    for row in rows:
+        if row.missing_baseline:
+            yield Lack("No baseline for {}", row.name, row.missing_baseline)
     for row in rows:
         against = row.control
         if against is None or (against.ours is None and row.verdict != "better"):
             continue
-        soft = (
-            "" if against.measured is None else f"its targets are as soft as labels smoothed by {against.measured:g}, "
-        )
+        soft = "" if against.measured is None else f"targets as soft as labels smoothed by {against.measured:g}, "
         if against.ours is None:
-            yield f"No control for {_name(row)}: {soft}`{against.command}` makes it"
+            yield Lack("No control for {}", row.name, f"{soft}`{against.command}` makes it")
         elif not against.matched:
-            yield f"The control of {_name(row)} is not matched: {soft}`{against.command}` makes that one"
+            yield Lack("Not matched, the control of {}", row.name, f"{soft}`{against.command}` makes that one")
+
+
+def lacking(grids: Iterable[Grid]) -> Iterable[str]:
+    """Each remedy once, with all the rows that it is for."""
+    names: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for made in grids:
+        for lack in made.lacking:
+            names[lack.phrase, lack.remedy][lack.name] = None
+    for (phrase, remedy), found in names.items():
+        yield f"{phrase.format('; '.join(found))}: {remedy}"
+
+
+def _all_deltas(row: Row) -> list[Difference]:
+    found = (row.delta, row.control.delta if row.control else None)
+    return [delta for delta in found if delta]
 
 
 def _how_wide(rows: Sequence[Row]) -> str:
@@ -322,30 +354,16 @@ def _left_out(table: Table) -> Iterable[str]:
 
 def empty_commands(table: Table) -> Iterable[tuple[str, str]]:
     """What to type for each empty row."""
-    empty = [(_name(row), row.command) for row in table.rows if row.ours is None and row.command]
+    empty = [(row.name, row.command) for row in table.rows if row.ours is None and row.command]
     yield from empty
     if len(empty) > 1 and table.full_budget and not table.mixed:
-        yield ALL, f"ghost reproduce {table.name} --family {table.family}"
+        yield ALL, table.whole
 
 
-def _name(row: Row, short: bool = False) -> str:
-    if not row.taught:
-        return label(row.student)
-    phrase = joined(row.teachers, row.strategy)
-    if short:
-        phrase = {"chain": "chain", "ensemble": "ensemble"}.get(row.strategy, phrase)
-    return f"{label(row.student)} < {phrase}"
-
-
-def _strategy(row: Row) -> str:
-    return f"{row.strategy} {row.arm.setting}".rstrip()
-
-
-def _protocol(row: Row) -> str:
-    about = row.arm.about
-    order = "" if about.get("shuffled", True) else ", unshuffled"
-    soft = f", smoothed {row.arm.smoothing:g}" if row.arm.smoothing else ""
-    return f"{about['family']}: {about['data']},\n{about['train_images']:,} × {about['epochs']}{order}{soft}"
+def _short(row: Row) -> str:
+    """A row's student and teachers where the table's number says of which strategy it is."""
+    phrase = {"chain": "chain", "ensemble": "ensemble"}.get(row.strategy, joined(row.teachers, row.strategy))
+    return f"{label(row.student)} < {phrase}" if row.taught else label(row.student)
 
 
 def parameters(count: int | None) -> str:
@@ -366,7 +384,8 @@ def accuracy(ours: Summary | None) -> str:
 def interval(delta: Difference | None) -> str:
     if delta is None:
         return EMPTY
-    return points(delta.mean) + (f" [{delta.low:+.2f}, {delta.high:+.2f}]" if delta.low is not None else "")
+    within = f" [{delta.low:+.2f}, {delta.high:+.2f}]" if delta.low is not None else ""
+    return points(delta.mean) + within + SINGLE * delta.of_two_networks
 
 
 def _number(value: float | None, scale: float = 1) -> str:

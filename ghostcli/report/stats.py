@@ -26,7 +26,8 @@ their distances from the counts by squares (Zou and Donner 2008, MOVER). Counts 
 than Poisson's, so it errs towards width, by 2 % with 250 images on each side; a simulation holds its coverage.
 
 An arm of one seed has no spread. It borrows the other arm's where that one has more seeds (equal variances
-assumed); where both have one, the interval covers the sampling of test images only, and says so.
+assumed). Where both have one, interval and McNemar's test are about these two networks on images like these: two
+seeds of one and the same job part as far, so nothing follows for the way of training, and no verdict is given.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ import numpy as np
 
 LEVEL = 0.95
 DRAWS = 4000
+#: What an interval covers where there is one run on each side.
+IMAGES_ONLY = "test images only"
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ class Difference:
     test: str | None = None
     welch: float | None = None
     covers: str | None = None
+
+    @property
+    def of_two_networks(self) -> bool:
+        """Whether it compares one run with one run, and so says nothing of the seeds that were not run."""
+        return self.covers == IMAGES_ONLY
 
 
 def summarize(accuracy: Sequence[float] | np.ndarray) -> Summary:
@@ -116,7 +124,7 @@ def difference(a: Sample, b: Sample, draws: int = DRAWS) -> Difference:
     down, up = _image_reach(per_image)
     if max(len(a.accuracy), len(b.accuracy)) == 1:
         exact = mcnemar(a.correct[0], b.correct[0])
-        return Difference(mean, mean - down, mean + up, exact, "McNemar, exact", None, "test images only")
+        return Difference(mean, mean - down, mean + up, exact, "McNemar, exact", None, IMAGES_ONLY)
     seeds = _seed_deviations(a, b, draws)
     half, p = _student(mean, seeds.draws + seeds.item_share * _image_deviations(per_image, draws), seeds.df)
     down, up, p = max(half, down), max(half, up), max(p, _normal_p(mean, down if mean > 0 else up))
@@ -244,11 +252,16 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 def verdict(delta: Difference, adjusted_p: float | None, margin: float) -> str | None:
     """better | worse | equivalent | not distinguished; None without an interval.
 
+    Of two single networks always the last: their interval knows nothing of the spread between seeds.
     equivalent: the whole interval lies within +-`margin` points (two one-sided tests at half of 5 % each); the
     margin is what the reader calls no difference, so it is asked first. better, worse: the interval leaves
     zero out and p, adjusted over the table's rows, is below 5 %.
     """
-    if delta.low is None or delta.high is None or adjusted_p is None:
+    if delta.low is None or delta.high is None:
+        return None
+    if delta.of_two_networks:
+        return "not distinguished"
+    if adjusted_p is None:
         return None
     if -margin <= delta.low and delta.high <= margin:
         return "equivalent"

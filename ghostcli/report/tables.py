@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ghostcli.record import RunRecord
 from ghostcli.report import arms as runs_of
 from ghostcli.report import control as controls
 from ghostcli.report.arms import Arm, Finding, Group, LeftOut
-from ghostcli.report.commands import baseline_of, fills
+from ghostcli.report.commands import RUNS, baseline_of, fills, reproduces
 from ghostcli.report.control import Control
 from ghostcli.report.cost import Cost, costs, of_arm
+from ghostcli.report.departures import differing, own_values
+from ghostcli.report.fit import fits, may_fit, most_telling
+from ghostcli.report.labels import names
 from ghostcli.report.paper import FAMILIES, PaperRow, paper
 from ghostcli.report.stats import Difference, Summary, holm, verdict
 
@@ -26,7 +30,8 @@ MARGIN = 0.3
 class Row:
     """One line. `printed` is None for what the paper has no row for; `arm` is None where nothing was run.
 
-    `control` is there where there is a baseline, be it to say which command makes one.
+    `control` is there where there is a baseline, be it to say which command makes one. `name` is its alone in its
+    table.
     """
 
     student: str
@@ -43,6 +48,7 @@ class Row:
     command: str | None = None
     missing_baseline: str | None = None
     control: Control | None = None
+    name: str = ""
 
     @property
     def taught(self) -> bool:
@@ -51,7 +57,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table under one family's protocol. `group` is None where no run of the family fills a row of it."""
+    """A table under one family's protocol. `group` is None where no run of the family fills a row of it.
+
+    `whole` is the command that fills all of it.
+    """
 
     name: str
     title: str
@@ -63,6 +72,7 @@ class Table:
     metric: str = "selected"
     mixed: bool = False
     equal_budget: bool = False
+    whole: str = ""
 
     @property
     def filled(self) -> tuple[Row, ...]:
@@ -78,13 +88,14 @@ class Options:
     """How runs become numbers: `metric` is selected or best, `margin` in points of accuracy.
 
     `equal_budget`: baselines are untaught runs that saw as many training images as the taught run and all the
-    trainings below it together.
+    trainings below it together. `runs` is where commands are to put what is missing.
     """
 
     metric: str = "selected"
     margin: float = MARGIN
     mixed: bool = False
     equal_budget: bool = False
+    runs: Path = RUNS
 
 
 @dataclass(frozen=True)
@@ -93,12 +104,13 @@ class Baselines:
 
     groups: tuple[Group, ...]
     spent: dict[str, Cost] | None
+    runs: Path = RUNS
 
     def of(self, arm: Arm, group: Group) -> tuple[Arm | None, str | None]:
         """The baseline of `arm`, a member of `group`; where there is none, why, or the command that makes it."""
         if self.spent is None:
             found = group.baseline(arm.student)
-            return found, None if found else f"`{baseline_of(arm, arm.about['epochs'])}` makes it"
+            return found, None if found else f"`{baseline_of(arm, arm.about['epochs'], runs=self.runs)}` makes it"
         spent = of_arm(arm, self.spent)
         if not spent.whole:
             return None, f"{arm.runs[0].id} had teachers whose records are gone, so its whole budget is unknown"
@@ -107,7 +119,7 @@ class Baselines:
             found = other.baseline(arm.student)
             if found and found.about["epochs"] == epochs and _same_but_epochs(found, arm):
                 return found, None
-        return None, f"`{baseline_of(arm, epochs)}` makes it"
+        return None, f"`{baseline_of(arm, epochs, runs=self.runs)}` makes it"
 
 
 def _same_but_epochs(a: Arm, b: Arm) -> bool:
@@ -118,7 +130,7 @@ def _same_but_epochs(a: Arm, b: Arm) -> bool:
 def families(records: Sequence[RunRecord]) -> tuple[str, ...]:
     """The families with a finished run that fills a printed row; `paper` where there is none."""
     good, _ = runs_of.finished(records)
-    there = {run.result["family"] for run in good if any(runs_of.fits(run.result, row) for row in paper().rows)}
+    there = {run.result["family"] for run in good if any(fits(run.result, row) for row in paper().rows)}
     return tuple(family for family in FAMILIES if family in there) or ("paper",)
 
 
@@ -127,12 +139,12 @@ def build(name: str, records: Sequence[RunRecord], family: str, options: Options
     printed = paper().table(name)
     good, bad = runs_of.finished(records)
     pool = runs_of.of_family(good, family)
-    wanted = [run for run in pool if any(runs_of.fits(run.result, row) for row in printed.rows)]
+    wanted = [run for run in pool if any(fits(run.result, row) for row in printed.rows)]
     found = runs_of.groups(pool, options.mixed)
-    baselines = Baselines(tuple(found), costs(records) if options.equal_budget else None)
+    baselines = Baselines(tuple(found), costs(records) if options.equal_budget else None, options.runs)
 
     def fill(group: Group) -> int:
-        return sum(any(runs_of.fits(arm.about, row) for arm in group.arms) for row in printed.rows)
+        return sum(any(fits(arm.about, row) for arm in group.arms) for row in printed.rows)
 
     group = runs_of.largest([group for group in found if fill(group)], fill)
     rows, aside = [], _others(wanted, group)
@@ -141,30 +153,31 @@ def build(name: str, records: Sequence[RunRecord], family: str, options: Options
         rows.append(line)
         aside += left
     unfit = [out for out in bad if out.family in ("", family)]
-    aside += [out for out in unfit if any(runs_of.may_fit(out.run, row) for row in printed.rows)]
+    aside += [out for out in unfit if any(may_fit(out.run, row) for row in printed.rows)]
     return Table(
         printed.name,
         printed.title,
         family,
-        judged(rows, options.margin),
+        with_names(judged(rows, options.margin)),
         group,
         tuple(sorted(set(aside), key=lambda out: (out.reason, out.run))),
         options.margin,
         options.metric,
         options.mixed,
         options.equal_budget,
+        reproduces(printed.name, family, options.runs),
     )
 
 
 def _row(
     row: PaperRow, group: Group | None, family: str, options: Options, baselines: Baselines
 ) -> tuple[Row, list[LeftOut]]:
-    command = fills(row, family, group)
+    command = fills(row, family, group, options.runs)
     empty = Row(row.student, row.strategy, row.teachers, row.parameters, row, command=command)
     if group is None:
         return empty, []
     baseline = group.baseline(row.student)
-    fitting = runs_of.most_telling([arm for arm in group.arms if runs_of.fits(arm.about, row)], family, row)
+    fitting = most_telling([arm for arm in group.arms if fits(arm.about, row)], family, row)
     if not options.mixed and family != "published":
         unlike = [arm for arm in fitting if _shuffled_otherwise(arm, baseline)]
         left = _left(unlike, "not shuffled, while its baseline is")
@@ -175,7 +188,7 @@ def _row(
         return empty, left
     shown, *others = fitting
     for arm in others:
-        changed = runs_of.differing(arm.recipe, shown.recipe)
+        changed = differing(arm.recipe, shown.recipe)
         left += _left([arm], f"another recipe for the same row ({changed or 'its teachers differ'})")
     seen = measured(shown, group, options, baselines)
     return replace(seen, teachers=row.teachers, parameters=row.parameters, printed=row, command=command), left
@@ -194,14 +207,15 @@ def measured(arm: Arm, group: Group, options: Options, baselines: Baselines) -> 
         delta=arm.minus(baseline, options.metric) if baseline else None,
         findings=arm.findings,
         missing_baseline=missing,
-        control=controls.of(arm, baseline, baselines.groups, options.metric) if baseline else None,
+        control=controls.of(arm, baseline, baselines.groups, options.metric, options.runs) if baseline else None,
     )
 
 
 def judged(rows: Sequence[Row], margin: float) -> tuple[Row, ...]:
     """The rows with p adjusted over all of them and their controls (Holm), and a verdict where there is an interval."""
     compared: list[Row | Control | None] = [*rows, *(row.control for row in rows)]
-    adjusted = holm([it.delta.p if it and it.delta else None for it in compared])
+    # Two single networks get no verdict, so their test takes nothing from those that can have one.
+    adjusted = holm([it.delta.p if it and it.delta and not it.delta.of_two_networks else None for it in compared])
     done = [
         replace(it, p_adjusted=p, verdict=verdict(it.delta, p, margin)) if it and it.delta else it
         for it, p in zip(compared, adjusted, strict=True)
@@ -209,6 +223,10 @@ def judged(rows: Sequence[Row], margin: float) -> tuple[Row, ...]:
     return tuple(
         replace(row, control=against) for row, against in zip(done[: len(rows)], done[len(rows) :], strict=True)
     )
+
+
+def with_names(rows: Sequence[Row]) -> tuple[Row, ...]:
+    return tuple(replace(row, name=name) for row, name in zip(rows, names(rows), strict=True))
 
 
 def also_run(
@@ -227,7 +245,7 @@ def also_run(
     elsewhere = {out.run for table in shown for out in table.left_out if not out.reason.startswith("another recipe")}
     rows = []
     found = runs_of.groups(good)
-    baselines = Baselines(tuple(found), costs(records) if options.equal_budget else None)
+    baselines = Baselines(tuple(found), costs(records) if options.equal_budget else None, options.runs)
     for group in found:
         for arm in group.arms:
             ids = {run.id for run in arm.runs}
@@ -239,7 +257,7 @@ def also_run(
         return None
     rows.sort(key=lambda row: (row.arm.about["data"], FAMILIES.index(row.arm.about["family"]), row.taught, row.student))
     title = "Runs that no row of the paper stands for"
-    table = Table("also run", title, "any", judged(rows, options.margin), None, left)
+    table = Table("also run", title, "any", with_names(judged(rows, options.margin)), None, left)
     return replace(table, margin=options.margin, metric=options.metric, equal_budget=options.equal_budget)
 
 
@@ -253,9 +271,12 @@ def _others(wanted: Sequence[RunRecord], group: Group | None) -> list[LeftOut]:
         result = run.result
         if runs_of.same_conditions(result) != shown:
             budget = runs_of.budget_of(result)
+            recipe = runs_of.recipe_of(run)
             alike = (result["train_images"], result["epochs"]) == (group.about["train_images"], group.about["epochs"])
-            changed = runs_of.differing(runs_of.recipe_of(run), group.recipe, bool(result["teachers"])) if alike else ""
-            out.append(LeftOut(run.id, f"other protocol ({changed or budget})", result["family"]))
+            changed = differing(recipe, group.recipe, bool(result["teachers"])) if alike else ""
+            words = (changed or budget, "" if changed else runs_of.own(own_values(recipe, result["family"])))
+            apart = ", ".join(word for word in words if word)
+            out.append(LeftOut(run.id, f"other protocol ({apart})", result["family"]))
     return out
 
 
