@@ -28,7 +28,7 @@ STEPS = 15  # three epochs of four full batches and a short one
 
 @pytest.fixture(autouse=True)
 def whole_float32(monkeypatch):
-    """No convolution in TensorFloat-32 (no product of matrices is, by default): 10 bits would hide what is looked for."""
+    """No convolution in TensorFloat-32 (products of matrices never are): its 10 bits would hide what is looked for."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
