@@ -56,7 +56,7 @@ def examine(runs: Path) -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    from ghostcli.launch import commit
+    from ghostcli.environment import commit
 
     origin = commit()
     yield Finding("ghost", "ok", __version__ + (f", commit {origin[:10]}" if origin else ""))

@@ -10,13 +10,10 @@ import contextlib
 import math
 import multiprocessing
 import os
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import metadata
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from ghostcli import __version__, signals
+from ghostcli import environment, signals
 from ghostcli.display import Display, console
 from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.plan import Finished, Job, Plan
 from ghostcli.recipe.models import DataSection
 from ghostcli.record import RUN_ID, RunRecord, RunWriter
-from ghostcli.storage import read_json, refuse_link
+from ghostcli.storage import refuse_link
 
 if TYPE_CHECKING:
     import torch
@@ -230,7 +227,7 @@ def _train(job: Job, run: RunWriter, options: Options, device: torch.device, sho
 
     with memory_errors(job.recipe.train.batch_size):
         data = load_data(job.recipe.data)
-        notes = note_environment(run, environment(device, data.checksum), show)
+        notes = environment.note(run, environment.now(device, data.checksum), show)
         teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
         findings = _check(job, data, teachers, device, show)
         # A Ctrl-C reaches the compiler too: no step is made with what stands in for kernels it could not build.
@@ -269,56 +266,6 @@ def _check(job: Job, data: Data, teachers: list[Teacher], device: torch.device, 
         if finding.level == "warn":
             show.warn(f"check: {finding.message}")
     return [finding.as_dict() for finding in findings]
-
-
-def note_environment(run: RunWriter, now: dict[str, Any], show: Display) -> list[str]:
-    """Write env.json; returns (and shows) in which ways a run that goes on is no longer made under the same."""
-    earlier: dict[str, Any] = {}
-    notes: list[str] = []
-    if run.has_checkpoint:
-        with contextlib.suppress(GhostError, TypeError, ValueError):  # one that is damaged tells nothing
-            earlier = dict(read_json(run.path / "env.json"))
-            notes = [str(note) for note in earlier.get("changes", ())]
-    earlier.pop("data", None)  # other images are no change but an error, which the checkpoint sees
-    changes = [f"{key} {earlier[key]} -> {value}" for key, value in now.items() if earlier.get(key, value) != value]
-    if changes:
-        show.warn(f"{run.id}: goes on under another environment, and no longer to the bit: {', '.join(changes)}")
-    notes += changes
-    run.write("env.json", now | ({"changes": notes} if notes else {}))
-    return [f"environment changed on the way: {note}" for note in notes]
-
-
-def environment(device: torch.device, data_checksum: str) -> dict[str, Any]:
-    """env.json: what would have to be the same for the same bits."""
-    import torch
-
-    from ghostcli.engine.device import describe as describe_device
-    from ghostcli.zoo import kernels
-
-    return {
-        "ghost": __version__,
-        "commit": commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
-        "device": describe_device(device),
-        "threads": torch.get_num_threads(),
-        "kernel": kernels.status(device.type)["name"],
-        "data": data_checksum,
-    }
-
-
-@lru_cache(maxsize=1)
-def commit() -> str | None:
-    """The checkout's commit, where ghost runs from one."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
-        return None
-    try:
-        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None
 
 
 def _worker(job: Job, options: Options, fresh: bool, threads: int, tell: Connection) -> None:

@@ -53,7 +53,7 @@ def serve() -> None:
     import ghostcli.engine.results
     import ghostcli.zoo.ghost
     import ghostcli.zoo.stages
-    from ghostcli import launch
+    from ghostcli import environment
     from ghostcli.data import digits
     from ghostcli.zoo import ghost, kernels
 
@@ -61,7 +61,7 @@ def serve() -> None:
         ghost.ROWS["gns"] = (ghost.GNS[0], ghost.GNS[1], ghost.GNS[3])  # a stride, a gate and a squeeze-excite
     # What every child would do again, to the same effect.
     kernels.status()
-    launch.commit()
+    environment.commit()
     platform.platform()
     digits.read_digits = functools.cache(digits.read_digits)
     digits.read_digits()

@@ -254,9 +254,10 @@ def _tables(todo: Study, names: Sequence[str], runs: Path) -> list[Any]:
 
     records = [launch.record_of(job, runs) for job in todo.plan.jobs]
     records = [record for record in records if (record.path / "status.json").exists()]
+    options = tables.Options(runs=runs)
     if _printed_data(todo):
-        return [tables.build(name, records, todo.family) for name in names]
-    besides = tables.also_run(records, [], only=(todo.family,))  # another data set's runs fill no printed row
+        return [tables.build(name, records, todo.family, options) for name in names]
+    besides = tables.also_run(records, [], options, (todo.family,))  # another data set's runs fill no printed row
     return [besides] if besides else []
 
 
