@@ -211,6 +211,7 @@ def _tap_tables(device: torch.device) -> dict[str, Tensor]:
     same_y, same_x = ky == ky[:, None], kx == kx[:, None]
     return {
         "lag": (dy + 2) * 5 + dx + 2,
+        "forward lag": torch.where(dy < 0, -5 * dy - dx, 5 * dy + dx) + 2,  # a lag and its opposite are one product
         "dy": dy + 2,
         "dx": dx + 2,
         "top": same_y & (ky == 1),
@@ -230,11 +231,11 @@ def _sees(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return inside.to(dtype)
 
 
-def _lag_products(x: Tensor, other: Tensor, kernel: tuple[int, int]) -> Tensor:
+def _lag_products(x: Tensor, other: Tensor, kernel: tuple[int, int], padding: list[int] | None = None) -> Tensor:
     """[C, lags]: sums of x(q) other(q + d), zero outside: a depthwise kernel's gradient is just that."""
     c = x.shape[3]
     weight = x.new_empty(c, 1, *kernel)
-    padding = [kernel[0] // 2, kernel[1] // 2]
+    padding = padding or [kernel[0] // 2, kernel[1] // 2]
     _, products, _ = torch.ops.aten.convolution_backward(
         _images(x), _images(other), weight, None, [1, 1], padding, [1, 1], False, [0, 0], c, [False, True, False]
     )
@@ -246,7 +247,8 @@ def _lag_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     dtype, tables = precision(x), _tap_tables(x.device)
     pivot = x.mean((0, 1, 2), dtype=dtype)
     y = x - pivot
-    product = _lag_products(y, y, (5, 5))[:, tables["lag"]]  # [C, 9, 9]
+    below = F.pad(y, (0, 0, 0, 0, 0, 2))
+    product = _lag_products(y, below, (3, 5), [0, 2])[:, tables["forward lag"]]  # [C, 9, 9]
     for name, edge in (("top", y[:, :1]), ("bottom", y[:, -1:]), ("left", y[:, :, :1]), ("right", y[:, :, -1:])):
         across = name in ("top", "bottom")
         edge = edge.contiguous()
