@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60.0  # seconds that a signalled process has to save
-STUDY = 24 * 3600.0  # a study's runs end with the session, not by a limit of their own
+STUDY = 24 * 3600.0  # a study's runs end with the lease, not by a limit of their own
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Running:
 
 
 @dataclass
-class Session:
+class Lease:
     """The parts under way. `state` is kept in state.json: of each part its exit code and seconds."""
 
     out: Path
@@ -184,7 +184,7 @@ class Session:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=30.0, help="of the whole session")
+    parser.add_argument("--minutes", type=float, default=30.0, help="of the whole lease")
     parser.add_argument("--jobs", type=int, default=6, help="trainings at a time (crowd.py says how many pay)")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="logs, figures and what is done")
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{part.name:24} {limit:>6} {done:5} {part.shown}")
         return
     asked.out.mkdir(parents=True, exist_ok=True)
-    Session(asked.out, asked.jobs, time.monotonic() + 60 * asked.minutes, state).carry_out(parts)
+    Lease(asked.out, asked.jobs, time.monotonic() + 60 * asked.minutes, state).carry_out(parts)
 
 
 if __name__ == "__main__":

@@ -155,14 +155,14 @@ def python(text: str) -> tuple[str, ...]:
     return (sys.executable, "-c", text)
 
 
-def session(gpu, folder: Path, jobs: int = 2, seconds: float = 60.0):
+def lease(gpu, folder: Path, jobs: int = 2, seconds: float = 60.0):
     folder.mkdir(exist_ok=True)
     state = folder / "state.json"
     kept = json.loads(state.read_text()) if state.exists() else {}
-    return gpu.Session(folder, jobs, time.monotonic() + seconds, kept)
+    return gpu.Lease(folder, jobs, time.monotonic() + seconds, kept)
 
 
-def test_a_session_goes_on_where_the_last_one_stopped(gpu, tmp_path):
+def test_a_lease_goes_on_where_the_last_one_stopped(gpu, tmp_path):
     note = f"import os, pathlib; pathlib.Path({str(tmp_path)!r}, 'log').open('a').write"
     parts = [
         gpu.Part("first", python(f"{note}('first ')"), alone=True),
@@ -171,16 +171,16 @@ def test_a_session_goes_on_where_the_last_one_stopped(gpu, tmp_path):
         gpu.Part("last", python(f"{note}('last ')")),
     ]
     out = tmp_path / "out"
-    session(gpu, out).carry_out(parts)
+    lease(gpu, out).carry_out(parts)
     assert (tmp_path / "log").read_text() == "first fails last "
     state = json.loads((out / "state.json").read_text())
     assert {name: one["code"] for name, one in state.items()} == {"first": 0, "fails": 3, "last": 0}
     parts[1] = gpu.Part("fails", python(f"{note}('mended ')"), alone=True)
-    session(gpu, out).carry_out(parts)
+    lease(gpu, out).carry_out(parts)
     assert (tmp_path / "log").read_text() == "first fails last mended needs "
 
 
-def test_what_is_over_its_limit_or_the_sessions_is_stopped_by_a_signal(gpu, tmp_path):
+def test_what_is_over_its_limit_or_the_leases_is_stopped_by_a_signal(gpu, tmp_path):
     saves = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
@@ -188,7 +188,7 @@ def test_what_is_over_its_limit_or_the_sessions_is_stopped_by_a_signal(gpu, tmp_
     )
     out = tmp_path / "out"
     began = time.monotonic()
-    session(gpu, out, seconds=8).carry_out(
+    lease(gpu, out, seconds=8).carry_out(
         [
             gpu.Part("limited", python(saves), seconds=3, alone=True),
             gpu.Part("long", python(saves)),
@@ -225,7 +225,7 @@ def test_every_run_under_way_is_left_the_time_to_save(gpu, tmp_path):
     """To `ghost`, a second signal means to leave at once."""
     out = tmp_path / "out"
     runs = [gpu.Part(name, python(SAVES)) for name in ("a", "b", "c")]
-    session(gpu, out, jobs=3, seconds=4).carry_out(runs)
+    lease(gpu, out, jobs=3, seconds=4).carry_out(runs)
     assert [(out / f"{run.name}.out").read_text() for run in runs] == ["began\nsaved\n"] * 3
     state = json.loads((out / "state.json").read_text())
     assert [state[run.name]["code"] for run in runs] == [75] * 3
@@ -235,7 +235,7 @@ def test_what_does_not_heed_the_signal_is_killed(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "PATIENCE", 1.0)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     began = time.monotonic()
-    session(gpu, tmp_path / "out").carry_out([gpu.Part("deaf", python(deaf), seconds=3, alone=True)])
+    lease(gpu, tmp_path / "out").carry_out([gpu.Part("deaf", python(deaf), seconds=3, alone=True)])
     assert time.monotonic() - began < 30
     assert json.loads((tmp_path / "out" / "state.json").read_text())["deaf"]["code"] == -9
 
