@@ -38,12 +38,12 @@ MACS = {
     "inceptionv3": 3460.0,
     "efficientnetv2": 2849.0,
 }
-#: By kind: whom to measure where no network of the kind has a run.
-REFERENCE = {"ghost": "gns:1.0", "dense": "resnet18", "depthwise": "efficientnetv2"}
+#: Whether a Ghost network or not: whom to measure where no network of the kind has a run.
+REFERENCE = {True: "gns:1.0", False: "resnet18"}
 #: Training time grows as this power of the MACs: Ghost networks wait for memory rather than arithmetic. From GN-S 1.0
 #: to 3.4 a CPU core takes 4.4 times as long, and 9.8^(2/3) is 4.6; the authors' GPU took 2.8 times. The others' times
-#: per MAC lie within 40 % of one another, but for EfficientNetV2's, whose large depthwise maps wait for memory too.
-POWER = {"ghost": 2 / 3, "dense": 1.0, "depthwise": 1.0}
+#: per MAC lie within 40 % of one another.
+POWER = {True: 2 / 3, False: 1.0}
 #: Images that a run must have trained on for its rate to count: the first steps build kernels and warm up.
 ENOUGH = 2000
 #: The basis of a job that costs nothing more.
@@ -94,22 +94,18 @@ class Rates:
 
     def _scale(self, model: str) -> None:
         """From the network of the same kind, among those measured, that is nearest in MACs."""
-        kind = kind_of(model)
-        like = [name for name in self.measured if name in MACS and kind_of(name) == kind]
+        ghost = names.is_ghost(model)
+        like = [name for name in self.measured if name in MACS and names.is_ghost(name) == ghost]
         if not like:
-            like = [REFERENCE[kind]]
+            like = [REFERENCE[ghost]]
             self.known[like[0]] = 1 / self.measure(like[0])
             self.basis[like[0]] = "measured over a few steps now"
             self.measured.add(like[0])
         if model in self.known:
             return
         near = min(like, key=lambda name: abs(math.log(MACS[name] / MACS[model])))
-        self.known[model] = self.known[near] * (MACS[model] / MACS[near]) ** POWER[kind]
+        self.known[model] = self.known[near] * (MACS[model] / MACS[near]) ** POWER[ghost]
         self.basis[model] = f"scaled by MACs from {near}"
-
-
-def kind_of(model: str) -> str:
-    return "ghost" if names.is_ghost(model) else "depthwise" if model == "efficientnetv2" else "dense"
 
 
 def sizes(section: DataSection) -> tuple[int, int, int]:

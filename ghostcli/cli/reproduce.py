@@ -140,19 +140,19 @@ def measure(model: str, device: str) -> float:
     from ghostcli import bench
     from ghostcli.engine.device import pick
 
-    where, batch = pick(device), 8 if model == "efficientnetv2" else 64  # which at 224 x 224 takes seconds an image
+    where, batch = pick(device), 64
     console.print(f"no finished run tells how fast training is here: timing a few steps of {model}", style="dim")
     step = bench.captured(bench.make_update(model, bench.bench_recipe(batch), bench.noise(batch, 10), where))
     index, wait = torch.arange(batch, device=where), bench.waiter(where)
-    for _ in range(4 if where.type == "cuda" else 1):
+    for _ in range(4 if where.type == "cuda" else 2):
         step(index)
     wait()
-    began, steps, spent = time.perf_counter(), 0, 0.0
-    while spent < 1 or (steps < 3 and spent < 5):
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < 1 or steps < 3:
         step(index)
         wait()
-        steps, spent = steps + 1, time.perf_counter() - began
-    return steps * batch / spent
+        steps += 1
+    return steps * batch / (time.perf_counter() - began)
 
 
 def _announce(todo: Study, expected: dict[str, Cost], runs: Path, jobs: int) -> None:
