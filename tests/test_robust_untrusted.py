@@ -18,6 +18,7 @@ from safetensors.torch import save
 
 from ghostcli import tensorfile, weights
 from ghostcli.errors import GhostError
+from ghostcli.teach import table
 from ghostcli.teach.table import TeacherTable, describe
 
 PLAIN = [*crash.COMMANDS["plain"], *crash.TINY, "--runs", "runs"]
@@ -265,6 +266,23 @@ def test_a_table_says_what_was_asked(tmp_path):
     assert torch.equal(table.read(views).float(), expected)
     with pytest.raises(GhostError, match="missing"):
         table.read(1 - views)
+
+
+def test_a_slow_teachers_answers_are_kept_batch_by_batch(tmp_path, monkeypatch):
+    """A kill costs some seconds of asking and a batch, also where one look-up holds many minutes of it."""
+    clock = [0.0]
+    monkeypatch.setattr(table.time, "monotonic", lambda: clock[0])
+
+    def ask(index, views):
+        if clock[0] >= 12:
+            raise KeyboardInterrupt
+        clock[0] += 3
+        return torch.zeros(len(index), 3)
+
+    meta = describe("w", "d", images=20, classes=3, pad=0, fill="zeros", views=2)
+    with pytest.raises(KeyboardInterrupt):
+        TeacherTable(tmp_path, meta).fill(np.zeros(20, np.int64), ask, 2)
+    assert TeacherTable(tmp_path, meta).filled.sum() == 8  # four batches of two, committed at 6 s and at 12 s
 
 
 @pytest.mark.parametrize("name", ["meta.json", "logits.f16", "filled.u8"])

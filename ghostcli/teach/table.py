@@ -33,7 +33,8 @@ from ghostcli.record import UNREADABLE
 from ghostcli.storage import cannot_write, fault, read_json, refuse_link, sweep, write_bytes, write_json
 
 #: Images whose missing entries are looked up together, and how many seconds of asking are gathered before they are
-#: committed together: the most work a kill can cost. A commit waits for the disk, whatever it brings.
+#: committed together: with one more batch the most work a kill can cost. A commit waits for the disk, whatever it
+#: brings.
 CHUNK = 4096
 COMMIT_SECONDS = 5.0
 
@@ -175,18 +176,20 @@ class TeacherTable:
             for part in (missing[at : at + batch] for at in range(0, len(missing), batch)):
                 signals.stop_if_asked()
                 gathered.append((part, ask(torch.from_numpy(part), torch.from_numpy(views[part])).cpu()))
+                if time.monotonic() - since > COMMIT_SECONDS:
+                    self._add(gathered, views)
+                    gathered, since = [], time.monotonic()
             asked += len(missing)
-            last = numbers[-1] == len(views) - 1
-            if gathered and (last or time.monotonic() - since > COMMIT_SECONDS):
-                images, logits = zip(*gathered, strict=True)
-                self._add(np.concatenate(images), views, compact(torch.cat(logits)).numpy())
-                gathered, since = [], time.monotonic()
             if progress is not None:
                 progress(len(numbers))
+        if gathered:
+            self._add(gathered, views)
         return asked
 
-    def _add(self, images: np.ndarray, views: np.ndarray, logits: np.ndarray) -> None:
-        folder = printable(str(self.folder))
+    def _add(self, gathered: list[tuple[np.ndarray, Tensor]], views: np.ndarray) -> None:
+        """Commit what was asked for, (image numbers, logits) by (image numbers, logits)."""
+        folder, images = printable(str(self.folder)), np.concatenate([numbers for numbers, _ in gathered])
+        logits = compact(torch.cat([answers for _, answers in gathered])).numpy()
         if not np.isfinite(logits).all():
             raise GhostError(f"{folder}: the teacher's logits are not finite; its run is no use, train it again")
         try:
