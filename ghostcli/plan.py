@@ -19,7 +19,7 @@ from ghostcli.recipe.models import KD, Recipe
 from ghostcli.record import RUN_ID
 from ghostcli.zoo import names
 
-#: A GhostNet this wide has 2.5e9 parameters: more is a slip of the finger, and the system kills whoever asks.
+#: A GhostNet this wide has 2.2e9 parameters: more is a slip of the finger, and the system kills whoever asks.
 WIDEST = 100
 
 

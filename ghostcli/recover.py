@@ -14,7 +14,7 @@ from ghostcli import plan
 from ghostcli.errors import UsageError
 from ghostcli.recipe import Recipe, load
 from ghostcli.record import RUN_ID, RunRecord
-from ghostcli.report.arms import flat
+from ghostcli.report.departures import flat
 
 FLAGS = {"train.epochs": "--epochs", "data.name": "--data"}
 MOST_SETTINGS = 6  # beyond so many overrides the run's own recipe.json is the clearer name

@@ -19,9 +19,7 @@ TINY = ["--limit", 24, "--epochs", 1, "-s", "train.batch_size=8", "-s", "optim.l
 def rates(monkeypatch):
     """No test waits for a measurement; `test_measure` makes one."""
     real = cli.measure
-    monkeypatch.setattr(
-        cli, "measure", lambda model, device: {"gns:1.0": 100.0, "resnet18": 50.0, "efficientnetv2": 2.0}[model]
-    )
+    monkeypatch.setattr(cli, "measure", lambda model, device: {"gns:1.0": 100.0, "resnet18": 50.0}[model])
     return real
 
 

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-#: Keys that change how fast or how safely a run is made, never its result: left out of the digest.
 #: Optimiser steps below which a training has hardly begun: a student of the paper takes 39,200.
 FEW_STEPS = 100
+#: Keys that change how fast or how safely a run is made, never its result: left out of the digest.
 UNDIGESTED = frozenset(
     {"engine.deterministic", "engine.capture", "engine.checkpoint_minutes", "engine.recompute", "distill.source"}
 )

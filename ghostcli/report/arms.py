@@ -17,7 +17,6 @@ import numpy as np
 
 from ghostcli.record import RunRecord
 from ghostcli.report.departures import departures, own_teaching, own_values, typed
-from ghostcli.report.departures import flat as flat
 from ghostcli.report.paper import FAMILIES, paper
 from ghostcli.report.stats import Difference, Sample, Summary, difference, ece, summarize
 
