@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ghostcli.engine.schedule import learning_rate
+from ghostcli.engine.schedule import averaging_decay, learning_rate
 from ghostcli.recipe.models import OptimSection
 
 PAPER = OptimSection()
@@ -48,3 +48,27 @@ def test_no_warmup_starts_at_the_peak():
     optim = OptimSection(warmup=0.0)
     assert learning_rate(0, 10, optim) == pytest.approx(0.01)
     assert learning_rate(5, 10, optim) == pytest.approx(1e-8 + (0.01 - 1e-8) * (1 + math.cos(math.pi / 2)) / 2)
+
+
+def shares(steps: int, decay: float) -> list[float]:
+    """How much of the average after `steps` updates is the untrained start's, then each update's."""
+    found = [1.0]
+    for step in range(steps):
+        kept = averaging_decay(step, decay)
+        found = [share * kept for share in found] + [1 - kept]
+    return found
+
+
+def test_an_average_of_a_short_training_is_of_its_end():
+    """A decay of 0.999 looks back over 1,000 steps; five epochs of the paper's batches have 980 in all."""
+    found = shares(980, 0.999)
+    assert math.fsum(found) == pytest.approx(1) and found[0] < 1e-15
+    age = math.fsum(share * (980 - at) for at, share in enumerate(found))
+    assert 0.08 < age / 980 < 0.12
+    assert shares(20, 0.999)[0] < 1e-6
+
+
+def test_an_average_of_a_long_training_has_the_decay_asked_for():
+    assert averaging_decay(STEPS, 0.999) == 0.999
+    assert averaging_decay(0, 0.0) == 0.0
+    assert all(averaging_decay(step, 0.9) <= averaging_decay(step + 1, 0.9) <= 0.9 for step in range(200))

@@ -45,6 +45,19 @@ def test_what_a_graph_reads_stays_where_it_is(way, tmp_path):
     assert seen[0] == seen[1] and len(seen[0]) == 3 + (way in ("from a table", "dkd", "dense", "patches"))
 
 
+def test_the_average_is_of_the_weights_after_each_step(tmp_path):
+    state, update = updates.made("alone", tmp_path, CPU)
+    seen = [updates.weights(state.model)]
+    for number in range(4):
+        updates.run(update, number, number + 1)
+        seen.append(updates.weights(state.model))
+    expected = seen[0]
+    for kept, after in zip((1 / 10, 2 / 11, 3 / 12, 4 / 13), seen[1:], strict=True):
+        expected = kept * expected + (1 - kept) * after
+    floats = torch.cat([torch.full((t.numel(),), t.is_floating_point()) for t in state.model.state_dict().values()])
+    assert torch.allclose(updates.weights(state.ema)[floats], expected[floats], rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("way", ["dkd", "dense"])
 def test_a_step_is_weighed_as_the_schedule_says_wherever_it_is_resumed(way, tmp_path):
     _, update = updates.made(way, tmp_path, CPU)

@@ -1,4 +1,4 @@
-"""The learning rate as a closed form of the step. Invariant: no object, no memory; resuming needs nothing."""
+"""What changes with the step, in closed form. Invariant: no object, no memory; resuming needs nothing."""
 
 from __future__ import annotations
 
@@ -19,3 +19,11 @@ def learning_rate(step: int, total: int, optim: OptimSection, extra: int = 0) ->
         return optim.lr_start + (optim.lr - optim.lr_start) * at / warm
     share = (at - warm) / (total - warm)
     return optim.lr_end + (optim.lr - optim.lr_end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def averaging_decay(step: int, decay: float) -> float:
+    """Decay of the weights' moving average at update `step` (from 0): (1 + step) / (10 + step) until `decay` is less.
+
+    So an average looks back over a tenth of what was trained at most, and is never held back by the untrained start.
+    """
+    return min(decay, (1 + step) / (10 + step))

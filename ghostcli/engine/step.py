@@ -15,6 +15,7 @@ from ghostcli.data import Images
 from ghostcli.data.batches import Cropper, generator, normalise
 from ghostcli.distill.objective import Objective
 from ghostcli.engine.device import autocast
+from ghostcli.engine.schedule import averaging_decay
 from ghostcli.evaluate import Norm
 from ghostcli.recipe.models import OptimSection, Recipe
 from ghostcli.teach.teacher import Lesson
@@ -96,8 +97,7 @@ class Update:
                 group["lr"] = rate
         # Dropout (VGG13's, say) draws from the device's own generator: seeded by the step, it has no state to lose.
         self.random.manual_seed(generator(self.seed, "dropout", step).initial_seed())
-        # The average's decay rises from 1/2, so that an early average is not the untrained start.
-        self.toward.fill_(1 - min(self.recipe.train.ema, (1 + step) / (2 + step)))
+        self.toward.fill_(1 - averaging_decay(step, self.recipe.train.ema))
         self.terms.copy_(self.schedule[step % self.batches])
 
     def __call__(self, index: Tensor) -> Tensor:
