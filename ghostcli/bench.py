@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostcli import plan, record
-from ghostcli.errors import UsageError, printable
+from ghostcli.errors import UsageError
 from ghostcli.meter import MEBI, Meter, interleave, measured_apart, p90, resident_peak, spread
 from ghostcli.recipe.models import EngineSection, ModelSection, Recipe, TrainSection
 from ghostcli.zoo import names
@@ -60,13 +60,9 @@ def count(network: Network) -> dict[str, Any]:
     """Parameters and MACs of both forms, for one image of 32 x 32 or of the network's native size."""
     from ghostcli import zoo
 
-    try:
-        model = zoo.build(network.model, network.classes)
-        deployed = zoo.deploy(model)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
-            raise
-        raise UsageError(f"{printable(network.label)}: does not fit into this machine's memory") from error
+    build = zoo.build_shapes if zoo.is_ghost(network.model) else zoo.build
+    model = build(network.model, network.classes)
+    deployed = zoo.deploy(model)
     side = model.spec.input_size or SIDE
     return {
         "model": network.label,
@@ -174,7 +170,10 @@ def measure(
     Throughputs in images a second at `batch`, latencies in milliseconds at batch 1, memory in MiB.
     """
     from ghostcli.engine.device import arithmetic
+    from ghostcli.engine.train import require_room
 
+    for network in networks:
+        require_room(network.model, network.classes, device)
     rows: list[dict[str, Any]] = []
     meters: list[dict[str, Meter]] = []
     for network in networks:

@@ -63,9 +63,10 @@ def load_data(section: DataSection) -> Data:
 
 
 def prepare(plan: Plan, options: Options) -> torch.device:
-    """Everything that can be wrong before the first run is touched: device, data, class counts. UsageErrors."""
+    """Everything that can be wrong before the first run is touched: device, data, class counts, widths. UsageErrors,
+    and OutOfMemoryError for a width that no memory holds."""
     from ghostcli.engine.device import pick
-    from ghostcli.engine.train import require_two_images
+    from ghostcli.engine.train import require_room, require_two_images
 
     device = pick(options.device)
     for job in plan.jobs:
@@ -79,6 +80,7 @@ def prepare(plan: Plan, options: Options) -> torch.device:
         if done:
             _require_same_images(record_of(job, options.runs), data)
             continue
+        require_room(job.student, len(data.classes), device)
         require_two_images(job, data)
         for teacher in job.teachers:
             run = record_of(teacher, options.runs)

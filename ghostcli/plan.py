@@ -19,9 +19,6 @@ from ghostcli.recipe.models import KD, Recipe
 from ghostcli.record import RUN_ID
 from ghostcli.zoo import names
 
-#: A GhostNet this wide has 2.2e9 parameters: more is a slip of the finger, and the system kills whoever asks.
-WIDEST = 100
-
 
 @dataclass(frozen=True)
 class Finished:
@@ -121,8 +118,6 @@ def network(name: str) -> str:
     parsed = names.parse(name)
     if parsed.family == "run":
         raise UsageError(f"{printable(name)}: a finished run can teach, but it is not trained again; name a model")
-    if (parsed.width or 0) > WIDEST:
-        raise UsageError(f"{printable(name)}: no machine holds a network this wide; {WIDEST} is the widest")
     return parsed.canonical
 
 

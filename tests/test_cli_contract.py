@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,7 +99,8 @@ BAD = {
     "an empty --runs to read": (["runs", "list", "--runs", ""], "--runs"),
     "a seed too long": (["train-teacher", "gns", "--seed", "9" * 23, *SMALL], "--seed"),
     "born again too often": (["distill", "gns", "--student", "gns", "--generations", "100000"], "--generations"),
-    "wider than memory": (["bench", "gns:1e9"], "100 is the widest"),
+    "wider than any tensor": (["bench", "gns:1e9"], "ghost: gns:1000000000.0: no tensor can be as large"),
+    "wider than any number": (["train-teacher", "gns:1e300", *SMALL], "no tensor can be as large"),
     "no such verb": (["train", "gns"], "train-teacher"),
     "no such flag": (["train-teacher", "gns", "--epoch", "1"], "--epochs"),
     "bench of nothing known": (["bench", "alexnet", "--no-timing"], "alexnet"),
@@ -115,6 +117,22 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(ghost, tmp_path, monkey
     assert done.out == ""
     assert not any(tmp_path.iterdir())
     assert done.err.startswith("ghost: ") and len(done.err.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize("words", [["train-teacher", "gns:1000", *SMALL], ["bench", "gns:1000"]], ids=lambda w: w[0])
+def test_a_width_that_no_memory_holds_is_code_4_before_anything_is_touched(ghost, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    done = ghost(*words)
+    assert done.code == 4, done
+    assert re.match(r"ghost: gns:1000\.0: its weights, gradients and momentum alone take [\d,]+ GB", done.err)
+    assert done.out == "" and not any(tmp_path.iterdir())
+
+
+def test_any_positive_width_is_counted(ghost):
+    done = ghost("bench", "gns:1e-9", "gns:1000", "--no-timing", "--json")
+    slim, wide = json.loads(done.out)
+    assert 0 < slim["deploy_parameters"] < slim["parameters"] < 100_000
+    assert wide["parameters"] > 1e11 and wide["train_macs"] > wide["macs"] > 1e12
 
 
 def test_an_empty_recipe(ghost, tmp_path):

@@ -24,7 +24,7 @@ from ghostcli.engine import checkpoint
 from ghostcli.engine.device import arithmetic, free_bytes
 from ghostcli.engine.schedule import learning_rate
 from ghostcli.engine.step import Captured, Update, optimizer, why_eager
-from ghostcli.errors import GhostError, Interrupted, NonFiniteError, UsageError
+from ghostcli.errors import GhostError, Interrupted, NonFiniteError, OutOfMemoryError, UsageError
 from ghostcli.evaluate import Norm
 from ghostcli.plan import Job
 from ghostcli.recipe.models import FEW_STEPS, Recipe
@@ -141,6 +141,20 @@ def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Tea
         norm=norm,
         seed=seed,
     )
+
+
+def require_room(student: str, classes: int, device: torch.device) -> None:
+    """OutOfMemoryError where a Ghost network's weights, gradients and momentum alone are more than the memory that
+    can be had: a system may kill who asks for so much, without a word."""
+    free = free_bytes(device)
+    if free is None or not zoo.is_ghost(student):
+        return
+    needed = 3 * 4 * zoo.count_parameters(zoo.build_shapes(student, classes))
+    if needed > free:
+        raise OutOfMemoryError(
+            f"{student}: its weights, gradients and momentum alone take {needed / 1e9:,.0f} GB, and {free / 1e9:,.1f} "
+            "GB of memory are free; use a smaller width"
+        )
 
 
 def require_two_images(job: Job, data: Data) -> None:

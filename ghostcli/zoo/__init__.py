@@ -13,7 +13,7 @@ from ghostcli.zoo.names import KNOWN, ModelName, Spec, canonical, is_ghost, pars
 if TYPE_CHECKING:
     from torch import nn
 
-    from ghostcli.zoo.count import count_macs, count_parameters
+    from ghostcli.zoo.count import build_shapes, count_macs, count_parameters
     from ghostcli.zoo.fold import build_deployed, deploy
     from ghostcli.zoo.init import init_kaiming
     from ghostcli.zoo.memory import kept_bytes, recompute, recomputing
@@ -24,6 +24,7 @@ __all__ = [
     "Spec",
     "build",
     "build_deployed",
+    "build_shapes",
     "canonical",
     "count_macs",
     "count_parameters",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 _HOME = {
     "build_deployed": "fold",
+    "build_shapes": "count",
     "count_macs": "count",
     "count_parameters": "count",
     "deploy": "fold",

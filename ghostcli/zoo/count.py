@@ -11,12 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghostcli.errors import UsageError
 from ghostcli.zoo.branches import RepConv
 
 
 def count_parameters(model: nn.Module) -> int:
     """Learnable numbers; running statistics are none."""
     return sum(p.numel() for p in model.parameters())
+
+
+def build_shapes(name: str, classes: int = 10) -> nn.Module:
+    """The network of that name without numbers, on the meta device: to be counted, however wide it is.
+
+    UsageError for a width at which a tensor would have more numbers than can be numbered.
+    """
+    from ghostcli.zoo import build
+
+    try:
+        with torch.device("meta"):
+            return build(name, classes)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        raise UsageError(f"{name}: no tensor can be as large as this width asks for; use a smaller one") from error
 
 
 def count_macs(model: nn.Module, image: tuple[int, int, int] = (3, 32, 32)) -> int:

@@ -68,7 +68,8 @@ def deploy(model: nn.Module) -> nn.Module:
     not); timm's are only copied.
     """
     device = next(model.parameters()).device
-    folded = copy.deepcopy(model).cpu().eval()  # folding is done in float64, which not every device has
+    # Folding is done in float64, which not every device has.
+    folded = copy.deepcopy(model).to("meta" if device.type == "meta" else "cpu").eval()
     net = folded.net if isinstance(folded, Enlarged) else folded
     if isinstance(net, GhostNet):
         _fold_ghost(net)
@@ -109,11 +110,12 @@ def _fold_chain(chain: nn.Sequential) -> None:
 
 
 def _fold_branches(rep: RepConv) -> FoldedConv:
-    dtype = rep.weight.dtype
-    conv = FoldedConv(rep.in_channels, rep.out_channels, rep.kernel_size, rep.stride, rep.padding, groups=rep.groups)
+    dtype, where = rep.weight.dtype, rep.weight.device
+    shape = (rep.in_channels, rep.out_channels, rep.kernel_size, rep.stride, rep.padding)
+    conv = FoldedConv(*shape, groups=rep.groups, device=where)
     conv.relu = rep.relu
     kernel, bias = rep.double().fold()
-    conv.weight.data, conv.bias.data = kernel.detach().to(dtype), bias.detach().to(dtype)
+    conv.weight, conv.bias = (nn.Parameter(folded.detach().to(dtype)) for folded in (kernel, bias))
     return conv
 
 
@@ -122,9 +124,8 @@ def _fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool = False) -> 
     fused = fuse_conv_bn_eval(conv.double(), norm.double()).to(dtype)
     if not relu:
         return fused
-    folded = FoldedConv(
-        conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, groups=conv.groups
-    )
+    shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+    folded = FoldedConv(*shape, groups=conv.groups, device=conv.weight.device)
     folded.relu = True
     folded.weight, folded.bias = fused.weight, fused.bias
     return folded

@@ -97,8 +97,8 @@ def canonical(name: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A canonical name as part of a file name: `gns:1.3` -> `gns-1.3`, `timm/x` -> `timm-x`."""
-    return name.replace(":", "-").replace("/", "-")
+    """A canonical name as part of a file name: `gns:1.3` -> `gns-1.3`, `timm/x` -> `timm-x`, without the + of 1e+20."""
+    return name.replace(":", "-").replace("/", "-").replace("e+", "e")
 
 
 def is_ghost(name: str) -> bool:
