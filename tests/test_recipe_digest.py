@@ -71,6 +71,14 @@ def test_zero_has_one_digest() -> None:
     assert digest(canonical(signed)) == digest(canonical(plain))
 
 
+def test_a_folder_has_one_digest_however_its_path_is_spelled() -> None:
+    def of(path: str) -> str:
+        return digest(canonical(load("paper", [f"data.name=folder:{path}"]).recipe))
+
+    assert len({of(path) for path in ("pics", "pics/", "./pics", ".//pics//.")}) == 1
+    assert len({of(path) for path in ("pics", "/pics", "../pics", "pics/..", "~/pics", ".")}) == 6
+
+
 def test_digest_is_sha256_of_sorted_json() -> None:
     text = '{"a":[1,1e-08,null],"b":{"c":true,"d":0.1}}'
     assert digest({"b": {"d": 0.1, "c": True}, "a": (1, 1e-8, None)}) == hashlib.sha256(text.encode()).hexdigest()

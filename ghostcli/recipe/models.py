@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -32,8 +33,10 @@ def _one_line(text: str) -> str:
 
 
 def _data_name(name: str) -> str:
-    if name in DATA_NAMES or name.removeprefix("folder:") not in ("", name):
+    if name in DATA_NAMES:
         return name
+    if (path := name.removeprefix("folder:")) not in ("", name):
+        return f"folder:{PurePath(path)}"  # pics, pics/ and ./pics are one folder, and one run
     near = get_close_matches(name[:40].lower(), DATA_NAMES, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(f"needs cifar10, cifar100, digits or folder:PATH{hint}")
