@@ -275,11 +275,12 @@ def accuracy(teachers: Sequence[Teacher], seen: Sample) -> Finding:
 def above_chance(teachers: Sequence[Teacher], seen: Sample) -> Finding:
     """Is each teacher right more often than one answer to everything would be? Figure: percent, the worst one's."""
     right = [100 * (logits.argmax(1) == seen.labels).double().mean().item() for logits in seen.told]
-    chance, low = 100 * _chance(seen.labels), min(right)
-    if low > chance:
-        return ok("no-better-than-chance", f"every teacher is right more often than by chance ({chance:.1f} %)", low)
-    idle = _names(_where(teachers, [share <= chance for share in right]))
-    message = f"{idle}: right no more often than by chance ({chance:.1f} %): nothing to teach; train it longer"
+    luck, low = 100 * _chance(seen.labels), min(right)
+    explains = f"one answer to all of these {len(seen.labels)} images is, with luck, right on {luck:.1f} %"
+    if low > luck:
+        return ok("no-better-than-chance", f"every teacher is right {low:.1f} % or more, where {explains}", low)
+    idle = _names(_where(teachers, [share <= luck for share in right]))
+    message = f"{idle}: right on {low:.1f} %, where {explains}: nothing to teach; train it longer"
     return warn("no-better-than-chance", message, low)
 
 
