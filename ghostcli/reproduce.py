@@ -6,7 +6,8 @@ Invariant: a printed row is planned as the command that the table names for it, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -34,13 +35,23 @@ class Planned:
 
 @dataclass(frozen=True)
 class Study:
-    """The rows of the named tables, those that --skip left out, and the one graph of all their jobs."""
+    """The rows of the named tables, those that --skip left out, and the one graph of all their jobs; beside it, once
+    they are known, the rows' controls."""
 
     tables: tuple[str, ...]
     family: str
     rows: tuple[Planned, ...]
     skipped: tuple[PaperRow, ...]
     plan: Plan
+    controls: tuple[Job, ...] = ()
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        return (*self.plan.jobs, *self.controls)
+
+    @property
+    def taught(self) -> tuple[Planned, ...]:
+        return tuple(planned for planned in self.rows if planned.baselines)
 
     @cached_property
     def needed_by(self) -> dict[str, tuple[str, ...]]:
@@ -114,6 +125,36 @@ def study(
         planned.append(Planned(row, jobs, baselines))
     graph = plan.order(job for each in planned for job in (*each.baselines, *each.jobs))
     return Study(named, family, tuple(planned), tuple(skipped), graph)
+
+
+def controls(todo: Study, runs: Path) -> tuple[Job, ...]:
+    """The control of each taught row that has finished runs: its baselines once more, on labels as soft as the check
+    measured the teachers' targets to be. One serves every row of its student whose softness it is near."""
+    from ghostcli.report import control
+    from ghostcli.report.arms import Arm
+
+    made: dict[str, list[float]] = defaultdict(list)
+    jobs: dict[str, Job] = {}
+    for planned in todo.taught:
+        records = (launch.record_of(job, runs) for job in planned.jobs)
+        done = tuple(record for record in records if record.status == "done")
+        softness = control.measured(Arm(done)) if done else None
+        if softness is None:  # a way of teaching without soft targets
+            continue
+        known = made[planned.row.student]
+        if not any(control.near(smoothing, softness) for smoothing in known):
+            known.append(softness)
+            jobs |= {job.id: job for job in smoothed(planned.baselines, softness)}
+    return tuple(jobs.values())
+
+
+def smoothed(baselines: Iterable[Job], smoothing: float) -> Iterator[Job]:
+    """The same trainings on labels smoothed so; none of those whose labels are at least as soft already."""
+    for job in baselines:
+        train = job.recipe.train
+        if train.label_smoothing < smoothing:
+            train = train.model_copy(update={"label_smoothing": smoothing})
+            yield replace(job, recipe=job.recipe.model_copy(update={"train": train}))
 
 
 def chosen(tables: Sequence[str]) -> tuple[str, ...]:

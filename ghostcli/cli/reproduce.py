@@ -10,7 +10,8 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,10 +22,11 @@ from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs,
 from ghostcli.display import console
 from ghostcli.errors import GhostError, UsageError
 from ghostcli.estimate import DONE, Cost, Rates, costs, epochs_of, hours, sizes, space
-from ghostcli.plan import Job
+from ghostcli.plan import Job, Plan
 from ghostcli.recipe.models import FEW_STEPS
 from ghostcli.report.paper import FAMILIES, PaperRow, joined, label, paper
-from ghostcli.reproduce import Outcome, Study, carry_out, settings, study
+from ghostcli.reproduce import Outcome, Study, carry_out, settings, smoothed, study
+from ghostcli.reproduce import controls as planned_controls
 
 #: Seconds of work that a person at a terminal is asked about first.
 LONG = 600
@@ -49,6 +51,9 @@ def reproduce(
     runs: Runs = Path("runs"),
     device: Device = "auto",
     dry_run: DryRun = False,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Then each student alone on labels as soft as its teachers' targets.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before hours of work.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -56,7 +61,8 @@ def reproduce(
 
     ghost reproduce I II III IV --family paper --seeds 3        ghost reproduce all --limit 2000 --epochs 2
 
-    Finished runs are found, unfinished ones go on. Smaller images or epochs are said in the tables.
+    Finished runs are found, unfinished ones go on. Smaller images or epochs are said in the tables. --controls adds
+    what a gain by teaching must beat: soft labels without any teacher, planned once their softness is measured.
     """
     chosen = [*settings(quoted(data) if data is not None else None, limit, epochs), *overrides]
     todo = study(tables, family, seeds, chosen, skip, runs)
@@ -67,19 +73,29 @@ def reproduce(
         expected = costs(todo.plan, rates, runs)
         if dry_run:
             _show_plan(todo, expected, runs, jobs, as_json)
+            if controls and not as_json:
+                typer.echo(_controls_to_come(todo, rates, runs)[0])
             return
         _announce(todo, expected, runs, jobs)
         total = sum(cost.seconds for cost in expected.values())
+        if controls:
+            line, more = _controls_to_come(todo, rates, runs)
+            console.print(line, markup=False)
+            total += more
         if total > LONG and not yes and sys.stdin.isatty() and not typer.confirm("Go ahead?", err=True):
             raise typer.Exit
         if total > DAY and not yes and not sys.stdin.isatty():
             raise UsageError(f"about {hours(total)} of work, and nobody here to ask: add --yes to begin it")
-        failed = _run(todo, launch.Options(runs, device, jobs=jobs), expected, as_json)
+        options = launch.Options(runs, device, jobs=jobs)
+        failed = _run(todo, options, expected, as_json)
+        if controls:
+            todo = replace(todo, controls=planned_controls(todo, runs))
+            failed += _run_controls(todo, options, rates, as_json)
     if as_json:
         typer.echo(json.dumps(_result(todo, runs), indent=1, ensure_ascii=False, allow_nan=False))
     if failed:
         first = failed[0]
-        error = GhostError(f"{len(failed)} of {len(todo.plan.jobs)} runs failed, first {first.job.id}: {first.error}")
+        error = GhostError(f"{len(failed)} of {len(todo.jobs)} runs failed, first {first.job.id}: {first.error}")
         error.exit_code = first.error.exit_code if first.error else 1
         raise error
 
@@ -89,7 +105,6 @@ def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet:
     waiting = {table: {job.id for job in todo.of_table(table).jobs} for table in todo.tables}
     if not _printed_data(todo):  # one table of all runs, in the place of the paper's
         waiting = {"": {job.id for job in todo.plan.jobs}}
-    left = sum(cost.seconds for cost in expected.values())
     failed = []
 
     def print_full() -> None:
@@ -98,22 +113,56 @@ def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet:
             if not quiet:
                 _print_table(todo, table, options.runs)
 
-    for count, outcome in enumerate(carry_out(todo.plan, options), 1):
-        job = outcome.job
-        left -= expected[job.id].seconds
+    for outcome in _told(todo, todo.plan, options, expected):
         if outcome.error is not None:
             failed.append(outcome)
-            console.print(f"{job.id}: failed, {outcome.error}", style="yellow", markup=False)
-        elif expected[job.id].seconds:
-            about = f", about {hours(left)} left" if left > 1 else ""
-            console.print(
-                f"{_reached(todo, job, options.runs)} ({count} of {len(todo.plan.jobs)}{about})", markup=False
-            )
         for jobs in waiting.values():
-            jobs.discard(job.id)
+            jobs.discard(outcome.job.id)
         print_full()
     print_full()
     return failed
+
+
+def _run_controls(todo: Study, options: launch.Options, rates: Rates, quiet: bool) -> list[Outcome]:
+    """Carry the controls out, and print (unless `quiet`) the tables with them."""
+    graph = Plan(todo.controls, todo.controls)
+    expected = costs(graph, rates, options.runs)
+    left = [cost for cost in expected.values() if cost.basis != DONE]
+    about = hours(sum(cost.seconds for cost in left))
+    console.print(f"Controls: {_runs(len(graph.jobs))}; {len(left)} to make, about {about}", markup=False)
+    failed = [outcome for outcome in _told(todo, graph, options, expected) if outcome.error is not None]
+    if not quiet:
+        for table in dict.fromkeys(planned.row.table if _printed_data(todo) else "" for planned in todo.taught):
+            _print_table(todo, table, options.runs)
+    return failed
+
+
+def _told(todo: Study, graph: Plan, options: launch.Options, expected: dict[str, Cost]) -> Iterator[Outcome]:
+    """The outcomes of a graph as they come, each with its line on stderr."""
+    left = sum(cost.seconds for cost in expected.values())
+    for count, outcome in enumerate(carry_out(graph, options), 1):
+        job = outcome.job
+        left -= expected[job.id].seconds
+        if outcome.error is not None:
+            console.print(f"{job.id}: failed, {outcome.error}", style="yellow", markup=False)
+        elif expected[job.id].seconds:
+            about = f", about {hours(left)} left" if left > 1 else ""
+            console.print(f"{_reached(todo, job, options.runs)} ({count} of {len(graph.jobs)}{about})", markup=False)
+        yield outcome
+
+
+def _controls_to_come(todo: Study, rates: Rates, runs: Path) -> tuple[str, float]:
+    """What is known of the controls before the check has measured anything: how many at most, and about how long."""
+    from ghostcli.report.control import CUSTOMARY
+
+    each = [tuple(smoothed(planned.baselines, CUSTOMARY)) for planned in todo.taught]
+    seconds = sum(cost.seconds for jobs in each for cost in costs(Plan(jobs, jobs), rates, runs).values())
+    count = sum(map(len, each))
+    return f"Controls: {_runs(count)} at most, about {hours(seconds)}; planned when the targets are measured", seconds
+
+
+def _runs(count: int) -> str:
+    return f"{count} run" + "s" * (count != 1)
 
 
 def _reached(todo: Study, job: Job, runs: Path) -> str:
@@ -252,7 +301,7 @@ def _tables(todo: Study, names: Sequence[str], runs: Path) -> list[Any]:
     """The report's tables, from this plan's runs alone; what stands for no printed row comes last."""
     from ghostcli.report import tables
 
-    records = [launch.record_of(job, runs) for job in todo.plan.jobs]
+    records = [launch.record_of(job, runs) for job in todo.jobs]
     records = [record for record in records if (record.path / "status.json").exists()]
     options = tables.Options(runs=runs)
     if _printed_data(todo):
@@ -277,7 +326,7 @@ def _result(todo: Study, runs: Path) -> dict[str, Any]:
     from ghostcli.report import formats
 
     found = [formats.objects(table) for table in _tables(todo, todo.tables, runs)]
-    done = [job.id for job in todo.plan.jobs if launch.is_done(job, runs)]
+    done = [job.id for job in todo.jobs if launch.is_done(job, runs)]
     return {"family": todo.family, "tables": found, "runs": done, "left_out": _skipped(todo)}
 
 

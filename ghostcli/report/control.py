@@ -41,9 +41,7 @@ class Control:
     @property
     def matched(self) -> bool:
         """Whether its labels are about as soft as the targets (a tenth either way), as far as that was measured."""
-        if self.measured is None or self.smoothing is None:
-            return True
-        return abs(self.smoothing - self.measured) <= max(0.002, 0.1 * self.measured)
+        return self.measured is None or self.smoothing is None or near(self.smoothing, self.measured)
 
 
 def of(arm: Arm, baseline: Arm, groups: Iterable[Group], metric: str, runs: Path = RUNS) -> Control:
@@ -81,6 +79,11 @@ def measured(arm: Arm) -> float | None:
     if not shares:
         return None
     return round(min(0.999, max(0.001, matched(sum(shares) / len(shares), arm.about["classes"]))), 3)
+
+
+def near(smoothing: float, measured: float) -> bool:
+    """Whether labels smoothed so are about as soft (a tenth either way) as targets that were measured."""
+    return abs(smoothing - measured) <= max(0.002, 0.1 * measured)
 
 
 def matched(share: float, classes: int) -> float:
