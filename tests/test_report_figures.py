@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from report_runs import scores, study, write_run
 from typer.testing import CliRunner
 
 from ghostcli import record
-from ghostcli.cli.plot import _width, plot
+from ghostcli.cli.plot import _width, learning_curves, plot
 from ghostcli.errors import UsageError
 from ghostcli.report import figures, pictures, tables
 from ghostcli.report.figures import Curve, Point
@@ -73,6 +74,22 @@ def test_curves_have_a_panel_a_student_and_the_baseline_in_grey() -> None:
     lines = {line.get_label(): line for line in panels[0].lines}
     assert lines["VGG13, 91.00"].get_ydata().tolist() == [52.0, 91.0]
     assert lines["alone, 90.00"].get_color() == figures.GREY
+
+
+def test_two_families_have_a_panel_each_and_long_titles_keep_to_their_own(tmp_path: Path) -> None:
+    """Trained apart, they were two grey lines of one name in one panel; a long title lay across its neighbour's."""
+    for family, train in (("paper", {}), ("ghost", {"ema": 0.999}), ("ghost", {"ema": 0.999, "label_smoothing": 0.63})):
+        write_run(tmp_path, family=family, train=train, curve=3)
+    figure = learning_curves(record.scan(tmp_path), [])
+    panels = [axes for axes in figure.axes if axes.axison]
+    titles = sorted(axes.get_title(loc="left").replace("\n", " ") for axes in panels)
+    about = "cifar10, 50,000 images × 200 epochs"
+    names = [f"GN-S 1.0x {family}: {about}" for family in ("ghost", "ghost", "paper")]
+    assert titles == [names[0], f"{names[1]}, labels smoothed by 0.63", names[2]]
+    assert [len(axes.lines) for axes in panels] == [1, 1, 1]
+    figure.draw_without_rendering()
+    boxes = [axes._left_title.get_window_extent() for axes in panels]
+    assert all(not one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_width_draws_the_printed_points_and_ours(runs: Path) -> None:

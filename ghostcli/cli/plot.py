@@ -111,7 +111,7 @@ def _of_group(group: Group, ids: set[str]) -> list[Curve]:
         accuracy = _accuracies(runs) if arm.student in students else None
         if accuracy is not None:
             name = _taught_by(arm) if arm.teachers else "alone"
-            panel = f"{label(arm.student)}\n{group.describe()}"
+            panel = f"{label(arm.student)}\n{group.about['family']}: {group.describe()}"
             found.append(Curve(panel, name, accuracy, baseline=not arm.teachers))
     return found
 

@@ -7,6 +7,7 @@ matplotlib is touched, and only `save` writes.
 from __future__ import annotations
 
 import functools
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 MARKERS = "osD^vP*X"
 GREY, LIGHT = "#7F7F7F", "#D9D9D9"
+PANEL = 44  # letters of a title that a panel of three in a row has room for
 SUFFIXES = (".png", ".pdf", ".svg")
 STYLE = {
     "font.size": 9,
@@ -116,7 +118,7 @@ def curves(found: Sequence[Curve], what: str = "Test accuracy (%)") -> Figure:
         high = max(float(c.accuracy.max()) for c in own)
         axis.set_ylim(low - 1, high + 0.04 * (high - low) + 0.1)
         axis.set_axis_on()
-        axis.set_title(title)
+        axis.set_title("\n".join(textwrap.fill(line, PANEL) for line in title.split("\n")))
         axis.set_xlabel("Epoch")
         axis.legend(loc="lower right", fontsize=7, handlelength=1.4, borderaxespad=0.2)
         _whole_epochs(axis, max(c.accuracy.shape[1] for c in own))
