@@ -87,6 +87,9 @@ def test_two_families_have_a_panel_each_and_long_titles_keep_to_their_own(tmp_pa
     names = [f"GN-S 1.0x {family}: {about}" for family in ("ghost", "ghost", "paper")]
     assert titles == [names[0], f"{names[1]}, labels smoothed by 0.63", names[2]]
     assert [len(axes.lines) for axes in panels] == [1, 1, 1]
+    write_run(tmp_path, strategy="kd", teachers=("resnet18",), family="published", recipe_name="published/kd", curve=3)
+    shared = learning_curves(record.scan(tmp_path), []).axes[0]
+    assert "paper and published: " in shared.get_title(loc="left").replace("\n", " ") and len(shared.lines) == 2
     figure.draw_without_rendering()
     boxes = [axes._left_title.get_window_extent() for axes in panels]
     assert all(not one.overlaps(other) for one, other in itertools.combinations(boxes, 2))

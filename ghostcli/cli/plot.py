@@ -111,7 +111,7 @@ def _of_group(group: Group, ids: set[str]) -> list[Curve]:
         accuracy = _accuracies(runs) if arm.student in students else None
         if accuracy is not None:
             name = _taught_by(arm) if arm.teachers else "alone"
-            panel = f"{label(arm.student)}\n{group.about['family']}: {group.describe()}"
+            panel = f"{label(arm.student)}\n{group.families}: {group.describe()}"
             found.append(Curve(panel, name, accuracy, baseline=not arm.teachers))
     return found
 
@@ -193,7 +193,7 @@ def _front(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: st
         spent = of_arm(arm, known).full if cost == "hours" else arm.about["parameters"] / 1e6
         points.append(figures.Point(label(arm.student), spent, ours.mean, ours.sd, arm.way))
     axis = "Training hours, teachers included" if cost == "hours" else "Parameters, training form (millions)"
-    return figures.front(points, axis, f"{group.about['family']}: {group.describe()}")
+    return figures.front(points, axis, f"{group.families}: {group.describe()}")
 
 
 def _forest(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:

@@ -222,6 +222,11 @@ class Group:
         return self.arms[0].about
 
     @property
+    def families(self) -> str:
+        """Whose runs they are: `paper and published` train alike and teach otherwise."""
+        return " and ".join(sorted({arm.about["family"] for arm in self.arms}))
+
+    @property
     def budget(self) -> int:
         """Images seen in one training."""
         return max(arm.about["epochs"] * arm.about["train_images"] for arm in self.arms)
