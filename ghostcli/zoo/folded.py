@@ -14,6 +14,7 @@ Moments and folding are in float32, or float64 for a float64 input, whatever the
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -144,6 +145,29 @@ def _count(x: Tensor, stride: int) -> int:
     return count
 
 
+@functools.cache
+def _seen(side: int, kernel: int, stride: int) -> tuple[int, int]:
+    """The first tap of a row or column that ever meets one of `side` pixels, and the first past those that do."""
+    centres = range(0, side, stride)
+    met = [any(0 <= at + tap - kernel // 2 < side for at in centres) for tap in range(kernel)]
+    return met.index(True), kernel - met[::-1].index(True)
+
+
+def _moments(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the patches. Taps that see padding alone have none: exactly, where sums over the image
+    less those over its borders would leave rounding errors, which large weights turn into a variance."""
+    mean, cov = kernels.of(x).moments(x, kernel, stride)
+    (top, bottom), (left, right) = (_seen(side, kernel, stride) for side in x.shape[1:3])
+    if (top, bottom, left, right) == (0, kernel, 0, kernel):
+        return mean, cov
+    for moment, taps in ((mean, 1), (cov, 1), (cov, 2)):
+        grid = moment.unflatten(taps, (kernel, kernel))  # a view
+        for axis, low, high in ((taps, top, bottom), (taps + 1, left, right)):
+            grid.narrow(axis, 0, low).zero_()
+            grid.narrow(axis, high, kernel - high).zero_()
+    return mean, cov
+
+
 def _pixels(x: Tensor) -> Tensor:
     """[N, C, H, W] in any layout as [N, H, W, C] with its pixels one after another, copied only if need be."""
     x = x.permute(0, 2, 3, 1)
@@ -162,7 +186,7 @@ class _Sum(torch.autograd.Function):
         x, branches, ops = _pixels(x), Branches(*parameters), kernels.of(x)
         k, stride, relu = shape
         ctx.shape, ctx.count = shape, _count(x, stride)
-        fold = _fold(branches, *ops.moments(x, k, stride))
+        fold = _fold(branches, *_moments(x, k, stride))
         z = ops.convolve(x, fold.kernel, fold.bias, k, stride, relu)
         ctx.save_for_backward(x, z if relu else None, *parameters, *fold)
         ctx.mark_non_differentiable(fold.mean, fold.var)
@@ -194,7 +218,7 @@ class _Ghost(torch.autograd.Function):
         y = x.new_empty(*x.shape[:3], 2 * half)
         dense = _fold(primary, *ops.moments(x, 1, 1))
         z = ops.convolve(x, dense.kernel, dense.bias, 1, 1, relu, y[..., :half])
-        depthwise = _fold(cheap, *ops.moments(z, 3, 1))
+        depthwise = _fold(cheap, *_moments(z, 3, 1))
         ops.convolve(z, depthwise.kernel, depthwise.bias, 3, 1, relu, y[..., half:])
         ctx.save_for_backward(x, y, *parameters, *dense, *depthwise)
         statistics = dense.mean, dense.var, depthwise.mean, depthwise.var
