@@ -216,7 +216,7 @@ class _Ghost(torch.autograd.Function):
         half = primary.weight.shape[1]
         ctx.relu, ctx.count = relu, _count(x, 1)
         y = x.new_empty(*x.shape[:3], 2 * half)
-        dense = _fold(primary, *ops.moments(x, 1, 1))
+        dense = _fold(primary, *_moments(x, 1, 1))
         z = ops.convolve(x, dense.kernel, dense.bias, 1, 1, relu, y[..., :half])
         depthwise = _fold(cheap, *_moments(z, 3, 1))
         ops.convolve(z, depthwise.kernel, depthwise.bias, 3, 1, relu, y[..., half:])
