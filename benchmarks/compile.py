@@ -25,7 +25,7 @@ def first_steps(model: str, precision: str, batch: int, device_name: str) -> flo
     """Seconds until the first replayed step of a network is done."""
     import torch
 
-    from ghostcli import bench
+    from ghostcli.deploy import bench
     from ghostcli.engine.device import arithmetic, pick
 
     device = pick(device_name)

@@ -24,7 +24,7 @@ def train(model: str, batch: int, device_name: str, seconds: float) -> None:
     """The body of one process: says `ready` when warm, trains once it is told to, prints its images a second."""
     import torch
 
-    from ghostcli import bench
+    from ghostcli.deploy import bench
     from ghostcli.engine.device import arithmetic, pick
 
     device = pick(device_name)

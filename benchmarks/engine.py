@@ -30,13 +30,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.contestants import BASE, Call, Contestant, Setting, contestants, plain
-from ghostcli import bench, zoo
+from ghostcli import zoo
 from ghostcli.data import STATISTICS, Data, Images
 from ghostcli.data.batches import order, views
+from ghostcli.deploy import bench
+from ghostcli.deploy.timer import MEBI, Meter, interleave, measured_apart, resident_peak, spread
 from ghostcli.engine.device import arithmetic, describe, pick
-from ghostcli.meter import MEBI, Meter, interleave, measured_apart, resident_peak, spread
 from ghostcli.recipe.models import KD, DataSection, EngineSection
-from ghostcli.storage import write_json
+from ghostcli.records.storage import write_json
 from ghostcli.zoo import kernels
 
 Keep = Callable[[dict[str, Any]], None]
@@ -178,7 +179,7 @@ def epochs(setting: Setting, count: int | None, keep: Keep) -> dict[str, Any]:
 
 def teaching(setting: Setting, folder: Path, keep: Keep) -> dict[str, Any]:
     """The engine's update: alone, taught from a filled table, and by a ResNet-18 asked at every step."""
-    from ghostcli.teach.teacher import Teacher
+    from ghostcli.distill.teacher import Teacher
 
     data = bench.noise(setting.batch, 10)
     teacher_model = zoo.build("resnet18").to(setting.device, memory_format=torch.channels_last).eval()

@@ -15,10 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from ghostcli import __version__, record
+from ghostcli import __version__
 from ghostcli.errors import GhostError, printable
-from ghostcli.record import RunRecord
-from ghostcli.recover import command_of
+from ghostcli.records import record
+from ghostcli.records.record import RunRecord
+from ghostcli.run.recover import command_of
 
 Level = Literal["ok", "note", "FAIL"]
 
@@ -56,7 +57,7 @@ def examine(runs: Path) -> Iterator[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    from ghostcli.environment import commit
+    from ghostcli.run.environment import commit
 
     origin = commit()
     yield Finding("ghost", "ok", __version__ + (f", commit {origin[:10]}" if origin else ""))
@@ -190,7 +191,7 @@ def _trial(runs: Path) -> Iterator[Finding]:
 def _write_and_lock(folder: Path) -> str | None:
     from filelock import FileLock, Timeout
 
-    from ghostcli.storage import write_bytes
+    from ghostcli.records.storage import write_bytes
 
     file = folder / "trial"
     for content in (b"old", b"new" * 1000):

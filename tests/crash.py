@@ -50,11 +50,11 @@ def serve() -> None:
     torch.set_num_threads(1)
     import ghostcli.check.findings
     import ghostcli.cli
-    import ghostcli.engine.results
+    import ghostcli.run.results
     import ghostcli.zoo.ghost
     import ghostcli.zoo.stages
-    from ghostcli import environment
     from ghostcli.data import digits
+    from ghostcli.run import environment
     from ghostcli.zoo import ghost, kernels
 
     if "--small" in sys.argv:

@@ -7,7 +7,7 @@ import json
 import pytest
 from report_runs import write_run
 
-from ghostcli import bench
+from ghostcli.deploy import bench
 
 # Published counts (training form), and those of a deploy form with every batch norm folded.
 COUNTS = {

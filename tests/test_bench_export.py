@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from ghostcli import launch, plan, record, weights
+from ghostcli import plan
 from ghostcli.recipe import load
+from ghostcli.records import record
+from ghostcli.run import launch
+from ghostcli.zoo import weights
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,7 @@ def test_what_does_not_match_the_record_is_never_written(ghost, run, tmp_path, k
 
 
 def test_a_program_that_answers_otherwise_is_never_written(ghost, run, tmp_path, monkeypatch):
-    from ghostcli import export
+    from ghostcli.deploy import export
 
     ask = export._ask_program
     monkeypatch.setattr(export, "_ask_program", lambda content, data: ask(content, data) + 0.5)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from ghostcli import bench, meter, zoo
+from ghostcli import zoo
+from ghostcli.deploy import bench
+from ghostcli.deploy import timer as meter
+from ghostcli.deploy.timer import Meter, interleave, measured_apart, p90, spread
 from ghostcli.errors import GhostError, UsageError
-from ghostcli.meter import Meter, interleave, measured_apart, p90, spread
 
 
 class Clock:

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from ghostcli import launch, plan
+from ghostcli import plan
 from ghostcli.cli import check as cli
 from ghostcli.cli.options import Common
 from ghostcli.recipe import load
+from ghostcli.run import launch
 
 TINY = [
     "-s",

@@ -14,16 +14,17 @@ import torch
 from torch import nn
 
 from ghostcli import data as datasets
-from ghostcli import evaluate, plan, zoo
+from ghostcli import plan, zoo
 from ghostcli.check import findings as check
 from ghostcli.check import sample
 from ghostcli.data import Data
 from ghostcli.data.batches import Cropper, normalise, order, views
+from ghostcli.distill import teacher as teaching
+from ghostcli.distill.teacher import Lesson, Teacher
 from ghostcli.engine import train as loop
 from ghostcli.recipe import load
 from ghostcli.recipe.models import DataSection
-from ghostcli.teach import teacher as teaching
-from ghostcli.teach.teacher import Lesson, Teacher
+from ghostcli.zoo import evaluate
 from ghostcli.zoo.teachers import Enlarged
 
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ import sys
 import crash
 import pytest
 
-from ghostcli import launch
 from ghostcli.errors import NonFiniteError
+from ghostcli.run import launch
 
 TWO = ("--seed", "0", "--seed", "1", "--json")
 
@@ -99,8 +99,8 @@ def test_damaged_weights_come_with_what_to_do(tmp_path):
 
 
 def test_what_asks_for_features_is_named():
+    from ghostcli.distill.teacher import why_live
     from ghostcli.recipe import load
-    from ghostcli.teach.teacher import why_live
 
     for asks in ("distill.weighting=adaptive", "distill.kind=hint"):
         assert why_live(load("paper", [asks]).recipe, True).startswith(f"{asks} ")

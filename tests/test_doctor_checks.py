@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 from report_runs import write_run
 
-from ghostcli import doctor, storage
+from ghostcli import doctor
+from ghostcli.records import storage
 
 
 @pytest.fixture(autouse=True)

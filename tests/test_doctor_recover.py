@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from report_runs import write_run
 
-from ghostcli import launch, plan
+from ghostcli import plan
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe import load
-from ghostcli.record import RunRecord
-from ghostcli.recover import command_of
+from ghostcli.records.record import RunRecord
+from ghostcli.run import launch
+from ghostcli.run.recover import command_of
 
 SETTINGS = ["train.epochs=3", "data.name=digits", "augment.flip=none"]
 

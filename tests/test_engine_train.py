@@ -139,8 +139,9 @@ def test_validation_split_chooses_the_epoch(ghost, tmp_path):
 
 
 def test_weights_on_disk_are_the_network_that_was_scored(ghost, runs):
-    from ghostcli import evaluate, launch, weights
     from ghostcli.recipe.models import Recipe
+    from ghostcli.run import launch
+    from ghostcli.zoo import evaluate, weights
 
     said = json.loads(ghost(*STRATEGIES["kd"], *TINY, "--runs", runs, "--json").out)
     recipe = Recipe.model_validate(json.loads((runs / said["run"] / "recipe.json").read_text())["recipe"])

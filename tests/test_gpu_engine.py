@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 import updates
 
-from ghostcli import tensorfile, zoo
-from ghostcli.engine import checkpoint
+from ghostcli import zoo
 from ghostcli.engine.device import arithmetic
 from ghostcli.engine.step import Captured
 from ghostcli.recipe.models import EngineSection
+from ghostcli.records import checkpoint, tensorfile
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

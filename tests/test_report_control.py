@@ -12,9 +12,10 @@ import pytest
 from report_runs import CHAIN, write_run
 from test_report_formats import data, said
 
-from ghostcli import record
-from ghostcli.report import arms, control, tables
-from ghostcli.report.tables import Options, Row, Table
+from ghostcli.compare import control, tables
+from ghostcli.compare import groups as arms
+from ghostcli.compare.tables import Options, Row, Table
+from ghostcli.records import record
 
 TEACHER = ("resnet50",)
 

@@ -11,11 +11,12 @@ import typer
 from report_runs import scores, study, write_run
 from typer.testing import CliRunner
 
-from ghostcli import record
 from ghostcli.cli.plot import _width, learning_curves, plot
+from ghostcli.compare import tables
 from ghostcli.errors import UsageError
-from ghostcli.report import figures, pictures, tables
-from ghostcli.report.figures import Curve, Point
+from ghostcli.records import record
+from ghostcli.render import figures, pictures
+from ghostcli.render.figures import Curve, Point
 
 HEADS = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 app = typer.Typer()

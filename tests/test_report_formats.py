@@ -15,13 +15,14 @@ import typer
 from report_runs import CHAIN, study, write_run
 from typer.testing import CliRunner, Result
 
-from ghostcli import record
 from ghostcli.cli.table import _tables, table
+from ghostcli.compare.tables import Options
 from ghostcli.errors import UsageError
-from ghostcli.report import formats, grid
-from ghostcli.report.grid import Grid
-from ghostcli.report.paper import label, paper
-from ghostcli.report.tables import Options
+from ghostcli.paper import label, paper
+from ghostcli.records import record
+from ghostcli.render import formats
+from ghostcli.render import text_table as grid
+from ghostcli.render.text_table import Grid
 
 app = typer.Typer()
 app.command()(table)
@@ -272,8 +273,8 @@ def test_plots_beside_the_table(which: str, runs: Path, tmp_path: Path) -> None:
 
 def test_reading_needs_no_torch_and_asking_no_scipy() -> None:
     code = (
-        "import sys, ghostcli.cli.table, ghostcli.cli.plot, ghostcli.report.formats, ghostcli.report.grid,"
-        "ghostcli.report.pictures; "
+        "import sys, ghostcli.cli.table, ghostcli.cli.plot, ghostcli.render.formats, ghostcli.render.text_table,"
+        "ghostcli.render.pictures; "
         "print([name for name in ('torch', 'scipy', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ghostcli.errors import UsageError
+from ghostcli.paper import FAMILIES, joined, label, paper
 from ghostcli.recipe.load import load
-from ghostcli.report.paper import FAMILIES, joined, label, paper
 from ghostcli.zoo.names import canonical
 
 TEXT = Path(__file__).resolve().parents[2] / "shared" / "paper" / "ghostnetv3-small.md"

@@ -8,9 +8,11 @@ from pathlib import Path
 from report_runs import CHAIN, write_run
 from test_report_tables import build, reasons, row
 
-from ghostcli import record
-from ghostcli.report import formats, grid, tables
-from ghostcli.report.tables import Options
+from ghostcli.compare import tables
+from ghostcli.compare.tables import Options
+from ghostcli.records import record
+from ghostcli.render import formats
+from ghostcli.render import text_table as grid
 
 OWN = {"optim": {"lr": 0.3, "momentum": 0.9}}
 

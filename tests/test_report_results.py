@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from report_runs import write_run
 
-from ghostcli.engine import results
-from ghostcli.record import RunRecord
+from ghostcli.records.record import RunRecord
+from ghostcli.run import results
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ghostcli.report import stats
-from ghostcli.report.stats import Difference, Sample
+from ghostcli.compare import stats
+from ghostcli.compare.stats import Difference, Sample
 
 TIMES = 300
 DRAWS = 600  # enough for a coverage estimate; tables draw more

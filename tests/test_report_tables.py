@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from report_runs import CHAIN, ENSEMBLE, study, write_run
 
-from ghostcli import record
-from ghostcli.report import arms, formats, grid, tables
-from ghostcli.report.cost import costs
-from ghostcli.report.tables import Options, Row, Table
+from ghostcli.compare import groups as arms
+from ghostcli.compare import tables
+from ghostcli.compare.cost import costs
+from ghostcli.compare.tables import Options, Row, Table
+from ghostcli.records import record
+from ghostcli.render import formats
+from ghostcli.render import text_table as grid
 
 
 def build(runs: Path, name: str = "II", family: str = "paper", **options: object) -> Table:

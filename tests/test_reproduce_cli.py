@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from ghostcli import launch
 from ghostcli.cli import reproduce as cli
 from ghostcli.errors import Interrupted
+from ghostcli.run import launch
 
 ROW = ["--skip", "efficientnetv2", "--skip", "vgg13", "--skip", "resnet50", "--skip", "gns:2.8"]  # leaves one of II
 TINY = ["--limit", 24, "--epochs", 1, "-s", "train.batch_size=8", "-s", "optim.lr=0.05", "--device", "cpu"]

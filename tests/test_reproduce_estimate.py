@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ghostcli import estimate, plan, zoo
-from ghostcli.estimate import Rates, costs, hours, space
+from ghostcli import plan, zoo
+from ghostcli.paper import paper
 from ghostcli.recipe import load
-from ghostcli.record import scan
-from ghostcli.report.paper import paper
+from ghostcli.records.record import scan
+from ghostcli.run import estimate
+from ghostcli.run.estimate import Rates, costs, hours, space
 
 SPEED = {"gns:1.0": 100.0, "resnet18": 50.0}  # images a second
 

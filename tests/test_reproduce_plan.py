@@ -10,12 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from ghostcli import launch, plan, reproduce
+from ghostcli import plan
 from ghostcli.errors import GhostError, Interrupted, NonFiniteError, UsageError
+from ghostcli.paper import FAMILIES, paper
 from ghostcli.plan import Job
 from ghostcli.recipe import load
-from ghostcli.report.paper import FAMILIES, paper
-from ghostcli.reproduce import Outcome, study
+from ghostcli.run import launch
+from ghostcli.run import study as reproduce
+from ghostcli.run.study import Outcome, study
 
 RUNS = Path("runs")
 ALL = ("I", "II", "III", "IV")
@@ -172,7 +174,7 @@ def test_one_control_serves_all_rows_it_is_near_and_none_is_of_harder_labels(mon
         assert len(arm.runs) == 2
         return softness[job.teachers[0].student] if job.student == "gns:1.0" else None
 
-    monkeypatch.setattr("ghostcli.report.control.measured", measured)
+    monkeypatch.setattr("ghostcli.compare.control.measured", measured)
     made = reproduce.controls(found, RUNS)
     assert [(job.student, job.seed, job.recipe.train.label_smoothing) for job in made] == [
         *(("gns:1.0", seed, 0.1) for seed in (0, 1)),
@@ -182,7 +184,7 @@ def test_one_control_serves_all_rows_it_is_near_and_none_is_of_harder_labels(mon
     assert not {job.id for job in made} & {job.id for job in found.plan.jobs}
     soft = study(["II"], "paper", 1, ["train.label_smoothing=0.2"], skip=["gns:2.8", "efficientnetv2"])
     records |= {job.id: job for each in soft.rows for job in each.jobs}
-    monkeypatch.setattr("ghostcli.report.control.measured", lambda arm: 0.1)
+    monkeypatch.setattr("ghostcli.compare.control.measured", lambda arm: 0.1)
     assert reproduce.controls(soft, RUNS) == ()
 
 
@@ -249,7 +251,7 @@ def test_several_at_a_time_are_launchs_business_and_their_failures_are_told(carr
 
 def test_planning_imports_no_torch():
     code = (
-        "import sys, ghostcli.cli.reproduce, ghostcli.estimate; from ghostcli import reproduce;"
+        "import sys, ghostcli.cli.reproduce, ghostcli.run.estimate; from ghostcli import reproduce;"
         "reproduce.study(['all'], 'published', 1); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -75,7 +75,7 @@ def test_the_lock_and_status_of_a_dead_process_hold_nobody_up(tmp_path):
 
 def test_a_number_that_belongs_to_another_process_now(tmp_path):
     """The status names a living process, but one that began later than the run's owner."""
-    from ghostcli import record
+    from ghostcli.records import record
 
     done = crash.server().run(PLAIN, tmp_path, {"GHOST_FAULT": "checkpoint:after=kill"})
     assert done.code == -signal.SIGKILL
@@ -108,8 +108,8 @@ def test_an_answer_has_the_same_bits_whatever_else_is_asked():
     from ghostcli import zoo
     from ghostcli.data import Images
     from ghostcli.data.batches import Cropper
+    from ghostcli.distill import teacher
     from ghostcli.recipe.models import AugmentSection
-    from ghostcli.teach import teacher
 
     torch.manual_seed(0)
     model = zoo.build("gns:1.0", 10).to(memory_format=torch.channels_last).eval()

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghostcli import record
 from ghostcli.errors import GhostError, UsageError
+from ghostcli.records import record
 
 PLAIN = [*crash.COMMANDS["plain"], *crash.TINY, "--runs", "runs"]
 
@@ -347,7 +347,7 @@ def test_control_characters_do_not_reach_the_screen(ghost, run, tmp_path):
 
 
 def test_errors_of_files_are_one_printable_line(tmp_path):
-    from ghostcli.storage import read_json, write_bytes
+    from ghostcli.records.storage import read_json, write_bytes
 
     evil = tmp_path / "\x1b[2J"
     for action in (lambda: read_json(evil), lambda: write_bytes(evil / "x", b"")):

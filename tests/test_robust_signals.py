@@ -15,17 +15,17 @@ import pytest
 #: Where a signal strikes (the function that is just being called) and the command it strikes in.
 PHASES = {
     "reading the recipe": ("plain", "ghostcli.cli.options:Common.resolve", 1),
-    "loading the data": ("plain", "ghostcli.launch:load_data", 1),
+    "loading the data": ("plain", "ghostcli.run.launch:load_data", 1),
     "building kernels": ("plain", "ghostcli.zoo.kernels:status", 1),
     "building the network": ("plain", "ghostcli.engine.train:make_state", 1),
     "training": ("plain", "ghostcli.engine.step:Update.__call__", 2),
     "an epoch's last step": ("plain", "ghostcli.engine.step:Update.__call__", 3),
-    "evaluation": ("plain", "ghostcli.evaluate:logits", 1),
-    "metrics": ("plain", "ghostcli.record:RunWriter.append_metrics", 1),
-    "saving": ("plain", "ghostcli.engine.checkpoint:write", 1),
+    "evaluation": ("plain", "ghostcli.zoo.evaluate:logits", 1),
+    "metrics": ("plain", "ghostcli.records.record:RunWriter.append_metrics", 1),
+    "saving": ("plain", "ghostcli.records.checkpoint:write", 1),
     "the teaching check": ("kd", "ghostcli.check.findings:inspect", 1),
-    "asking the teacher": ("kd", "ghostcli.teach.table:TeacherTable.fill", 1),
-    "filling the table": ("kd", "ghostcli.teach.table:TeacherTable._commit", 1),
+    "asking the teacher": ("kd", "ghostcli.distill.table:TeacherTable.fill", 1),
+    "filling the table": ("kd", "ghostcli.distill.table:TeacherTable._commit", 1),
 }
 
 
@@ -79,7 +79,7 @@ def test_a_second_signal_leaves_at_once_and_harms_nothing(ghost, tmp_path, phase
 
 def test_a_signal_between_two_runs(ghost, tmp_path):
     """It strikes while the teacher's results are written: the teacher is whole, its student not begun."""
-    done = ghost("kd", before=crash.strike("ghostcli.engine.results:predictions"))
+    done = ghost("kd", before=crash.strike("ghostcli.run.results:predictions"))
     assert done.code == 75 and "the same command goes on" in done.err
     assert statuses(tmp_path / "runs") == {"done"} and len(list((tmp_path / "runs").iterdir())) == 1
     assert ghost("kd").code == 0
@@ -87,7 +87,7 @@ def test_a_signal_between_two_runs(ghost, tmp_path):
 
 
 def test_a_signal_while_the_last_results_are_written_comes_too_late(ghost, tmp_path):
-    assert ghost("plain", before=crash.strike("ghostcli.engine.results:predictions")).code == 0
+    assert ghost("plain", before=crash.strike("ghostcli.run.results:predictions")).code == 0
     assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
 
 
@@ -104,7 +104,7 @@ def test_filling_a_table_by_hand(tmp_path):
     (run,) = (str(path.relative_to(tmp_path / "runs")) for path in tmp_path.glob("runs/*/s0"))
     fill = ["teach", "fill", run, "--runs", "runs", "--device", "cpu", "--json"]
     for number, nth in ((signal.SIGTERM, 1), (signal.SIGINT, 9)):
-        how = {"before": crash.strike("ghostcli.teach.table:TeacherTable._commit", number, nth)}
+        how = {"before": crash.strike("ghostcli.distill.table:TeacherTable._commit", number, nth)}
         done = crash.server().run(fill, tmp_path, **how)
         assert done.code == 75 and "the same command goes on" in done.err and done.out == ""
     done = crash.server().run(fill, tmp_path)

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from ghostcli import tensorfile, weights
+from ghostcli.distill import table
+from ghostcli.distill.table import TeacherTable, describe
 from ghostcli.errors import GhostError
-from ghostcli.teach import table
-from ghostcli.teach.table import TeacherTable, describe
+from ghostcli.records import tensorfile
+from ghostcli.zoo import weights
 
 PLAIN = [*crash.COMMANDS["plain"], *crash.TINY, "--runs", "runs"]
 MARK = Path(__file__).with_name("a-pickle-was-run")

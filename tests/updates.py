@@ -12,12 +12,13 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from ghostcli import bench, plan, zoo
+from ghostcli import plan, zoo
 from ghostcli.data import Data
 from ghostcli.data.batches import order, views
+from ghostcli.deploy import bench
+from ghostcli.distill.teacher import Teacher
 from ghostcli.engine import step, train
 from ghostcli.recipe.models import DistillSection, Recipe
-from ghostcli.teach.teacher import Teacher
 
 IMAGES, BATCH = 36, 8  # the last of five batches is a short one
 #: Ways of being taught, by how many teachers.

@@ -22,11 +22,11 @@ from torch import Tensor
 from ghostcli.check.sample import Sample, answers, look
 from ghostcli.data import Data
 from ghostcli.distill import losses
+from ghostcli.distill.teacher import Teacher
 from ghostcli.engine import train as loop
 from ghostcli.plan import Job
 from ghostcli.recipe.models import Recipe
-from ghostcli.record import RunRecord
-from ghostcli.teach.teacher import Teacher
+from ghostcli.records.record import RunRecord
 
 #: Standard deviations of chance that an effect must exceed: a false alarm in some 10^6 orders, 10^3 accuracies.
 ORDER_SIGMA, ACCURACY_SIGMA = 5.0, 3.0

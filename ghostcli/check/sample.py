@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ghostcli import evaluate, signals, zoo
+from ghostcli import signals, zoo
 from ghostcli.data import Data, Images
 from ghostcli.data.batches import Cropper
 from ghostcli.distill.objective import needs_features
+from ghostcli.distill.teacher import Lesson, Teacher
 from ghostcli.engine import train as loop
 from ghostcli.plan import Job
-from ghostcli.teach.teacher import Lesson, Teacher
+from ghostcli.zoo import evaluate
 
 #: Images looked at: an accuracy is then known to some 2 points. At most an eighth of an epoch, so that the check
 #: stays small beside the run it guards, but never fewer than LEAST.

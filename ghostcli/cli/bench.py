@@ -39,7 +39,7 @@ def bench(
 
     ghost bench gns:1.0 gns:2.8 resnet18        ghost bench gns:1.0 resnet50 --no-timing --json
     """
-    from ghostcli import bench as room
+    from ghostcli.deploy import bench as room
 
     networks = room.resolve(models, classes, runs)
     if plot is not None:
@@ -64,7 +64,7 @@ def bench(
 
 
 def _drawable(file: Path) -> None:
-    from ghostcli.report.figures import SUFFIXES
+    from ghostcli.render.figures import SUFFIXES
 
     if file.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {printable(file)}: its name must end in {', '.join(SUFFIXES)}")
@@ -116,7 +116,7 @@ def _counts(row: dict[str, Any]) -> list[str]:
 
 
 def _timings(row: dict[str, Any]) -> list[str]:
-    from ghostcli.bench import THROUGHPUTS
+    from ghostcli.deploy.bench import THROUGHPUTS
 
     memory = "-" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,.0f}"
     latencies = [_latency(row["train_latency_ms"]), _latency(row["latency_ms"], p90=True)]
@@ -124,7 +124,7 @@ def _timings(row: dict[str, Any]) -> list[str]:
 
 
 def _throughputs(row: dict[str, Any]) -> list[dict[str, Any]]:
-    from ghostcli.bench import THROUGHPUTS
+    from ghostcli.deploy.bench import THROUGHPUTS
 
     return [row["spread"][name] for name in THROUGHPUTS if row["spread"][name]]
 
@@ -143,8 +143,8 @@ def _latency(found: dict[str, float] | None, p90: bool = False) -> str:
 
 
 def _plot(rows: list[dict[str, Any]], runs: Path, file: Path) -> None:
-    from ghostcli.bench import points
-    from ghostcli.report.figures import front, save
+    from ghostcli.deploy.bench import points
+    from ghostcli.render.figures import front, save
 
     found = points(rows, runs)
     if not found:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ghostcli import launch, signals
+from ghostcli import signals
 from ghostcli.cli.options import Common
 from ghostcli.errors import UsageError, printable
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe import load
 from ghostcli.recipe.models import Recipe
+from ghostcli.run import launch
 
 if TYPE_CHECKING:
     from ghostcli.check.findings import Finding
@@ -50,8 +51,8 @@ def inspect(job: Job, common: Common) -> list[Finding]:
     """The findings of the check that the engine makes before the first step of `job`."""
     with signals.handled():
         from ghostcli.check import findings
+        from ghostcli.distill import teacher
         from ghostcli.engine.device import pick
-        from ghostcli.teach import teacher
 
         device = pick(common.device)
         data = launch.load_data(job.recipe.data)

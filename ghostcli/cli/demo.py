@@ -13,9 +13,10 @@ from typing import Annotated
 
 import typer
 
-from ghostcli import launch, plan
+from ghostcli import plan
 from ghostcli.cli.options import Device, Json, Runs
 from ghostcli.display import console
+from ghostcli.run import launch
 
 TARGET = 95.0  # percent on the digits' test images; below it the demo says so
 

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from ghostcli import record
 from ghostcli.cli.options import Json, Runs
 from ghostcli.errors import printable
+from ghostcli.records import record
 
 
 def export(
@@ -28,7 +28,7 @@ def export(
 
     ghost export gns-1.0-kd-1a2b3c4d/s0 --out student.pt2
     """
-    from ghostcli import export as room
+    from ghostcli.deploy import export as room
 
     chosen = record.find(runs, run)
     proof = room.export(chosen, out, half)

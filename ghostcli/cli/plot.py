@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghostcli.errors import UsageError, printable
-from ghostcli.report.paper import FAMILIES, paper
+from ghostcli.paper import FAMILIES, paper
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from ghostcli.record import RunRecord
-    from ghostcli.report.arms import Arm, Group
-    from ghostcli.report.figures import Curve
-    from ghostcli.report.tables import Table
+    from ghostcli.compare.groups import Arm, Group
+    from ghostcli.compare.tables import Table
+    from ghostcli.records.record import RunRecord
+    from ghostcli.render.figures import Curve
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 COSTS = ("parameters", "hours")
@@ -50,8 +50,8 @@ def plot(
     ] = "parameters",
 ) -> None:
     """Draw learning curves, accuracy against width or cost, deltas, or what one run gets wrong."""
-    from ghostcli import record
-    from ghostcli.report.figures import SUFFIXES, save
+    from ghostcli.records import record
+    from ghostcli.render.figures import SUFFIXES, save
 
     out = out or Path(f"{kind}.png")
     for value, known, what in (
@@ -71,7 +71,7 @@ def plot(
 
 def _named(name: str, records: Sequence[RunRecord], runs: Path) -> list[RunRecord]:
     """The runs of an id: one seed, or all of a job's."""
-    from ghostcli import record
+    from ghostcli.records import record
 
     wanted = name.removeprefix("run/").rstrip("/")
     return [run for run in records if wanted in (run.id, run.id.rpartition("/")[0])] or [record.find(runs, name)]
@@ -81,7 +81,8 @@ def learning_curves(
     records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None = None, cost: str = ""
 ) -> Figure:
     """Test accuracy by epoch of the chosen runs (none: all that fit), beside their students' untaught runs."""
-    from ghostcli.report import arms, figures
+    from ghostcli.compare import groups as arms
+    from ghostcli.render import figures
 
     good, _ = arms.finished(records)
     groups = arms.groups([run for run in good if family in (None, run.result["family"])])
@@ -98,8 +99,8 @@ def learning_curves(
 
 def _of_group(group: Group, ids: set[str]) -> list[Curve]:
     """The curves of the runs in `ids` (none: of every taught student) and of their baselines."""
-    from ghostcli.report.figures import Curve
-    from ghostcli.report.paper import label
+    from ghostcli.paper import label
+    from ghostcli.render.figures import Curve
 
     named = {arm: [run for run in arm.runs if run.id in ids] for arm in group.arms}
     students = {arm.student for arm in group.arms if (named[arm] if ids else arm.teachers)}
@@ -127,7 +128,7 @@ def _accuracies(runs: Sequence[RunRecord]) -> np.ndarray | None:
 
 def _taught_by(arm: Arm) -> str:
     """Teachers and their way in few words: a legend has little room."""
-    from ghostcli.report.paper import label
+    from ghostcli.paper import label
 
     if len(arm.teachers) == 1:
         return f"{label(arm.teachers[0])}, {arm.how}"
@@ -141,7 +142,8 @@ def _taught_by(arm: Arm) -> str:
 
 
 def _width(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
-    from ghostcli.report import figures, tables
+    from ghostcli.compare import tables
+    from ghostcli.render import figures
 
     if chosen:
         records = chosen
@@ -161,7 +163,8 @@ def _with_group(table: Table, records: Sequence[RunRecord]) -> Table:
     """Table I with the runs of widths that it does not print, where it has no others."""
     from dataclasses import replace
 
-    from ghostcli.report import arms, figures
+    from ghostcli.compare import groups as arms
+    from ghostcli.render import figures
 
     if table.group is not None:
         return table
@@ -175,9 +178,10 @@ def _with_group(table: Table, records: Sequence[RunRecord]) -> Table:
 
 
 def _front(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
-    from ghostcli.report import arms, figures
-    from ghostcli.report.cost import costs, of_arm
-    from ghostcli.report.paper import label
+    from ghostcli.compare import groups as arms
+    from ghostcli.compare.cost import costs, of_arm
+    from ghostcli.paper import label
+    from ghostcli.render import figures
 
     good, _ = arms.finished(chosen or records)
     good = [run for run in good if family in (None, run.result["family"])]
@@ -197,7 +201,8 @@ def _front(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: st
 
 
 def _forest(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
-    from ghostcli.report import figures, tables
+    from ghostcli.compare import tables
+    from ghostcli.render import figures
 
     families = (family,) if family else tables.families(records)
     built = [tables.build(t.name, records, f) for f in families for t in paper().tables]
@@ -210,7 +215,7 @@ def _forest(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: s
 
 
 def _confusion(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
-    from ghostcli.report import pictures
+    from ghostcli.render import pictures
 
     run = _one(chosen, "confusion")
     logits, labels = _predictions(run)
@@ -218,7 +223,7 @@ def _confusion(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family
 
 
 def _reliability(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
-    from ghostcli.report import pictures
+    from ghostcli.render import pictures
 
     if not chosen:
         raise UsageError("plot reliability: name one run or several, as `ghost runs list` shows them")
@@ -228,10 +233,10 @@ def _reliability(records: Sequence[RunRecord], chosen: Sequence[RunRecord], fami
 def _disagree(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
     import numpy as np
 
+    from ghostcli.compare.groups import recipe_of
     from ghostcli.data import load
     from ghostcli.recipe.models import DataSection
-    from ghostcli.report import pictures
-    from ghostcli.report.arms import recipe_of
+    from ghostcli.render import pictures
 
     run = _one(chosen, "disagree")
     logits, labels = _predictions(run)

@@ -17,16 +17,18 @@ from typing import Annotated, Any
 
 import typer
 
-from ghostcli import launch, record, signals
+from ghostcli import signals
 from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs, Set, quoted
 from ghostcli.display import console
 from ghostcli.errors import GhostError, UsageError
-from ghostcli.estimate import DONE, Cost, Rates, costs, epochs_of, hours, sizes, space
+from ghostcli.paper import FAMILIES, PaperRow, joined, label, paper
 from ghostcli.plan import Job, Plan
 from ghostcli.recipe.models import FEW_STEPS
-from ghostcli.report.paper import FAMILIES, PaperRow, joined, label, paper
-from ghostcli.reproduce import Outcome, Study, carry_out, settings, smoothed, study
-from ghostcli.reproduce import controls as planned_controls
+from ghostcli.records import record
+from ghostcli.run import launch
+from ghostcli.run.estimate import DONE, Cost, Rates, costs, epochs_of, hours, sizes, space
+from ghostcli.run.study import Outcome, Study, carry_out, settings, smoothed, study
+from ghostcli.run.study import controls as planned_controls
 
 #: Seconds of work that a person at a terminal is asked about first.
 LONG = 600
@@ -153,7 +155,7 @@ def _told(todo: Study, graph: Plan, options: launch.Options, expected: dict[str,
 
 def _controls_to_come(todo: Study, rates: Rates, runs: Path) -> tuple[str, float]:
     """What is known of the controls before the check has measured anything: how many at most, and about how long."""
-    from ghostcli.report.control import CUSTOMARY
+    from ghostcli.compare.control import CUSTOMARY
 
     each = [tuple(smoothed(planned.baselines, CUSTOMARY)) for planned in todo.taught]
     seconds = sum(cost.seconds for jobs in each for cost in costs(Plan(jobs, jobs), rates, runs).values())
@@ -186,7 +188,7 @@ def measure(model: str, device: str) -> float:
     """Images per second of a few of the engine's own training steps, on noise."""
     import torch
 
-    from ghostcli import bench
+    from ghostcli.deploy import bench
     from ghostcli.engine.device import pick
 
     where, batch = pick(device), 64
@@ -299,7 +301,7 @@ def _planned(todo: Study, job: Job, cost: Cost, runs: Path) -> dict[str, Any]:
 
 def _tables(todo: Study, names: Sequence[str], runs: Path) -> list[Any]:
     """The report's tables, from this plan's runs alone; what stands for no printed row comes last."""
-    from ghostcli.report import tables
+    from ghostcli.compare import tables
 
     records = [launch.record_of(job, runs) for job in todo.jobs]
     records = [record for record in records if (record.path / "status.json").exists()]
@@ -315,7 +317,8 @@ def _printed_data(todo: Study) -> bool:
 
 
 def _print_table(todo: Study, name: str, runs: Path) -> None:
-    from ghostcli.report import formats, grid
+    from ghostcli.render import formats
+    from ghostcli.render import text_table as grid
 
     colour = sys.stdout.isatty()
     sys.stdout.write(formats.text([grid.grid(table) for table in _tables(todo, [name], runs)], colour=colour) + "\n")
@@ -323,7 +326,7 @@ def _print_table(todo: Study, name: str, runs: Path) -> None:
 
 
 def _result(todo: Study, runs: Path) -> dict[str, Any]:
-    from ghostcli.report import formats
+    from ghostcli.render import formats
 
     found = [formats.objects(table) for table in _tables(todo, todo.tables, runs)]
     done = [job.id for job in todo.jobs if launch.is_done(job, runs)]

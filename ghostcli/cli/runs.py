@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ghostcli import record
 from ghostcli.cli.options import Json, Runs
 from ghostcli.display import clock
 from ghostcli.errors import GhostError, UsageError, printable
-from ghostcli.record import RunRecord
-from ghostcli.storage import read_json
+from ghostcli.records import record
+from ghostcli.records.record import RunRecord
+from ghostcli.records.storage import read_json
 
 app = typer.Typer(no_args_is_help=True, help="Run directories: list, show, verify, remove.")
 
@@ -172,7 +172,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Re-check every run's files: checksums of weights and checkpoints, predictions against the recorded accuracy."""
-    from ghostcli.engine.verify import verify_run
+    from ghostcli.records.verify import verify_run
 
     chosen = [record.find(runs, run)] if run else scanned(runs)
     rows = [{"run": one.id, "status": one.status, "problems": verify_run(one)} for one in chosen]

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghostcli.errors import UsageError, printable
-from ghostcli.report.paper import FAMILIES, paper
+from ghostcli.paper import FAMILIES, paper
 
 if TYPE_CHECKING:
-    from ghostcli.record import RunRecord
-    from ghostcli.report.tables import Options, Table
+    from ghostcli.compare.tables import Options, Table
+    from ghostcli.records.record import RunRecord
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 MAIN = ("published", "paper", "ghost")
@@ -63,9 +63,9 @@ def table(
 
     Rows compare runs of one protocol only; every run that is set aside is named with the reason.
     """
-    from ghostcli import record
-    from ghostcli.report.figures import SUFFIXES
-    from ghostcli.report.tables import Options
+    from ghostcli.compare.tables import Options
+    from ghostcli.records import record
+    from ghostcli.render.figures import SUFFIXES
 
     form = _known("json" if as_json else form, FORMATS, "--format")
     if family is not None:
@@ -94,7 +94,7 @@ def _known(value: str, known: Sequence[str], what: str) -> str:
 
 
 def _tables(which: str, records: Sequence[RunRecord], family: str | None, options: Options) -> list[Table]:
-    from ghostcli.report import tables
+    from ghostcli.compare import tables
 
     if which == "main":
         return [tables.build(t.name, records, f, options) for f in MAIN for t in paper().tables]
@@ -107,8 +107,9 @@ def _tables(which: str, records: Sequence[RunRecord], family: str | None, option
 
 
 def _print(which: str, shown: Sequence[Table], records: Sequence[RunRecord], form: str, cost: bool, more: bool) -> None:
-    from ghostcli.report import formats, grid
-    from ghostcli.report.cost import costs
+    from ghostcli.compare.cost import costs
+    from ghostcli.render import formats
+    from ghostcli.render import text_table as grid
 
     known = costs(records) if cost else None
     columns = {f: [t for t in shown if t.family == f] for f in MAIN}
@@ -146,7 +147,7 @@ def _width(terminal: bool) -> int:
 
 
 def _plot(which: str, shown: Sequence[Table], file: Path) -> None:
-    from ghostcli.report import figures
+    from ghostcli.render import figures
 
     if which == "I":
         figure = figures.width([table for table in shown if table.name == "I"])

@@ -13,11 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ghostcli import launch, plan, record
+from ghostcli import plan
 from ghostcli.cli.options import Common, Device, Json, Runs, with_common
 from ghostcli.errors import GhostError, UsageError
 from ghostcli.plan import Job
 from ghostcli.recipe.models import Recipe
+from ghostcli.records import record
+from ghostcli.run import launch
 from ghostcli.zoo.names import KNOWN
 
 check_app = typer.Typer(
@@ -206,7 +208,7 @@ def unfinished(job: Job, runs: Path) -> dict[str, Any]:
 def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
     """curves.png in each run's directory: its learning curve beside its baseline's, where that is there."""
     from ghostcli.cli.plot import learning_curves
-    from ghostcli.report.figures import save
+    from ghostcli.render.figures import save
 
     known = record.scan(runs)
     for run in done:
@@ -288,8 +290,8 @@ def fill(
         raise UsageError(f"{chosen.id}: cannot teach, {chosen.problem}; finish it first")
     recipe = Recipe.model_validate(chosen.recipe["recipe"])
     with signals.handled():
+        from ghostcli.distill import teacher
         from ghostcli.engine.device import pick
-        from ghostcli.teach import teacher
 
         where = pick(device)
         data = launch.load_data(recipe.data)

@@ -14,11 +14,11 @@ from ghostcli import zoo
 from ghostcli.data import Images
 from ghostcli.data.batches import Cropper, generator, normalise
 from ghostcli.distill.objective import Objective
+from ghostcli.distill.teacher import Lesson
 from ghostcli.engine.device import autocast
 from ghostcli.engine.schedule import averaging_decay
-from ghostcli.evaluate import Norm
 from ghostcli.recipe.models import OptimSection, Recipe
-from ghostcli.teach.teacher import Lesson
+from ghostcli.zoo.evaluate import Norm
 from ghostcli.zoo.stages import Tap
 
 

@@ -16,20 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostcli import distill, evaluate, signals, tensorfile, zoo
+from ghostcli import distill, signals, zoo
 from ghostcli.data import Data
 from ghostcli.data.batches import Cropper, generator, order, views
 from ghostcli.display import Display
-from ghostcli.engine import checkpoint
+from ghostcli.distill.teacher import Lesson, Teacher
 from ghostcli.engine.device import arithmetic, free_bytes
 from ghostcli.engine.schedule import learning_rate
 from ghostcli.engine.step import Captured, Update, optimizer, why_eager
 from ghostcli.errors import GhostError, Interrupted, NonFiniteError, OutOfMemoryError, UsageError
-from ghostcli.evaluate import Norm
 from ghostcli.plan import Job
 from ghostcli.recipe.models import FEW_STEPS, Recipe
-from ghostcli.record import RunWriter
-from ghostcli.teach.teacher import Lesson, Teacher
+from ghostcli.records import checkpoint, tensorfile
+from ghostcli.records.record import RunWriter
+from ghostcli.zoo import evaluate
+from ghostcli.zoo.evaluate import Norm
 
 #: Of the memory that can be had, how much a step may keep for its backward pass before blocks are recomputed.
 MEMORY_SHARE = 0.6

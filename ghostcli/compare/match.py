@@ -1,0 +1,42 @@
+"""Which printed row a run is one of. Invariant: budget and recipe do not decide it, only who teaches whom on what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ghostcli.compare.groups import SHARE_BASELINES, Arm, members
+from ghostcli.paper import PaperRow, paper
+from ghostcli.zoo.names import slug
+
+
+def fits(result: dict[str, Any], row: PaperRow) -> bool:
+    """Whether a run is one of a printed row's kind (of whatever budget and recipe)."""
+    if result["data"] != paper().source.data:
+        return False
+    if result["family"] in SHARE_BASELINES and result.get("kind") not in (None, paper().source.kind):
+        return False
+    wanted = {"strategy": row.strategy, "teachers": row.teachers}
+    same = (result["student"], result["strategy"]) == (row.student, row.strategy)
+    return same and members(result) == members(wanted)
+
+
+def may_fit(run_id: str, row: PaperRow) -> bool:
+    """The same, of a run without a result, by its id."""
+    return run_id.startswith(f"{slug(row.student)}-{row.strategy}-")
+
+
+def most_telling(arms: Sequence[Arm], family: str, row: PaperRow) -> list[Arm]:
+    """The arms of a row, that to be shown first: the paper's own settings in its own families, then seeds, then age."""
+    source = paper().source
+
+    def rank(arm: Arm) -> tuple[bool, bool, float, int, float]:
+        distill = arm.recipe.get("distill") or {}
+        faithful = all(
+            distill.get(key, getattr(source, key)) == getattr(source, key) for key in ("alpha", "temperature")
+        )
+        named = family != "published" or arm.about.get("recipe") == row.published
+        plain = 0.0 if arm.teachers else -arm.smoothing
+        return faithful or family not in SHARE_BASELINES, named, plain, len(arm.runs), arm.newest
+
+    return sorted(arms, key=rank, reverse=True)

@@ -1,0 +1,1 @@
+"""Trained networks measured and made into files."""

@@ -1,0 +1,318 @@
+"""What a network costs: parameters, multiply-accumulates, speed and memory, in train and in deploy form.
+
+Invariant: a speed is a median over rounds in which all networks take turns, so that a machine's drift hits them
+alike, with its spread and its number of rounds; a figure that could not be had is None and the row says why.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ghostcli import plan
+from ghostcli.deploy.timer import MEBI, Meter, interleave, measured_apart, p90, resident_peak, spread
+from ghostcli.errors import UsageError
+from ghostcli.recipe.models import EngineSection, ModelSection, Recipe, TrainSection
+from ghostcli.records import record
+from ghostcli.zoo import names
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ghostcli.data import Data
+    from ghostcli.engine.step import Captured, Update
+    from ghostcli.render.figures import Point
+
+SIDE = 32  # pixels of the images that are timed; a network with a size of its own enlarges them itself
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to be measured: `label` as asked for (`run/ID`), `model` the name it is built by."""
+
+    label: str
+    model: str
+    classes: int
+
+
+def resolve(asked: Iterable[str], classes: int, runs: Path) -> list[Network]:
+    """The networks that names and run ids stand for; UsageError for an unknown or unfinished one."""
+    found = []
+    for name in asked:
+        parsed = names.parse(name)
+        if parsed.family != "run":
+            found.append(Network(plan.network(name), parsed.canonical, classes))
+            continue
+        run = record.find(runs, name)
+        if run.result is None:
+            raise UsageError(f"{run.id}: cannot be measured, {run.problem}; finish it, or name its network")
+        found.append(Network(f"run/{run.id}", run.result["student"], run.result["classes"]))
+    return found
+
+
+def count(network: Network) -> dict[str, Any]:
+    """Parameters and MACs of both forms, for one image of 32 x 32 or of the network's native size."""
+    from ghostcli import zoo
+
+    build = zoo.build_shapes if zoo.is_ghost(network.model) else zoo.build
+    model = build(network.model, network.classes)
+    deployed = zoo.deploy(model)
+    side = model.spec.input_size or SIDE
+    return {
+        "model": network.label,
+        "parameters": zoo.count_parameters(model),
+        "deploy_parameters": zoo.count_parameters(deployed),
+        "macs": zoo.count_macs(deployed, (3, side, side)),
+        "train_macs": zoo.count_macs(model, (3, side, side)),
+    }
+
+
+def bench_recipe(batch: int, **engine: Any) -> Recipe:
+    """The paper's training step at this batch, without a download."""
+    return Recipe(
+        train=TrainSection(batch_size=batch),
+        model=ModelSection(pretrained=False),
+        engine=EngineSection(**engine),
+    )
+
+
+def noise(images: int, classes: int) -> Data:
+    """A data set of random pixels and labels, for what depends on shapes alone."""
+    import torch
+
+    from ghostcli.data import STATISTICS, Data, Images
+
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (images, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(classes, (images,), generator=generator)
+    drawn = Images(pixels, labels)
+    mean, std = STATISTICS["cifar10"]
+    return Data("noise", tuple(map(str, range(classes))), drawn, None, drawn, mean, std, "noise")
+
+
+def make_update(model: str, recipe: Recipe, data: Data, device: torch.device, teachers: Sequence[Any] = ()) -> Update:
+    """The engine's own update of a student at its start, on `data`, with its first epoch begun."""
+    from ghostcli.data.batches import views
+    from ghostcli.engine import train
+
+    data = train.on_device(data, device)
+    state = train.make_state(plan.plain(model, 0, recipe, "bench"), data, teachers, device)
+    update = train.make_update(recipe, state, data, teachers, 0)
+    update.start_epoch(0, views(len(data.train), 0, 0, recipe.augment).to(device))
+    return update
+
+
+def captured(update: Update) -> Update | Captured:
+    """The update as the engine runs it: replayed as a graph where the device has graphs."""
+    from ghostcli.engine.step import Captured, why_eager
+
+    return update if why_eager(update) else Captured(update, update.recipe.train.batch_size)
+
+
+def stepper(run: Update | Captured, rate: float = 0.01) -> Callable[[Tensor], Tensor]:
+    """What the engine's loop does for one batch of images, to be called under the engine's `arithmetic`."""
+    numbers = itertools.count()
+
+    def step(index: Tensor) -> Tensor:
+        run.set_rates(rate, next(numbers))
+        return run(index)
+
+    return step
+
+
+def train_form(model: nn.Module) -> nn.Module:
+    """A copy in eval mode with its branches apart, each of them run."""
+    from ghostcli.zoo.branches import RepConv
+
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, RepConv):
+            module.mode = "plain"
+    return model
+
+
+def ask(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """One forward pass without gradients, to be timed."""
+    import torch
+
+    def call() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    return call
+
+
+def waiter(device: torch.device) -> Callable[[], None]:
+    """What waits until `device` has done all it was told."""
+    import torch
+
+    if device.type == "cuda":
+        return lambda: torch.cuda.synchronize(device)
+    return torch.mps.synchronize if device.type == "mps" else lambda: None
+
+
+def measure(
+    networks: Sequence[Network],
+    batch: int,
+    device: torch.device,
+    rounds: int,
+    step: Callable[[str], None] = lambda note: None,
+) -> list[dict[str, Any]]:
+    """Speeds of all networks, interleaved, under the engine's arithmetic, and the memory of their training steps; a
+    dict a network.
+
+    Throughputs in images a second at `batch`, latencies in milliseconds at batch 1, memory in MiB.
+    """
+    from ghostcli.engine.device import arithmetic
+    from ghostcli.engine.train import require_room
+
+    for network in networks:
+        require_room(network.model, network.classes, device)
+    rows: list[dict[str, Any]] = []
+    meters: list[dict[str, Meter]] = []
+    for network in networks:
+        step(f"{network.label}: memory")
+        memory, problem = training_peak(network, batch, device)
+        rows.append({"device": str(device), "batch": batch, "peak_memory_mb": memory, "note": problem})
+        step(f"{network.label}: building")
+        meters.append(_meters(network, batch, device, train=problem is None))
+    with arithmetic(EngineSection(), device):
+        interleave([meter for each in meters for meter in each.values()], rounds, lambda: step("timing"))
+    for row, each in zip(rows, meters, strict=True):
+        row |= _figures(each, batch)
+        row["note"] = row["note"] or next((meter.problem for meter in each.values() if meter.problem), None)
+    return rows
+
+
+THROUGHPUTS = ("train_images_per_second", "images_per_second", "deploy_images_per_second")
+LATENCIES = ("train_latency_ms", "latency_ms")
+FIGURES = THROUGHPUTS + LATENCIES
+
+
+def _meters(network: Network, batch: int, device: torch.device, train: bool) -> dict[str, Meter]:
+    import torch
+
+    from ghostcli import zoo
+
+    update = make_update(network.model, bench_recipe(batch), noise(batch, network.classes), device)
+    step, index = stepper(captured(update)), torch.arange(batch, device=device)
+    apart = train_form(update.model)
+    deployed = zoo.deploy(apart).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, SIDE, SIDE, device=device).to(memory_format=torch.channels_last)
+    one = images[:1].clone(memory_format=torch.channels_last)
+    calls = {
+        "train_images_per_second": lambda: step(index),
+        "images_per_second": ask(apart, images),
+        "deploy_images_per_second": ask(deployed, images),
+        "train_latency_ms": ask(apart, one),
+        "latency_ms": ask(deployed, one),
+    }
+    if not train:
+        del calls["train_images_per_second"]
+    warmup = 2 if device.type == "cpu" else 6  # a captured step is eager for its first calls
+    wait = waiter(device)
+    return {name: Meter(call, wait, apart=name in LATENCIES, warmup=warmup) for name, call in calls.items()}
+
+
+def _figures(meters: dict[str, Meter], batch: int) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    spreads: dict[str, Any] = {}
+    for name in THROUGHPUTS:
+        seconds = meters[name].seconds if name in meters else []
+        found = spread([batch / s for s in seconds]) if seconds else None
+        row[name] = found and _short(found.median)
+        spreads[name] = found and {"low": _short(found.low), "high": _short(found.high), "n": found.n}
+    for name in LATENCIES:
+        found = spread([1000 * s for s in meters[name].seconds]) if meters[name].seconds else None
+        row[name] = found and {"median": _short(found.median), "p90": _short(1000 * p90(meters[name].seconds))}
+        spreads[name] = found and {"low": _short(found.low), "high": _short(found.high), "n": found.n}
+    return row | {"spread": spreads}
+
+
+def _short(value: float) -> float:
+    """Four digits: no timing is better known."""
+    return float(f"{value:.4g}")
+
+
+def training_peak(network: Network, batch: int, device: torch.device) -> tuple[float | None, str | None]:
+    """(peak memory of a training step in MiB, None) or (None, why it could not be had).
+
+    All that training needs beyond the program: weights, gradients, momentum, activations. On a GPU as its
+    allocator counts; elsewhere as the rise of a fresh process's resident memory.
+    """
+    if device.type != "cpu":
+        return _device_peak(network, batch, device)
+    work = {"model": network.model, "classes": network.classes, "batch": batch}
+    return measured_apart([sys.executable, "-m", "ghostcli.deploy.bench", json.dumps(work)], f"batch {batch}")
+
+
+def _device_peak(network: Network, batch: int, device: torch.device) -> tuple[float | None, str | None]:
+    import torch
+
+    if device.type != "cuda":
+        return None, None
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        two_steps(network, batch, device)
+    except torch.OutOfMemoryError:
+        return None, f"a training step at batch {batch} does not fit into memory"
+    finally:
+        torch.cuda.empty_cache()
+    return round((torch.cuda.max_memory_allocated(device) - before) / MEBI, 1), None
+
+
+def two_steps(network: Network, batch: int, device: torch.device) -> None:
+    """A step of two images, which makes the momentum, then one of the whole batch, eagerly."""
+    import torch
+
+    from ghostcli.engine.device import arithmetic
+
+    recipe = bench_recipe(batch)
+    step = stepper(make_update(network.model, recipe, noise(batch, network.classes), device))
+    with arithmetic(recipe.engine, device):
+        for size in (min(2, batch), batch):
+            step(torch.arange(size, device=device))
+
+
+def points(rows: Sequence[dict[str, Any]], runs: Path) -> list[Point]:
+    """Accuracy against deploy-form MACs of every arm of finished runs whose student was measured."""
+    from ghostcli.compare import groups as arms
+    from ghostcli.paper import label
+    from ghostcli.render.figures import Point
+
+    cost = {row["model"]: row["macs"] / 1e6 for row in rows}
+    good, _ = arms.finished(record.scan(runs))
+    found = []
+    for group in arms.groups(good):
+        for arm in group.arms:
+            names_of = [arm.student, *(f"run/{run.id}" for run in arm.runs)]
+            macs = next((cost[name] for name in names_of if name in cost), None)
+            if macs is not None:
+                summary = arm.summary()
+                series = f"{arm.strategy} ({arm.about['family']}: {group.describe()})"
+                found.append(Point(label(arm.student), macs, summary.mean, summary.sd, series))
+    return found
+
+
+def _main(argument: str) -> None:
+    """The body of the process that `training_peak` measures in."""
+    import torch
+
+    asked = json.loads(argument)
+    cpu = torch.device("cpu")
+    two_steps(Network("", "gns:0.25", 10), 4, cpu)  # what is loaded at first use is no part of a step
+    print(
+        round(resident_peak(lambda: two_steps(Network("", asked["model"], asked["classes"]), asked["batch"], cpu)), 1)
+    )
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,214 @@
+"""The exact teacher table: a teacher's logits for (image, view), computed once and kept with the teacher's run.
+
+Invariant: an entry is whole or absent. New entries are journalled (atomically) before they are applied, so a
+kill at any instant leaves each chunk's entries either all there or all missing; and an entry has the same bits
+whenever and for whomever one kind of device is asked for it (`ask_about_views` sees to that), so that what a student
+reads does not depend on what ran, or was stopped, before.
+
+An image has (2 pad + 1)^2 crops, twice with flips: 162 for CIFAR-10. A table is float16, images x views x
+classes: 162 MB for CIFAR-10, read through a memory map and never loaded whole. Its room is taken when it is made,
+and it is written through files: a map that finds the disk full is a bus error, which no program survives to report.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ghostcli import signals
+from ghostcli.errors import GhostError, printable
+from ghostcli.recipe.digest import digest
+from ghostcli.records.record import UNREADABLE
+from ghostcli.records.storage import cannot_write, fault, read_json, refuse_link, sweep, write_bytes, write_json
+from ghostcli.zoo.evaluate import compact
+
+#: Images whose missing entries are looked up together, and how many seconds of asking are gathered before they are
+#: committed together: with one more batch the most work a kill can cost. A commit waits for the disk, whatever it
+#: brings.
+CHUNK = 4096
+COMMIT_SECONDS = 5.0
+
+Ask = Callable[[Tensor, Tensor], Tensor]  # image numbers [B], views [B] -> logits [B, C]
+
+
+def describe(weights: str, data: str, images: int, classes: int, pad: int, fill: str, views: int) -> dict[str, Any]:
+    """What a table's content follows from; equal descriptions mean equal tables."""
+    view = {"pad": pad, "fill": fill, "count": views}
+    return {
+        "schema": 1,
+        "weights": weights,
+        "data": data,
+        "images": images,
+        "classes": classes,
+        "views": view,
+    }
+
+
+class TeacherTable:
+    """One teacher's logits over one training set and one definition of views."""
+
+    def __init__(self, run: Path, meta: dict[str, Any]) -> None:
+        """Open, or create, the table of `run` that `meta` (see `describe`) stands for.
+
+        Raises GhostError naming the folder where what lies there is of another teacher, data set or views.
+        """
+        self.meta = meta
+        self.folder = run / "teacher-table" / digest(meta)[:8]
+        self.shape = (meta["images"], meta["views"]["count"], meta["classes"])
+        refuse_link(self.folder.parent, self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                sweep(self.folder)
+                self._create()
+                self._check()
+                self.logits = np.memmap(self.folder / "logits.f16", np.float16, "r", shape=self.shape)
+                self.filled = np.memmap(self.folder / "filled.u8", np.uint8, "r", shape=self.shape[:2])
+                self._replay()
+        except OSError as error:
+            raise GhostError(cannot_write(self.folder, error)) from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        from filelock import FileLock
+
+        with FileLock(self.folder / "table.lock"):
+            yield
+
+    def _create(self) -> None:
+        # meta.json comes last: where it is missing, the files before it are not trusted and made again.
+        if (self.folder / "meta.json").exists():
+            return
+        images, views, classes = self.shape
+        for name, size in (("logits.f16", images * views * classes * 2), ("filled.u8", images * views)):
+            with open(self.folder / name, "wb") as file:
+                file.truncate(size)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+        (self.folder / "pending.npz").unlink(missing_ok=True)
+        write_json(self.folder / "meta.json", self.meta, "table")
+
+    def _check(self) -> None:
+        images, views, classes = self.shape
+        sizes = {"logits.f16": images * views * classes * 2, "filled.u8": images * views}
+        found = read_json(self.folder / "meta.json")
+        wrong = [name for name, size in sizes.items() if self._size(name) != size]
+        if found != self.meta or wrong:
+            what = f"{wrong[0]} has the wrong size" if wrong else "it is of another teacher, data set or view"
+            raise GhostError(f"{printable(str(self.folder))}: no table of this teacher's ({what}); delete that folder")
+
+    def _size(self, name: str) -> int:
+        path = self.folder / name
+        return path.stat().st_size if path.exists() else -1
+
+    def _replay(self) -> None:
+        """Finish a commit that a kill interrupted between its journal and its last write."""
+        journal = self.folder / "pending.npz"
+        if not journal.exists():
+            return
+        try:
+            with np.load(journal, allow_pickle=False) as file:
+                images, views, logits = file["images"], file["views"], file["logits"]
+            places = np.ravel_multi_index((images, views), self.shape[:2])  # ValueError for one outside the table
+            if logits.dtype != np.float16 or logits.shape != (places.size, self.shape[2]) or not places.size:
+                raise ValueError(f"{logits.dtype} {logits.shape}")
+        except UNREADABLE as error:
+            raise GhostError(f"{printable(str(journal))}: is damaged; delete the folder it lies in") from error
+        self._apply(places, logits)
+        journal.unlink()
+
+    def _apply(self, places: np.ndarray, logits: np.ndarray) -> None:
+        """Write entries at `places` (image * views + view): values first, so that what is marked is there."""
+        order = places.argsort()  # as they lie in the file
+        rows = memoryview(logits[order].tobytes())
+        width = logits.itemsize * logits.shape[1]
+        with self._opened("logits.f16") as file:
+            for i, place in enumerate(places[order].tolist()):
+                file.seek(place * width)
+                _put(file, rows[i * width : (i + 1) * width])
+        fault("table:values")
+        with self._opened("filled.u8") as file:
+            first, last = places[order[0]], places[order[-1]]
+            file.seek(first)
+            marks = bytearray(file.read(last - first + 1))
+            np.frombuffer(marks, np.uint8)[places - first] = 1
+            file.seek(first)
+            _put(file, marks)
+        fault("table:filled")
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[io.FileIO]:
+        """A file to write rows into, unbuffered: a buffer would be emptied at every one. Synced in the end."""
+        with open(self.folder / name, "r+b", buffering=0) as file:
+            yield file
+            os.fsync(file.fileno())
+
+    def _commit(self, images: np.ndarray, views: np.ndarray, logits: np.ndarray) -> None:
+        """Journal, then write, what nobody else has written meanwhile."""
+        with self._locked():
+            self._replay()
+            # Whoever came first has spoken: an entry is never written twice.
+            fresh = self.filled[images, views] == 0
+            if not fresh.any():
+                return
+            content = io.BytesIO()
+            np.savez(content, images=images[fresh], views=views[fresh], logits=logits[fresh])
+            write_bytes(self.folder / "pending.npz", content.getvalue(), "journal")
+            self._apply(images[fresh] * self.shape[1] + views[fresh], logits[fresh])
+            (self.folder / "pending.npz").unlink()
+
+    def fill(self, views: np.ndarray, ask: Ask, batch: int, progress: Callable[[int], None] | None = None) -> int:
+        """Make sure that (image i, views[i]) is there for every i; returns how many had to be asked for."""
+        asked, gathered, since = 0, [], time.monotonic()
+        for start in range(0, len(views), CHUNK):
+            numbers = np.arange(start, min(start + CHUNK, len(views)))
+            missing = numbers[self.filled[numbers, views[numbers]] == 0]
+            for part in (missing[at : at + batch] for at in range(0, len(missing), batch)):
+                signals.stop_if_asked()
+                gathered.append((part, ask(torch.from_numpy(part), torch.from_numpy(views[part])).cpu()))
+                if time.monotonic() - since > COMMIT_SECONDS:
+                    self._add(gathered, views)
+                    gathered, since = [], time.monotonic()
+            asked += len(missing)
+            if progress is not None:
+                progress(len(numbers))
+        if gathered:
+            self._add(gathered, views)
+        return asked
+
+    def _add(self, gathered: list[tuple[np.ndarray, Tensor]], views: np.ndarray) -> None:
+        """Commit what was asked for, (image numbers, logits) by (image numbers, logits)."""
+        folder, images = printable(str(self.folder)), np.concatenate([numbers for numbers, _ in gathered])
+        logits = compact(torch.cat([answers for _, answers in gathered])).numpy()
+        if not np.isfinite(logits).all():
+            raise GhostError(f"{folder}: the teacher's logits are not finite; its run is no use, train it again")
+        try:
+            self._commit(images, views[images], logits)
+        except OSError as error:
+            raise GhostError(cannot_write(self.folder, error)) from error
+
+    def read(self, views: np.ndarray) -> Tensor:
+        """float16 [N, C]: the entry of image i under views[i]. They must have been filled."""
+        numbers = np.arange(len(views))
+        if not self.filled[numbers, views].all():
+            raise GhostError(f"{printable(str(self.folder))}: entries are missing that were filled; delete that folder")
+        return torch.from_numpy(self.logits[numbers, views])
+
+    def coverage(self) -> float:
+        """Share of all entries that are filled."""
+        return float(self.filled.mean())
+
+
+def _put(file: io.FileIO, content: memoryview | bytearray) -> None:
+    if file.write(content) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

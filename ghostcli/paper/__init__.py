@@ -1,0 +1,153 @@
+"""The paper's tables as printed: paper.toml, read into frozen values.
+
+Invariant: rows stand in the paper's order with the paper's numbers; what is known to be wrong with a number is
+said beside it, never mended in it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from ghostcli.errors import UsageError
+
+#: In the order in which they are shown.
+FAMILIES: tuple[str, ...] = ("paper", "published", "ghost", "smoke")
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What the authors' logs say where it differs from what they printed."""
+
+    accuracy: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One printed row. `delta` is against the printed baseline; None in Table I."""
+
+    table: str
+    verb: str
+    strategy: str
+    student: str
+    teachers: tuple[str, ...]
+    accuracy: float
+    delta: float | None
+    published: str
+    note: str | None
+    logged: Logged | None
+
+    @property
+    def parameters(self) -> int:
+        """Of the training form with 10 classes, counted."""
+        return paper().models[self.student].parameters
+
+    def arguments(self, family: str = "paper") -> tuple[str, ...]:
+        """What to type after `ghost` to make this row under a family's recipe: verb, networks, recipe."""
+        networks = (*self.teachers, "--student", self.student) if self.teachers else (self.student,)
+        recipe = self.published if family == "published" else family
+        return (self.verb, *networks, *(() if family == "paper" else ("--recipe", recipe)))
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    name: str
+    title: str
+    verb: str
+    strategy: str
+    rows: tuple[PaperRow, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network of Table I; `printed_parameters` in millions."""
+
+    label: str
+    parameters: int
+    printed_parameters: float
+
+
+@dataclass(frozen=True)
+class Source:
+    """The protocol behind every printed number."""
+
+    title: str
+    data: str
+    epochs: int
+    train_images: int
+    kind: str
+    alpha: float
+    temperature: float
+    note: str
+
+    @property
+    def budget(self) -> int:
+        return self.epochs * self.train_images
+
+
+@dataclass(frozen=True)
+class Paper:
+    source: Source
+    models: dict[str, Model]
+    tables: tuple[PaperTable, ...]
+    notes: dict[str, str]
+
+    def table(self, name: str) -> PaperTable:
+        """The table of that name; UsageError naming what exists."""
+        for table in self.tables:
+            if table.name == name:
+                return table
+        known = tuple(table.name for table in self.tables)
+        raise UsageError(f"table '{name}' does not exist; there are {', '.join(known)}")
+
+    @property
+    def rows(self) -> tuple[PaperRow, ...]:
+        return tuple(row for table in self.tables for row in table.rows)
+
+
+@cache
+def paper() -> Paper:
+    content = tomllib.loads(resources.files("ghostcli.paper").joinpath("paper.toml").read_text("utf-8"))
+    return Paper(
+        source=Source(**content["source"]),
+        models={name: Model(**model) for name, model in content["models"].items()},
+        tables=tuple(_table(table) for table in content["tables"]),
+        notes=content["notes"],
+    )
+
+
+def _table(content: dict[str, Any]) -> PaperTable:
+    head = {key: content[key] for key in ("verb", "strategy")}
+    rows = tuple(_row(row, table=content["name"], **head) for row in content["rows"])
+    return PaperTable(name=content["name"], title=content["title"], rows=rows, **head)
+
+
+def _row(content: dict[str, Any], **head: str) -> PaperRow:
+    return PaperRow(
+        student=content["student"],
+        teachers=tuple(content.get("teachers", ())),
+        accuracy=content["accuracy"],
+        delta=content.get("delta"),
+        published=content["published"],
+        note=content.get("note"),
+        logged=Logged(**content["logged"]) if "logged" in content else None,
+        **head,
+    )
+
+
+def label(name: str) -> str:
+    """A network's name as the tables print it: `GN-S 1.3x`, `ResNet-18`, `timm/x`."""
+    known = paper().models.get(name)
+    if known:
+        return known.label
+    family, colon, width = name.partition(":")
+    return f"GN-{family[-1].upper()} {width}x" if colon and family in ("gns", "gnd") else name
+
+
+def joined(teachers: tuple[str, ...] | list[str], strategy: str) -> str:
+    """Teachers in a phrase: a chain with arrows, first to last, any other with plus signs."""
+    return (" → " if strategy in ("chain", "dense") else " + ").join(label(name) for name in teachers)

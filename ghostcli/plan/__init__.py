@@ -1,0 +1,205 @@
+"""Recipe x seeds -> jobs in order (teacher -> assistants -> student), with content ids.
+
+Invariant: two jobs with the same id do the same work, whatever command asked for them; so a teacher is
+trained once and found again by every recipe that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ghostcli.errors import UsageError, printable
+from ghostcli.recipe.digest import canonical, digest
+from ghostcli.recipe.models import KD, Recipe
+from ghostcli.records import record
+from ghostcli.records.record import RUN_ID
+from ghostcli.zoo import names
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished run named as `run/ID`, in the place of a job that would have to be trained."""
+
+    id: str
+    student: str
+    digest: str
+    lineage: tuple[str, ...]
+    classes: int
+    teachers: tuple[()] = ()
+
+    @property
+    def seed(self) -> int:
+        return int(self.id.rpartition("/s")[2])
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, fully resolved. `teachers` are the direct ones, first to last."""
+
+    student: str
+    seed: int
+    recipe: Recipe
+    recipe_name: str
+    teachers: tuple[Job | Finished, ...] = ()
+
+    @property
+    def taught(self) -> bool:
+        return bool(self.teachers)
+
+    @property
+    def strategy(self) -> str:
+        """plain | kd | chain | dense | ensemble | adaptive, read off who teaches."""
+        if not self.teachers:
+            return "plain"
+        distill = self.recipe.distill
+        if len(self.teachers) == 1:
+            return "chain" if self.teachers[0].lineage[:-1] else "kd"
+        if distill.dense:
+            return "dense"
+        return "adaptive" if distill.weighting == "adaptive" else "ensemble"
+
+    @cached_property
+    def lineage(self) -> tuple[str, ...]:
+        """The networks taught through, the job's own last: ('resnet50', 'resnet34', 'gns:1.0')."""
+        return (*self.path, self.student)
+
+    @cached_property
+    def path(self) -> tuple[str, ...]:
+        """Names of the teachers as a table's row gives them: a chain's whole path, an ensemble's members."""
+        if len(self.teachers) == 1:
+            return self.teachers[0].lineage
+        return tuple(teacher.student for teacher in self.teachers)
+
+    @property
+    def generation(self) -> int:
+        """How many networks of its own kind have taught before it: 0 for one that was not born again."""
+        return self.path.count(self.student)
+
+    @property
+    def shuffled(self) -> bool:
+        return self.recipe.data.shuffle and (not self.taught or self.recipe.distill.shuffle)
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """All that decides the result but the seed."""
+        recipe = canonical(self.recipe)
+        if not self.taught:
+            del recipe["distill"]
+        if not names.is_ghost(self.student):
+            del recipe["engine"]["branches"]
+        teachers = [[teacher.digest, teacher.seed] for teacher in self.teachers]
+        return {"student": self.student, "recipe": recipe, "teachers": teachers}
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(self.content)
+
+    @cached_property
+    def protocol(self) -> str:
+        """Digest of data, budget and training alone: equal means that accuracies may be compared."""
+        recipe = canonical(self.recipe)
+        del recipe["distill"]
+        del recipe["engine"]["branches"]
+        return digest(recipe)
+
+    @property
+    def id(self) -> str:
+        return f"{names.slug(self.student)}-{self.strategy}-{self.digest[:8]}/s{self.seed}"
+
+
+def network(name: str) -> str:
+    """The canonical name of a network that is to be trained; UsageError for a finished run, which can only teach."""
+    if RUN_ID.fullmatch(name):
+        raise UsageError(f"{name}: is a run's id, not a model's name; type run/{name}")
+    parsed = names.parse(name)
+    if parsed.family == "run":
+        raise UsageError(f"{printable(name)}: a finished run can teach, but it is not trained again; name a model")
+    return parsed.canonical
+
+
+def plain(student: str, seed: int, recipe: Recipe, recipe_name: str) -> Job:
+    """A training without teachers; what [distill] says plays no part in it."""
+    return Job(network(student), seed, recipe.model_copy(update={"distill": KD()}), recipe_name)
+
+
+def root_teacher(name: str, recipe: Recipe, recipe_name: str, runs: Path) -> Job | Finished:
+    """A teacher by model name (trained under the same recipe) or by `run/ID` (as it is)."""
+    if name.startswith("run/"):
+        return finished(name, runs)
+    job = plain(name, recipe.distill.teacher_seed, recipe, recipe_name)
+    if recipe.distill.teacher_epochs not in (None, recipe.train.epochs):
+        train = recipe.train.model_copy(update={"stop": recipe.distill.teacher_epochs})
+        job = replace(job, recipe=job.recipe.model_copy(update={"train": train}))
+    return job
+
+
+def finished(name: str, runs: Path) -> Finished:
+    run = record.find(runs, name)
+    if run.status != "done" or run.result is None:
+        raise UsageError(f"{run.id}: cannot teach, {run.problem}; finish it first with the command that began it")
+    result = run.result
+    lineage = (
+        (*result["teachers"], result["student"]) if result["strategy"] in ("kd", "chain") else (result["student"],)
+    )
+    return Finished(run.id, result["student"], result["digest"], lineage, result["classes"])
+
+
+def chain(path: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:
+    """TAKD (Mirzadeh 2020): each network taught by the one before; DGKD (Son 2021) where the recipe is dense."""
+    if recipe.distill.weighting == "adaptive":
+        raise UsageError("distill.weighting=adaptive: weighs teachers that teach together; name them to ghost ensemble")
+    stages: list[Job | Finished] = [root_teacher(path[0], recipe, recipe_name, runs)]
+    for name in path[1:]:
+        if name.startswith("run/"):
+            raise UsageError(
+                f"{printable(name)}: only the first teacher of a chain can be a finished run; name a model"
+            )
+        stages.append(_taught(name, stages, recipe.distill.teacher_seed, recipe, recipe_name))
+    return _taught(student, stages, seed, recipe, recipe_name)
+
+
+def _taught(name: str, stages: list[Job | Finished], seed: int, recipe: Recipe, recipe_name: str) -> Job:
+    teachers = tuple(stages) if recipe.distill.dense else (stages[-1],)
+    if len(teachers) == 1:  # with one teacher a dense stage is plain KD: the same job, found by either
+        alone = {"dense": False, "drop": 0, "weighting": "mean", "combine": "logits"}
+        recipe = recipe.model_copy(update={"distill": recipe.distill.model_copy(update=alone)})
+    return Job(network(name), seed, recipe, recipe_name, teachers)
+
+
+def ensemble(teachers: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:
+    """All teachers at once, each trained alone."""
+    if recipe.distill.dense:
+        raise UsageError("distill.dense=true: is of chains, whose every stage teaches; use ghost assist-chain --dense")
+    roots = tuple(root_teacher(name, recipe, recipe_name, runs) for name in teachers)
+    if len({teacher.id for teacher in roots}) < len(roots):
+        raise UsageError(f"{' '.join(map(printable, teachers))}: a teacher is named twice; name each once")
+    return Job(network(student), seed, recipe, recipe_name, roots)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Jobs in an order in which each teacher comes before its students; `asked` are the command's own."""
+
+    jobs: tuple[Job, ...]
+    asked: tuple[Job, ...]
+
+
+def order(asked: Iterable[Job]) -> Plan:
+    """The graph of `asked` and all their teachers, each once, teachers first."""
+    jobs: dict[str, Job] = {}
+
+    def visit(job: Job | Finished) -> None:
+        if isinstance(job, Finished) or job.id in jobs:
+            return
+        for teacher in job.teachers:
+            visit(teacher)
+        jobs.setdefault(job.id, job)
+
+    asked = tuple(asked)
+    for job in asked:
+        visit(job)
+    return Plan(tuple(jobs.values()), tuple({job.id: job for job in asked}.values()))

@@ -1,0 +1,350 @@
+"""The run directory: opened, locked, written, read back.
+
+Invariant: a run whose status is `done` is whole (its result was written before its status), and whoever reads
+while another writes sees only whole files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ghostcli.errors import GhostError, UsageError, nearest, printable
+from ghostcli.records.storage import (
+    cannot_write,
+    fault,
+    read_json,
+    refuse_link,
+    sweep,
+    sync_folder,
+    write_bytes,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]*-[a-z]+-[0-9a-f]{8}(/s[0-9]+)?", re.ASCII | re.IGNORECASE)
+
+#: What every reader of a result takes for granted.
+RESULT: dict[str, type] = {
+    **dict.fromkeys(("run", "student", "strategy", "data", "data_checksum", "digest"), str),
+    **dict.fromkeys(("seed", "epochs", "classes"), int),
+    **{"teachers": list, "accuracy": dict},
+}
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run directory as a reader sees it. Nothing is written through it."""
+
+    path: Path
+    id: str
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """status.json, or {} where the run has none that can be read."""
+        with contextlib.suppress(GhostError):
+            value = read_json(self.path / "status.json")
+            if isinstance(value, dict):
+                return value
+        return {}
+
+    @property
+    def status(self) -> str:
+        """done | running | interrupted | failed | broken. A run whose process died counts as interrupted."""
+        status = self.state.get("status")
+        if status == "running" and not owner_alive(self.state):
+            return "interrupted"
+        if status == "done" and self.result is None:
+            return "broken"
+        return status if status in ("done", "running", "interrupted", "failed") else "broken"
+
+    @cached_property
+    def result(self) -> dict[str, Any] | None:
+        """result.json, or None where there is none, or one that lacks what every reader needs."""
+        return self._written if self._written is not None and _is_result(self._written) else None
+
+    @cached_property
+    def _written(self) -> dict[str, Any] | None:
+        with contextlib.suppress(GhostError):
+            value = read_json(self.path / "result.json")
+            if isinstance(value, dict):
+                return value
+        return None
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        with contextlib.suppress(GhostError):
+            value = read_json(self.path / "recipe.json")
+            if isinstance(value, dict):
+                return value
+        return {}
+
+    @property
+    def problem(self) -> str | None:
+        """Why this run is no finished one, or None."""
+        match self.status:
+            case "done":
+                return None
+            case "failed":
+                return str(self.state.get("error") or "failed").removeprefix(f"{self.id}: ")
+            case "running":
+                return "still running"
+            case "interrupted":
+                return "unfinished"
+            case _:
+                damaged = self.state.get("status") == "done" and self._written is not None
+                return "its result is damaged" if damaged else "its files are incomplete"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dict an epoch; a torn last line (a writer killed in the middle of it) is left out."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_bytes().splitlines()
+        except OSError:
+            return []
+        rows: list[dict[str, Any]] = []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                break
+            if not _is_row(row, len(rows) + 1):
+                break
+            rows.append(row)
+        return rows
+
+    def predictions(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Final test logits [n, C] (float16) and labels [n], or None where there are none."""
+        import numpy as np
+
+        try:
+            with np.load(self.path / "predictions.npz", allow_pickle=False) as file:
+                return file["logits"], file["labels"]
+        except UNREADABLE:
+            return None
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+
+#: What numpy raises for a file that is no archive of its arrays.
+UNREADABLE = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(ValueError, LookupError, TypeError, RuntimeError, MemoryError),
+)
+
+
+def _is_result(value: dict[str, Any]) -> bool:
+    scores = value.get("accuracy")
+    return (
+        value.get("schema") == 1
+        and all(isinstance(value.get(key), kind) for key, kind in RESULT.items())
+        and all(isinstance(scores.get(key), int | float) for key in ("last", "best", "selected"))
+    )
+
+
+def _is_row(row: Any, epoch: int) -> bool:
+    """Whether `row` can be the metrics' line of `epoch`."""
+    try:
+        return row["epoch"] == epoch and isinstance(row["test"]["accuracy"], int | float)
+    except (LookupError, TypeError):
+        return False
+
+
+def owner_alive(state: dict[str, Any]) -> bool:
+    """Whether the process that wrote this status still runs (told only for this host; elsewhere: assumed)."""
+    if state.get("host") != socket.gethostname():
+        return True
+    try:
+        os.kill(int(state["pid"]), 0)
+    except (ProcessLookupError, KeyError, TypeError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process_start(int(state["pid"])) == state.get("process_start")
+
+
+def owner(run: RunRecord) -> str:
+    """Who holds a run's lock, as far as its status tells: the lock is taken a moment before that is written."""
+    if run.status != "running":
+        return "another process"
+    with contextlib.suppress(TypeError, ValueError, OverflowError, OSError):
+        since = time.strftime("%H:%M:%S", time.localtime(run.state["started"]))
+        return f"process {run.state['pid']} on {printable(run.state['host'])} since {since}"
+    return "another process"
+
+
+def process_start(pid: int) -> str | None:
+    """When a process started, in the kernel's ticks, so that a reused pid is not taken for the old owner."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def scan(runs: Path) -> list[RunRecord]:
+    """Every run under `runs`, in order of id. Links are not followed out of it; a missing folder is empty."""
+    if not runs.is_dir():
+        return []
+    found = []
+    for path in sorted(runs.glob("*/s*")):
+        run = RunRecord(path, f"{path.parent.name}/{path.name}")
+        linked = path.is_symlink() or path.parent.is_symlink()
+        if RUN_ID.fullmatch(run.id) and path.is_dir() and not linked:
+            found.append(run)
+    return found
+
+
+def find(runs: Path, run_id: str) -> RunRecord:
+    """The run that `run_id` names (`NAME-STRATEGY-DIGEST8[/sSEED]`). UsageError where there is none, or several."""
+    known = scan(runs)
+    name = run_id.removeprefix("run/").rstrip("/")
+    if not RUN_ID.fullmatch(name):
+        raise UsageError(
+            f"{printable(run_id)}: no run's id; it looks like gns-1.0-plain-1a2b3c4d/s0 (`ghost runs list` shows yours)"
+        )
+    hits = [run for run in known if run.id == name or run.id.startswith(name + "/")]
+    if not hits:
+        where = f"{printable(str(runs))} has no run {name}."
+        raise UsageError(where + (nearest(name, [run.id for run in known]) if known else " It holds no runs at all."))
+    if len(hits) > 1:
+        raise UsageError(f"{name} has several seeds; say which: {', '.join(run.id for run in hits)}")
+    return hits[0]
+
+
+class RunWriter:
+    """The one writer of a run directory, for as long as it holds the run's lock."""
+
+    def __init__(self, runs: Path, run_id: str) -> None:
+        self.runs, self.id = runs, run_id
+        self.path = runs / run_id
+        self.started = time.time()
+
+    @contextlib.contextmanager
+    def locked(self, say: Callable[[str], None]) -> Iterator[RunWriter]:
+        """Hold the run's lock; wait for another process's, naming it. A dead process holds nothing."""
+        from filelock import FileLock, Timeout
+
+        lock_file = self.path.with_name(self.path.name + ".lock")
+        try:
+            lock_file.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(lock_file)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                who = owner(RunRecord(self.path, self.id))
+                say(f"{self.id} is being made by {who}; waiting for it (Ctrl-C leaves)")
+                lock.acquire()
+        except OSError as error:
+            raise UsageError(
+                f"--runs {printable(str(self.runs))}: not writable ({error.strerror or error}); name another folder"
+            ) from error
+        try:
+            yield self
+        finally:
+            lock.release()
+
+    def open(self) -> None:
+        """Make the directory and clear what a killed writer left half-written. Call inside `locked`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "checkpoint").mkdir(exist_ok=True)
+        except OSError as error:
+            raise GhostError(cannot_write(self.path, error)) from error
+        refuse_link(self.path / "checkpoint", self.path / "metrics.jsonl")
+        sweep(self.path)
+        sweep(self.path / "checkpoint")
+
+    def set_aside(self) -> Path | None:
+        """Move an earlier attempt out of the way (for --no-resume); returns where it lies now."""
+        if not self.path.exists():
+            return None
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
+            number += 1
+        try:
+            os.rename(self.path, aside)
+        except OSError as error:
+            raise GhostError(cannot_write(aside, error)) from error
+        sync_folder(aside.parent)
+        return aside
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return any((self.path / "checkpoint").glob("*.safetensors"))
+
+    def discard_if_empty(self) -> None:
+        """Leave nothing of a run that never started (it has no checkpoint and no metrics)."""
+        if not self.has_checkpoint and not (self.path / "metrics.jsonl").exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.with_name(self.path.name + ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
+
+    def set_status(self, status: str, **more: Any) -> None:
+        pid = os.getpid()
+        owner = {"pid": pid, "process_start": process_start(pid), "host": socket.gethostname()}
+        state = {"status": status, **owner, "started": self.started, "updated": time.time(), **more}
+        write_json(self.path / "status.json", state, "status")
+
+    def write(self, name: str, value: Any) -> None:
+        write_json(self.path / name, value, name.partition(".")[0])
+
+    def write_file(self, name: str, content: bytes) -> None:
+        write_bytes(self.path / name, content, name.partition(".")[0])
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """One line for one finished epoch, synced."""
+        fault("metrics:before")
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "ab") as out:
+                out.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+                out.flush()
+                os.fsync(out.fileno())
+        except OSError as error:
+            raise GhostError(cannot_write(path, error)) from error
+        fault("metrics:after")
+
+    def metrics_mark(self) -> tuple[int, str]:
+        """Length and sha256 of the metrics so far, for the checkpoint."""
+        content = self._metrics()
+        return len(content), hashlib.sha256(content).hexdigest()
+
+    def _metrics(self) -> bytes:
+        try:
+            return (self.path / "metrics.jsonl").read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def metrics_begin_with(self, length: int, checksum: str) -> bool:
+        """Whether the metrics still begin with what a checkpoint saw."""
+        kept = self._metrics()[:length]
+        return len(kept) == length and hashlib.sha256(kept).hexdigest() == checksum
+
+    def rewind_metrics(self, length: int) -> None:
+        """Cut off what ran ahead of the checkpoint."""
+        content = self._metrics()
+        if len(content) > length:
+            write_bytes(self.path / "metrics.jsonl", content[:length], "rewind")

@@ -1,0 +1,121 @@
+"""Figures of one run's predictions: confusion, reliability, and the images on which it parts from its teacher.
+
+Invariant: each function takes arrays and returns a matplotlib `Figure`; what to draw is decided by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ghostcli.compare.stats import calibration, ece, softmax
+from ghostcli.render.figures import GREY, PALETTE, canvas, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MANY = 20
+
+
+@styled
+def confusion(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str = "") -> Figure:
+    """Percent of each true class (rows) that was given each class (columns); figures are printed up to 20 classes."""
+    n = len(classes)
+    counts = np.zeros((n, n))
+    np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
+    percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(9.0, 2.0 + 0.42 * n)
+    figure, [[axes]] = canvas(size=(side + 0.6, side))
+    errors = percent * (1 - np.eye(n))  # the diagonal would drown the errors: it has the figure alone
+    image = axes.imshow(errors, cmap="Oranges", vmin=0, vmax=max(float(errors.max()), 1e-9))
+    axes.grid(visible=False)
+    if n <= MANY:
+        for i, j in np.argwhere(percent >= 0.05):
+            dark = i != j and errors[i, j] > 0.6 * errors.max()
+            text = f"{percent[i, j]:.1f}" if percent[i, j] < 99.95 else "100"
+            weight = "bold" if i == j else "normal"
+            axes.text(
+                j, i, text, ha="center", va="center", fontsize=6.5, color="white" if dark else "black", weight=weight
+            )
+        axes.set_xticks(range(n), classes, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(n), classes)
+    axes.set_xlabel("given class")
+    axes.set_ylabel("true class")
+    axes.set_title(title)
+    figure.colorbar(image, ax=axes, label="errors (% of the true class)", shrink=0.7)
+    return figure
+
+
+@styled
+def reliability(runs: Sequence[tuple[str, np.ndarray, np.ndarray]], bins: int = 15) -> Figure:
+    """Accuracy against confidence for (name, logits, labels) of each run, and how many images fall in each bin."""
+    figure, axes = canvas(2, 1, (4.6, 5.0), sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    curve, share = axes[:, 0]
+    curve.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
+    edges = np.linspace(0, 1, bins + 1)
+    for i, (name, logits, labels) in enumerate(runs):
+        found = calibration(logits, labels, bins)
+        there = found.count > 0
+        colour = PALETTE[i % len(PALETTE)]
+        text = f"{name}, ECE {100 * ece(logits, labels, bins):.1f} %"
+        curve.plot(found.confidence[there], found.accuracy[there], "o-", color=colour, label=text, markersize=4)
+        share.stairs(100 * found.count / found.count.sum(), edges, color=colour, linewidth=1.4)
+    curve.set_ylabel("accuracy")
+    curve.set_xlim(0, 1)
+    curve.set_ylim(0, 1)
+    curve.legend(loc="upper left", fontsize=8)
+    share.set_yscale("log")
+    share.minorticks_off()
+    share.set_ylabel("images (%)")
+    share.set_xlabel("confidence (largest probability)")
+    return figure
+
+
+def parting(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    """Total variation distance [N] between the two networks' probabilities: 0 agrees in full, 1 not at all."""
+    return np.abs(softmax(student) - softmax(teacher)).sum(axis=1) / 2
+
+
+@styled
+def disagreement(
+    images: np.ndarray,
+    labels: np.ndarray,
+    student: np.ndarray,
+    teacher: np.ndarray,
+    classes: Sequence[str],
+    count: int = 24,
+    title: str = "",
+) -> Figure:
+    """The `count` images uint8 [N, H, W, 3] on which student and teacher part the most, with both first choices."""
+    distance = parting(student, teacher)
+    worst = np.argsort(-distance, kind="stable")[: min(count, len(images))]
+    columns = min(6, len(worst))
+    rows = -(-len(worst) // columns)
+    figure, axes = canvas(rows, columns, (1.35 * columns + 0.2, 1.85 * rows + 0.5))
+    both = [
+        (softmax(logits), colour, who)
+        for logits, colour, who in ((student, PALETTE[0], "S"), (teacher, PALETTE[1], "T"))
+    ]
+    for panel in axes.flat:
+        panel.set_axis_off()
+    for panel, i in zip(axes.flat, worst, strict=False):
+        panel.imshow(images[i], interpolation="nearest")
+        panel.set_title(classes[labels[i]], fontsize=8, loc="center", pad=3)
+        for line, (probabilities, colour, who) in enumerate(both):
+            choice = int(probabilities[i].argmax())
+            right = "✓" if choice == labels[i] else "✗"
+            text = f"{who} {classes[choice]} {100 * probabilities[i, choice]:.0f} % {right}"
+            panel.text(
+                0.5,
+                -0.04 - 0.14 * line,
+                text,
+                transform=panel.transAxes,
+                ha="center",
+                va="top",
+                fontsize=6.5,
+                color=colour,
+            )
+    figure.suptitle(title, fontsize=10)
+    return figure

@@ -1,0 +1,208 @@
+"""How long a graph of jobs will take, and how much disk, from measured rates.
+
+Invariant: every figure says what it rests on: a finished run of that network, or the measured rate of another one
+scaled by multiply-accumulates. Start-up and the teaching checks are left out. No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from ghostcli.paper import paper
+from ghostcli.plan import Finished, Job, Plan
+from ghostcli.recipe.models import AugmentSection, DataSection
+from ghostcli.records.record import RunRecord
+from ghostcli.run import launch
+from ghostcli.zoo import names
+
+#: Multiply-accumulates of a forward pass of one 32 x 32 image in training form, in millions.
+MACS = {
+    "gns:1.0": 19.6,
+    "gns:1.3": 31.4,
+    "gns:1.6": 45.9,
+    "gns:1.9": 64.1,
+    "gns:2.2": 84.2,
+    "gns:2.8": 131.7,
+    "gns:3.4": 192.4,
+    "gnd:1.0": 35.6,
+    "resnet18": 140.0,
+    "resnet34": 291.0,
+    "resnet50": 326.0,
+    "vgg13": 247.0,
+    "densenet161": 619.0,
+    "inceptionv3": 3460.0,
+    "efficientnetv2": 2849.0,
+}
+#: Whether a Ghost network or not: whom to measure where no network of the kind has a run.
+REFERENCE = {True: "gns:1.0", False: "resnet18"}
+#: Training time grows as this power of the MACs: Ghost networks wait for memory rather than arithmetic. From GN-S 1.0
+#: to 3.4 a CPU core takes 4.4 times as long, and 9.8^(2/3) is 4.6; the authors' GPU took 2.8 times. The others' times
+#: per MAC lie within 40 % of one another.
+POWER = {True: 2 / 3, False: 1.0}
+#: Images that a run must have trained on for its rate to count: the first steps build kernels and warm up.
+ENOUGH = 2000
+#: The basis of a job that costs nothing more.
+DONE = "done"
+#: An evaluation's share of a training step: no backward pass, no update.
+FORWARD = 1 / 3
+#: Training and test images, and classes, of the sets with names.
+SIZES = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100), "digits": (1437, 360, 10)}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one job: seconds, one run at a time; bytes on disk; and what the student's rate rests on."""
+
+    seconds: float
+    bytes: int
+    basis: str
+
+
+class Rates:
+    """Seconds that training on one image takes, by network, on one kind of device.
+
+    `measure(network)` gives the images per second of a network that no run tells of.
+    """
+
+    def __init__(self, records: Iterable[RunRecord], device: str, measure: Callable[[str], float]) -> None:
+        self.measure = measure
+        self.known: dict[str, float] = {}
+        self.basis: dict[str, str] = {}
+        largest: dict[str, int] = {}
+        for run in records:
+            result = run.result if run.status == "done" else None
+            # A taught run's rate holds what was asked of its teachers.
+            if result is None or result["strategy"] != "plain" or result.get("device") != device:
+                continue
+            rates = [row["images_per_second"] for row in run.metrics() if row.get("images_per_second", 0) > 0]
+            images = result.get("train_images", 0) * len(rates)
+            if images > largest.get(result["student"], ENOUGH - 1):
+                largest[result["student"]] = images
+                self.known[result["student"]] = 1 / median(rates[1:] or rates)
+                self.basis[result["student"]] = "measured in finished runs"
+        self.measured = set(self.known)
+
+    def seconds(self, model: str) -> float:
+        if model not in self.known:
+            self._scale(model)
+        return self.known[model]
+
+    def _scale(self, model: str) -> None:
+        """From the network of the same kind, among those measured, that is nearest in MACs."""
+        ghost = names.is_ghost(model)
+        like = [name for name in self.measured if name in MACS and names.is_ghost(name) == ghost]
+        if not like:
+            like = [REFERENCE[ghost]]
+            self.known[like[0]] = 1 / self.measure(like[0])
+            self.basis[like[0]] = "measured over a few steps now"
+            self.measured.add(like[0])
+        if model in self.known:
+            return
+        near = min(like, key=lambda name: abs(math.log(MACS[name] / MACS[model])))
+        self.known[model] = self.known[near] * (MACS[model] / MACS[near]) ** POWER[ghost]
+        self.basis[model] = f"scaled by MACs from {near}"
+
+
+def sizes(section: DataSection) -> tuple[int, int, int]:
+    """Training images, test images and classes that a recipe's data section leaves."""
+    if section.name in SIZES:
+        train, test, classes = SIZES[section.name]
+    else:
+        data = launch.load_data(section)
+        return len(data.train), len(data.test), len(data.classes)
+    train = min(train, section.limit or train) - section.validation
+    return train, min(test, section.limit_test or test), classes
+
+
+def costs(graph: Plan, rates: Rates, runs: Path) -> dict[str, Cost]:
+    """Job id -> what is still to be spent on it, in the graph's order; nothing for a job that is done.
+
+    A teacher's table is filled by whoever asks first: a view of an image that an earlier student of the graph saw
+    costs nothing again.
+    """
+    seen: dict[str, dict[int, int]] = defaultdict(dict)  # teacher's run -> student's seed -> epochs
+    for job in graph.jobs:
+        if launch.is_done(job, runs) and _views(job):
+            for teacher in job.teachers:
+                _see(seen[teacher.id], job)
+    return {job.id: _cost(job, rates, runs, seen) for job in graph.jobs}
+
+
+def _cost(job: Job, rates: Rates, runs: Path, seen: dict[str, dict[int, int]]) -> Cost:
+    if launch.is_done(job, runs):
+        return Cost(0.0, 0, DONE)
+    epochs = epochs_of(job)
+    train, test, classes = sizes(job.recipe.data)
+    each = rates.seconds(job.student)
+    seconds = epochs * (train + FORWARD * test) * each
+    space = 4 * copies(job) * paper().models[job.student].parameters + test * (2 * classes + 8)
+    for teacher in job.teachers:
+        asked = train * epochs
+        if views := _views(job):
+            before = _distinct(seen[teacher.id], views)
+            if not seen[teacher.id]:
+                space += train * views * (2 * classes + 1)
+            _see(seen[teacher.id], job)
+            asked = round(train * (_distinct(seen[teacher.id], views) - before))
+        seconds += asked * FORWARD * rates.seconds(teacher.student)
+    left = 1 - _share_done(job, runs)
+    return Cost(seconds * left, space, rates.basis[job.student])
+
+
+def copies(job: Job) -> int:
+    """Of the weights, as a run keeps them: the final ones, and two checkpoints with momentum and what is averaged
+    or chosen."""
+    kept = 2 + (job.recipe.train.ema > 0) + (job.recipe.data.validation > 0)
+    return 1 + 2 * kept
+
+
+def epochs_of(job: Job | Finished) -> int:
+    train = job.recipe.train
+    return min(train.epochs, train.stop or train.epochs)
+
+
+def _share_done(job: Job, runs: Path) -> float:
+    """How much of an unfinished run is behind it."""
+    return min(len(launch.record_of(job, runs).metrics()) / epochs_of(job), 1.0)
+
+
+def _views(job: Job) -> int:
+    """Views of an image that tables hold for this job; 0 where its teachers are asked at every step."""
+    distill, augment = job.recipe.distill, job.recipe.augment
+    live = distill.source == "live" or distill.view == "patch" or augment.cutout or distill.weighting == "adaptive"
+    return 0 if live or distill.kind in ("hint", "at", "rkd") else _view_count(augment)
+
+
+def _view_count(augment: AugmentSection) -> int:
+    return (2 * augment.pad + 1) ** 2 * (1 if augment.flip == "none" else 2)
+
+
+def _see(by_seed: dict[int, int], job: Job) -> None:
+    by_seed[job.seed] = max(by_seed.get(job.seed, 0), epochs_of(job))
+
+
+def _distinct(by_seed: dict[int, int], views: int) -> float:
+    """Expected number of an image's views that were drawn: seeds draw apart, students of one seed alike."""
+    return views * (1 - (1 - 1 / views) ** sum(by_seed.values()))
+
+
+def hours(seconds: float) -> str:
+    """A duration to two digits, as a person says it."""
+    for unit, name in ((86400 * 2, "days"), (3600, "h"), (60, "min")):
+        if seconds >= unit:
+            value = seconds / (86400 if name == "days" else unit)
+            return f"{value:.1f} {name}" if value < 10 else f"{value:.0f} {name}"
+    return f"{math.ceil(seconds)} s"
+
+
+def space(count: int) -> str:
+    """Bytes in decimal units."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= unit:
+            return f"{count / unit:.1f} {name}" if count < 10 * unit else f"{count / unit:.0f} {name}"
+    return f"{count} B"

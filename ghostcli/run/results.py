@@ -1,0 +1,126 @@
+"""From a finished state to what the run directory keeps. Invariant: all that `ghost table` reads is in result.json."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ghostcli import zoo
+from ghostcli.data import Data
+from ghostcli.engine.train import State, final_weights
+from ghostcli.errors import GhostError, printable
+from ghostcli.plan import Finished, Job
+from ghostcli.recipe.digest import digest
+from ghostcli.records.record import RunRecord, RunWriter
+from ghostcli.zoo.evaluate import compact
+
+
+def final(state: State, test_logits: Tensor) -> tuple[nn.Module, Tensor]:
+    """The network that the run stands for and its test logits (float16, as they are kept)."""
+    logits = state.best_tensors.get("logits", test_logits)
+    return final_weights(state), compact(logits).cpu()
+
+
+def predictions(logits: Tensor, labels: Tensor) -> bytes:
+    """predictions.npz: float16 logits [n, C] and labels [n]."""
+    content = io.BytesIO()
+    np.savez(content, logits=logits.numpy(), labels=labels.cpu().numpy())
+    return content.getvalue()
+
+
+def agreements(
+    mine: tuple[np.ndarray, np.ndarray] | None, teachers: Sequence[Job | Finished], runs: Path
+) -> dict[str, float | None]:
+    """Percent of test images on which student and teacher say the same, by teacher.
+
+    `mine` are the student's logits [n, C] and labels [n]. A teacher goes by its network's name, by its run's id where
+    another is of the same network; None where it saw other test images.
+    """
+    if mine is None:
+        return {}
+    names = Counter(teacher.student for teacher in teachers)
+    found: dict[str, float | None] = {}
+    for teacher in teachers:
+        theirs = RunRecord(runs / teacher.id, teacher.id).predictions()
+        name = teacher.student if names[teacher.student] == 1 else teacher.id
+        same = theirs is not None and theirs[0].shape == mine[0].shape and np.array_equal(theirs[1], mine[1])
+        found[name] = round(100 * float((theirs[0].argmax(1) == mine[0].argmax(1)).mean()), 4) if same else None
+    return found
+
+
+def result(
+    job: Job,
+    data: Data,
+    state: State,
+    model: nn.Module,
+    run: RunWriter,
+    device: torch.device,
+    runs: Path,
+    findings: list[dict[str, Any]],
+    notes: list[str],
+    files: dict[str, bytes],
+) -> dict[str, Any]:
+    """result.json. Accuracies in percent, times in seconds; `selected` is the run's result.
+
+    `notes` are sentences for the record, `files` what the run directory now holds, by name. GhostError where the
+    metrics on the disk are not the epochs that were trained.
+    """
+    rows = RunRecord(run.path, run.id).metrics()
+    if len(rows) != state.epoch:
+        raise GhostError(
+            f"{printable(run.path / 'metrics.jsonl')}: holds {len(rows)} of {state.epoch} epochs, it was changed while "
+            "the run was made; start over with --no-resume"
+        )
+    last, best = rows[-1], max(rows, key=lambda row: row["test"]["accuracy"])
+    chosen = state.best or {"epoch": last["epoch"], "test": last["test"]["accuracy"]}
+    row = rows[chosen["epoch"] - 1]
+    content = {
+        "schema": 1,
+        "run": job.id,
+        "status": "done",
+        "student": job.student,
+        "parameters": zoo.count_parameters(model),
+        "strategy": job.strategy,
+        "kind": job.recipe.distill.kind if job.taught else None,
+        "teachers": list(job.path),
+        "teacher_runs": [t.id for t in job.teachers],
+        "data": data.name,
+        "data_checksum": data.checksum,
+        "classes": len(data.classes),
+        "train_images": len(data.train),
+        "validation_images": len(data.validation) if data.validation is not None else 0,
+        "test_images": len(data.test),
+        "seed": job.seed,
+        "epochs": last["epoch"],
+        "family": job.recipe.family,
+        "recipe": job.recipe_name,
+        "digest": job.digest,
+        "protocol": job.protocol,
+        "shuffled": job.shuffled,
+        "accuracy": {
+            "last": last["test"]["accuracy"],
+            "best": best["test"]["accuracy"],
+            "best_epoch": best["epoch"],
+            "selected": chosen["test"],
+            "selected_epoch": chosen["epoch"],
+            "selected_by": "validation" if state.best else "last",
+        },
+        "nll": row["test"]["loss"],
+        "agreement": agreements(RunRecord(run.path, run.id).predictions(), job.teachers, runs) or None,
+        "seconds": round(state.seconds + state.teacher_seconds, 3),
+        "train_seconds": round(state.seconds, 3),
+        "teacher_seconds": round(state.teacher_seconds, 3),
+        "device": device.type,
+        "check": findings,
+        "notes": [note for note in [model.spec.note, *notes] if note],
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
+    return {**content, "checksum": digest(content)}

@@ -1,0 +1,218 @@
+"""The paper's tables as one graph of jobs, and that graph carried out.
+
+Invariant: a printed row is planned as the command that the table names for it, so its runs are the ones that
+`ghost table` puts there; a job that several rows need is there once. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+
+from ghostcli import plan
+from ghostcli.errors import GhostError, Interrupted, UsageError, nearest, printable
+from ghostcli.paper import FAMILIES, PaperRow, paper
+from ghostcli.plan import Job, Plan
+from ghostcli.recipe import Resolved, load
+from ghostcli.run import launch
+from ghostcli.zoo import names
+
+#: The authors made one chain of assistants, unshuffled and without the extra step, and distilled every row of
+#: Table III from its ResNet-18 (facts: the chain that ends in GN-D).
+PUBLISHED_ASSISTANTS = "published/chain-gnd"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A printed row with its job for each seed, and its baseline's where it is taught."""
+
+    row: PaperRow
+    jobs: tuple[Job, ...]
+    baselines: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The rows of the named tables, those that --skip left out, and the one graph of all their jobs; beside it, once
+    they are known, the rows' controls."""
+
+    tables: tuple[str, ...]
+    family: str
+    rows: tuple[Planned, ...]
+    skipped: tuple[PaperRow, ...]
+    plan: Plan
+    controls: tuple[Job, ...] = ()
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        return (*self.plan.jobs, *self.controls)
+
+    @property
+    def taught(self) -> tuple[Planned, ...]:
+        return tuple(planned for planned in self.rows if planned.baselines)
+
+    @cached_property
+    def needed_by(self) -> dict[str, tuple[str, ...]]:
+        """Job id -> the tables that rest on it."""
+        found: dict[str, tuple[str, ...]] = {}
+        for table in self.tables:
+            for job in self.of_table(table).jobs:
+                found[job.id] = (*found.get(job.id, ()), table)
+        return found
+
+    def of_table(self, table: str) -> Plan:
+        """The part of the graph that a table rests on."""
+        planned = [planned for planned in self.rows if planned.row.table == table]
+        return plan.order(job for each in planned for job in (*each.baselines, *each.jobs))
+
+    def rows_of(self, job: Job) -> tuple[PaperRow, ...]:
+        """The printed rows that a job fills."""
+        return tuple(planned.row for planned in self.rows if job.id in {mine.id for mine in planned.jobs})
+
+
+def study(
+    tables: Sequence[str],
+    family: str,
+    seeds: int,
+    overrides: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    runs: Path = Path("runs"),
+) -> Study:
+    """Plan every row of `tables` for the seeds 0 to `seeds` - 1, but those in which a network of `skip` takes part.
+
+    `overrides` (`key.path=value`) apply to every recipe. Taught rows bring their students' baselines along, without
+    which there is no difference to show.
+    """
+    if family not in FAMILIES:
+        raise UsageError(f"--family {printable(family)}: is none of {', '.join(FAMILIES)}")
+    named = chosen(tables)
+    without = {names.canonical(name) for name in skip}
+    rows = [row for table in named for row in paper().table(table).rows]
+    there = dict.fromkeys(name for row in rows for name in (*row.teachers, row.student))
+    if lost := [name for name in without if name not in there]:
+        raise UsageError(f"--skip {printable(lost[0])}: takes part in none of these rows.{nearest(lost[0], [*there])}")
+
+    @cache
+    def resolved(recipe: str) -> Resolved:
+        return load(recipe, list(overrides))
+
+    plain = {row.student: row for row in paper().table("I").rows}
+
+    def job_of(row: PaperRow, seed: int) -> Job:
+        found = resolved(row.published if family == "published" else family)
+        recipe, name = found.recipe, found.name
+        if not row.teachers:
+            return plan.plain(row.student, seed, recipe, name)
+        if row.strategy == "ensemble":
+            return plan.ensemble(row.teachers, row.student, seed, recipe, name, runs)
+        job = plan.chain(row.teachers, row.student, seed, recipe, name, runs)
+        if family == "published" and len(row.teachers) > 1:
+            first = resolved(PUBLISHED_ASSISTANTS)
+            *path, last = row.teachers
+            assistant = plan.chain(path, last, first.recipe.distill.teacher_seed, first.recipe, first.name, runs)
+            job = replace(job, teachers=(assistant,))
+        return job
+
+    planned, skipped = [], []
+    for row in rows:
+        if without & {row.student, *row.teachers}:
+            skipped.append(row)
+            continue
+        jobs = tuple(job_of(row, seed) for seed in range(seeds))
+        baselines = tuple(job_of(plain[row.student], seed) for seed in range(seeds)) if row.teachers else ()
+        planned.append(Planned(row, jobs, baselines))
+    graph = plan.order(job for each in planned for job in (*each.baselines, *each.jobs))
+    return Study(named, family, tuple(planned), tuple(skipped), graph)
+
+
+def controls(todo: Study, runs: Path) -> tuple[Job, ...]:
+    """The control of each taught row that has finished runs: its baselines once more, on labels as soft as the check
+    measured the teachers' targets to be. One serves every row of its student whose softness it is near."""
+    from ghostcli.compare import control
+    from ghostcli.compare.groups import Arm
+
+    made: dict[str, list[float]] = defaultdict(list)
+    jobs: dict[str, Job] = {}
+    for planned in todo.taught:
+        records = (launch.record_of(job, runs) for job in planned.jobs)
+        done = tuple(record for record in records if record.status == "done")
+        softness = control.measured(Arm(done)) if done else None
+        if softness is None:  # a way of teaching without soft targets
+            continue
+        known = made[planned.row.student]
+        if not any(control.near(smoothing, softness) for smoothing in known):
+            known.append(softness)
+            jobs |= {job.id: job for job in smoothed(planned.baselines, softness)}
+    return tuple(jobs.values())
+
+
+def smoothed(baselines: Iterable[Job], smoothing: float) -> Iterator[Job]:
+    """The same trainings on labels smoothed so; none of those whose labels are at least as soft already."""
+    for job in baselines:
+        train = job.recipe.train
+        if train.label_smoothing < smoothing:
+            train = train.model_copy(update={"label_smoothing": smoothing})
+            yield replace(job, recipe=job.recipe.model_copy(update={"train": train}))
+
+
+def chosen(tables: Sequence[str]) -> tuple[str, ...]:
+    """The tables' names in the paper's order, each once; `all` is every one. UsageError for any other."""
+    known = [table.name for table in paper().tables]
+    asked = [name.upper() for name in tables]
+    for name in asked:
+        if name not in (*known, "ALL"):
+            raise UsageError(f"table '{printable(name)}': does not exist; there are {', '.join(known)}, or all")
+    return tuple(name for name in known if name in asked or "ALL" in asked)
+
+
+def settings(data: str | None, limit: int | None, epochs: int | None) -> list[str]:
+    """The overrides that the flags stand for.
+
+    `limit` cuts the test images too: a heavy teacher's evaluation of 10,000 after each epoch would otherwise be
+    most of a small version's work.
+    """
+    flags = {"data.name": data, "data.limit": limit, "data.limit_test": limit, "train.epochs": epochs}
+    return [f"{key}={value}" for key, value in flags.items() if value is not None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A job that was carried out, was found, or could not be: `error` says why."""
+
+    job: Job
+    error: GhostError | None = None
+
+
+def carry_out(graph: Plan, options: launch.Options) -> Iterator[Outcome]:
+    """Run what is not done; each job as it ends, or all at the end where several run at a time.
+
+    A failure costs the jobs that rest on it and no other. Interrupted and UsageError end everything.
+    """
+    launch.prepare(graph, options)
+    if options.jobs > 1:
+        failure = None
+        try:
+            launch.carry_out(graph, options)
+        except (Interrupted, UsageError):
+            raise
+        except GhostError as error:
+            failure = error
+        for job in graph.jobs:
+            yield Outcome(job, None if launch.is_done(job, options.runs) else failure)
+        return
+    lost: dict[str, GhostError] = {}
+    for job in graph.jobs:
+        below = next((lost[teacher.id] for teacher in job.teachers if teacher.id in lost), None)
+        try:
+            if below is None:
+                launch.carry_out(Plan((job,), (job,)), options)
+        except (Interrupted, UsageError):
+            raise
+        except GhostError as error:
+            below = error
+        if below is not None:
+            lost[job.id] = below
+        yield Outcome(job, below)

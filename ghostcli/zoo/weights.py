@@ -1,0 +1,72 @@
+"""Final weights on disk and back. Invariant: a weights file says what it is (model, classes, form, normalisation)
+and is refused where it is anything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ghostcli import zoo
+from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.records import tensorfile
+from ghostcli.zoo.evaluate import Norm
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with its weights, in eval mode, and the normalisation it was trained with."""
+
+    model: nn.Module
+    name: str
+    classes: int
+    norm: Norm
+    sha256: str
+
+
+def encode(model: nn.Module, norm: Norm, form: str = "train") -> bytes:
+    """The bytes of model.safetensors: readable tensor names, one checksum over all."""
+    spec = model.spec
+    meta = {
+        "model": spec.name,
+        "classes": spec.classes,
+        "form": form,
+        "mean": list(norm[0]),
+        "std": list(norm[1]),
+    }
+    return tensorfile.encode(dict(model.state_dict()), meta)
+
+
+def load(
+    path: Path, device: torch.device | str = "cpu", classes: int | None = None, model: str | None = None
+) -> Loaded:
+    """Build the network a weights file names and fill it.
+
+    Raises GhostError, naming the file, where it is damaged, foreign, of another architecture than `model` or of
+    another class count than `classes`.
+    """
+    where = printable(str(path))
+    tensors, meta = tensorfile.read(path)
+    try:
+        name, count, form = str(meta["model"]), int(meta["classes"]), meta["form"]
+        norm = (tuple(float(v) for v in meta["mean"]), tuple(float(v) for v in meta["std"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise GhostError(f"{where}: is not the weights of a network ({error}); refused") from error
+    if model is not None and name != model:
+        raise GhostError(f"{where}: holds {printable(name)}, not {model}; refused")
+    if classes is not None and count != classes:
+        raise GhostError(f"{where}: was trained for {count} classes, not {classes}; name a run on the same data")
+    try:
+        with torch.device("meta"):  # which takes no memory: a name or a class count must not ask for more than the file
+            parameters = zoo.count_parameters(zoo.build(name, count))
+        if parameters > 4 * sum(tensor.numel() for tensor in tensors.values()):
+            raise ValueError(f"{parameters} parameters")
+        network = zoo.build_deployed(name, count) if form == "deploy" else zoo.build(name, count)
+        network.load_state_dict(tensors)
+    except (UsageError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+        raise GhostError(f"{where}: its tensors are not those of {printable(name)}; refused") from error
+    sha256 = tensorfile.checksum(tensors, meta)
+    network = network.to(device, memory_format=torch.channels_last).eval()
+    return Loaded(network, name, count, norm, sha256)  # type: ignore[arg-type]
