@@ -93,7 +93,7 @@ Update.__call__ = spoilt
 
 def test_finite_weights_with_infinite_logits_are_no_result(ghost, tmp_path):
     huge = """
-from ghostcli import evaluate
+from ghostcli.zoo import evaluate
 logits = evaluate.logits
 evaluate.logits = lambda *a, **k: logits(*a, **k) * float("inf")
 """

@@ -262,7 +262,7 @@ STAGES = ("before", "half", "written", "renamed")
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_file_holds_the_old_or_the_new_at_every_instant(tmp_path, stage, action):
     (tmp_path / "file").write_bytes(b"old" * 1000)
-    write = "import pathlib; from ghostcli import storage\n"
+    write = "import pathlib; from ghostcli.records import storage\n"
     write += "storage.write_bytes(pathlib.Path('file'), b'new' * 999, 'x')"
     done = crash.server().run(["--version"], tmp_path, {"GHOST_FAULT": f"x:{stage}={action}"}, before=write)
     assert done.code == (-9 if action == "kill" else 1)
