@@ -133,7 +133,7 @@ def test_metrics_that_the_checkpoint_did_not_see(ghost, tmp_path, harm):
 
 def test_metrics_edited_while_the_run_is_made(ghost, tmp_path):
     edit = "open(next(__import__('pathlib').Path('runs').glob('*/s0/metrics.jsonl')), 'w').close()"
-    patch = f"from ghostcli.engine import results; final = results.final\ndef cut(*a):\n    {edit}; return final(*a)\n"
+    patch = f"from ghostcli.run import results; final = results.final\ndef cut(*a):\n    {edit}; return final(*a)\n"
     done = crash.server().run(PLAIN, tmp_path, before=patch + "results.final = cut")
     assert done.code == 1 and "holds 0 of 2 epochs" in done.err and "Traceback" not in done.err
     assert not list(tmp_path.rglob("result.json"))
