@@ -12,6 +12,7 @@ import time
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
+from rich.table import Table
 from rich.text import Text
 
 from ghostcli.errors import printable
@@ -26,6 +27,22 @@ class _Stderr(Console):
 
 
 console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
+
+
+def table(first: str, *titles: str, numbers: bool = False) -> Table:
+    """An empty table of results; the columns after the first hold `numbers`, or words."""
+    view = Table(first, box=None, pad_edge=False, header_style="bold", show_header=numbers)
+    for title in titles:
+        view.add_column(title, justify="right" if numbers else "left", no_wrap=True)
+    return view
+
+
+def tell(view: Table) -> None:
+    """A table of results on standard output; in a file, which has no edge to wrap at, as wide as it is."""
+    out = Console(highlight=False, soft_wrap=True)
+    if not out.is_terminal:
+        out = Console(highlight=False, soft_wrap=True, width=max(120, out.measure(view).maximum))
+    out.print(view)
 
 
 def shorten(name: str, width: int) -> str:

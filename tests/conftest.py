@@ -58,3 +58,27 @@ def cifar10(monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.skip("the real CIFAR-10 is not under data/ or GHOST_DATA")
     monkeypatch.setenv("GHOST_DATA", str(root))
     return root
+
+
+@pytest.fixture(scope="session")
+def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run: a small student that has learnt the digits well enough to be told apart."""
+    from ghostcli import plan
+    from ghostcli.recipe import load
+    from ghostcli.run import launch
+
+    runs = tmp_path_factory.mktemp("digits") / "runs"
+    settings = ["data.name=digits", "train.epochs=4", "train.batch_size=32", "augment.flip=none", "optim.lr=0.05"]
+    found = load("smoke", [*settings, "data.limit=800", "data.limit_test=360"])
+    job = plan.plain("gns:0.3", 0, found.recipe, found.name)
+    launch.carry_out(plan.order([job]), launch.Options(runs, "cpu", quiet=True))
+    return runs
+
+
+@pytest.fixture
+def digits_run(digits_runs: Path):
+    """That run's record. Not to be written to."""
+    from ghostcli.records import record
+
+    [run] = record.scan(digits_runs)
+    return run

@@ -12,7 +12,7 @@ import pytest
 
 VERBS = {
     *("train-teacher", "distill", "assist-chain", "ensemble", "reproduce", "demo", "check", "teach"),
-    *("table", "plot", "bench", "runs", "recipe", "data", "export", "doctor"),
+    *("table", "plot", "bench", "runs", "recipe", "data", "export", "doctor", "predict", "evaluate"),
 }
 TRAINING_FLAGS = {
     *("--recipe", "--set", "--data", "--epochs", "--seed", "--jobs", "--runs", "--device", "--dry-run", "--resume"),

@@ -12,7 +12,21 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ghostcli import __version__, signals
-from ghostcli.cli import bench, data, demo, doctor, export, plot, recipe, reproduce, runs, table, train
+from ghostcli.cli import (
+    bench,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    plot,
+    predict,
+    recipe,
+    reproduce,
+    runs,
+    table,
+    train,
+)
 from ghostcli.errors import GhostError, Interrupted, nearest, printable
 
 #: What typer raises for a wrong command, flag or argument.
@@ -70,6 +84,8 @@ app.add_typer(train.check_app, name="check", rich_help_panel=TRAIN)
 app.add_typer(train.teach_app, name="teach", rich_help_panel=TRAIN)
 app.command(rich_help_panel=READ)(table.table)
 app.command(rich_help_panel=READ)(plot.plot)
+app.command(rich_help_panel=READ)(predict.predict)
+app.command(rich_help_panel=READ)(evaluate.evaluate)
 app.command(rich_help_panel=READ)(bench.bench)
 app.add_typer(runs.app, name="runs", rich_help_panel=READ)
 app.add_typer(recipe.app, name="recipe", rich_help_panel=PREPARE)

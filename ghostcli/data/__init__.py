@@ -99,6 +99,22 @@ def load(section: DataSection, root: Path | None = None) -> Data:
     return Data(printable(section.name), classes, train, validation, test, mean, std, _checksum(parts))
 
 
+def class_names(name: str, root: Path | None = None) -> tuple[str, ...]:
+    """The names of a data set's classes, in the order of their numbers. Nothing is downloaded, no image is decoded."""
+    folder = folder_of(name)
+    if folder is not None:
+        from ghostcli.data.folder import list_images
+
+        return tuple(map(printable, list_images(folder)[0]))
+    if name == "digits":
+        from ghostcli.data.digits import CLASSES
+
+        return CLASSES
+    from ghostcli.data.cifar import archive, read_names
+
+    return read_names(archive(name), root or data_root())
+
+
 def _hold_out(train: Images, section: DataSection) -> tuple[Images, Images | None]:
     from ghostcli.data.split import stratified
 

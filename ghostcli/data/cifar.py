@@ -76,7 +76,7 @@ def read_cifar(name: str, root: Path) -> tuple[tuple[str, ...], Images, Images]:
         if problem := problem_of_archive(source, root):
             raise UsageError(problem)
         fetch(source, root)
-    classes = _read_names(source, root)
+    classes = read_names(source, root)
     return classes, _read_images(source, root, source.train), _read_images(source, root, source.test)
 
 
@@ -118,7 +118,7 @@ def _checked_bytes(source: Archive, root: Path, file: str) -> bytes:
     return content
 
 
-def _read_names(source: Archive, root: Path) -> tuple[str, ...]:
+def read_names(source: Archive, root: Path) -> tuple[str, ...]:
     (file,) = source.meta
     held = _unpickle(source, root, file)
     names = held.get(source.names_key)

@@ -14,6 +14,7 @@ from ghostcli.data import Images
 from ghostcli.data.split import stratified
 
 TEST_IMAGES = 360
+CLASSES = tuple("0123456789")
 
 #: Of the 8 x 8 greys and the labels, as bytes.
 SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
@@ -40,4 +41,4 @@ def read_digits() -> tuple[tuple[str, ...], Images, Images]:
     pixels = (large * 255 / 16).round().to(torch.uint8).permute(0, 2, 3, 1).repeat(1, 1, 1, 3)
     images = Images(pixels, labels)
     train, test = stratified(labels, TEST_IMAGES, seed=0)
-    return tuple("0123456789"), images[train], images[test]
+    return CLASSES, images[train], images[test]

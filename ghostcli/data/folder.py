@@ -12,16 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ghostcli.data import Images
+from ghostcli.data.pictures import SUFFIXES, decode
 from ghostcli.data.split import interleaved
 from ghostcli.errors import UsageError, printable
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-
-#: Pillow's plain decoders: without this list a file named .png could start Ghostscript.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 
 
 def read_folder(folder: Path, size: int) -> tuple[tuple[str, ...], Images, Images]:
@@ -112,7 +108,7 @@ def _read(by_class: dict[str, list[Path]], size: int) -> Images:
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         console = Console(stderr=True)
-        done = pool.map(_decode, paths, pixels)
+        done = pool.map(lambda path, out: np.copyto(out, decode(path, size)), paths, pixels)
         for _ in track(
             done,
             "reading images",
@@ -123,22 +119,3 @@ def _read(by_class: dict[str, list[Path]], size: int) -> Images:
         ):
             pass
     return Images(torch.from_numpy(pixels), torch.tensor([c for c, _ in places]))
-
-
-def _decode(path: Path, out: np.ndarray) -> None:
-    """Writes the image, shorter side scaled to the size, cut about its centre, into `out` [size, size, 3]."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.mode.startswith(("I", "F")):
-                raise UsageError(f"{printable(path)}: has more than 8 bits a channel: convert it to 8 bits")
-            out[:] = np.asarray(ImageOps.fit(image.convert("RGB"), out.shape[:2], Image.Resampling.BILINEAR))
-    except UsageError:
-        raise
-    except PermissionError as error:
-        raise UsageError(f"{printable(path)}: cannot be read ({error.strerror})") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UsageError(f"{printable(path)}: too many pixels to be decoded safely: make it smaller") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
-        raise UsageError(
-            f"{printable(path)}: not an image that can be read, damaged or cut short: replace it"
-        ) from error

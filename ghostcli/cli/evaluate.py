@@ -1,0 +1,61 @@
+"""`ghost evaluate`: a trained network on a whole test set. Invariant: no accuracy is shown without its interval."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ghostcli.cli.options import Json, Runs
+from ghostcli.cli.predict import Model
+from ghostcli.errors import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="NAME", help="cifar10, cifar100, digits or folder:PATH.", show_default="its own"
+        ),
+    ] = None,
+    confusion: Annotated[bool, typer.Option("--confusion", help="Count what each class was taken for.")] = False,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Accuracy with its 95 % interval, likelihood and calibration on test images; an exported file in its own runtime.
+
+    ghost evaluate run/gns-1.0-kd-1a2b3c4d/s0        ghost evaluate student.onnx --data folder:photos --confusion
+    """
+    from ghostcli.deploy import ask, source
+
+    network = source.open_network(model, runs)
+    found, counts = ask.evaluate(network, data)
+    if as_json:
+        more = {"confusion": counts.tolist(), "classes": network.about.classes} if confusion else {}
+        typer.echo(json.dumps(asdict(found) | more, indent=1, ensure_ascii=False))
+        return
+    typer.echo(
+        f"{printable(found.model)} on {found.data} ({found.images:,} test images, {found.runtime}):\n"
+        f"accuracy {found.accuracy:.2f} % (95 % interval {found.low:.2f} to {found.high:.2f}), "
+        f"negative log-likelihood {found.nll:.4f} nats, calibration error {100 * found.ece:.2f} points"
+    )
+    if confusion:
+        _print(network.about.classes, counts)
+
+
+def _print(classes: tuple[str, ...], counts: np.ndarray) -> None:
+    from rich.text import Text
+
+    from ghostcli.display import table, tell
+
+    view = table("true \\ said", *map(printable, classes), numbers=True)
+    for name, row in zip(classes, counts, strict=True):
+        view.add_row(Text(printable(name)), *(str(count) if count else "." for count in row))
+    tell(view)

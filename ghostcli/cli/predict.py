@@ -1,0 +1,49 @@
+"""`ghost predict`: what a trained network says about pictures. Invariant: answers go to stdout, nothing else does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ghostcli.cli.options import Json, Runs
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A finished run (run/ID), or an exported .onnx or .pt2 file.")
+]
+
+
+def predict(
+    model: Model,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Picture files, folders, or - for stdin.")],
+    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="Classes to name, likeliest first.")] = 3,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """The classes of pictures, with probabilities: one line a picture.
+
+    ghost predict run/gns-1.0-kd-1a2b3c4d/s0 cat.jpg        ghost predict student.onnx photos/ --top 1 --json
+    """
+    from ghostcli.deploy import ask, source
+
+    files = ask.list_pictures(images)
+    rows = ask.predict(source.open_network(model, runs), files, top)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        _print(rows)
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    from rich.text import Text
+
+    from ghostcli.display import table, tell
+    from ghostcli.errors import printable
+
+    view = table("image", *[""] * len(rows[0]["predictions"]))
+    for row in rows:
+        said = [f"{100 * each['probability']:5.1f} % {each['class']}" for each in row["predictions"]]
+        view.add_row(Text(printable(row["image"])), *map(Text, said))
+    tell(view)

@@ -1,0 +1,147 @@
+"""An ONNX file read without trust, and asked through onnxruntime or OpenVINO. No torch.
+
+Invariant: a file is taken only where it is whole in itself (no weights outside it), of standard operators alone, and
+maps [N, 3, S, S] in 0..1 to [N, classes] as its own description says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ghostcli.deploy import about as room
+from ghostcli.deploy.about import About
+from ghostcli.errors import UsageError, printable
+
+if TYPE_CHECKING:
+    import onnx
+
+INPUT, OUTPUT = "images", "logits"
+MOST = 1 << 30  # bytes
+Ask = Callable[[np.ndarray], np.ndarray]
+
+
+def require(extra: str, *packages: str) -> None:
+    """UsageError with what to install where one of `packages`, all of the optional `extra`, is not there."""
+    import importlib.util
+
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"{', '.join(missing)} is not installed: pip install 'ghostcli[{extra}]'")
+
+
+def threads() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read(content: bytes, file: str) -> tuple[onnx.ModelProto, About]:
+    """The model and its description. UsageError naming the file where it is not what this module's invariant says."""
+    require("onnx", "onnx", "onnxruntime")
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    where = printable(file)
+    if len(content) > MOST:
+        raise UsageError(f"{where}: {len(content):,} bytes is more than any network of ghost's; refused unread")
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except (DecodeError, RecursionError, ValueError) as error:
+        raise UsageError(f"{where}: is no ONNX file, or one cut short; export it again") from error
+    if not model.graph.node:
+        raise UsageError(f"{where}: is no ONNX file, or one without operators; export it again")
+    described = [entry.value for entry in model.metadata_props if entry.key == room.KEY]
+    if not described:
+        raise UsageError(f"{where}: does not say what its images and classes are; name a file that ghost export wrote")
+    about = room.decode(described[0], file)
+    domains = {node.domain for node in _nodes(model.graph)} | {entry.domain for entry in model.opset_import}
+    if foreign := sorted(domains - {"", "ai.onnx"}):
+        raise UsageError(f"{where}: has custom operators ({printable(', '.join(foreign))}); refused")
+    if model.functions or any(_graphs(node) for node in model.graph.node):
+        raise UsageError(f"{where}: has operators within operators, which no network of ghost's has; refused")
+    for tensor in _tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise UsageError(f"{where}: keeps weights in another file; refused, export it again as one file")
+        if any(side < 0 for side in tensor.dims) or int(np.prod(tensor.dims, dtype=object)) > len(content):
+            raise UsageError(f"{where}: the tensor {printable(tensor.name)} claims more values than the file holds")
+    _require_shapes(model, about, where)
+    return model, about
+
+
+def _require_shapes(model: onnx.ModelProto, about: About, where: str) -> None:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    given = [value for value in model.graph.input if value.name not in weights]
+    wanted = {INPUT: (3, about.size, about.size), OUTPUT: (len(about.classes),)}
+    for values, name in ((given, INPUT), (model.graph.output, OUTPUT)):
+        found = [
+            (value.name, value.type.tensor_type.elem_type, [side.dim_value for side in _shape(value)][1:])
+            for value in values
+        ]
+        if found != [(name, 1, list(wanted[name]))]:
+            sides = ", ".join(map(str, wanted[name]))
+            raise UsageError(f"{where}: its {name} are not float32 [N, {sides}] alone, as it says; export it again")
+
+
+def _shape(value: Any) -> Any:
+    return value.type.tensor_type.shape.dim
+
+
+def _graphs(node: onnx.NodeProto) -> list[Any]:
+    return [graph for entry in node.attribute for graph in ([entry.g] if entry.HasField("g") else list(entry.graphs))]
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for inner in _graphs(node):
+            yield from _nodes(inner)
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    yield from model.graph.initializer
+    for sparse in model.graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in model.graph.node:
+        for entry in node.attribute:
+            yield from ([entry.t] if entry.HasField("t") else entry.tensors)
+
+
+def session(content: bytes, file: str, optimised: str | None = None) -> Any:
+    """onnxruntime's session on the CPU. `optimised` is where it writes the graph as it really runs it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.log_severity_level = 4
+    if optimised:
+        options.optimized_model_filepath = optimised
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base
+        reason = printable(str(error).splitlines()[0][:160])
+        raise UsageError(f"{printable(file)}: onnxruntime cannot load it ({reason})") from error
+
+
+def ask_onnxruntime(content: bytes, file: str) -> tuple[Ask, str]:
+    """(float32 [N, 3, S, S] in 0..1 -> logits [N, classes], the runtime's name and version)."""
+    held = session(content, file)
+    return lambda images: held.run([OUTPUT], {INPUT: images})[0], f"onnxruntime {version('onnxruntime')}"
+
+
+def ask_openvino(content: bytes, file: str) -> tuple[Ask, str]:
+    """The same through OpenVINO, which reads the same file."""
+    require("openvino", "openvino")
+    import openvino
+
+    core = openvino.Core()
+    try:
+        options = {"INFERENCE_NUM_THREADS": threads(), "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        compiled = core.compile_model(core.read_model(content), "CPU", options)
+    except RuntimeError as error:
+        raise UsageError(f"{printable(file)}: OpenVINO cannot load it ({printable(str(error)[:160])})") from error
+    request = compiled.create_infer_request()
+    return lambda images: request.infer([images])[0].copy(), f"openvino {version('openvino')}"

@@ -1,0 +1,159 @@
+"""From what a person types to a network that can be asked: a run, or an exported file through its own runtime.
+
+Invariant: every network takes float32 [N, 3, S, S] in 0..1 and gives logits [N, classes]; what a run needs (its
+weights, its classes' names) is looked up here alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ghostcli.deploy import about as room
+from ghostcli.deploy.about import About
+from ghostcli.deploy.onnxfile import Ask, ask_onnxruntime, read
+from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.recipe.models import DataSection
+from ghostcli.records import record
+from ghostcli.records.record import RunRecord
+
+if TYPE_CHECKING:
+    from ghostcli.zoo.weights import Loaded
+
+SUFFIXES = (".onnx", ".pt2")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in its runtime. `label` is what the person called it, `section` the data it was tested on."""
+
+    label: str
+    about: About
+    runtime: str
+    ask: Ask
+    section: DataSection
+
+
+def as_input(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in 0..1."""
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+
+
+def open_network(asked: str, runs: Path) -> Network:
+    """The network that `asked` names: run/ID, ID, FILE.onnx or FILE.pt2. UsageError in a line where it is none."""
+    file = Path(asked)
+    if file.suffix in SUFFIXES:
+        return open_file(asked, _content(file))
+    if file.is_file():
+        raise UsageError(f"{printable(asked)}: is no model; type run/ID or a file that ends in {' or '.join(SUFFIXES)}")
+    return open_run(record.find(runs, asked))
+
+
+def open_file(name: str, content: bytes) -> Network:
+    """An exported file's bytes, in the runtime that its name's ending stands for."""
+    if name.endswith(".onnx"):
+        _, about = read(content, name)
+        ask, runtime = ask_onnxruntime(content, name)
+    else:
+        ask, runtime, about = _ask_program(content, name)
+    return Network(name, about, runtime, ask, section_of(about.data, about.size))
+
+
+def section_of(data: str, size: int) -> DataSection:
+    return DataSection(name=data, **({"size": size} if data.startswith("folder:") else {}))
+
+
+def open_run(run: RunRecord) -> Network:
+    """A finished run's network in its deploy form, in torch on the CPU."""
+    import torch
+
+    from ghostcli import zoo
+    from ghostcli.deploy.program import Program
+
+    loaded, about, section = trained(run)
+    program = Program(zoo.deploy(loaded.model).to(memory_format=torch.channels_last), loaded.norm).eval()
+    return Network(f"run/{run.id}", about, f"torch {torch.__version__}", ask_torch(program), section)
+
+
+def trained(run: RunRecord) -> tuple[Loaded, About, DataSection]:
+    """A finished run's network in its train form, its description, and the data it was tested on."""
+    from ghostcli.zoo import weights
+
+    if run.status != "done" or run.result is None:
+        raise UsageError(f"{run.id}: cannot be used, {run.problem}; finish it with the command that began it")
+    if not run.weights.exists():
+        raise UsageError(
+            f"{run.id}: its weights are not here (records travel without them); use it where it was trained"
+        )
+    result = run.result
+    section = DataSection.model_validate(run.recipe["recipe"]["data"])
+    loaded = weights.load(run.weights, classes=result["classes"], model=result["student"])
+    classes = class_names(section, result["classes"])
+    about = room.describe(
+        run.id, loaded.name, section.name, classes, section.size, loaded.norm, result["accuracy"]["selected"]
+    )
+    return loaded, about, section
+
+
+def class_names(section: DataSection, count: int) -> tuple[str, ...]:
+    """The names of a run's classes, or their numbers where its data is no longer here."""
+    from ghostcli import data
+
+    try:
+        names = data.class_names(section.name)
+    except GhostError:
+        names = ()
+    return names if len(names) == count else tuple(map(str, range(count)))
+
+
+def ask_torch(program: object) -> Ask:
+    import torch
+
+    def ask(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return program(torch.from_numpy(images)).numpy()  # type: ignore[operator]
+
+    return ask
+
+
+def _ask_program(content: bytes, name: str) -> tuple[Ask, str, About]:
+    import torch
+
+    from ghostcli.deploy import program
+
+    module, about = program.decode(content, name)
+    return ask_torch(module), f"torch {torch.__version__}", about
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{printable(file)}: cannot be read ({error.strerror})") from error
+
+
+def logits(network: Network, pixels: np.ndarray, batch: int = 250) -> np.ndarray:
+    """float32 [N, classes] for uint8 pixels [N, S, S, 3]. UsageError where the file answers in another shape."""
+    from ghostcli import signals
+
+    parts = []
+    for begin in range(0, len(pixels), batch):
+        signals.stop_if_asked()
+        images = as_input(pixels[begin : begin + batch])
+        try:
+            found = network.ask(images)
+        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+            reason = printable(str(error).splitlines()[0][:160] if str(error) else type(error).__name__)
+            raise UsageError(f"{printable(network.label)}: cannot be run ({reason}); export it again") from error
+        except Exception as error:  # onnxruntime's own exceptions share no base
+            raise UsageError(f"{printable(network.label)}: cannot be run ({type(error).__name__})") from error
+        if np.shape(found) != (len(images), len(network.about.classes)):
+            raise UsageError(
+                f"{printable(network.label)}: answers {np.shape(found)} where it says {len(network.about.classes)} "
+                "classes; export it again"
+            )
+        parts.append(found)
+    return np.concatenate(parts)

@@ -1,0 +1,170 @@
+"""`ghost predict` and `ghost evaluate`: a network asked about pictures as it was about its test images."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ghostcli.records import record
+
+
+@pytest.fixture
+def pictures(digits_run, tmp_path):
+    """The first test images as files, and what the run's own record says of them."""
+    from ghostcli import data
+    from ghostcli.recipe.models import DataSection
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    test = data.load(DataSection(name="digits")).test
+    for i, pixels in enumerate(test.pixels[:12].numpy()):
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    (folder / "notes.txt").write_text("no picture")
+    logits, _ = digits_run.predictions()
+    return folder, logits[:12].astype(np.float64)
+
+
+def test_a_run_says_of_picture_files_what_it_said_of_its_test_images(ghost, digits_run, digits_runs, pictures):
+    folder, logits = pictures
+    done = ghost("predict", f"run/{digits_run.id}", folder, "--runs", digits_runs, "--json", "--top", 10)
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)
+    assert [row["image"] for row in rows] == [str(folder / f"{i:02}.png") for i in range(12)]
+    for row, wanted in zip(rows, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), strict=True):
+        assert [one["class"] for one in row["predictions"][:1]] == [str(wanted.argmax())]
+        found = {one["class"]: one["probability"] for one in row["predictions"]}
+        assert [found[str(i)] for i in range(10)] == pytest.approx(list(wanted), abs=2e-3)
+        assert sorted(found.values(), reverse=True) == list(found.values())
+
+
+def test_the_table_has_a_line_a_picture(ghost, digits_run, digits_runs, pictures):
+    folder, logits = pictures
+    done = ghost("predict", digits_run.id, folder / "03.png", folder / "00.png", "--runs", digits_runs, "--top", 1)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert len(lines) == 2
+    for line, i in zip(lines, (3, 0), strict=True):
+        assert f"{i:02}.png" in line and line.split()[-1] == str(logits[i].argmax()) and "%" in line
+
+
+def test_a_picture_is_turned_upright_as_its_camera_says(ghost, digits_run, digits_runs, tmp_path):
+    from ghostcli import data
+    from ghostcli.recipe.models import DataSection
+
+    upright = Image.fromarray(data.load(DataSection(name="digits")).test.pixels[4].numpy())
+    upright.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise when shown
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    upright.convert("RGBA").save(tmp_path / "alpha.png")
+    names = ("upright.png", "turned.png", "alpha.png")
+    done = ghost("predict", digits_run.id, *(tmp_path / name for name in names), "--runs", digits_runs, "--json")
+    first, *others = [row["predictions"] for row in json.loads(done.out)]
+    assert others == [first, first]
+
+
+def test_standard_input_is_a_picture(ghost, digits_run, digits_runs, pictures, monkeypatch):
+    folder, _ = pictures
+    content = io.BytesIO((folder / "05.png").read_bytes())
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=content))
+    done = ghost("predict", digits_run.id, "-", folder / "05.png", "--runs", digits_runs, "--json")
+    piped, named = json.loads(done.out)
+    assert piped["image"] == "-" and piped["predictions"] == named["predictions"]
+
+
+def test_evaluate_gives_the_recorded_accuracy_with_wilsons_interval(ghost, digits_run, digits_runs):
+    done = ghost("evaluate", f"run/{digits_run.id}", "--runs", digits_runs, "--json", "--confusion")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    logits, labels = (array.astype(np.float64) for array in digits_run.predictions())
+    n = len(labels)
+    share = digits_run.result["accuracy"]["selected"] / 100
+    assert (found["data"], found["images"]) == ("digits", n)
+    assert found["accuracy"] == pytest.approx(100 * share, abs=0.3)
+    p, z = found["accuracy"] / 100, 1.959964
+    middle, reach = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert found["low"] == pytest.approx(100 * (middle - reach) / (1 + z * z / n), abs=1e-3)
+    assert found["high"] == pytest.approx(100 * (middle + reach) / (1 + z * z / n), abs=1e-3)
+    chosen = logits[np.arange(n), labels.astype(int)]
+    assert found["nll"] == pytest.approx(float(np.mean(np.log(np.exp(logits).sum(1)) - chosen)), abs=5e-3)
+    assert 0 <= found["ece"] <= 1
+    confusion = np.array(found["confusion"])
+    assert confusion.sum(1).tolist() == np.bincount(labels.astype(int)).tolist()
+    assert np.trace(confusion) == round(p * n)
+    words = ghost("evaluate", digits_run.id, "--runs", digits_runs, "--confusion").out
+    assert f"{found['accuracy']:.2f} %" in words and "95 % interval" in words and "true" in words
+
+
+def test_evaluate_takes_other_images_of_the_same_classes(ghost, digits_run, digits_runs, tmp_path):
+    """Classes are matched by name, so a folder's order is no matter."""
+    from ghostcli import data
+    from ghostcli.recipe.models import DataSection
+
+    test = data.load(DataSection(name="digits")).test[:100]
+    for i, (pixels, label) in enumerate(zip(test.pixels.numpy(), test.labels.tolist(), strict=True)):
+        for part in ("train", "test"):
+            folder = tmp_path / "mine" / part / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    done = ghost("evaluate", digits_run.id, "--data", f"folder:{tmp_path / 'mine'}", "--runs", digits_runs, "--json")
+    assert done.code == 0, done.err
+    found, (logits, labels) = json.loads(done.out), digits_run.predictions()
+    assert found["images"] == 100
+    assert found["accuracy"] == pytest.approx(100 * (logits[:100].argmax(1) == labels[:100]).mean(), abs=1.0)
+    for name in ("0", "1"):
+        shutil.rmtree(tmp_path / "mine" / "train" / name)
+        shutil.rmtree(tmp_path / "mine" / "test" / name)
+    done = ghost("evaluate", digits_run.id, "--data", f"folder:{tmp_path / 'mine'}", "--runs", digits_runs)
+    assert done.code == 2 and "same classes" in done.err
+
+
+@pytest.fixture
+def bad(tmp_path):
+    (tmp_path / "empty").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "model.bin").write_text("no model")
+    (tmp_path / "model.pt2").write_text("no model")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "told"),
+    [
+        ("RUN", "text.png", "not an image"),
+        ("RUN", "half.png", "not an image"),
+        ("RUN", "nowhere.png", "nowhere.png: cannot be read"),
+        ("RUN", "empty", "holds no images"),
+        ("model.bin", "good.png", "is no model"),
+        ("model.pt2", "good.png", "no whole torch program"),
+        ("nowhere.pt2", "good.png", "nowhere.pt2: cannot be read"),
+        ("nowhere.onnx", "good.png", "nowhere.onnx: cannot be read"),
+        ("gns-1.0-plain-00000000/s0", "good.png", "no run"),
+        ("gns:1.0", "good.png", "id"),
+    ],
+)
+def test_bad_input_is_one_line(ghost, digits_run, digits_runs, bad, monkeypatch, model, image, told):
+    monkeypatch.chdir(bad)
+    before = sorted(path.name for path in bad.iterdir())
+    done = ghost("predict", digits_run.id if model == "RUN" else model, image, "--runs", digits_runs)
+    assert done.code == 2, done
+    assert done.err.startswith("ghost: ") and len(done.err.strip().splitlines()) == 1 and told in done.err
+    assert done.out == "" and sorted(path.name for path in bad.iterdir()) == before
+
+
+def test_an_unfinished_run_is_not_asked(ghost, digits_run, tmp_path, bad):
+    copy = tmp_path / "runs" / digits_run.id
+    shutil.copytree(digits_run.path, copy)
+    assert record.find(tmp_path / "runs", digits_run.id).status == "done"
+    (copy / "status.json").write_text('{"status": "interrupted"}')
+    for words in (("predict", digits_run.id, bad / "good.png"), ("evaluate", digits_run.id)):
+        done = ghost(*words, "--runs", tmp_path / "runs")
+        assert done.code == 2 and "unfinished" in done.err and len(done.err.strip().splitlines()) == 1
