@@ -78,7 +78,7 @@ def _stack(branches: Branches, depthwise: bool, dtype: torch.dtype) -> tuple[Ten
         extra = rows.new_zeros(known, *rows.shape[1:])
         middle = extra[:, :, rows.shape[2] // 2]
         if p.identity_gamma is not None:
-            middle[-1] = 1
+            middle[-1].fill_(1)
         if p.scale_weight is not None:
             middle[0] = p.scale_weight
         rows = torch.cat([rows, extra])
