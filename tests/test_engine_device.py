@@ -7,6 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from ghostcli.engine import device
 
 FAULTS = """
 import resource
@@ -29,3 +32,14 @@ def test_what_a_step_frees_the_next_one_takes():
     assert done.returncode == 0, done.stderr
     # 35,000 small pages or 70 huge ones, if each map were asked for anew
     assert int(done.stdout) < 30
+
+
+@pytest.mark.parametrize("asked, index", [("auto", 1), ("cuda", 1), ("cuda:0", 0)])
+def test_a_device_without_a_number_is_the_current_one(asked, index, monkeypatch):
+    chosen = []
+    for name, value in {"is_available": True, "device_count": 2, "current_device": 1}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+    assert device.pick(asked) == torch.device("cuda", index)
+    assert chosen == [index]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ghostcli import zoo
-from ghostcli.engine import step
+from ghostcli.engine import capture, step
 
 CPU = torch.device("cpu")
 #: What brings a number from the host (`torch.tensor`), draws there, or reads one back.
@@ -115,7 +115,7 @@ def noting(tmp_path, monkeypatch):
         noted = Noting(update)
 
         @contextlib.contextmanager
-        def capture(graph, stream):
+        def capturing(graph, stream):
             noted.capturing = graph
             yield
             noted.capturing = None
@@ -126,10 +126,10 @@ def noting(tmp_path, monkeypatch):
             "stream": lambda _: contextlib.nullcontext(),
             "device": lambda _: contextlib.nullcontext(),
             "CUDAGraph": Graph,
-            "graph": capture,
+            "graph": capturing,
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
-        return state, step.Captured(noted, updates.BATCH)
+        return state, capture.Captured(noted, updates.BATCH)
 
     return make
 
@@ -149,7 +149,7 @@ def test_replaying_is_training(way, tmp_path, noting):
 def test_the_capture_tells_what_there_was_to_wait_for(noting, monkeypatch):
     """Compilation happens in the eager steps before it; what lies between the steps is not the capture's."""
     clock = iter(range(1000))
-    monkeypatch.setattr(step.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(capture.time, "perf_counter", lambda: float(next(clock)))
     _, captured = noting("alone")
     updates.run(captured, 0, 3)
     assert captured.capture_seconds is None
@@ -162,7 +162,8 @@ def test_why_a_step_is_not_captured():
     zoo.recompute(again)
 
     def why(recipe, device="cuda", model=None) -> str | None:
-        return step.why_eager(SimpleNamespace(recipe=recipe, device=torch.device(device), model=model or nn.Identity()))
+        update = SimpleNamespace(recipe=recipe, device=torch.device(device), model=model or nn.Identity())
+        return capture.why_eager(update)
 
     assert why(recipe) is None
     assert "no graphs" in why(recipe, "cpu")

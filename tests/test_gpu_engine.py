@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import updates
 
 from ghostcli import zoo
+from ghostcli.engine.capture import Captured
 from ghostcli.engine.device import arithmetic
-from ghostcli.engine.step import Captured
 from ghostcli.recipe.models import EngineSection
 from ghostcli.records import checkpoint, tensorfile
 

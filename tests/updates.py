@@ -18,6 +18,7 @@ from ghostcli.data.batches import order, views
 from ghostcli.deploy import bench
 from ghostcli.distill.teacher import Teacher
 from ghostcli.engine import step, train
+from ghostcli.engine.capture import Captured
 from ghostcli.recipe.models import DistillSection, Recipe
 
 IMAGES, BATCH = 36, 8  # the last of five batches is a short one
@@ -63,9 +64,9 @@ def made(
     return state, train.make_update(recipe, state, data, teachers, 0)
 
 
-def run(once: step.Update | step.Captured, first: int, last: int, before: Callable[[int], Any] | None = None) -> Tensor:
+def run(once: step.Update | Captured, first: int, last: int, before: Callable[[int], Any] | None = None) -> Tensor:
     """Updates `first` to `last` (from 0) of the training that the loop would do: their results [steps, 4]."""
-    update = once.update if isinstance(once, step.Captured) else once
+    update = once.update if isinstance(once, Captured) else once
     results, epoch = [], None
     with train.arithmetic(update.recipe.engine, update.device):
         for number in range(first, last):

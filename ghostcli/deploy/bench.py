@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ghostcli.data import Data
-    from ghostcli.engine.step import Captured, Update
+    from ghostcli.engine.capture import Captured
+    from ghostcli.engine.step import Update
     from ghostcli.render.figures import Point
 
 SIDE = 32  # pixels of the images that are timed; a network with a size of its own enlarges them itself
@@ -111,7 +112,7 @@ def make_update(model: str, recipe: Recipe, data: Data, device: torch.device, te
 
 def captured(update: Update) -> Update | Captured:
     """The update as the engine runs it: replayed as a graph where the device has graphs."""
-    from ghostcli.engine.step import Captured, why_eager
+    from ghostcli.engine.capture import Captured, why_eager
 
     return update if why_eager(update) else Captured(update, update.recipe.train.batch_size)
 

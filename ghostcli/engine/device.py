@@ -41,6 +41,8 @@ def pick(name: str) -> torch.device:
     if name == "cpu":
         _keep_freed_memory()
     elif device.type == "cuda":
+        if device.index is None:  # set_device takes no device without a number
+            device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(device)  # Triton launches on the current one
         torch.backends.cudnn.allow_tf32 = False  # a recipe's float32 is float32
     return device

@@ -4,13 +4,11 @@ never a synchronisation with the host."""
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ghostcli import zoo
 from ghostcli.data import Images
 from ghostcli.data.batches import Cropper, generator, normalise
 from ghostcli.distill.objective import Objective
@@ -134,67 +132,3 @@ def follow(ema: nn.Module, model: nn.Module, toward: Tensor) -> None:
     gap = torch._foreach_sub(theirs, mine)
     torch._foreach_mul_(gap, toward)
     torch._foreach_add_(mine, gap)
-
-
-class Captured:
-    """An update replayed as a CUDA graph for every full batch; short batches run eagerly.
-
-    The first batches are trained eagerly (they are real steps, compile the kernels and warm the allocator up); then
-    one step is captured and from there on replayed. Only for updates that do the same arithmetic at each step.
-    """
-
-    WARM = 3
-
-    def __init__(self, update: Update, batch_size: int) -> None:
-        self.update, self.batch_size = update, batch_size
-        self.index = torch.zeros(batch_size, dtype=torch.long, device=update.device)
-        self.stream = torch.cuda.Stream(update.device)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.result: Tensor | None = None
-        self.seen = 0
-        self.waited = 0.0  # seconds in the eager steps
-        #: What there was to wait for before the first replay: the eager steps, with all they compile, and the capture.
-        self.capture_seconds: float | None = None
-
-    def start_epoch(self, epoch: int, views: Tensor) -> None:
-        self.update.start_epoch(epoch, views)
-
-    def set_rates(self, rate: float, step: int) -> None:
-        self.update.set_rates(rate, step)
-
-    def __call__(self, index: Tensor) -> Tensor:
-        if len(index) != self.batch_size:
-            return self.update(index)
-        began = time.perf_counter()
-        if self.graph is None and self.seen < self.WARM:
-            self.seen += 1
-            here = torch.cuda.current_stream(self.update.device)
-            self.stream.wait_stream(here)
-            with torch.cuda.stream(self.stream):
-                result = self.update(index)
-            here.wait_stream(self.stream)
-            self.waited += time.perf_counter() - began
-            return result
-        self.index.copy_(index)
-        if self.graph is None:
-            with torch.cuda.device(self.update.device):
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph, stream=self.stream):
-                    self.result = self.update(self.index)
-            self.capture_seconds = self.waited + time.perf_counter() - began
-        self.graph.replay()
-        assert self.result is not None
-        return self.result.clone()
-
-
-def why_eager(update: Update) -> str | None:
-    """Why the step cannot be captured as a graph, or None where it can."""
-    if update.device.type != "cuda":
-        return f"{update.device.type} has no graphs"
-    if not update.recipe.engine.capture:
-        return "engine.capture is false"
-    if update.recipe.augment.cutout:
-        return "augment.cutout draws anew at each step"
-    if zoo.recomputing(update.model):
-        return "blocks are run again in the backward pass, which sets the random state"
-    return None

@@ -21,9 +21,10 @@ from ghostcli.data import Data
 from ghostcli.data.batches import Cropper, generator, order, views
 from ghostcli.display import Display
 from ghostcli.distill.teacher import Lesson, Teacher
+from ghostcli.engine.capture import Captured, why_eager
 from ghostcli.engine.device import arithmetic, free_bytes
 from ghostcli.engine.schedule import learning_rate
-from ghostcli.engine.step import Captured, Update, optimizer, why_eager
+from ghostcli.engine.step import Update, optimizer
 from ghostcli.errors import GhostError, Interrupted, NonFiniteError, OutOfMemoryError, UsageError
 from ghostcli.plan import Job
 from ghostcli.recipe.models import FEW_STEPS, Recipe
