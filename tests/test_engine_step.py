@@ -40,9 +40,11 @@ def test_what_a_graph_reads_stays_where_it_is(way, tmp_path):
     seen = []
     for number in (0, 6):
         updates.run(update, number, number + 1)
-        read = (update.views, update.terms, update.toward, update.lesson.targets, update.lesson.draws)
+        taught = update.lesson
+        read = (update.views, update.terms, update.toward, taught.views, taught.targets, taught.draws, taught.partners)
         seen.append([t.data_ptr() for t in read if t is not None])
-    assert seen[0] == seen[1] and len(seen[0]) == 3 + (way in ("from a table", "dkd", "dense", "patches"))
+    one = way in ("from a table", "dkd", "dense", "patches", "blind", "blind patches")
+    assert seen[0] == seen[1] and len(seen[0]) == 4 + one + way.startswith("blind")
 
 
 def test_the_average_is_of_the_weights_after_each_step(tmp_path):
@@ -134,7 +136,7 @@ def noting(tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("way", ["alone", "dense", "patches"])
+@pytest.mark.parametrize("way", ["alone", "dense", "patches", "blind, live", "blind patches"])
 def test_replaying_is_training(way, tmp_path, noting):
     """Over three epochs of four full batches and a short one, to the bit."""
     eager_state, eager = updates.made(way, tmp_path / "eager", CPU)

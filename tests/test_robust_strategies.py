@@ -28,6 +28,7 @@ STRATEGIES = {
     "ensemble": BOTH,
     "adaptive": [*BOTH, "--weighting", "adaptive"],
     "self-distillation": ["distill", "TEACHER", "--student", "gns:0.2", "--generations", "2"],
+    "blind": [*TAUGHT, *sets("distill.blind=true")],
     "dkd": [*TAUGHT, "--kind", "dkd"],
     "dist": [*TAUGHT, "--kind", "dist"],
     "hint": [*TAUGHT, "--kind", "hint"],

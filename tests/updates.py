@@ -32,6 +32,10 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "patches": (1, {"view": "patch"}),
     "hints": (1, {"kind": "hint"}),
     "adaptive": (2, {"weighting": "adaptive"}),
+    "blind": (1, {"blind": True}),
+    "blind, live": (1, {"blind": True, "source": "live"}),
+    "blind patches": (1, {"blind": True, "view": "patch"}),
+    "blind hints": (1, {"blind": True, "kind": "hint"}),
 }
 
 

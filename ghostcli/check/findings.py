@@ -53,7 +53,7 @@ class Finding:
     """One fault that was looked for: `code` names it, `level` says whether it was found, `figure` what was measured."""
 
     code: str
-    level: Literal["ok", "warn"]
+    level: Literal["ok", "info", "warn"]
     message: str
     figure: float | None = None
 
@@ -77,6 +77,8 @@ def inspect(job: Job, data: Data, teachers: list[Teacher], device: torch.device)
         return findings
     mode = modes(teachers)  # before anybody is asked
     seen = look(job, data, teachers, device)
+    if job.recipe.distill.blind:
+        findings.append(blind(seen))
     findings += [
         own_view(teachers, seen),
         own_size(teachers, seen),
@@ -131,6 +133,15 @@ def _label_runs(labels: Tensor) -> tuple[float, float]:
     expected = (sizes * (sizes - 1)).sum().item() / (count * (count - 1))
     share = (labels[1:] == labels[:-1]).double().mean().item()
     return share - expected, math.sqrt(expected * (1 - expected) / (count - 1))
+
+
+def blind(seen: Sample) -> Finding:
+    """The run is a control. Figure: the share of images taught by another image of their class."""
+    message = (
+        f"this is a control (distill.blind=true): {seen.others:.0%} of the images get the teachers' logits for another "
+        "image of their class, so the teachers tell nothing of an image beyond its label"
+    )
+    return Finding("blind-teacher", "info", message, seen.others)
 
 
 def own_view(teachers: Sequence[Teacher], seen: Sample) -> Finding:

@@ -39,9 +39,10 @@ BATCH = 64
 class Sample:
     """Images of epoch 0, spread evenly over its stream, and what the teachers say about them.
 
-    `told` is what the step is given, `asked` what the networks say about `pixels`, both float32 [T, B, C]; all on the
-    CPU, where float64 is to be had. For each teacher, `sides` are the sizes of the images that reached its network
-    (behind what enlarges them), and `moved` tells whether a buffer of it changed while it was asked.
+    `told` is what the step is given, `asked` what the networks say about `pixels` (of a blind run: about the other
+    image that each was given), both float32 [T, B, C]; all on the CPU, where float64 is to be had. For each teacher,
+    `sides` are the sizes of the images that reached its network (behind what enlarges them), and `moved` tells whether
+    a buffer of it changed while it was asked. `others`: share of images taught by another image of their class.
     """
 
     pixels: Tensor  # uint8 [B, H, W, 3]
@@ -50,6 +51,7 @@ class Sample:
     asked: Tensor
     sides: tuple[frozenset[int], ...]
     moved: tuple[bool, ...]
+    others: float = 0.0
 
 
 def sample_size(images: int, macs: float, device: torch.device) -> int:
@@ -70,9 +72,9 @@ def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device
     cropper = Cropper(images, recipe.augment)
     features = needs_features(recipe.distill)
     lesson = Lesson(teachers, recipe, replace(data, train=images), cropper, features=features, seed=job.seed)
-    if not lesson.tables:
-        lesson.start_epoch(0, views)
+    lesson.draw(0, views)
     pixels = cropper.crop(index, views[index], job.seed, 0)
+    shown = lesson.shown(index)
 
     before = [{name: buffer.clone() for name, buffer in teacher.model.named_buffers()} for teacher in teachers]
     sides: list[set[int]] = [set() for _ in teachers]
@@ -80,17 +82,19 @@ def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device
     parts = []
     for some, crops in zip(index.split(BATCH), pixels.split(BATCH), strict=True):
         signals.stop_if_asked()
-        parts.append(_from_tables(lesson, some, views[some]) if lesson.tables else lesson.answer(some, crops)[0])
+        parts.append(_from_tables(lesson, lesson.shown(some)) if lesson.tables else lesson.answer(some, crops)[0])
     for handle in handles:
         handle.remove()
     moved = tuple(
         any(not torch.equal(buffer, was[name]) for name, buffer in teacher.model.named_buffers())
         for teacher, was in zip(teachers, before, strict=True)
     )
-    shown = Images(pixels, images.labels[index])
-    asked = torch.stack([answers(teacher, shown) for teacher in teachers])
+    seen_by_teachers = Images(cropper.crop(shown, views[shown], job.seed, 0), images.labels[shown])
+    asked = torch.stack([answers(teacher, seen_by_teachers) for teacher in teachers])
     told = evaluate.compact(torch.cat(parts, 1)).float().cpu()
-    return Sample(pixels.cpu(), shown.labels.cpu(), told, asked, tuple(map(frozenset, sides)), moved)
+    others = ((shown != index) & (images.labels[shown] == images.labels[index])).double().mean().item()
+    labels = images.labels[index].cpu()
+    return Sample(pixels.cpu(), labels, told, asked, tuple(map(frozenset, sides)), moved, others)
 
 
 def answers(teacher: Teacher, images: Images) -> Tensor:
@@ -103,8 +107,9 @@ def _watch(model: nn.Module, sides: set[int]) -> torch.utils.hooks.RemovableHand
     return body.register_forward_pre_hook(lambda _, args: sides.add(args[0].shape[-1]))
 
 
-def _from_tables(lesson: Lesson, index: Tensor, views: Tensor) -> Tensor:
+def _from_tables(lesson: Lesson, index: Tensor) -> Tensor:
     """float32 [T, B, C]: the tables' entries where they are filled, else what they would be filled with."""
+    views = lesson.views[index]
     numbers, places = index.cpu().numpy(), views.cpu().numpy()
     rows = []
     for teacher, table in zip(lesson.teachers, lesson.tables, strict=True):

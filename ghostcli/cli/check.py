@@ -66,7 +66,7 @@ def _print(job: Job, findings: Sequence[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    marks = {"ok": Text("ok", "green"), "warn": Text("warn", "yellow")}
+    marks = {"ok": Text("ok", "green"), "info": Text("info", "cyan"), "warn": Text("warn", "yellow")}
     view = Table("", "looked for", "found", box=None, pad_edge=False)
     for finding in findings:
         view.add_row(marks[finding.level], finding.code, Text(printable(finding.message)))

@@ -80,12 +80,16 @@ class Lesson:
     ) -> None:
         self.teachers = tuple(teachers)
         self.cropper, self.images, self.seed = cropper, data.train, seed
-        self.seconds = 0.0
-        # Both are refilled in place: a captured step reads this very memory.
+        self.seconds, self.epoch = 0.0, 0
+        # All are refilled in place: a captured step reads this very memory.
         self.targets: Tensor | None = None
+        self.views = torch.zeros_like(data.train.labels)
         self.draws: Tensor | None = None
+        self.partners: Tensor | None = None
         if recipe.distill.view == "patch":
-            self.draws = torch.zeros(len(data.train), 3, dtype=torch.long, device=data.train.pixels.device)
+            self.draws = self.views.new_zeros(len(data.train), 3)
+        if recipe.distill.blind:
+            self.partners = torch.arange(len(data.train), device=self.views.device)
         self.why_live = why_live(recipe, features)
         self.tables: list[TeacherTable] = []
         self.taps = [Tap(teacher.model) for teacher in self.teachers] if features else []
@@ -94,8 +98,7 @@ class Lesson:
 
     def start_epoch(self, epoch: int, views: Tensor) -> None:
         """Fetch the epoch's answers; what no table holds yet is asked for now, in large batches."""
-        if self.draws is not None:
-            self.draws.copy_(patch_draws(len(self.images), self.images.pixels.shape[1], self.seed, epoch))
+        self.draw(epoch, views)
         if not self.tables:
             return
         began = time.perf_counter()
@@ -104,11 +107,26 @@ class Lesson:
         for teacher, table in zip(self.teachers, self.tables, strict=True):
             table.fill(numbers, self.ask(teacher), BATCH[device.type])
         rows = torch.stack([table.read(numbers) for table in self.tables])
+        if self.partners is not None:
+            rows = rows[:, self.partners.cpu()]
         if self.targets is None:
             self.targets = rows.to(device)
         else:
             self.targets.copy_(rows)
         self.seconds += time.perf_counter() - began
+
+    def draw(self, epoch: int, views: Tensor) -> None:
+        """Set which pictures the teachers see in this epoch, without asking them."""
+        self.epoch = epoch
+        self.views.copy_(views)
+        if self.draws is not None:
+            self.draws.copy_(patch_draws(len(self.images), self.images.pixels.shape[1], self.seed, epoch))
+        if self.partners is not None:
+            self.partners.copy_(partners(self.images.labels.cpu(), self.seed, epoch))
+
+    def shown(self, index: Tensor) -> Tensor:
+        """The images that the teachers see in the place of images `index`: the same, or their partners."""
+        return index if self.partners is None else self.partners[index]
 
     def ask(self, teacher: Teacher) -> Ask:
         """The teacher as its table asks it: about views of this run's images."""
@@ -120,9 +138,12 @@ class Lesson:
             return None, None
         if self.targets is not None:
             return self.targets[:, index].float(), None
+        index = self.shown(index)
         if self.draws is not None:
             shown = patch(self.images, index, self.draws)
             return torch.stack([ask_bare(teacher, shown) for teacher in self.teachers]), None
+        if self.partners is not None:
+            pixels = self.cropper.crop(index, self.views[index], self.seed, self.epoch)
         if self.taps:
             with torch.no_grad():
                 pairs = [tap(normalise(pixels, *t.norm)) for tap, t in zip(self.taps, self.teachers, strict=True)]
@@ -142,6 +163,22 @@ def patch_draws(n: int, size: int, seed: int, epoch: int) -> Tensor:
     rng = generator(seed, "patch", epoch)
     places = torch.randint(ENLARGED + 8 - size + 1, (n, 2), generator=rng)
     return torch.cat([places, torch.randint(2, (n, 1), generator=rng)], 1)
+
+
+def partners(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """For each image another of its class: int64 [N], a permutation within each class of `labels` [N], on the CPU.
+
+    A cyclic shift of a random order, so no image keeps its own place unless it is alone in its class.
+    """
+    drawn = torch.randperm(len(labels), generator=generator(seed, "blind", epoch))
+    by_class = drawn[labels[drawn].argsort(stable=True)]
+    sizes = torch.bincount(labels)
+    ends = sizes.cumsum(0)
+    following = torch.arange(1, len(labels) + 1)
+    following[(ends - 1)[sizes > 0]] = (ends - sizes)[sizes > 0]
+    found = torch.empty_like(by_class)
+    found[by_class] = by_class[following]
+    return found
 
 
 def patch(images: Images, index: Tensor, draws: Tensor) -> Tensor:

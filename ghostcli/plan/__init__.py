@@ -152,13 +152,15 @@ def chain(path: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_n
     """TAKD (Mirzadeh 2020): each network taught by the one before; DGKD (Son 2021) where the recipe is dense."""
     if recipe.distill.weighting == "adaptive":
         raise UsageError("distill.weighting=adaptive: weighs teachers that teach together; name them to ghost ensemble")
+    # The control of a chain blinds its last student's teachers alone: the assistants are the same.
+    seeing = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"blind": False})})
     stages: list[Job | Finished] = [root_teacher(path[0], recipe, recipe_name, runs)]
     for name in path[1:]:
         if name.startswith("run/"):
             raise UsageError(
                 f"{printable(name)}: only the first teacher of a chain can be a finished run; name a model"
             )
-        stages.append(_taught(name, stages, recipe.distill.teacher_seed, recipe, recipe_name))
+        stages.append(_taught(name, stages, recipe.distill.teacher_seed, seeing, recipe_name))
     return _taught(student, stages, seed, recipe, recipe_name)
 
 

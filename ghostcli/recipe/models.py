@@ -137,6 +137,10 @@ class DistillBase(Section):
         "student",
         description="patch: the teacher sees its own 32-pixel patch of the enlarged image, as published",
     )
+    blind: bool = Field(
+        False,
+        description="the control: each image gets the teachers' logits for another image of its class, new each epoch",
+    )
     shuffle: bool = Field(True, description="false: taught runs are not shuffled, as published")
     extra_step: bool = Field(False, description="the schedule steps once more after each epoch, as published")
     teacher_seed: Seed = Field(0, description="the seed its teachers are trained with")
