@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,6 @@ from ghostcli import __version__
 from ghostcli.errors import GhostError, printable
 from ghostcli.records import record
 from ghostcli.records.record import RunRecord
-from ghostcli.run.recover import command_of
 
 Level = Literal["ok", "note", "FAIL"]
 
@@ -213,29 +213,26 @@ def _runs(runs: Path) -> Iterator[Finding]:
     done = sum(run.status == "done" for run in found)
     yield Finding("runs", "ok", f"{done} finished in {printable(runs)}" if found else f"none in {printable(runs)} yet")
     for run in found:
-        if run.status != "done":
+        if run.status not in ("done", "absent"):
             yield _unfinished(run, runs)
 
 
 def _unfinished(run: RunRecord, runs: Path) -> Finding:
-    again = command_of(run, runs)
+    """What became of a run that is not done, and the command that goes on with it."""
     flag = "" if runs == Path("runs") else f" --runs {printable(runs)}"
+    remove = f"ghost runs rm {run.id}{flag}"
+    command = run.setup.command if run.setup else ()
+    again = (
+        f"go on: {printable(shlex.join(['ghost', *command]))}" if command else f"give its command again, or {remove}"
+    )
     epochs = len(run.metrics())
     match run.status:
         case "running":
             pid, host = (printable(run.state.get(key, "?")) for key in ("pid", "host"))
             return Finding(run.id, "note", f"being made by process {pid} on {host}, {epochs} epochs done")
         case "broken":
-            start_over = f"start over: {again} --no-resume" if again else f"remove it: ghost runs rm {run.id}{flag}"
-            return Finding(run.id, "FAIL", f"broken, {run.problem} (ghost runs verify {run.id}{flag}); {start_over}")
+            return Finding(run.id, "FAIL", f"broken, {run.problem} (ghost runs verify {run.id}{flag}); {again}")
         case "failed":
-            state = f"failed after {epochs} epochs: {printable(run.problem)}; once that is mended"
+            return Finding(run.id, "note", f"failed after {epochs} epochs: {printable(run.problem)}; then {again}")
         case _:
-            state = f"unfinished after {epochs} epochs"
-    return Finding(run.id, "note", f"{state}, {_go_on(run, again, flag)}")
-
-
-def _go_on(run: RunRecord, again: str | None, flag: str) -> str:
-    if again:
-        return f"go on: {again}"
-    return f"give its command again (none here leads to it: ghost runs rm {run.id}{flag} removes it)"
+            return Finding(run.id, "note", f"unfinished after {epochs} epochs, {again}")

@@ -35,8 +35,8 @@ TINY += ("-s", "train.batch_size=16")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200", "GIT_DIR": os.devnull}
 ENVIRONMENT.pop("GHOST_FAULT", None)
 
-#: Everything that reads a clock: neither an epoch's duration nor a run's is the same twice.
-CLOCKS = {"seconds", "images_per_second", "train_seconds", "teacher_seconds", "checksum"}
+#: Everything that reads a clock (neither an epoch's duration nor a run's is the same twice), and the command line.
+CLOCKS = {"seconds", "images_per_second", "train_seconds", "teacher_seconds", "checksum", "command"}
 
 
 # The warm process ----------------------------------------------------------------------------------------------

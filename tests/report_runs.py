@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import functools
 import hashlib
 import json
 import os
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ghostcli.recipe import load
 
 PARAMETERS = {"gns:1.0": 483_554, "gns:2.8": 2_426_850, "gnd:1.0": 6_860_838}
 
@@ -54,6 +58,7 @@ def write_run(
     curve: int = 0,
     best: float | None = None,
     softness: float | None = None,
+    data_checksum: str | None = None,
     **result: Any,
 ) -> str:
     """Write one run; returns its id. `result` overrides keys of result.json.
@@ -61,26 +66,25 @@ def write_run(
     `best` is the accuracy of its best test epoch, which is not the last; `softness` what the teaching check
     measured of its targets' entropy, as a fraction of log C.
     """
-    recipe = {
-        "family": family,
-        "summary": "",
-        "data": {"name": data, "limit": limit, "shuffle": True, "validation": 0},
-        "train": {"epochs": epochs, "batch_size": 256, "label_smoothing": 0.0, **(train or {})},
-        "distill": {"kind": "kd", "alpha": 0.5, "temperature": 1.0, "shuffle": True, **(distill or {})},
-        "engine": {"branches": "folded"},
-    }
-    protocol = digest(recipe["data"], recipe["train"], train_images)
+    recipe = shipped(family)
+    recipe["data"] |= {"name": data, "limit": limit, "shuffle": True, "validation": 0}
+    recipe["train"] |= {"epochs": epochs, "batch_size": 256, "label_smoothing": 0.0, **(train or {})}
+    recipe["distill"] |= {"kind": "kd", "alpha": 0.5, "temperature": 1.0, "shuffle": True, **(distill or {})}
+    protocol = digest(data, limit, epochs, train or {}, train_images)
     content = digest(
-        student, protocol, teachers, recipe["distill"] if teachers else None, recipe_name if teachers else None
+        student, protocol, teachers, (distill or {}) if teachers else None, recipe_name if teachers else None
     )
-    name = student.replace(":", "-").replace("/", "-")
-    run = f"{name}-{strategy}-{content[:8]}/s{seed}"
+    run = f"{slug(student)}-{strategy}-{content[:8]}/s{seed}"
     folder = runs / run
     folder.mkdir(parents=True)
     owner = {"pid": os.getpid(), "host": "elsewhere"}
     (folder / "status.json").write_text(json.dumps({"status": status, "error": error, **owner}))
-    described = {"student": student, "seed": seed, "teachers": list(teacher_runs), "recipe_name": recipe_name or family}
-    (folder / "recipe.json").write_text(json.dumps({**described, "recipe": recipe}))
+    setup = {
+        "schema": 2, "semantics": 1, "run": run, "student": student, "seed": seed, "strategy": strategy,
+        "teachers": taught_by(strategy, teachers, teacher_runs), "recipe_name": recipe_name or family,
+        "digest": content, "protocol": protocol, "recipe": recipe,
+    }  # fmt: skip
+    (folder / "recipe.json").write_text(json.dumps(setup))
     logits, labels = scores(accuracy, seed, test_images)
     measured = 100 * float(np.mean(logits.argmax(1) == labels))
     rows = [_epoch(i + 1, curve, measured) for i in range(curve)]
@@ -91,20 +95,66 @@ def write_run(
     highest = measured + 0.2 if best is None else best
     tops = {"last": measured, "best": highest, "best_epoch": max(1, epochs - 5)}
     chosen = {"selected": measured, "selected_epoch": epochs, "selected_by": "last"}
+    made = {
+        "ghost": "0", "commit": None, "python": "3", "platform": "any", "torch": "2", "torchvision": "0", "numpy": "2",
+        "device": "a CPU", "device_type": "cpu", "threads": 1, "kernel": "pytorch",
+        "data_checksum": data_checksum or digest(data, train_images),
+    }  # fmt: skip
     content_of_result = {
-        "schema": 1, "run": run, "status": "done", "student": student, "parameters": PARAMETERS.get(student, 1_000_000),
-        "strategy": strategy, "kind": recipe["distill"]["kind"] if teachers else None, "teachers": list(teachers),
-        "teacher_runs": list(teacher_runs), "data": data, "data_checksum": digest(data, train_images), "classes": 10,
-        "train_images": train_images, "validation_images": 0, "test_images": test_images, "seed": seed,
-        "epochs": epochs, "family": family, "recipe": recipe_name or family, "digest": content, "protocol": protocol,
-        "shuffled": not teachers or recipe["distill"]["shuffle"], "accuracy": {**tops, **chosen}, "nll": 0.31,
-        "agreement": {t: 93.0 for t in teachers[-1:]} or None, "seconds": 4380.0, "train_seconds": 3600.0,
-        "teacher_seconds": 0.0, "device": "cpu", "check": check, "notes": [], **result,
+        **setup, "environment": made, "start": "kaiming", "parameters": PARAMETERS.get(student, 1_000_000),
+        "classes": 10, "train_images": train_images, "validation_images": 0, "test_images": test_images,
+        "epochs": epochs, "accuracy": {**tops, **chosen}, "nll": 0.31, "test": None,
+        "agreement": {t: 93.0 for t in teachers[-1:]}, "seconds": 4380.0, "train_seconds": 3600.0,
+        "teacher_seconds": 0.0, "check": check, "notes": [], **result,
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(content_of_result))
     if predictions:
-        np.savez(folder / "predictions.npz", logits=logits, labels=labels)
+        answer(folder, logits, labels)
     return run
+
+
+@functools.cache
+def _shipped(family: str) -> str:
+    return load(family).recipe.model_dump_json()
+
+
+def shipped(family: str) -> dict[str, Any]:
+    """The recipe that a family ships, with the keys that every kind of teaching has."""
+    return json.loads(_shipped(family))
+
+
+def slug(name: str) -> str:
+    return name.replace(":", "-").replace("/", "-")
+
+
+def taught_by(strategy: str, teachers: tuple[str, ...], runs: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The teachers of a record: of a chain only the last, with the path that leads to it."""
+    if strategy in ("kd", "chain"):
+        teachers, path = teachers[-1:], list(teachers[:-1])
+    else:
+        path = []
+    runs = runs or tuple(f"{slug(name)}-plain-{i:08x}/s0" for i, name in enumerate(teachers))  # records that are gone
+    pairs = zip(teachers, runs, strict=True)
+    return [{"run": run, "network": name, "seed": 0, "path": path} for name, run in pairs]
+
+
+def answer(folder: Path, logits: np.ndarray, labels: np.ndarray) -> None:
+    """Put test logits and labels into a run: the file, and what its result says of them."""
+    np.savez(folder / "predictions.npz", logits=logits, labels=labels)
+    correct = base64.b64encode(np.packbits(logits.argmax(1) == labels).tobytes()).decode()
+    exact = np.asarray(logits, dtype=np.float64)
+    shares = np.exp(exact - exact.max(1, keepdims=True))
+    sure = (shares / shares.sum(1, keepdims=True)).max(1)
+    parts = [(sure > k / 15) & (sure <= (k + 1) / 15) for k in range(15)]
+    right = logits.argmax(1) == labels
+    ece = sum(abs(sure[part].sum() - right[part].sum()) for part in parts) / len(labels)
+    test = {"images": len(labels), "labels": digest(labels.tolist()), "correct": correct, "ece": float(ece)}
+    edit(folder / "result.json", test=test)
+
+
+def edit(file: Path, **values: Any) -> None:
+    """Give keys of a JSON file other values."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def _epoch(epoch: int, epochs: int, final: float) -> dict[str, Any]:

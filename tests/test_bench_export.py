@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from report_runs import edit
 
 from ghostcli import plan
 from ghostcli.recipe import load
@@ -43,13 +44,11 @@ def test_the_program_runs_without_ghost_and_gives_the_runs_predictions(ghost, ru
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert (found["run"], found["form"], found["images"]) == (run.id, "float32", 100)
-    assert found["accuracy"] == found["recorded"] == run.result["accuracy"]["selected"]
+    assert found["accuracy"] == found["recorded"] == run.result.accuracy.selected
     assert found["from_deploy_form"] < 1e-4
     assert found["bytes"] == out.stat().st_size
 
-    from ghostcli.recipe.models import DataSection
-
-    data = launch.load_data(DataSection.model_validate(run.recipe["recipe"]["data"]))
+    data = launch.load_data(run.result.recipe.data)
     np.save(tmp_path / "images.npy", (data.test.pixels.numpy() / 255).astype(np.float32).transpose(0, 3, 1, 2))
     program = (
         "import json, sys, numpy as np, torch\n"
@@ -66,8 +65,8 @@ def test_the_program_runs_without_ghost_and_gives_the_runs_predictions(ghost, ru
     logits, labels = run.predictions()
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), logits.astype(np.float32), rtol=2e-3, atol=2e-3)
     about = json.loads(away.stdout)
-    assert about["classes"] == list(data.classes)
-    assert about["accuracy"] == pytest.approx(100 * (logits.argmax(1) == labels).mean(), abs=1.0)
+    assert about.classes == list(data.classes)
+    assert about.accuracy == pytest.approx(100 * (logits.argmax(1) == labels).mean(), abs=1.0)
 
 
 def test_half_precision_weights_load_as_the_deploy_form(ghost, run, tmp_path):
@@ -76,7 +75,7 @@ def test_half_precision_weights_load_as_the_deploy_form(ghost, run, tmp_path):
     assert ghost("export", f"run/{run.id}", "-o", full, *runs).code == 0
     done = ghost("export", run.id, "-o", half, "--half", *runs)
     assert done.code == 0, done.err
-    assert f"recorded {run.result['accuracy']['selected']:.2f} %" in done.out
+    assert f"recorded {run.result.accuracy.selected:.2f} %" in done.out
     assert half.stat().st_size < 0.6 * full.stat().st_size
     trained, folded = weights.load(run.weights), weights.load(half)
     assert sum(p.numel() for p in folded.model.parameters()) < sum(p.numel() for p in trained.model.parameters())
@@ -126,11 +125,11 @@ def test_damaged_weights_are_never_exported(ghost, run, tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value", "code", "told"),
-    [("data_checksum", "other", 2, "no longer"), ("accuracy", {"selected": 99.0}, 1, "99.00")],
+    [("environment", {"data_checksum": "other"}, 2, "no longer"), ("accuracy", {"selected": 99.0}, 1, "99.00")],
 )
 def test_what_does_not_match_the_record_is_never_written(ghost, run, tmp_path, key, value, code, told):
-    changed = value if key == "data_checksum" else run.result["accuracy"] | value
-    (run.path / "result.json").write_text(json.dumps(run.result | {key: changed}))
+    result = json.loads((run.path / "result.json").read_text())
+    edit(run.path / "result.json", **{key: result[key] | value})
     done = ghost("export", run.id, "--out", tmp_path / "student.safetensors", "--runs", tmp_path / "runs")
     assert done.code == code
     assert told in done.err

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from report_runs import edit, write_run
 from torch import nn
 
 from ghostcli import data as datasets
@@ -34,13 +35,6 @@ DIGITS = ["data.name=digits", "augment.flip=none", "augment.pad=2", "train.batch
 @pytest.fixture(scope="module")
 def digits() -> Data:
     return datasets.load(DataSection(name="digits"))
-
-
-ACCURACIES = ("last", "best", "selected")
-RESULT = {
-    **{"schema": 1, "run": "small-plain-00000000/s0", "student": "small", "strategy": "plain", "teachers": []},
-    **{"data": "digits", "data_checksum": "", "digest": "", "seed": 0, "epochs": 8, "classes": 10, "test_images": 360},
-}
 
 
 def network(seed: int = 0, width: int = 16) -> nn.Module:
@@ -80,10 +74,11 @@ def teacher_of(model: nn.Module, data: Data, run: Path, name: str = "small", rec
     """A teacher as `load` gives it, with the record that a finished run leaves."""
     norm = (data.mean, data.std)
     if record:
-        run.mkdir(parents=True)
         logits = evaluate.logits(model, data.test, norm)
         accuracy = evaluate.score(logits, data.test.labels)["accuracy"]
-        (run / "result.json").write_text(json.dumps(RESULT | {"accuracy": dict.fromkeys(ACCURACIES, accuracy)}))
+        scores = dict.fromkeys(("last", "best", "selected"), accuracy) | {"best_epoch": 1, "selected_epoch": 1}
+        run = run / write_run(run, "resnet18", data="digits", test_images=len(data.test), accuracy=accuracy)
+        edit(run / "result.json", accuracy=scores)
         np.savez(run / "predictions.npz", logits=logits.half().numpy(), labels=data.test.labels.numpy())
     return Teacher(f"{name}-plain-00000000/s0", name, run, model, norm, f"weights of {name}")
 

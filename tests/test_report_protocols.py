@@ -19,13 +19,10 @@ OWN = {"optim": {"lr": 0.3, "momentum": 0.9}}
 
 def change(runs: Path, run: str, sections: dict[str, dict[str, object]]) -> None:
     """Give a run's recipe other values, and the protocol that follows from them."""
-    file = runs / run / "recipe.json"
+    file = runs / run / "result.json"
     content = json.loads(file.read_text())
     for section, values in sections.items():
-        content["recipe"][section] = {**content["recipe"].get(section, {}), **values}
-    file.write_text(json.dumps(content))
-    file = file.with_name("result.json")
-    content = json.loads(file.read_text())
+        content["recipe"][section] |= values
     file.write_text(json.dumps(content | {"protocol": content["protocol"] + json.dumps(sections)}))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from report_runs import edit, write_run
 
 from ghostcli import plan, zoo
 from ghostcli.paper import paper
@@ -22,20 +23,20 @@ def never(model: str) -> float:
     raise AssertionError(f"{model} was measured though its rate is known")
 
 
-def a_run(runs: Path, name: str, rates: list[float], images: int = 5000, **more) -> None:
-    folder = runs / f"{name.replace(':', '-')}-plain-{len(list(runs.glob('*'))):08x}/s0"
-    result = {"student": name, "strategy": "plain", "device": "cpu", "train_images": images}
-    finish(folder, **(result | more))
-    (folder / "metrics.jsonl").write_text(epochs(rates))
+def a_run(
+    runs: Path, name: str, rates: list[float], images: int = 5000, strategy: str = "plain", device: str = "cpu"
+) -> None:
+    run = write_run(runs, name, strategy, train_images=images, seed=len(list(runs.glob("*/*"))))
+    environment = json.loads((runs / run / "result.json").read_text())["environment"]
+    edit(runs / run / "result.json", environment=environment | {"device_type": device})
+    (runs / run / "metrics.jsonl").write_text(epochs(rates))
 
 
-def finish(folder: Path, **about) -> None:
-    folder.mkdir(parents=True)
-    (folder / "status.json").write_text(json.dumps({"status": "done"}))
-    needed = {"run": "", "student": "", "strategy": "", "data": "", "data_checksum": "", "digest": ""}
-    needed |= {"schema": 1, "seed": 0, "epochs": 1, "classes": 10, "teachers": []}
-    accuracy = dict.fromkeys(("last", "best", "selected"), 90.0)
-    (folder / "result.json").write_text(json.dumps(needed | {"accuracy": accuracy} | about))
+def finish(runs: Path, job: plan.Job) -> None:
+    """Give the job a finished run."""
+    made = write_run(runs / "made")
+    (runs / job.id).parent.mkdir(parents=True)
+    (runs / "made" / made).rename(runs / job.id)
 
 
 def epochs(rates: list[float]) -> str:
@@ -51,7 +52,7 @@ def test_a_networks_own_largest_run_is_taken_without_its_first_epoch(tmp_path):
     assert rates.basis["gns:1.0"] == "measured in finished runs"
 
 
-@pytest.mark.parametrize("unfit", [{"device": "cuda"}, {"strategy": "kd"}, {"train_images": 100}])
+@pytest.mark.parametrize("unfit", [{"device": "cuda"}, {"strategy": "kd"}, {"images": 100}])
 def test_runs_that_tell_nothing_of_this_are_not_taken(unfit, tmp_path):
     a_run(tmp_path, "gns:1.0", [7.0], **unfit)
     rates = Rates(scan(tmp_path), "cpu", SPEED.get)
@@ -127,8 +128,8 @@ def test_a_teacher_that_no_table_holds_is_asked_every_time(live):
 def test_what_is_done_costs_nothing_and_what_is_begun_the_rest(tmp_path):
     teacher, student = plan.order(jobs_of("train.epochs=10")).jobs
     whole = cost_of([student], tmp_path)
-    done, begun = tmp_path / teacher.id, tmp_path / student.id
-    finish(done)
+    begun = tmp_path / student.id
+    finish(tmp_path, teacher)
     begun.mkdir(parents=True)
     (begun / "metrics.jsonl").write_text(epochs([1.0] * 4))
     cost = cost_of([student], tmp_path)

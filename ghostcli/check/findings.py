@@ -263,11 +263,11 @@ def accuracy(teachers: Sequence[Teacher], seen: Sample) -> Finding:
     for teacher, logits in zip(teachers, seen.told, strict=True):
         here = 100 * (logits.argmax(1) == seen.labels).double().mean().item()
         result = RunRecord(teacher.run, teacher.id).result
-        images = result.get("test_images") if result else None
+        images = result.test_images if result else 0
         if not result or not images:
             every.append((here, f"{teacher.name} {here:.1f} %"))
             continue
-        there = result["accuracy"]["selected"]
+        there = result.accuracy.selected
         every.append((here, f"{teacher.name} {here:.1f} % (on its test view {there:.1f})"))
         rate = (here * count + there * images) / (count + images) / 100
         noise = 100 * math.sqrt(rate * (1 - rate) * (1 / count + 1 / images))

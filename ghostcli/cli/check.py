@@ -31,9 +31,9 @@ def report(job: Job, common: Common) -> None:
     """
     missing = [teacher for teacher in job.teachers if not launch.is_done(teacher, common.runs)]
     if missing:
-        state = launch.record_of(missing[0], common.runs).problem if _begun(missing[0], common) else "not trained yet"
+        problem = launch.record_of(missing[0], common.runs).problem
         raise UsageError(
-            f"ghost check: the teacher {missing[0].id} has no finished run ({state}); train it first: "
+            f"ghost check: the teacher {missing[0].id} has no finished run ({problem}); train it first: "
             f"{command(missing[0], common)}"
         )
     findings = inspect(job, common)
@@ -41,10 +41,6 @@ def report(job: Job, common: Common) -> None:
         typer.echo(json.dumps([finding.as_dict() for finding in findings], indent=1, allow_nan=False))
     else:
         _print(job, findings)
-
-
-def _begun(job: Job | Finished, common: Common) -> bool:
-    return (common.runs / job.id / "status.json").exists()
 
 
 def inspect(job: Job, common: Common) -> list[Finding]:

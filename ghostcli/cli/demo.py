@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from ghostcli import plan
-from ghostcli.cli.options import Device, Json, Runs
+from ghostcli.cli.options import Device, Json, Runs, words
 from ghostcli.display import console
 from ghostcli.run import launch
 
@@ -51,10 +51,10 @@ def demo(
     ]
     began = time.perf_counter()
     # Networks this small do not fill two cores: two runs side by side take a third less time.
-    options = launch.Options(runs, device, resume, jobs=min(2, os.cpu_count() or 1))
+    options = launch.Options(runs, device, resume, jobs=min(2, os.cpu_count() or 1), command=words())
     records = launch.carry_out(plan.order(asked), options)
     seconds = time.perf_counter() - began
-    rows = [summary(record) for record in records]
+    rows = [summary(record.result) for record in records]
     taught = [row["accuracy"]["last"] for row in rows if row["student"] == STUDENT]
     reached = min(taught) >= TARGET
     if as_json:

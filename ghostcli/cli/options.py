@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -83,6 +84,11 @@ class Common:
         if len(set(self.seed)) < len(self.seed):
             raise UsageError(f"--seed: {max(self.seed, key=list(self.seed).count)} is given twice; name each seed once")
         return list(self.seed)
+
+
+def words() -> tuple[str, ...]:
+    """The command line, as the record keeps it for whoever goes on: without what would start the run over."""
+    return tuple(word for word in sys.argv[1:] if word != "--no-resume")
 
 
 def quoted(value: str) -> str:

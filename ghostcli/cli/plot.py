@@ -85,7 +85,7 @@ def learning_curves(
     from ghostcli.render import figures
 
     good, _ = arms.finished(records)
-    groups = arms.groups([run for run in good if family in (None, run.result["family"])])
+    groups = arms.groups([run for run in good if family in (None, run.result.family)])
     ids = {run.id for run in chosen}
     found = [curve for group in groups for curve in _of_group(group, ids)]
     finished = {run.id for run in good}
@@ -169,7 +169,7 @@ def _with_group(table: Table, records: Sequence[RunRecord]) -> Table:
     if table.group is not None:
         return table
     good = arms.of_family(arms.finished(records)[0], table.family)
-    groups = [group for group in arms.groups(good) if group.about["data"] == paper().source.data]
+    groups = [group for group in arms.groups(good) if group.about.data == paper().source.data]
 
     def widths(group: Group) -> int:
         return sum(figures.untaught_small(arm) for arm in group.arms)
@@ -184,7 +184,7 @@ def _front(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: st
     from ghostcli.render import figures
 
     good, _ = arms.finished(chosen or records)
-    good = [run for run in good if family in (None, run.result["family"])]
+    good = [run for run in good if family in (None, run.result.family)]
     groups = arms.groups(good)
     if not groups:
         raise UsageError("plot front: there is no finished run to draw; `ghost runs list` shows what there is")
@@ -194,7 +194,7 @@ def _front(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: st
     points = []
     for arm in group.arms:
         ours = arm.summary()
-        spent = of_arm(arm, known).full if cost == "hours" else arm.about["parameters"] / 1e6
+        spent = of_arm(arm, known).full if cost == "hours" else arm.about.parameters / 1e6
         points.append(figures.Point(label(arm.student), spent, ours.mean, ours.sd, arm.way))
     axis = "Training hours, teachers included" if cost == "hours" else "Parameters, training form (millions)"
     return figures.front(points, axis, f"{group.families}: {group.describe()}")
@@ -233,20 +233,18 @@ def _reliability(records: Sequence[RunRecord], chosen: Sequence[RunRecord], fami
 def _disagree(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
     import numpy as np
 
-    from ghostcli.compare.groups import recipe_of
     from ghostcli.data import load
-    from ghostcli.recipe.models import DataSection
     from ghostcli.render import pictures
 
     run = _one(chosen, "disagree")
     logits, labels = _predictions(run)
     known = {record.id: record for record in records}
-    teachers = [known[name] for name in (run.result or {}).get("teacher_runs", ()) if name in known]
+    teachers = [known[t.run] for t in (run.setup.teachers if run.setup else ()) if t.run in known]
     if not teachers:
         raise UsageError(f"plot disagree: {run.id} has no teacher among these runs; name a taught run")
     taught = [_predictions(teacher) for teacher in teachers]
-    data = load(DataSection.model_validate(recipe_of(run).get("data", {})))
-    if not all(np.array_equal(labels, theirs) for _, theirs in taught) or data.checksum != run.result["data_checksum"]:
+    data = load(run.result.recipe.data)
+    if not all(np.array_equal(labels, theirs) for _, theirs in taught) or data.checksum != run.result.data_checksum:
         raise UsageError(
             f"plot disagree: {run.id}, its teacher and {data.name} as it lies here are not of the same images"
         )
@@ -270,8 +268,7 @@ def _predictions(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
 
 def _classes(run: RunRecord) -> Sequence[str]:
     """Class names where they are known without opening the data, numbers elsewhere."""
-    result = run.result or {}
-    return CIFAR10 if result.get("data") == "cifar10" else [str(i) for i in range(result["classes"])]
+    return CIFAR10 if run.result.data == "cifar10" else [str(i) for i in range(run.result.classes)]
 
 
 KINDS: dict[str, Callable[[Sequence[RunRecord], Sequence[RunRecord], str | None, str], Figure]] = {

@@ -18,7 +18,8 @@ from typing import Annotated, Any
 import typer
 
 from ghostcli import signals
-from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs, Set, quoted
+from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs, Set, quoted, words
+from ghostcli.cli.train import STATES
 from ghostcli.display import console
 from ghostcli.errors import GhostError, UsageError
 from ghostcli.paper import FAMILIES, PaperRow, joined, label, paper
@@ -88,7 +89,7 @@ def reproduce(
             raise typer.Exit
         if total > DAY and not yes and not sys.stdin.isatty():
             raise UsageError(f"about {hours(total)} of work, and nobody here to ask: add --yes to begin it")
-        options = launch.Options(runs, device, jobs=jobs)
+        options = launch.Options(runs, device, jobs=jobs, command=words())
         failed = _run(todo, options, expected, as_json)
         if controls:
             todo = replace(todo, controls=planned_controls(todo, runs))
@@ -169,8 +170,8 @@ def _runs(count: int) -> str:
 
 def _reached(todo: Study, job: Job, runs: Path) -> str:
     """`Table II, GN-S 1.0x < ResNet-18, seed 0: 91.02 (printed 91.10)`, or the id of a job that fills no row."""
-    result = launch.record_of(job, runs).result or {}
-    ours = f"{result['accuracy']['selected']:.2f}" if result else "no result"
+    result = launch.record_of(job, runs).result
+    ours = f"{result.accuracy.selected:.2f}" if result else "no result"
     rows = todo.rows_of(job)
     if not rows:
         return f"{job.id}: {ours}"
@@ -282,7 +283,6 @@ def _show_plan(todo: Study, expected: dict[str, Cost], runs: Path, jobs: int, as
 
 
 def _planned(todo: Study, job: Job, cost: Cost, runs: Path) -> dict[str, Any]:
-    status = launch.record_of(job, runs).status
     return {
         "run": job.id,
         "student": job.student,
@@ -292,7 +292,7 @@ def _planned(todo: Study, job: Job, cost: Cost, runs: Path) -> dict[str, Any]:
         "recipe": job.recipe_name,
         "epochs": epochs_of(job),
         "tables": list(todo.needed_by[job.id]),
-        "state": {"done": "reused", "broken": "trained"}.get(status, "goes on"),
+        "state": STATES.get(launch.record_of(job, runs).status, "goes on"),
         "seconds": round(cost.seconds, 1),
         "bytes": cost.bytes,
         "basis": cost.basis,
@@ -304,7 +304,7 @@ def _tables(todo: Study, names: Sequence[str], runs: Path) -> list[Any]:
     from ghostcli.compare import tables
 
     records = [launch.record_of(job, runs) for job in todo.jobs]
-    records = [record for record in records if (record.path / "status.json").exists()]
+    records = [record for record in records if record.status != "absent"]
     options = tables.Options(runs=runs)
     if _printed_data(todo):
         return [tables.build(name, records, todo.family, options) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +13,10 @@ import typer
 from ghostcli.cli.options import Json, Runs
 from ghostcli.display import clock
 from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.recipe.diff import flat
 from ghostcli.records import record
+from ghostcli.records.model import RunResult, RunSetup, dump
 from ghostcli.records.record import RunRecord
-from ghostcli.records.storage import read_json
 
 app = typer.Typer(no_args_is_help=True, help="Run directories: list, show, verify, remove.")
 
@@ -22,17 +24,16 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="A run's id, as `ghost run
 
 
 def overview(run: RunRecord) -> dict[str, Any]:
-    rows = run.metrics()
+    rows, setup, result = run.metrics(), run.setup, run.result
     last = rows[-1] if rows else None
-    total = run.recipe.get("recipe", {}).get("train", {}).get("epochs")
     return {
         "run": run.id,
         "status": run.status,
         "epoch": last["epoch"] if last else 0,
-        "epochs": total,
-        "accuracy": (run.result or {}).get("accuracy", {}).get("selected", last["test"]["accuracy"] if last else None),
-        "recipe": run.recipe.get("recipe_name"),
-        "data": run.recipe.get("recipe", {}).get("data", {}).get("name"),
+        "epochs": setup.recipe.train.epochs if setup else None,
+        "accuracy": result.accuracy.selected if result else last["test"]["accuracy"] if last else None,
+        "recipe": setup.recipe_name if setup else None,
+        "data": setup.data if setup else None,
         "problem": run.problem,
     }
 
@@ -97,10 +98,10 @@ def _status(row: dict[str, Any], most: int) -> str:
 def show(run: Id, runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """One run: its result, its recipe and where it was made."""
     chosen = record.find(runs, run)
-    everything: dict[str, Any] = {**overview(chosen), "result": chosen.result, "recipe": chosen.recipe}
-    everything["env"] = read_json(chosen.path / "env.json") if (chosen.path / "env.json").exists() else None
     if as_json:
-        typer.echo(json.dumps(everything, indent=1))
+        parts = {"result": chosen.result, "recipe": chosen.setup, "env": chosen.environment}
+        found = {name: dump(part) if part else None for name, part in parts.items()}
+        typer.echo(json.dumps(overview(chosen) | found, indent=1))
         return
     from rich.console import Console
     from rich.table import Table
@@ -109,60 +110,66 @@ def show(run: Id, runs: Runs = Path("runs"), as_json: Json = False) -> None:
     view = Table(box=None, pad_edge=False, show_header=False)
     view.add_column(no_wrap=True, style="bold")
     view.add_column(overflow="fold")
-    for title, text in page(chosen, everything["env"] or {}):
+    for title, text in page(chosen):
         view.add_row(title, Text(printable(text)))
     console = Console(highlight=False)
     console.print(view) if console.is_terminal else Console(highlight=False, width=10_000).print(view)
 
 
-def page(run: RunRecord, env: dict[str, Any]) -> list[tuple[str, str]]:
+def page(run: RunRecord) -> list[tuple[str, str]]:
     """A run as a person reads it: titles and texts, a line each."""
-    result, recipe, seen = run.result or {}, run.recipe.get("recipe", {}), overview(run)
+    setup, result, made, seen = run.setup, run.result, run.environment, overview(run)
     lines = [("run", run.id), ("status", f"{run.status}" + (f": {run.problem}" if run.problem else ""))]
-    weights = f", {result['parameters']:,} parameters" if "parameters" in result else ""
-    lines.append(("network", f"{run.recipe.get('student', '?')}{weights}, seed {run.recipe.get('seed', '?')}"))
-    lines += [("taught by", teacher) for teacher in run.recipe.get("teachers", ())] or [("taught by", "nobody")]
-    counts = [f"{result[key]:,} {key.removesuffix('_images')}" for key in IMAGES if result.get(key)]
-    lines.append(("data", f"{seen['data']}" + (f": {', '.join(counts)} images" if counts else "")))
-    lines.append(("recipe", f"{seen['recipe']}, {seen['epoch']} of {seen['epochs']} epochs done"))
-    lines += [("", text) for text in departures(str(seen["recipe"]), recipe)]
+    if setup:
+        weights = f", {result.parameters:,} parameters, {result.start} start" if result else ""
+        lines.append(("network", f"{setup.student}{weights}, seed {setup.seed}"))
+        lines += [("taught by", teacher.run) for teacher in setup.teachers] or [("taught by", "nobody")]
+        counts = [f"{count:,} {part}" for part, count in _images(result).items() if count]
+        lines.append(("data", setup.data + (f": {', '.join(counts)} images" if counts else "")))
+        lines.append(("recipe", f"{setup.recipe_name}, {seen['epoch']} of {seen['epochs']} epochs done"))
+        lines += [("", text) for text in changes(setup)]
     if result:
-        scores = result["accuracy"]
-        text = f"{scores['selected']:.2f} % (last {scores['last']:.2f}, best {scores['best']:.2f})"
+        scores = result.accuracy
+        text = f"{scores.selected:.2f} % (last {scores.last:.2f}, best {scores.best:.2f})"
         lines.append(("test accuracy", text))
-        agreement = result.get("agreement") or {}
-        lines += [("agreement", f"{share:.2f} % with {teacher}") for teacher, share in agreement.items()]
+        shares = {teacher: share for teacher, share in result.agreement.items() if share is not None}
+        lines += [("agreement", f"{share:.2f} % with {teacher}") for teacher, share in shares.items()]
+        lines.append(("time", f"{clock(result.seconds)}, on {result.environment.device}"))
     elif seen["accuracy"] is not None:
         lines.append(("test accuracy", f"{seen['accuracy']:.2f} % so far"))
-    if "seconds" in result:
-        lines.append(("time", f"{clock(result['seconds'])}, on {env.get('device', result.get('device'))}"))
-    if env:
-        made = ", ".join(f"{key} {env[key]}" for key in ("ghost", "python", "torch", "kernel") if key in env)
-        lines.append(("made with", made))
-    lines += [("check", f"{found['level']}: {found['message']}") for found in result.get("check", ())]
-    lines += [("note", str(note)) for note in result.get("notes", ())]
+    if made:
+        lines.append(
+            ("made with", f"ghost {made.ghost}, python {made.python}, torch {made.torch}, kernel {made.kernel}")
+        )
+    if result:
+        lines += [("check", f"{found.level}: {found.message}") for found in result.check]
+        lines += [("note", note) for note in result.notes]
+    if setup and setup.command:
+        lines.append(("command", shlex.join(["ghost", *setup.command])))
     files = sorted(path.name for path in run.path.iterdir() if path.is_file() and not path.name.startswith("."))
     return [*lines, ("in", str(run.path)), ("files", ", ".join(files))]
 
 
-IMAGES = ("train_images", "validation_images", "test_images")
+def _images(result: RunResult | None) -> dict[str, int]:
+    if result is None:
+        return {}
+    return {"train": result.train_images, "validation": result.validation_images, "test": result.test_images}
 
 
-def departures(name: str, mine: dict[str, Any]) -> list[str]:
-    """`key = value (theirs)` for each key of a run's recipe that is not as the recipe it was made from has it."""
+def changes(setup: RunSetup) -> list[str]:
+    """`key = value (theirs)` for each key of a run's recipe that differs from the recipe it was made from."""
     from ghostcli.recipe import load
 
     try:
-        named = load(name).recipe.model_dump(mode="json")
+        named = flat(load(setup.recipe_name).recipe.model_dump(mode="json"))
     except UsageError:
-        return [f"{name} is not to be had here; --json has every key"]
-    found = []
-    for section, keys in mine.items():
-        for key, value in keys.items() if isinstance(keys, dict) else ():
-            theirs = named.get(section, {}).get(key)
-            if value != theirs:
-                found.append(f"{section}.{key} = {json.dumps(value)} ({json.dumps(theirs)})")
-    return found
+        return [f"the recipe {setup.recipe_name} is not found here; --json has every key"]
+    mine = flat(setup.recipe.model_dump(mode="json"))
+    return [
+        f"{key} = {json.dumps(value)} ({json.dumps(named.get(key))})"
+        for key, value in mine.items()
+        if "." in key and value != named.get(key)
+    ]
 
 
 @app.command()

@@ -14,11 +14,12 @@ from typing import Annotated, Any
 import typer
 
 from ghostcli import plan
-from ghostcli.cli.options import Common, Device, Json, Runs, with_common
+from ghostcli.cli.options import Common, Device, Json, Runs, with_common, words
 from ghostcli.errors import GhostError, UsageError
 from ghostcli.plan import Job
 from ghostcli.recipe.models import Recipe
 from ghostcli.records import record
+from ghostcli.records.model import RunResult
 from ghostcli.run import launch
 from ghostcli.zoo.names import KNOWN
 
@@ -163,7 +164,7 @@ def act(ctx: typer.Context, common: Common, recipe: Recipe, job_of: Callable[[in
     elif common.dry_run:
         show_plan(todo, common)
     else:
-        options = launch.Options(common.runs, common.device, common.resume, common.jobs, quiet=False)
+        options = launch.Options(common.runs, common.device, common.resume, common.jobs, command=words())
         try:
             draw_curves(launch.carry_out(todo, options), common.runs)
         except UsageError:
@@ -178,21 +179,19 @@ def act(ctx: typer.Context, common: Common, recipe: Recipe, job_of: Callable[[in
 
 def show_results(todo: plan.Plan, runs: Path) -> None:
     """The runs that were asked for, as the contract has it, whatever became of them."""
-    results = [
-        summary(launch.record_of(job, runs)) if launch.is_done(job, runs) else unfinished(job, runs)
-        for job in todo.asked
-    ]
+    found = [(job, launch.record_of(job, runs).result) for job in todo.asked]
+    results = [unfinished(job, runs) if result is None else summary(result) for job, result in found]
     typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
 
 
 def unfinished(job: Job, runs: Path) -> dict[str, Any]:
     """What --json has of a run that is not done: why not, and no accuracy."""
     run = launch.record_of(job, runs)
-    begun = (run.path / "status.json").exists()
+    absent = run.status == "absent"
     return {
         "run": job.id,
-        "status": run.status if begun else "not started",
-        "error": run.problem if begun else "its teacher is not done" if job.taught else None,
+        "status": "not started" if absent else run.status,
+        "error": ("its teacher is not done" if job.taught else None) if absent else run.problem,
         "student": job.student,
         "strategy": job.strategy,
         "teachers": list(job.path),
@@ -218,26 +217,34 @@ def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
             os.replace(drawn, run.path / "curves.png")
 
 
-def summary(run: record.RunRecord) -> dict[str, Any]:
+def summary(result: RunResult) -> dict[str, Any]:
     """What a training verb prints under --json, as the contract has it."""
-    result = run.result or {}
-    keys = ("run", "status", "student", "strategy", "teachers", "data", "seed", "epochs")
-    accuracy = result["accuracy"]
+    accuracy = result.accuracy
     return {
-        **{key: result[key] for key in keys},
-        "accuracy": {"last": accuracy["last"], "best": accuracy["best"], "selected": accuracy["selected"]},
-        "seconds": result["seconds"],
-        "recipe": result["recipe"],
-        "check": result["check"],
+        "run": result.run,
+        "status": "done",
+        "student": result.student,
+        "strategy": result.strategy,
+        "teachers": list(result.path),
+        "data": result.data,
+        "seed": result.seed,
+        "epochs": result.epochs,
+        "accuracy": {"last": accuracy.last, "best": accuracy.best, "selected": accuracy.selected},
+        "seconds": result.seconds,
+        "recipe": result.recipe_name,
+        "check": [finding.model_dump() for finding in result.check],
     }
+
+
+#: What a plan does about a run, by its status; what has begun goes on.
+STATES = {"done": "reused", "absent": "trained"}
 
 
 def show_plan(todo: plan.Plan, common: Common) -> None:
     """What will be trained, what is reused, in which order."""
     rows = []
     for job in todo.jobs:
-        status = launch.record_of(job, common.runs).status
-        state = {"done": "reused", "broken": "trained"}.get(status, "goes on")
+        state = STATES.get(launch.record_of(job, common.runs).status, "goes on")
         if job in todo.asked and not common.resume:
             state = "trained"
         epochs = min(job.recipe.train.epochs, job.recipe.train.stop or job.recipe.train.epochs)
@@ -288,14 +295,14 @@ def fill(
     chosen = record.find(runs, run)
     if chosen.status != "done" or chosen.result is None:
         raise UsageError(f"{chosen.id}: cannot teach, {chosen.problem}; finish it first")
-    recipe = Recipe.model_validate(chosen.recipe["recipe"])
+    recipe = chosen.result.recipe
     with signals.handled():
         from ghostcli.distill import teacher
         from ghostcli.engine.device import pick
 
         where = pick(device)
         data = launch.load_data(recipe.data)
-        if data.checksum != chosen.result["data_checksum"]:
+        if data.checksum != chosen.result.data_checksum:
             raise UsageError(
                 f"{chosen.id}: the images of {recipe.data.name} are no longer those it was trained on; put them back"
             )

@@ -38,11 +38,11 @@ def baseline_of(arm: Arm, epochs: int, changed: dict[str, Any] | None = None, ru
 
     `changed` holds keys, by their whole names, that are to be otherwise than in the arm's recipe.
     """
-    name = str(arm.about.get("recipe") or arm.about["family"])
+    name = arm.about.recipe_name or arm.about.family
     recipe = () if name == "paper" else ("--recipe", name)
-    longer = {"train.epochs": epochs} if epochs != arm.about["epochs"] else {}
+    longer = {"train.epochs": epochs} if epochs != arm.about.epochs else {}
     settings = _settings(name, flat(arm.recipe), longer | (changed or {}))
-    seeds = list(dict.fromkeys(run.result["seed"] for run in arm.runs))
+    seeds = list(dict.fromkeys(run.result.seed for run in arm.runs))
     every = [word for seed in seeds for word in ("--seed", str(seed))] if seeds != [0] else []
     return shlex.join(("ghost", "train-teacher", arm.student, *recipe, *settings, *every, *into(runs)))
 

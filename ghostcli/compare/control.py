@@ -48,7 +48,7 @@ def of(arm: Arm, baseline: Arm, groups: Iterable[Group], metric: str, runs: Path
     """The control of `arm`: of several that nearest to the measured softness, then of most seeds, then the newest."""
     softness = measured(arm)
     smoothed = {SMOOTHING: CUSTOMARY if softness is None else softness}
-    command = baseline_of(baseline, baseline.about["epochs"], smoothed, runs)
+    command = baseline_of(baseline, baseline.about.epochs, smoothed, runs)
     found = [other for group in groups for other in group.arms if _controls(other, baseline)]
     if not found:
         return Control(command, softness)
@@ -64,7 +64,7 @@ def of(arm: Arm, baseline: Arm, groups: Iterable[Group], metric: str, runs: Path
 def _controls(other: Arm, baseline: Arm) -> bool:
     if other.teachers or other.student != baseline.student or other.smoothing <= baseline.smoothing:
         return False
-    same_images = other.about["data_checksum"] == baseline.about["data_checksum"]
+    same_images = other.about.data_checksum == baseline.about.data_checksum
     return same_images and all(trained_apart(Arm((run,)), baseline) == {SMOOTHING} for run in other.runs)
 
 
@@ -73,12 +73,12 @@ def measured(arm: Arm) -> float | None:
 
     None where no run's check says. The figure is an entropy as a fraction of log C; the mean over seeds counts.
     """
-    findings = [item for run in arm.runs for item in run.result.get("check") or ()]
-    figures = [item.get("figure") for item in findings if item.get("code") == SOFTNESS]
-    shares = [figure for figure in figures if isinstance(figure, int | float) and 0 <= figure <= 1]
+    findings = [item for run in arm.runs for item in run.result.check]
+    figures = [item.figure for item in findings if item.code == SOFTNESS]
+    shares = [figure for figure in figures if figure is not None and 0 <= figure <= 1]
     if not shares:
         return None
-    return round(min(0.999, max(0.001, matched(sum(shares) / len(shares), arm.about["classes"]))), 3)
+    return round(min(0.999, max(0.001, matched(sum(shares) / len(shares), arm.about.classes))), 3)
 
 
 def near(smoothing: float, measured: float) -> bool:

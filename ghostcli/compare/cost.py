@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from ghostcli.compare.groups import Arm, finished
+from ghostcli.records.model import RunResult
 from ghostcli.records.record import RunRecord
 
 
@@ -41,8 +41,8 @@ def costs(records: Iterable[RunRecord]) -> dict[str, Cost]:
     """Run id -> cost, for every finished run."""
     runs = {run.id: run.result for run in finished(records)[0]}
     hours = {name: _seconds(result) / 3600 for name, result in runs.items()}
-    images = {name: result["epochs"] * result["train_images"] for name, result in runs.items()}
-    direct = {name: tuple(result.get("teacher_runs") or ()) for name, result in runs.items()}
+    images = {name: result.epochs * result.train_images for name, result in runs.items()}
+    direct = {name: tuple(teacher.run for teacher in result.teachers) for name, result in runs.items()}
     pupils = Counter(teacher for teachers in direct.values() for teacher in teachers)
     lineage: dict[str, frozenset[str]] = {}
     shares: dict[str, float] = {}
@@ -67,14 +67,14 @@ def costs(records: Iterable[RunRecord]) -> dict[str, Cost]:
             amortised=share(name),
             trainings=len(below(name)),
             images=sum(images.get(run, 0) for run in below(name)),
-            whole=below(name) <= runs.keys() and all(direct[run] or not runs[run]["teachers"] for run in below(name)),
+            whole=below(name) <= runs.keys(),
         )
         for name in runs
     }
 
 
-def _seconds(result: dict[str, Any]) -> float:
-    return sum(float(result.get(key) or 0) for key in ("train_seconds", "teacher_seconds"))
+def _seconds(result: RunResult) -> float:
+    return result.train_seconds + result.teacher_seconds
 
 
 def of_arm(arm: Arm, known: dict[str, Cost]) -> Cost:

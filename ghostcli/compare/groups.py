@@ -15,20 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ghostcli.compare.stats import Difference, Sample, Summary, difference, ece, summarize
-from ghostcli.paper import FAMILIES, paper
+from ghostcli.compare.stats import Difference, Sample, Summary, difference, summarize
+from ghostcli.paper import paper
 from ghostcli.recipe.diff import departures, own_teaching, own_values, typed
+from ghostcli.records.model import RunResult
 from ghostcli.records.record import RunRecord
 
 #: What stands in a table: `selected` (last epoch, or the one chosen on validation) or `best` (on the test set).
 METRICS = ("selected", "best")
-#: What a result must hold to be compared at all.
-NEEDED: dict[str, type] = {
-    **dict.fromkeys(("student", "strategy", "family", "data", "data_checksum", "digest", "protocol"), str),
-    **dict.fromkeys(("seed", "epochs", "train_images", "parameters", "classes"), int),
-    "teachers": list,
-    "accuracy": dict,
-}
 SHARE_BASELINES = {"paper", "published"}
 SMOOTHING = "train.label_smoothing"
 #: Keys of [distill] that a row says otherwise, or that no result follows from.
@@ -59,36 +53,37 @@ class Arm:
     runs: tuple[RunRecord, ...]
 
     @cached_property
-    def about(self) -> dict[str, Any]:
-        """What its runs share, as in result.json."""
-        return self.runs[0].result or {}
+    def about(self) -> RunResult:
+        """The record of its first run, for what its runs share."""
+        return self.runs[0].result
 
-    @property
+    @cached_property
     def recipe(self) -> dict[str, Any]:
-        return recipe_of(self.runs[0])
+        """Its resolved recipe, section by section."""
+        return self.about.recipe.model_dump(mode="json")
 
     @property
     def student(self) -> str:
-        return self.about["student"]
+        return self.about.student
 
     @property
     def strategy(self) -> str:
-        return self.about["strategy"]
+        return self.about.strategy
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        return tuple(self.about["teachers"])
+        return self.about.path
 
     @cached_property
     def setting(self) -> str:
         """What sets its teaching apart from the paper's, in few words: `dkd T=4`."""
-        kind = self.about.get("kind")
+        kind = self.about.kind
         return " ".join([kind] * (kind not in (None, paper().source.kind)) + self._switches)
 
     @cached_property
     def _switches(self) -> list[str]:
         """The values of its teaching, the kind aside, that are not the paper's or its recipe's: `T=4`, `drop=1`."""
-        distill, source = self.recipe.get("distill") or {}, paper().source
+        distill, source = self.recipe["distill"], paper().source
         if not self.teachers:
             return []
         signs = {"temperature": "T", "alpha": "α"}
@@ -97,13 +92,13 @@ class Arm:
             for key, sign in signs.items()
             if distill.get(key, getattr(source, key)) != getattr(source, key)
         ]
-        own = own_teaching(distill, self.about["family"])
+        own = own_teaching(distill, self.about.family)
         return words + [f"{key}={value}" for key, value in own.items() if key not in SHOWN]
 
     @property
     def way(self) -> str:
         """Who teaches how, by the name of the method: `plain`, `dkd`, `chain`, `dense hint`, `born-again`."""
-        kind = self.about.get("kind") or paper().source.kind
+        kind = self.about.kind or paper().source.kind
         if self.teachers and set(self.teachers) == {self.student} and self.strategy in ("kd", "chain"):
             name = "born-again"
         else:
@@ -118,36 +113,34 @@ class Arm:
     @cached_property
     def departs(self) -> dict[str, Any]:
         """Where its training is not what its family ships, beyond data and budget."""
-        return own_values(self.recipe, self.about["family"])
+        return own_values(self.recipe, self.about.family)
 
     @property
     def smoothing(self) -> float:
         """The share of its labels that is spread over all classes."""
-        return smoothing_of(self.runs[0])
+        return self.about.recipe.train.label_smoothing
 
     @property
     def newest(self) -> float:
         return max(_written(run) for run in self.runs)
 
     @cached_property
-    def predictions(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Correctness [n, N] and the labels [N]; None where a run has no predictions or other test images."""
-        found = [_predictions(run) for run in self.runs]
-        if any(item is None for item in found):
+    def answers(self) -> tuple[np.ndarray, str] | None:
+        """Correctness [n, N] and the labels' checksum; None where a run has none or other test images."""
+        tests = [run.result.test for run in self.runs]
+        masks = [test.mask() if test else None for test in tests]
+        if any(mask is None for mask in masks) or len({test.labels for test in tests}) > 1:
             return None
-        labels = found[0][1]
-        if not all(np.array_equal(labels, item[1]) for item in found):
-            return None
-        return np.stack([logits.argmax(axis=1) == labels for logits, _ in found]), labels
+        return np.stack(masks), tests[0].labels
 
-    def correct(self, metric: str = "selected") -> tuple[np.ndarray, np.ndarray] | None:
-        """Its predictions where they are of `metric`'s epoch in every run: what is kept is the selected epoch's."""
-        epochs = (run.result["accuracy"] for run in self.runs)
-        same = all(found.get(f"{metric}_epoch") == found.get("selected_epoch") for found in epochs)
-        return self.predictions if same else None
+    def correct(self, metric: str = "selected") -> tuple[np.ndarray, str] | None:
+        """Its answers where they are of `metric`'s epoch in every run: what is kept is the selected epoch's."""
+        epochs = (run.result.accuracy for run in self.runs)
+        same = all(getattr(found, f"{metric}_epoch") == found.selected_epoch for found in epochs)
+        return self.answers if same else None
 
     def accuracy(self, metric: str = "selected") -> np.ndarray:
-        return np.array([run.result["accuracy"][metric] for run in self.runs], dtype=np.float64)
+        return np.array([getattr(run.result.accuracy, metric) for run in self.runs], dtype=np.float64)
 
     def summary(self, metric: str = "selected") -> Summary:
         return summarize(self.accuracy(metric))
@@ -155,7 +148,7 @@ class Arm:
     def minus(self, baseline: Arm, metric: str = "selected") -> Difference:
         """This arm against `baseline`; test images count only where both saw the same, at the epoch compared."""
         ours, theirs = self.correct(metric), baseline.correct(metric)
-        paired = ours is not None and theirs is not None and np.array_equal(ours[1], theirs[1])
+        paired = ours is not None and theirs is not None and ours[1] == theirs[1]
         return difference(
             Sample(self.accuracy(metric), ours[0] if paired else None),
             Sample(baseline.accuracy(metric), theirs[0] if paired else None),
@@ -163,20 +156,19 @@ class Arm:
 
     def mean(self, key: str) -> float | None:
         """Mean over its runs of a number in result.json; None where a run lacks it."""
-        values = [run.result.get(key) for run in self.runs]
+        values = [getattr(run.result, key) for run in self.runs]
         return None if any(value is None for value in values) else float(np.mean(values))
 
     @property
-    def steps(self) -> int | None:
-        """Optimiser steps of one training; None where the recipe does not say."""
-        batch = self.recipe.get("train", {}).get("batch_size")
-        return self.about["epochs"] * math.ceil(self.about["train_images"] / batch) if batch else None
+    def steps(self) -> int:
+        """Optimiser steps of one training."""
+        return self.about.epochs * math.ceil(self.about.train_images / self.about.recipe.train.batch_size)
 
     @cached_property
     def ece(self) -> float | None:
         """Expected calibration error, a fraction, meaned over its runs; None where one has no predictions."""
-        found = [_predictions(run) for run in self.runs]
-        return None if any(item is None for item in found) else float(np.mean([ece(*item) for item in found]))
+        tests = [run.result.test for run in self.runs]
+        return None if any(test is None for test in tests) else float(np.mean([test.ece for test in tests]))
 
     @property
     def agreement(self) -> dict[str, float]:
@@ -186,7 +178,7 @@ class Arm:
         """
         values: dict[str, list[float]] = defaultdict(list)
         for run in self.runs:
-            for teacher, percent in (run.result.get("agreement") or {}).items():
+            for teacher, percent in run.result.agreement.items():
                 if percent is not None:
                     values[teacher].append(percent)
         return {teacher: float(np.mean(percents)) for teacher, percents in values.items()}
@@ -196,18 +188,12 @@ class Arm:
         """What the teaching check warned of; a taught run that was not shuffled is always among them."""
         found: dict[str, str] = {}
         for run in self.runs:
-            for item in run.result.get("check") or ():
-                if item.get("level") not in ("ok", "pass", "info"):
-                    found.setdefault(item["code"], item["message"])
-        if self.teachers and not self.about.get("shuffled", True):
+            for item in run.result.check:
+                if item.level not in ("ok", "pass", "info"):
+                    found.setdefault(item.code, item.message)
+        if self.teachers and not self.about.shuffled:
             found.setdefault("unshuffled", "the training images came in the same order every epoch")
         return tuple(Finding(code, message) for code, message in found.items())
-
-
-def _predictions(run: RunRecord) -> tuple[np.ndarray, np.ndarray] | None:
-    """Logits [N, C] and labels [N] of a run; None where they are not there or do not fit each other."""
-    found = run.predictions()
-    return found if found is not None and found[0].shape[:-1] == found[1].shape == (len(found[1]),) else None
 
 
 @dataclass(frozen=True)
@@ -218,18 +204,18 @@ class Group:
     mixed: bool = False
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> RunResult:
         return self.arms[0].about
 
     @property
     def families(self) -> str:
         """Whose runs they are: `paper and published` train alike and teach otherwise."""
-        return " and ".join(sorted({arm.about["family"] for arm in self.arms}))
+        return " and ".join(sorted({arm.about.family for arm in self.arms}))
 
     @property
     def budget(self) -> int:
         """Images seen in one training."""
-        return max(arm.about["epochs"] * arm.about["train_images"] for arm in self.arms)
+        return max(arm.about.epochs * arm.about.train_images for arm in self.arms)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -240,7 +226,7 @@ class Group:
         if self.mixed:
             return "mixed protocols"
         soft = self.arms[0].smoothing
-        words = (about["data"], budget_of(about), f"labels smoothed by {soft:g}" if soft else "", own(self.departs))
+        words = (about.data, budget_of(about), f"labels smoothed by {soft:g}" if soft else "", own(self.departs))
         return ", ".join(word for word in words if word)
 
     @cached_property
@@ -259,9 +245,9 @@ class Group:
         return all(arm.smoothing > 0 and not arm.teachers for arm in self.arms)
 
 
-def budget_of(result: dict[str, Any]) -> str:
-    epochs = result["epochs"]
-    return f"{result['train_images']:,} images × {epochs} epoch{'s' * (epochs != 1)}"
+def budget_of(result: RunResult) -> str:
+    epochs = result.epochs
+    return f"{result.train_images:,} images × {epochs} epoch{'s' * (epochs != 1)}"
 
 
 def own(departs: dict[str, Any]) -> str:
@@ -270,26 +256,13 @@ def own(departs: dict[str, Any]) -> str:
     return f"with {typed(values)}" if values else ""
 
 
-def recipe_of(run: RunRecord) -> dict[str, Any]:
-    """The resolved recipe of a run, section by section; {} where it cannot be read."""
-    recipe = run.recipe.get("recipe")
-    return recipe if isinstance(recipe, dict) else {}
-
-
-def smoothing_of(run: RunRecord) -> float:
-    """The label smoothing of a run; 0 where its recipe cannot be read."""
-    train = recipe_of(run).get("train")
-    share = train.get("label_smoothing") if isinstance(train, dict) else None
-    return float(share) if isinstance(share, int | float) else 0.0
-
-
 def finished(records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[LeftOut]]:
     """Runs with a whole, finite result, and the others with what is wrong with each."""
     good, bad = [], []
     for record in records:
         reason = _unfit(record)
         good.append(record) if reason is None else bad.append(
-            LeftOut(record.id, reason, recipe_of(record).get("family", ""))
+            LeftOut(record.id, reason, record.setup.family if record.setup else "")
         )
     return good, bad
 
@@ -300,16 +273,13 @@ def _unfit(record: RunRecord) -> str | None:
         if record.status == "failed":
             return "non-finite" if "finite" in problem else "failed"
         return "unfinished" if record.status in ("interrupted", "running") else problem
-    whole = all(isinstance(record.result.get(key), kind) for key, kind in NEEDED.items())
-    if not whole or record.result["family"] not in FAMILIES:
-        return "its result is damaged"
-    values = [record.result["accuracy"].get(metric) for metric in METRICS]
-    return None if all(isinstance(v, int | float) and math.isfinite(v) for v in values) else "non-finite"
+    values = [getattr(record.result.accuracy, metric) for metric in METRICS]
+    return None if all(map(math.isfinite, values)) else "non-finite"
 
 
-def same_conditions(result: dict[str, Any]) -> tuple[str, str]:
+def same_conditions(result: RunResult) -> tuple[str, str]:
     """Runs may be compared where this is equal: the protocol (data, budget, training) and the images' checksum."""
-    return result["protocol"], result["data_checksum"]
+    return result.protocol, result.data_checksum
 
 
 def of_family(runs: Sequence[RunRecord], family: str) -> list[RunRecord]:
@@ -317,15 +287,15 @@ def of_family(runs: Sequence[RunRecord], family: str) -> list[RunRecord]:
 
     `paper` and `published` differ in what taught runs do, so baselines of their shipped training are always shared.
     """
-    own = [run for run in runs if run.result["family"] == family]
+    own = [run for run in runs if run.result.family == family]
     protocols = {same_conditions(run.result) for run in own}
 
     def lent(run: RunRecord) -> bool:
-        if run.result["teachers"] or run.result["family"] == family:
+        if run.result.teachers or run.result.family == family:
             return False
-        shares = {run.result["family"], family} == SHARE_BASELINES
+        shares = {run.result.family, family} == SHARE_BASELINES
         return same_conditions(run.result) in protocols or (
-            shares and own_values(recipe_of(run), family).keys() <= {SMOOTHING}
+            shares and own_values(run.result.recipe.model_dump(mode="json"), family).keys() <= {SMOOTHING}
         )
 
     return own + [run for run in runs if lent(run)]
@@ -340,9 +310,14 @@ def groups(runs: Sequence[RunRecord], mixed: bool = False) -> list[Group]:
     for run in runs:
         result = run.result
         # Untaught runs of one protocol do the same work even where digests differ (folded and plain branches).
-        job = (result["student"], result["strategy"], members(result), result["digest"] if result["teachers"] else "")
+        job = (
+            result.student,
+            result.strategy,
+            members(result.strategy, result.path),
+            result.digest if result.teachers else "",
+        )
         if mixed:
-            job = (*job[:3], None if result["teachers"] else smoothing_of(run))
+            job = (*job[:3], None if result.teachers else result.recipe.train.label_smoothing)
         together[None if mixed else same_conditions(result)][job].append(run)
     return [Group(tuple(_arm(seeds) for seeds in jobs.values()), mixed) for jobs in together.values()]
 
@@ -350,10 +325,10 @@ def groups(runs: Sequence[RunRecord], mixed: bool = False) -> list[Group]:
 def _arm(runs: list[RunRecord]) -> Arm:
     """One run a seed and digest, the newest, in order of seed."""
     by_seed: dict[Any, RunRecord] = {}
-    taught = bool(runs[0].result["teachers"])
+    taught = bool(runs[0].result.teachers)
     for run in sorted(runs, key=_written):
-        by_seed[run.result["seed"], run.result["digest" if taught else "protocol"]] = run
-    return Arm(tuple(sorted(by_seed.values(), key=lambda run: (run.result["seed"], run.id))))
+        by_seed[run.result.seed, run.result.digest if taught else run.result.protocol] = run
+    return Arm(tuple(sorted(by_seed.values(), key=lambda run: (run.result.seed, run.id))))
 
 
 def _written(run: RunRecord) -> float:
@@ -363,10 +338,9 @@ def _written(run: RunRecord) -> float:
         return 0.0
 
 
-def members(result: dict[str, Any]) -> tuple[str, ...]:
+def members(strategy: str, teachers: Sequence[str]) -> tuple[str, ...]:
     """The teachers as an identity: in order down a chain, in any order in an ensemble."""
-    teachers = tuple(result["teachers"])
-    return teachers if result["strategy"] in ("chain", "dense") else tuple(sorted(teachers))
+    return tuple(teachers if strategy in ("chain", "dense") else sorted(teachers))
 
 
 def trained_apart(a: Arm, b: Arm) -> set[str]:

@@ -49,7 +49,7 @@ def _numbered(found: list[str], rows: Sequence[Row]) -> list[str]:
 
 
 def _order(arm: Arm) -> str:
-    return "" if arm.about.get("shuffled", True) else "unshuffled"
+    return "" if arm.about.shuffled else "unshuffled"
 
 
 def _smoothed(arm: Arm) -> str:
@@ -62,13 +62,13 @@ def _own(arm: Arm) -> str:
 
 
 def budget(arm: Arm) -> str:
-    return f"{arm.about['train_images']:,} × {arm.about['epochs']}"
+    return f"{arm.about.train_images:,} × {arm.about.epochs}"
 
 
 #: What sets protocols apart, in few words or none.
 FACETS: tuple[Callable[[Arm], str], ...] = (
-    lambda arm: arm.about["family"],
-    lambda arm: arm.about["data"],
+    lambda arm: arm.about.family,
+    lambda arm: arm.about.data,
     budget,
     _order,
     _smoothed,
@@ -79,4 +79,4 @@ FACETS: tuple[Callable[[Arm], str], ...] = (
 def protocol(arm: Arm) -> str:
     """All of an arm's protocol, its budget on a line of its own."""
     rest = ", ".join(word for word in (budget(arm), _order(arm), _smoothed(arm), _own(arm)) if word)
-    return f"{arm.about['family']}: {arm.about['data']},\n{rest}"
+    return f"{arm.about.family}: {arm.about.data},\n{rest}"

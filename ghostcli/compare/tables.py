@@ -110,27 +110,27 @@ class Baselines:
         """The baseline of `arm`, a member of `group`; where there is none, why, or the command that makes it."""
         if self.spent is None:
             found = group.baseline(arm.student)
-            return found, None if found else f"`{baseline_of(arm, arm.about['epochs'], runs=self.runs)}` makes it"
+            return found, None if found else f"`{baseline_of(arm, arm.about.epochs, runs=self.runs)}` makes it"
         spent = of_arm(arm, self.spent)
         if not spent.whole:
             return None, f"{arm.runs[0].id} had teachers whose records are gone, so its whole budget is unknown"
-        epochs = round(spent.images / arm.about["train_images"])
+        epochs = round(spent.images / arm.about.train_images)
         for other in self.groups:
             found = other.baseline(arm.student)
-            if found and found.about["epochs"] == epochs and _same_but_epochs(found, arm):
+            if found and found.about.epochs == epochs and _same_but_epochs(found, arm):
                 return found, None
         return None, f"`{baseline_of(arm, epochs, runs=self.runs)}` makes it"
 
 
 def _same_but_epochs(a: Arm, b: Arm) -> bool:
-    same_images = a.about["data_checksum"] == b.about["data_checksum"]
+    same_images = a.about.data_checksum == b.about.data_checksum
     return same_images and runs_of.trained_apart(a, b) <= {"train.epochs"}
 
 
 def families(records: Sequence[RunRecord]) -> tuple[str, ...]:
     """The families with a finished run that fills a printed row; `paper` where there is none."""
     good, _ = runs_of.finished(records)
-    there = {run.result["family"] for run in good if any(fits(run.result, row) for row in paper().rows)}
+    there = {run.result.family for run in good if any(fits(run.result, row) for row in paper().rows)}
     return tuple(family for family in FAMILIES if family in there) or ("paper",)
 
 
@@ -201,7 +201,7 @@ def measured(arm: Arm, group: Group, options: Options, baselines: Baselines) -> 
         arm.student,
         arm.strategy,
         arm.teachers,
-        arm.about.get("parameters"),
+        arm.about.parameters,
         arm=arm,
         ours=arm.summary(options.metric),
         delta=arm.minus(baseline, options.metric) if baseline else None,
@@ -249,13 +249,13 @@ def also_run(
     for group in found:
         for arm in group.arms:
             ids = {run.id for run in arm.runs}
-            if arm.about["family"] in only and not ids & (placed | elsewhere):
+            if arm.about.family in only and not ids & (placed | elsewhere):
                 rows.append(measured(arm, group, options, baselines))
     named = {out.run for table in shown for out in table.left_out}
     left = tuple(out for out in bad if out.run not in named and (out.family or only[0]) in only)
     if not rows and not left:
         return None
-    rows.sort(key=lambda row: (row.arm.about["data"], FAMILIES.index(row.arm.about["family"]), row.taught, row.student))
+    rows.sort(key=lambda row: (row.arm.about.data, FAMILIES.index(row.arm.about.family), row.taught, row.student))
     title = "Runs that no row of the paper stands for"
     table = Table("also run", title, "any", with_names(judged(rows, options.margin)), None, left)
     return replace(table, margin=options.margin, metric=options.metric, equal_budget=options.equal_budget)
@@ -271,21 +271,21 @@ def _others(wanted: Sequence[RunRecord], group: Group | None) -> list[LeftOut]:
         result = run.result
         if runs_of.same_conditions(result) != shown:
             budget = runs_of.budget_of(result)
-            recipe = runs_of.recipe_of(run)
-            alike = (result["train_images"], result["epochs"]) == (group.about["train_images"], group.about["epochs"])
-            changed = differing(recipe, group.recipe, bool(result["teachers"])) if alike else ""
-            words = (changed or budget, "" if changed else runs_of.own(own_values(recipe, result["family"])))
+            recipe = result.recipe.model_dump(mode="json")
+            alike = (result.train_images, result.epochs) == (group.about.train_images, group.about.epochs)
+            changed = differing(recipe, group.recipe, bool(result.teachers)) if alike else ""
+            words = (changed or budget, "" if changed else runs_of.own(own_values(recipe, result.family)))
             apart = ", ".join(word for word in words if word)
-            out.append(LeftOut(run.id, f"other protocol ({apart})", result["family"]))
+            out.append(LeftOut(run.id, f"other protocol ({apart})", result.family))
     return out
 
 
 def _left(left: Sequence[Arm], reason: str) -> list[LeftOut]:
-    return [LeftOut(run.id, reason, arm.about["family"]) for arm in left for run in arm.runs]
+    return [LeftOut(run.id, reason, arm.about.family) for arm in left for run in arm.runs]
 
 
 def _shuffled_otherwise(arm: Arm, baseline: Arm | None) -> bool:
-    return baseline is not None and arm.about.get("shuffled", True) != baseline.about.get("shuffled", True)
+    return baseline is not None and arm.about.shuffled != baseline.about.shuffled
 
 
 def only(table: Table, ids: set[str]) -> Table:

@@ -54,7 +54,7 @@ def resolve(asked: Iterable[str], classes: int, runs: Path) -> list[Network]:
         run = record.find(runs, name)
         if run.result is None:
             raise UsageError(f"{run.id}: cannot be measured, {run.problem}; finish it, or name its network")
-        found.append(Network(f"run/{run.id}", run.result["student"], run.result["classes"]))
+        found.append(Network(f"run/{run.id}", run.result.student, run.result.classes))
     return found
 
 
@@ -298,7 +298,7 @@ def points(rows: Sequence[dict[str, Any]], runs: Path) -> list[Point]:
             macs = next((cost[name] for name in names_of if name in cost), None)
             if macs is not None:
                 summary = arm.summary()
-                series = f"{arm.strategy} ({arm.about['family']}: {group.describe()})"
+                series = f"{arm.strategy} ({arm.about.family}: {group.describe()})"
                 found.append(Point(label(arm.student), macs, summary.mean, summary.sd, series))
     return found
 

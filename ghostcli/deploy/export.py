@@ -18,7 +18,6 @@ from ghostcli import zoo
 from ghostcli.data import Data
 from ghostcli.data.batches import normalise
 from ghostcli.errors import GhostError, UsageError, printable
-from ghostcli.recipe.models import DataSection
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes
 from ghostcli.run import launch
@@ -69,11 +68,11 @@ def export(run: RunRecord, out: Path, half: bool = False) -> Proof:
     and no file, where the reloaded one does not answer as the network does.
     """
     _check(run, out, half)
-    result = run.result or {}
-    data = launch.load_data(DataSection.model_validate(run.recipe["recipe"]["data"]))
-    if data.checksum != result["data_checksum"]:
+    result = run.result
+    data = launch.load_data(result.recipe.data)
+    if data.checksum != result.data_checksum:
         raise UsageError(f"{run.id}: the images of {data.name} are no longer those it was tested on; put them back")
-    trained = weights.load(run.weights, classes=result["classes"], model=result["student"])
+    trained = weights.load(run.weights, classes=result.classes, model=result.student)
     deployed = zoo.deploy(trained.model).to(memory_format=torch.channels_last)
     theirs, wanted = (evaluate.logits(form, data.test[:COMPARED], trained.norm) for form in (trained.model, deployed))
     if out.suffix == ".pt2":
@@ -88,7 +87,7 @@ def export(run: RunRecord, out: Path, half: bool = False) -> Proof:
         form="float16" if half else "float32",
         parameters=zoo.count_parameters(deployed),
         images=len(data.test),
-        recorded=result["accuracy"]["selected"],
+        recorded=result.accuracy.selected,
         accuracy=evaluate.score(found, data.test.labels)["accuracy"],
         from_train_form=_difference(theirs, wanted),
         from_deploy_form=_difference(wanted, found[:COMPARED]),
@@ -128,7 +127,7 @@ def program_bytes(deployed: nn.Module, norm: Norm, data: Data, run: RunRecord) -
         "classes": list(data.classes),
         "model": deployed.spec.name,
         "run": run.id,
-        "accuracy": (run.result or {})["accuracy"]["selected"],
+        "accuracy": run.result.accuracy.selected,
     }
     content = io.BytesIO()
     with warnings.catch_warnings():

@@ -140,12 +140,10 @@ def root_teacher(name: str, recipe: Recipe, recipe_name: str, runs: Path) -> Job
 def finished(name: str, runs: Path) -> Finished:
     run = record.find(runs, name)
     if run.status != "done" or run.result is None:
-        raise UsageError(f"{run.id}: cannot teach, {run.problem}; finish it first with the command that began it")
+        raise UsageError(f"{run.id}: cannot teach, {run.problem}; name a finished run")
     result = run.result
-    lineage = (
-        (*result["teachers"], result["student"]) if result["strategy"] in ("kd", "chain") else (result["student"],)
-    )
-    return Finished(run.id, result["student"], result["digest"], lineage, result["classes"])
+    lineage = (*result.path, result.student) if result.strategy in ("kd", "chain") else (result.student,)
+    return Finished(run.id, result.student, result.digest, lineage, result.classes)
 
 
 def chain(path: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostcli.errors import GhostError, UsageError, nearest, printable
+from ghostcli.records.model import Environment, Part, Refused, RunResult, RunSetup, read
 from ghostcli.records.storage import (
     cannot_write,
     fault,
@@ -37,14 +38,19 @@ from ghostcli.records.storage import (
 if TYPE_CHECKING:
     import numpy as np
 
+#: The files that a run leaves, in the order in which they appear.
+PARTS = (
+    "status.json",
+    "recipe.json",
+    "env.json",
+    "metrics.jsonl",
+    "model.safetensors",
+    "predictions.npz",
+    "result.json",
+)
+#: Said where a file of the record is not there.
+INCOMPLETE = "its files are incomplete"
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]*-[a-z]+-[0-9a-f]{8}(/s[0-9]+)?", re.ASCII | re.IGNORECASE)
-
-#: What every reader of a result takes for granted.
-RESULT: dict[str, type] = {
-    **dict.fromkeys(("run", "student", "strategy", "data", "data_checksum", "digest"), str),
-    **dict.fromkeys(("seed", "epochs", "classes"), int),
-    **{"teachers": list, "accuracy": dict},
-}
 
 
 def file_digest(path: Path) -> str:
@@ -71,34 +77,39 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """done | running | interrupted | failed | broken. A run whose process died counts as interrupted."""
+        """absent | running | interrupted | failed | done | broken. A run whose process died counts as interrupted."""
+        if not self.state and not any((self.path / name).exists() for name in PARTS):
+            return "absent"
         status = self.state.get("status")
-        if status == "running" and not owner_alive(self.state):
-            return "interrupted"
-        if status == "done" and self.result is None:
+        if status not in ("done", "running", "interrupted", "failed"):
             return "broken"
-        return status if status in ("done", "running", "interrupted", "failed") else "broken"
+        unreadable = self.result is None if status == "done" else self._setup[1] not in ("", INCOMPLETE)
+        if unreadable:
+            return "broken"
+        return "interrupted" if status == "running" and not owner_alive(self.state) else status
+
+    @property
+    def setup(self) -> RunSetup | None:
+        """What the run is; None where its files do not say."""
+        return self.result or self._setup[0]
 
     @cached_property
-    def result(self) -> dict[str, Any] | None:
-        """result.json, or None where there is none, or one that lacks what every reader needs."""
-        return self._written if self._written is not None and _is_result(self._written) else None
+    def result(self) -> RunResult | None:
+        """What came out of it; None where it is not done, or where result.json cannot be read."""
+        return self._result[0] if self.state.get("status") == "done" else None
+
+    @property
+    def environment(self) -> Environment | None:
+        """What it was made under; None where env.json does not say."""
+        return self.result.environment if self.result else _read(self.path / "env.json", Environment)[0]
 
     @cached_property
-    def _written(self) -> dict[str, Any] | None:
-        with contextlib.suppress(GhostError):
-            value = read_json(self.path / "result.json")
-            if isinstance(value, dict):
-                return value
-        return None
+    def _setup(self) -> tuple[RunSetup | None, str]:
+        return _read(self.path / "recipe.json", RunSetup)
 
     @cached_property
-    def recipe(self) -> dict[str, Any]:
-        with contextlib.suppress(GhostError):
-            value = read_json(self.path / "recipe.json")
-            if isinstance(value, dict):
-                return value
-        return {}
+    def _result(self) -> tuple[RunResult | None, str]:
+        return _read(self.path / "result.json", RunResult)
 
     @property
     def problem(self) -> str | None:
@@ -112,9 +123,10 @@ class RunRecord:
                 return "still running"
             case "interrupted":
                 return "unfinished"
+            case "absent":
+                return "not begun"
             case _:
-                damaged = self.state.get("status") == "done" and self._written is not None
-                return "its result is damaged" if damaged else "its files are incomplete"
+                return (self._result if self.state.get("status") == "done" else self._setup)[1] or INCOMPLETE
 
     def metrics(self) -> list[dict[str, Any]]:
         """One dict an epoch; a torn last line (a writer killed in the middle of it) is left out."""
@@ -155,13 +167,14 @@ UNREADABLE = (
 )
 
 
-def _is_result(value: dict[str, Any]) -> bool:
-    scores = value.get("accuracy")
-    return (
-        value.get("schema") == 1
-        and all(isinstance(value.get(key), kind) for key, kind in RESULT.items())
-        and all(isinstance(scores.get(key), int | float) for key in ("last", "best", "selected"))
-    )
+def _read(path: Path, kind: type[Part]) -> tuple[Part | None, str]:
+    """A part of the record, or why there is none."""
+    try:
+        return read(path, kind), ""
+    except Refused as error:
+        return None, str(error)
+    except GhostError:
+        return None, f"{path.name} is damaged" if path.exists() else INCOMPLETE
 
 
 def _is_row(row: Any, epoch: int) -> bool:

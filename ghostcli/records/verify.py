@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
 
 from ghostcli.errors import GhostError
 from ghostcli.recipe.digest import digest
 from ghostcli.records import checkpoint, tensorfile
-from ghostcli.records.record import RunRecord, file_digest
+from ghostcli.records.record import PARTS, RunRecord, file_digest
+from ghostcli.records.storage import read_json
 
 
 def verify_run(run: RunRecord) -> list[str]:
@@ -30,17 +30,16 @@ def verify_run(run: RunRecord) -> list[str]:
     if marks and not _is_prefix(run, *marks[0]):
         problems.append("metrics.jsonl is not what the last checkpoint saw")
     if run.status == "broken":
-        problems.append("status.json or result.json is missing or damaged")
+        problems.append(str(run.problem))
     if run.status != "done" or run.result is None:
         return problems
-    if not _is_as_written(run.result):
+    if not _is_as_written(run):
         problems.append("result.json is not as it was written")
-    written = run.result.get("files")
-    for name in ("model.safetensors", "predictions.npz") if isinstance(written, dict) else ():
-        if (run.path / name).exists() and file_digest(run.path / name) != written.get(name):
+    for name, written in run.result.files.items():
+        if name in PARTS and (run.path / name).exists() and file_digest(run.path / name) != written:
             problems.append(f"{name} is not the file that the result was written with")
-    if len(run.metrics()) != run.result["epochs"]:
-        problems.append(f"metrics.jsonl has {len(run.metrics())} of {run.result['epochs']} epochs")
+    if len(run.metrics()) != run.result.epochs:
+        problems.append(f"metrics.jsonl has {len(run.metrics())} of {run.result.epochs} epochs")
     predictions = run.predictions()
     if predictions is None:
         problems.append("predictions.npz is missing or damaged")
@@ -48,16 +47,17 @@ def verify_run(run: RunRecord) -> list[str]:
         logits, labels = predictions
         accuracy = float((np.asarray(logits, np.float32).argmax(1) == labels).mean() * 100)
         # The record's accuracy is of float32 logits, the file's of float16: ties may fall the other way.
-        if abs(accuracy - run.result["accuracy"]["selected"]) > 0.1 + 100 / len(labels):
-            recorded = run.result["accuracy"]["selected"]
+        recorded = run.result.accuracy.selected
+        if abs(accuracy - recorded) > 0.1 + 100 / len(labels):
             problems.append(f"predictions.npz gives {accuracy:.2f} %, result.json says {recorded:.2f} %")
     return problems
 
 
-def _is_as_written(result: dict[str, Any]) -> bool:
-    content = {key: value for key, value in result.items() if key != "checksum"}
+def _is_as_written(run: RunRecord) -> bool:
+    written = read_json(run.path / "result.json")
+    content = {key: value for key, value in written.items() if key != "checksum"}
     try:
-        return result.get("checksum", digest(content)) == digest(content)
+        return written.get("checksum", digest(content)) == digest(content)
     except ValueError:  # NaN, which is never written
         return False
 

@@ -145,15 +145,15 @@ def _latex(cell: str) -> str:
 
 def objects(table: Table, known: dict[str, Cost] | None = None, more: bool = False) -> dict[str, Any]:
     """A table as data: the contract's keys, and ours besides."""
-    about = table.group.about if table.group else {}
+    about = table.group.about if table.group else None
     return {
         "table": table.name,
         "title": table.title,
         "family": table.family,
-        "protocol": None if table.mixed else about.get("protocol"),
-        "data": about.get("data"),
-        "epochs": about.get("epochs"),
-        "train_images": about.get("train_images"),
+        "protocol": about.protocol if about and not table.mixed else None,
+        "data": about.data if about else None,
+        "epochs": about.epochs if about else None,
+        "train_images": about.train_images if about else None,
         "metric": table.metric,
         "margin": table.margin,
         "mixed": table.mixed,
@@ -190,7 +190,9 @@ def _object(row: Row, known: dict[str, Cost] | None, more: bool) -> dict[str, An
         "command": row.command,
     }
     if not printed and arm:
-        found |= {key: arm.about.get(key) for key in ("family", "data", "epochs", "train_images", "protocol", "kind")}
+        found |= {
+            key: getattr(arm.about, key) for key in ("family", "data", "epochs", "train_images", "protocol", "kind")
+        }
         found["departures"] = arm.departs
     if known is not None:
         found["hours"] = asdict(of_arm(arm, known)) if arm else None

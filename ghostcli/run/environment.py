@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ghostcli import __version__
 from ghostcli.display import Display
 from ghostcli.errors import GhostError
+from ghostcli.records.model import Environment, dump
 from ghostcli.records.record import RunWriter
 from ghostcli.records.storage import read_json
 
@@ -20,41 +21,45 @@ if TYPE_CHECKING:
     import torch
 
 
-def note(run: RunWriter, now: dict[str, Any], show: Display) -> list[str]:
-    """Write env.json; returns (and shows) in which ways a run that goes on is no longer made under the same."""
+def note(run: RunWriter, now: Environment, show: Display) -> tuple[Environment, list[str]]:
+    """Write env.json. Returns it, and (shown too) in which ways a run that goes on is no longer made under the same."""
     earlier: dict[str, Any] = {}
-    notes: list[str] = []
     if run.has_checkpoint:
         with contextlib.suppress(GhostError, TypeError, ValueError):  # one that is damaged tells nothing
             earlier = dict(read_json(run.path / "env.json"))
-            notes = [str(note) for note in earlier.get("changes", ())]
-    earlier.pop("data", None)  # other images are no change but an error, which the checkpoint sees
-    changes = [f"{key} {earlier[key]} -> {value}" for key, value in now.items() if earlier.get(key, value) != value]
+    noted = earlier.pop("changes", ())
+    notes = [str(note) for note in noted] if isinstance(noted, list) else []
+    earlier.pop("data_checksum", None)  # other images are no change but an error, which the checkpoint sees
+    found = dump(now)
+    changes = [f"{key} {earlier[key]} -> {value}" for key, value in found.items() if earlier.get(key, value) != value]
     if changes:
         show.warn(f"{run.id}: goes on under another environment, and no longer to the bit: {', '.join(changes)}")
-    notes += changes
-    run.write("env.json", now | ({"changes": notes} if notes else {}))
-    return [f"environment changed on the way: {note}" for note in notes]
+    now = now.model_copy(update={"changes": (*notes, *changes)})
+    run.write("env.json", dump(now))
+    return now, [f"environment changed on the way: {note}" for note in now.changes]
 
 
-def now(device: torch.device, data_checksum: str) -> dict[str, Any]:
-    """env.json: what would have to be the same for the same bits."""
+def now(device: torch.device, data_checksum: str) -> Environment:
+    """What would have to be the same for the same bits."""
     import torch
 
     from ghostcli.engine.device import describe as describe_device
     from ghostcli.zoo import kernels
 
-    return {
-        "ghost": __version__,
-        "commit": commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        **{name: metadata.version(name) for name in ("torch", "torchvision", "numpy")},
-        "device": describe_device(device),
-        "threads": torch.get_num_threads(),
-        "kernel": kernels.status(device.type)["name"],
-        "data": data_checksum,
-    }
+    return Environment(
+        ghost=__version__,
+        commit=commit(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        torch=metadata.version("torch"),
+        torchvision=metadata.version("torchvision"),
+        numpy=metadata.version("numpy"),
+        device=describe_device(device),
+        device_type=device.type,
+        threads=torch.get_num_threads(),
+        kernel=kernels.status(device.type)["name"],
+        data_checksum=data_checksum,
+    )
 
 
 @lru_cache(maxsize=1)

@@ -77,14 +77,14 @@ class Rates:
         for run in records:
             result = run.result if run.status == "done" else None
             # A taught run's rate holds what was asked of its teachers.
-            if result is None or result["strategy"] != "plain" or result.get("device") != device:
+            if result is None or result.strategy != "plain" or result.environment.device_type != device:
                 continue
             rates = [row["images_per_second"] for row in run.metrics() if row.get("images_per_second", 0) > 0]
-            images = result.get("train_images", 0) * len(rates)
-            if images > largest.get(result["student"], ENOUGH - 1):
-                largest[result["student"]] = images
-                self.known[result["student"]] = 1 / median(rates[1:] or rates)
-                self.basis[result["student"]] = "measured in finished runs"
+            images = result.train_images * len(rates)
+            if images > largest.get(result.student, ENOUGH - 1):
+                largest[result.student] = images
+                self.known[result.student] = 1 / median(rates[1:] or rates)
+                self.basis[result.student] = "measured in finished runs"
         self.measured = set(self.known)
 
     def seconds(self, model: str) -> float:

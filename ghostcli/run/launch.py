@@ -7,11 +7,11 @@ only where a job is really carried out.
 from __future__ import annotations
 
 import contextlib
-import math
 import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing.connection import Connection
@@ -26,6 +26,7 @@ from ghostcli.display import Display, console
 from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.plan import Finished, Job, Plan
 from ghostcli.recipe.models import DataSection
+from ghostcli.records.model import SEMANTICS, RunSetup, TeacherRun, dump
 from ghostcli.records.record import RUN_ID, RunRecord, RunWriter
 from ghostcli.records.storage import refuse_link
 from ghostcli.run import environment
@@ -46,6 +47,7 @@ class Options:
     resume: bool = True
     jobs: int = 1
     quiet: bool = False
+    command: tuple[str, ...] = ()  # the command line, as the record keeps it
 
 
 def record_of(job: Job | Finished, runs: Path) -> RunRecord:
@@ -90,7 +92,7 @@ def prepare(plan: Plan, options: Options) -> torch.device:
                     f"{teacher.id}: cannot teach, its record is here but not its weights; remove it "
                     f"(ghost runs rm {teacher.id}) to have it trained again, or name another folder with --runs"
                 )
-            learnt = str((run.result or {}).get("data", data.name))
+            learnt = printable(run.result.data) if run.result else data.name
             if learnt != data.name and not any(name.startswith("folder:") for name in (learnt, data.name)):
                 raise UsageError(
                     f"{teacher.id}: learnt {learnt}, not {data.name}; name a teacher that was trained on {data.name}"
@@ -105,7 +107,7 @@ def prepare(plan: Plan, options: Options) -> torch.device:
 
 def _require_same_images(run: RunRecord, data: Data) -> None:
     """UsageError where a finished run was trained on what no longer lies in the folder: it is another's result."""
-    if (run.result or {}).get("data_checksum") != data.checksum:
+    if run.result is None or run.result.data_checksum != data.checksum:
         raise UsageError(
             f"{run.id}: was trained on other images than {data.name} holds now; put those back, or remove it "
             f"(ghost runs rm {run.id}) to have it trained on these"
@@ -171,7 +173,8 @@ def run_job(job: Job, options: Options, device: torch.device, fresh: bool = Fals
     with Display(options.quiet) as show:
         if not fresh and is_done(job, options.runs):
             show.line(_reached(job, options.runs, "found, finished earlier"))
-            for note in (record_of(job, options.runs).result or {}).get("notes", ()):
+            result = record_of(job, options.runs).result
+            for note in result.notes if result else ():
                 show.warn(f"{job.id}: {note}")
             return
         run = RunWriter(options.runs, job.id)
@@ -185,22 +188,27 @@ def run_job(job: Job, options: Options, device: torch.device, fresh: bool = Fals
             try:
                 with signals.polled():
                     run.set_status("running")
-                    run.write("recipe.json", describe(job))
-                    _train(job, run, options, device, show)
+                    run.write("recipe.json", dump(setup := setup_of(job, options.command)))
+                    _train(job, setup, run, options, device, show)
             except BaseException as error:
                 raise _note(error, job, run, fresh) from error
 
 
-def describe(job: Job) -> dict[str, Any]:
-    """recipe.json: the resolved recipe with every default, and who takes part."""
-    return {
-        "student": job.student,
-        "seed": job.seed,
-        "teachers": [teacher.id for teacher in job.teachers],
-        "recipe_name": job.recipe_name,
-        "digest": job.digest,
-        "recipe": job.recipe.model_dump(mode="json"),
-    }
+def setup_of(job: Job, command: Sequence[str]) -> RunSetup:
+    """recipe.json: the resolved recipe with every default, who takes part, and the command line that began it."""
+    return RunSetup(
+        semantics=SEMANTICS,
+        run=job.id,
+        student=job.student,
+        seed=job.seed,
+        strategy=job.strategy,
+        teachers=tuple(TeacherRun(run=t.id, network=t.student, seed=t.seed, path=t.lineage[:-1]) for t in job.teachers),
+        recipe_name=job.recipe_name,
+        digest=job.digest,
+        protocol=job.protocol,
+        command=tuple(command),
+        recipe=job.recipe,
+    )
 
 
 def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseException:
@@ -221,7 +229,7 @@ def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseEx
     return error
 
 
-def _train(job: Job, run: RunWriter, options: Options, device: torch.device, show: Display) -> None:
+def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: torch.device, show: Display) -> None:
     from ghostcli.distill import teacher
     from ghostcli.engine.device import memory_errors
     from ghostcli.engine.train import train
@@ -230,7 +238,7 @@ def _train(job: Job, run: RunWriter, options: Options, device: torch.device, sho
 
     with memory_errors(job.recipe.train.batch_size):
         data = load_data(job.recipe.data)
-        notes = environment.note(run, environment.now(device, data.checksum), show)
+        surroundings, notes = environment.note(run, environment.now(device, data.checksum), show)
         teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
         findings = _check(job, data, teachers, device, show)
         # A Ctrl-C reaches the compiler too: no step is made with what stands in for kernels it could not build.
@@ -244,18 +252,21 @@ def _train(job: Job, run: RunWriter, options: Options, device: torch.device, sho
         }
     for name, content in files.items():
         run.write_file(name, content)
-    result = results.result(job, data, state, model, run, device, options.runs, findings, notes, files)
-    run.write("result.json", result)
+    agreement = results.agreements(record_of(job, options.runs).predictions(), job.teachers, options.runs)
+    content = results.result(setup, data, state, model, run, surroundings, agreement, findings, notes, files)
+    run.write("result.json", content)
     run.set_status("done")
     show.line(_reached(job, options.runs))
 
 
 def _reached(job: Job, runs: Path, how: str = "done") -> str:
     """A finished run in one line: how good it is, and where it lies."""
-    run = RunRecord(runs / job.id, job.id)
-    accuracy = (run.result or {}).get("accuracy", {})
-    chosen = "chosen on validation" if accuracy.get("selected_by") == "validation" else "last epoch"
-    return f"{job.id}: {how}: test accuracy {accuracy.get('selected', math.nan):.2f} % ({chosen}), in {run.path}"
+    run = record_of(job, runs)
+    if run.result is None:
+        return f"{job.id}: {how}: its record is gone, in {run.path}"
+    accuracy = run.result.accuracy
+    chosen = "chosen on validation" if accuracy.selected_by == "validation" else "last epoch"
+    return f"{job.id}: {how}: test accuracy {accuracy.selected:.2f} % ({chosen}), in {run.path}"
 
 
 def _check(job: Job, data: Data, teachers: list[Teacher], device: torch.device, show: Display) -> list[dict[str, Any]]:

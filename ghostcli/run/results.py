@@ -1,4 +1,7 @@
-"""From a finished state to what the run directory keeps. Invariant: all that `ghost table` reads is in result.json."""
+"""From a finished state to what the run directory keeps.
+
+Invariant: all that `ghost table` reads is in result.json.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ghostcli import zoo
+from ghostcli.compare.stats import ece
 from ghostcli.data import Data
 from ghostcli.engine.train import State, final_weights
 from ghostcli.errors import GhostError, printable
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe.digest import digest
+from ghostcli.records.model import Accuracy, Answers, Environment, Finding, RunResult, RunSetup, dump
 from ghostcli.records.record import RunRecord, RunWriter
 from ghostcli.zoo.evaluate import compact
 
@@ -57,23 +61,24 @@ def agreements(
 
 
 def result(
-    job: Job,
+    setup: RunSetup,
     data: Data,
     state: State,
     model: nn.Module,
     run: RunWriter,
-    device: torch.device,
-    runs: Path,
-    findings: list[dict[str, Any]],
-    notes: list[str],
+    environment: Environment,
+    agreement: dict[str, float | None],
+    findings: Sequence[dict[str, Any]],
+    notes: Sequence[str],
     files: dict[str, bytes],
 ) -> dict[str, Any]:
-    """result.json. Accuracies in percent, times in seconds; `selected` is the run's result.
+    """result.json.
 
     `notes` are sentences for the record, `files` what the run directory now holds, by name. GhostError where the
     metrics on the disk are not the epochs that were trained.
     """
-    rows = RunRecord(run.path, run.id).metrics()
+    record = RunRecord(run.path, run.id)
+    rows = record.metrics()
     if len(rows) != state.epoch:
         raise GhostError(
             f"{printable(run.path / 'metrics.jsonl')}: holds {len(rows)} of {state.epoch} epochs, it was changed while "
@@ -82,45 +87,42 @@ def result(
     last, best = rows[-1], max(rows, key=lambda row: row["test"]["accuracy"])
     chosen = state.best or {"epoch": last["epoch"], "test": last["test"]["accuracy"]}
     row = rows[chosen["epoch"] - 1]
-    content = {
-        "schema": 1,
-        "run": job.id,
-        "status": "done",
-        "student": job.student,
-        "parameters": zoo.count_parameters(model),
-        "strategy": job.strategy,
-        "kind": job.recipe.distill.kind if job.taught else None,
-        "teachers": list(job.path),
-        "teacher_runs": [t.id for t in job.teachers],
-        "data": data.name,
-        "data_checksum": data.checksum,
-        "classes": len(data.classes),
-        "train_images": len(data.train),
-        "validation_images": len(data.validation) if data.validation is not None else 0,
-        "test_images": len(data.test),
-        "seed": job.seed,
-        "epochs": last["epoch"],
-        "family": job.recipe.family,
-        "recipe": job.recipe_name,
-        "digest": job.digest,
-        "protocol": job.protocol,
-        "shuffled": job.shuffled,
-        "accuracy": {
-            "last": last["test"]["accuracy"],
-            "best": best["test"]["accuracy"],
-            "best_epoch": best["epoch"],
-            "selected": chosen["test"],
-            "selected_epoch": chosen["epoch"],
-            "selected_by": "validation" if state.best else "last",
-        },
-        "nll": row["test"]["loss"],
-        "agreement": agreements(RunRecord(run.path, run.id).predictions(), job.teachers, runs) or None,
-        "seconds": round(state.seconds + state.teacher_seconds, 3),
-        "train_seconds": round(state.seconds, 3),
-        "teacher_seconds": round(state.teacher_seconds, 3),
-        "device": device.type,
-        "check": findings,
-        "notes": [note for note in [model.spec.note, *notes] if note],
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-    }
+    predictions = record.predictions()
+    found = RunResult(
+        **dict(setup),
+        environment=environment,
+        start=start_of(setup, model),
+        parameters=zoo.count_parameters(model),
+        classes=len(data.classes),
+        train_images=len(data.train),
+        validation_images=len(data.validation) if data.validation is not None else 0,
+        test_images=len(data.test),
+        epochs=last["epoch"],
+        accuracy=Accuracy(
+            last=last["test"]["accuracy"],
+            best=best["test"]["accuracy"],
+            best_epoch=best["epoch"],
+            selected=chosen["test"],
+            selected_epoch=chosen["epoch"],
+            selected_by="validation" if state.best else "last",
+        ),
+        nll=row["test"]["loss"],
+        test=Answers.of(*predictions, ece(*predictions)) if predictions is not None else None,
+        agreement=agreement,
+        seconds=round(state.seconds + state.teacher_seconds, 3),
+        train_seconds=round(state.seconds, 3),
+        teacher_seconds=round(state.teacher_seconds, 3),
+        check=tuple(Finding(**finding) for finding in findings),
+        notes=tuple(note for note in [model.spec.note, *notes] if note),
+        files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    )
+    content = dump(found)
     return {**content, "checksum": digest(content)}
+
+
+def start_of(setup: RunSetup, model: nn.Module) -> str:
+    """How the network's weights started: pretrained, kaiming or native."""
+    if setup.recipe.model.pretrained and model.spec.mean is not None:
+        return "pretrained"
+    drawn = setup.teachers or zoo.names.is_ghost(setup.student)
+    return setup.recipe.model.init if drawn else "native"

@@ -1,0 +1,223 @@
+"""The record of a run as typed values: what the writer writes, and what every reader reads.
+
+`RunSetup` (recipe.json) is known when a run begins. `RunResult` (result.json) adds what came out: it is all that
+`ghost table` reads. Invariant: a record is read whole, with every type checked, or refused in one line.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ghostcli.errors import GhostError, printable
+from ghostcli.recipe import digest as identity
+from ghostcli.recipe.models import Recipe
+from ghostcli.records.storage import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: The version of these files. Raise it when a field changes its name or its meaning, not when one is added.
+SCHEMA = 2
+#: What a training computes; runs of another version have other ids.
+SEMANTICS: int = getattr(identity, "SEMANTICS", 1)
+
+
+class Refused(GhostError):
+    """A file of a record that this version cannot read; the message says why and what to do."""
+
+
+class _Frozen(BaseModel):
+    # Fields of a later version that this one does not know are passed over; those of a recipe are not.
+    model_config = ConfigDict(frozen=True, strict=True, populate_by_name=True)
+
+
+class TeacherRun(_Frozen):
+    """A teacher of a run: its run's id, its network, its seed, and the networks that taught it, first to last."""
+
+    run: str
+    network: str
+    seed: int
+    path: tuple[str, ...] = ()
+
+
+class Environment(_Frozen):
+    """env.json: what would have to be the same for the same bits. `changes` happened while the run was made."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    ghost: str
+    commit: str | None
+    python: str
+    platform: str
+    torch: str
+    torchvision: str
+    numpy: str
+    device: str
+    device_type: str
+    threads: int
+    kernel: str
+    data_checksum: str
+    changes: tuple[str, ...] = ()
+
+
+class Accuracy(_Frozen):
+    """Test accuracies in percent. `selected` is the run's result: the last epoch's, or that chosen on validation."""
+
+    last: float
+    best: float
+    best_epoch: int
+    selected: float
+    selected_epoch: int
+    selected_by: Literal["last", "validation"] = "last"
+
+
+class Finding(_Frozen):
+    """A finding of the teaching check: `code` names it, `figure` is what was measured."""
+
+    code: str
+    level: str
+    message: str
+    figure: float | None = None
+
+
+class Answers(_Frozen):
+    """What tables need of the test images, at the selected epoch.
+
+    `correct`: a bit an image, packed and in base64; `labels`: sha256 of the labels, equal where two runs were tested
+    on the same images; `ece`: expected calibration error, a fraction.
+    """
+
+    images: int
+    labels: str
+    correct: str
+    ece: float
+
+    @classmethod
+    def of(cls, logits: np.ndarray, labels: np.ndarray, ece: float) -> Answers:
+        """From logits [N, C] and labels [N]."""
+        import numpy as np
+
+        bits = np.packbits(np.asarray(logits).argmax(axis=1) == labels)
+        checksum = hashlib.sha256(np.asarray(labels, dtype="<i8").tobytes()).hexdigest()
+        return cls(
+            images=len(labels), labels=checksum, correct=base64.b64encode(bits.tobytes()).decode(), ece=round(ece, 6)
+        )
+
+    def mask(self) -> np.ndarray | None:
+        """Whether each test image was classified correctly, bool [N]; None where the bits are not as many."""
+        import numpy as np
+
+        try:
+            bits = np.frombuffer(base64.b64decode(self.correct, validate=True), dtype=np.uint8)
+        except ValueError:
+            return None
+        return np.unpackbits(bits, count=self.images).astype(bool) if len(bits) == -(-self.images // 8) else None
+
+
+class RunSetup(_Frozen):
+    """recipe.json: what a run is, known when it begins."""
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    semantics: int
+    run: str
+    student: str
+    seed: int
+    strategy: str
+    teachers: tuple[TeacherRun, ...]
+    recipe_name: str
+    digest: str
+    protocol: str
+    #: The command line that began the run, word by word, without the program's name.
+    command: tuple[str, ...] = ()
+    recipe: Recipe
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Names of the teachers as a table's row gives them: a chain's whole path, an ensemble's members."""
+        if len(self.teachers) == 1:
+            return (*self.teachers[0].path, self.teachers[0].network)
+        return tuple(teacher.network for teacher in self.teachers)
+
+    @property
+    def family(self) -> str:
+        return self.recipe.family
+
+    @property
+    def data(self) -> str:
+        """The name of the data set."""
+        return self.recipe.data.name
+
+    @property
+    def kind(self) -> str | None:
+        """What is learnt from teachers (`kd`, `dkd`, ...); None without teachers."""
+        return self.recipe.distill.kind if self.teachers else None
+
+    @property
+    def shuffled(self) -> bool:
+        return self.recipe.data.shuffle and (not self.teachers or self.recipe.distill.shuffle)
+
+
+class RunResult(RunSetup):
+    """result.json: the setup and what came out. Accuracies in percent, times in seconds."""
+
+    environment: Environment
+    #: How the student's weights started: kaiming, native or pretrained.
+    start: str
+    parameters: int
+    classes: int
+    train_images: int
+    validation_images: int
+    test_images: int
+    epochs: int
+    accuracy: Accuracy
+    nll: float | None = None
+    test: Answers | None = None
+    #: Percent of test images on which student and teacher agree, by teacher.
+    agreement: dict[str, float | None] = {}
+    seconds: float
+    train_seconds: float
+    teacher_seconds: float
+    check: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    #: sha256 of the run's files that were written with the result, by name.
+    files: dict[str, str] = {}
+
+    @property
+    def data_checksum(self) -> str:
+        return self.environment.data_checksum
+
+
+Part = TypeVar("Part", bound=_Frozen)
+
+
+def dump(part: _Frozen) -> dict[str, Any]:
+    """`part` as JSON values, under the names of the files."""
+    return part.model_dump(mode="json", by_alias=True)
+
+
+def read(path: Path, kind: type[Part]) -> Part:
+    """A part of a record from its file. Refused where it is damaged, or of another version."""
+    value = read_json(path)
+    name = printable(path.name)
+    version = value.get("schema", 1) if isinstance(value, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise Refused(f"{name} is damaged")
+    if version > SCHEMA:
+        raise Refused(f"{name} has schema {version}: install a newer ghost (this one reads {SCHEMA})")
+    if version < SCHEMA:
+        raise Refused(f"{name} has schema {version}: run it again (an older ghost made it, with other starts and ids)")
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        unknown = [found["loc"] for found in error.errors() if found["type"] == "extra_forbidden"]
+        if unknown:
+            key = printable(".".join(map(str, unknown[0])))
+            raise Refused(f"{name} holds {key}, which this ghost does not know; install a newer ghost") from error
+        where = printable(".".join(map(str, error.errors()[0]["loc"])))
+        raise Refused(f"{name} is damaged at {where}" if where else f"{name} is damaged") from error
+    except (OSError, RecursionError) as error:
+        raise Refused(f"{name} is damaged") from error
