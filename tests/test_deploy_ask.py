@@ -85,7 +85,7 @@ def test_evaluate_gives_the_recorded_accuracy_with_wilsons_interval(ghost, digit
     found = json.loads(done.out)
     logits, labels = (array.astype(np.float64) for array in digits_run.predictions())
     n = len(labels)
-    share = digits_run.result["accuracy"]["selected"] / 100
+    share = digits_run.result.accuracy.selected / 100
     assert (found["data"], found["images"]) == ("digits", n)
     assert found["accuracy"] == pytest.approx(100 * share, abs=0.3)
     p, z = found["accuracy"] / 100, 1.959964

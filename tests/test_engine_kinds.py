@@ -48,10 +48,10 @@ def teach(ghost, way, data, runs):
     said = json.loads(done.out)
     result = json.loads((runs / said["run"] / "result.json").read_text())
     lines = [json.loads(line) for line in (runs / said["run"] / "metrics.jsonl").read_text().splitlines()]
-    assert said["status"] == "done" and result["data"] == data
+    assert said["status"] == "done" and result["recipe"]["data"]["name"] == data
     assert all(line["soft"] > 0 and line["hard"] > 0 for line in lines)
     if way in KINDS:
-        assert result["kind"] == way
+        assert result["recipe"]["distill"]["kind"] == way
     return result
 
 

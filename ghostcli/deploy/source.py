@@ -89,11 +89,11 @@ def trained(run: RunRecord) -> tuple[Loaded, About, DataSection]:
             f"{run.id}: its weights are not here (records travel without them); use it where it was trained"
         )
     result = run.result
-    section = DataSection.model_validate(run.recipe["recipe"]["data"])
-    loaded = weights.load(run.weights, classes=result["classes"], model=result["student"])
-    classes = class_names(section, result["classes"])
+    section = result.recipe.data
+    loaded = weights.load(run.weights, classes=result.classes, model=result.student)
+    classes = class_names(section, result.classes)
     about = room.describe(
-        run.id, loaded.name, section.name, classes, section.size, loaded.norm, result["accuracy"]["selected"]
+        run.id, loaded.name, section.name, classes, section.size, loaded.norm, result.accuracy.selected
     )
     return loaded, about, section
 
