@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
+import oracles
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from torch import Tensor
 from ghostcli.distill import losses
 from ghostcli.recipe.models import KD
 
-GOLDEN = Path(__file__).parents[1] / ".." / "shared" / "paper" / "golden"
 B, C = 5, 4
 
 
@@ -228,16 +227,11 @@ def test_gradients_are_those_of_finite_differences(student: Tensor, teacher: Ten
     assert torch.autograd.gradcheck(lambda z, t, w: losses.mixture(torch.stack([z, t]), w, 2.0), (z, t, weights))
 
 
-@pytest.mark.parametrize("network", ["gns-1.0", "gns-0.5", "gnd-0.5"])
+@pytest.mark.parametrize("network", oracles.NETWORKS)
 def test_the_authors_losses(network: str) -> None:
     from ghostcli.distill.objective import build
 
-    file = GOLDEN / f"{network}.safetensors"
-    if not file.exists():
-        pytest.skip("the golden tensors (../shared/paper/golden) are not here")
-    from safetensors.torch import load_file
-
-    golden = load_file(file)
+    golden = oracles.golden(network)
     logits, labels = golden["train_logits"], golden["labels"].long()
     teachers = golden["teacher_logits"].double()[None]
     for temperature, alpha in ((1.0, 0.5), (4.0, 0.1)):

@@ -1,10 +1,10 @@
-"""paper.toml against the paper's own text and against itself."""
+"""paper.toml against the printed tables and against itself."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+import oracles
 import pytest
 
 from ghostcli.errors import UsageError
@@ -12,22 +12,11 @@ from ghostcli.paper import FAMILIES, joined, label, paper
 from ghostcli.recipe.load import load
 from ghostcli.zoo.names import canonical
 
-TEXT = Path(__file__).resolve().parents[2] / "shared" / "paper" / "ghostnetv3-small.md"
 BASELINES = {row.student: row.accuracy for row in paper().table("I").rows}
 
 
-def printed_tables() -> dict[str, list[tuple[str, ...]]]:
-    """The tables as they stand in the paper's text: cells of each line below `TABLE X`, the head line dropped."""
-    found = {}
-    for block in re.split(r"^TABLE ", TEXT.read_text(), flags=re.MULTILINE)[1:]:
-        lines = [line.split("\t") for line in block.splitlines() if "\t" in line]
-        found[block.split()[0]] = [tuple(re.sub(r"</?b>", "", cell) for cell in line) for line in lines[1:]]
-    return found
-
-
-@pytest.mark.skipif(not TEXT.exists(), reason="the paper's text is not beside the repository")
 def test_every_number_is_the_printed_one() -> None:
-    tables = printed_tables()
+    tables = oracles.printed_tables()
     plain = {"DensNet161": "densenet161"}
     for table in paper().tables:
         assert len(table.rows) == len(tables[table.name])

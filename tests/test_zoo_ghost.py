@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from functools import cache
-from pathlib import Path
 
+import oracles
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ghostcli import zoo
 from ghostcli.zoo.branches import RepConv
 from ghostcli.zoo.ghost import divisible
-
-GOLDEN = Path(__file__).parents[2] / "shared" / "paper" / "golden"
-NETWORKS = {"gns-1.0": "gns:1.0", "gns-0.5": "gns:0.5", "gnd-0.5": "gnd:0.5"}
-golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"the authors' golden tensors are not at {GOLDEN}")
 
 
 @pytest.mark.parametrize(
@@ -122,14 +116,9 @@ def test_channels_last_stays_channels_last(form: str) -> None:
     assert not strays
 
 
-@cache
-def recorded(stem: str) -> dict[str, Tensor]:
-    return load_file(GOLDEN / f"{stem}.safetensors")
-
-
 def of_the_authors(stem: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    tensors = recorded(stem)
-    model = zoo.build(NETWORKS[stem], branches="plain").double()
+    tensors = oracles.golden(stem)
+    model = zoo.build(oracles.NETWORKS[stem], branches="plain").double()
     model.load_state_dict({k.removeprefix("weights/"): v for k, v in tensors.items() if k.startswith("weights/")})
     return model, tensors
 
@@ -145,8 +134,7 @@ def near(got: Tensor, want: Tensor, name: str | None = None) -> None:
     torch.testing.assert_close(got, want.to(got.dtype), rtol=1e-9, atol=1e-9, msg=name and (lambda m: f"{name}: {m}"))
 
 
-@golden
-@pytest.mark.parametrize("stem", NETWORKS)
+@pytest.mark.parametrize("stem", oracles.NETWORKS)
 @pytest.mark.parametrize("form", ["plain", "folded", "deploy"])
 def test_golden_evaluation(stem: str, form: str) -> None:
     model, tensors = of_the_authors(stem)
@@ -158,8 +146,7 @@ def test_golden_evaluation(stem: str, form: str) -> None:
         near(model(tensors["input"].double()), tensors["eval_logits"])
 
 
-@golden
-@pytest.mark.parametrize("stem", NETWORKS)
+@pytest.mark.parametrize("stem", oracles.NETWORKS)
 def test_golden_training_step(stem: str) -> None:
     model, tensors = of_the_authors(stem)
     x, labels, teacher = tensors["input"].double(), tensors["labels"], tensors["teacher_logits"].double()
