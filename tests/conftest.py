@@ -1,4 +1,8 @@
-"""What every test may use: the `ghost` command in this process, and the real CIFAR-10 where it lies."""
+"""What every test may use: the `ghost` command in this process, and the real CIFAR-10 if it is there.
+
+The whole suite runs in several worker processes. They share the cores: torch, and every command that a test starts,
+uses one worker's part. Tests that the command line names run in one process with all cores.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+MOST_WORKERS = 4  # each holds about a gigabyte
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // workers)))  # before the first import of torch
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The meaning of `-n auto`: 0 (no workers) for single test files, which a debugger can then stop in."""
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    if named and not any(Path(argument).is_dir() for argument in config.args):
+        return 0
+    return min(CORES, MOST_WORKERS)
+
 
 
 @dataclass(frozen=True)
