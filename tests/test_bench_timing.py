@@ -96,7 +96,7 @@ def test_spreads_are_quartiles():
 
 def test_peak_memory_is_what_the_work_held_at_most(tmp_path):
     program = (
-        "from ghostcli.meter import resident_peak\n"
+        "from ghostcli.deploy.timer import resident_peak\n"
         "held = bytearray(300 << 20)\n"  # what was there before is no part of it
         "def work():\n"
         "    for size in (10, 150, 20):\n"
