@@ -29,7 +29,6 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(CORES, MOST_WORKERS)
 
 
-
 @dataclass(frozen=True)
 class Outcome:
     """What a command did: exit code, standard output, standard error."""
