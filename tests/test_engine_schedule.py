@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ghostcli.engine.schedule import averaging_decay, learning_rate
-from ghostcli.recipe.models import OptimSection
+from ghostcli.recipe.models import SGD
 
-PAPER = OptimSection()
+PAPER = SGD()
 STEPS = 200 * 196
 
 
@@ -45,9 +45,23 @@ def test_published_extra_step_ends_an_epoch_early_and_turns():
 
 
 def test_no_warmup_starts_at_the_peak():
-    optim = OptimSection(warmup=0.0)
+    optim = SGD(warmup=0.0)
     assert learning_rate(0, 10, optim) == pytest.approx(0.01)
     assert learning_rate(5, 10, optim) == pytest.approx(1e-8 + (0.01 - 1e-8) * (1 + math.cos(math.pi / 2)) / 2)
+
+
+def test_a_linear_end_agrees_with_torch_and_stays_at_its_end():
+    optim = SGD(anneal="linear", warmup=0.2, lr=0.4)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.4)
+    up = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-8 / 0.4, 1.0, total_iters=20)
+    down = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-8 / 0.4, total_iters=80)
+    both = torch.optim.lr_scheduler.SequentialLR(optimizer, [up, down], [20])
+    for step in range(100):
+        assert learning_rate(step, 100, optim) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        both.step()
+    assert learning_rate(99, 100, optim, extra=50) == pytest.approx(1e-8)
 
 
 def shares(steps: int, decay: float) -> list[float]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 
 from ghostcli.errors import UsageError
+from ghostcli.plan import Job
 from ghostcli.recipe import UNDIGESTED, canonical, digest, load
-from ghostcli.recipe.keys import KINDS, PATHS, schema
-from ghostcli.recipe.models import Recipe
+from ghostcli.recipe.keys import PATHS, VARIANTS, schema
+from ghostcli.recipe.models import Before, Recipe, TrainSection
+
+GOLDEN = Path(__file__).parent / "golden"
+BASE = json.loads((GOLDEN / "base_keys.json").read_text())
+IDS = json.loads((GOLDEN / "ids.json").read_text())
 
 
 def other(section: str, key: str, value: Any) -> str:
@@ -30,17 +37,23 @@ def other(section: str, key: str, value: Any) -> str:
     return "digits" if key == "name" else "other"
 
 
+def variants(section: str) -> list[list[str]]:
+    """Overrides that choose each variant of a section in turn; none where it has but one."""
+    found = VARIANTS.get(section)
+    return [[f"{section}.{found.chooser}={name}"] for name in found.models] if found else [[]]
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_each_key_alone(path: str) -> None:
     section, _, key = path.rpartition(".")
     tried = 0
-    for kind, model in KINDS.items():
-        if section == "distill" and key not in model.model_fields:
+    for chosen in variants(section):
+        before = load("paper", chosen).recipe
+        holder = getattr(before, section) if section else before
+        if not hasattr(holder, key):
             continue
-        before = load("paper", [f"distill.kind={kind}"]).recipe
-        value = getattr(getattr(before, section) if section else before, key)
         try:
-            after = load("paper", [f"distill.kind={kind}", f"{path}={other(section, key, value)}"]).recipe
+            after = load("paper", [*chosen, f"{path}={other(section, key, getattr(holder, key))}"]).recipe
         except UsageError:  # a feature kind refuses, say, the patch
             continue
         tried += 1
@@ -54,13 +67,10 @@ def test_undigested_keys_exist() -> None:
     assert set(PATHS) >= UNDIGESTED
 
 
-def test_canonical_spells_every_default_out_and_is_fresh() -> None:
+def test_canonical_spells_out_what_was_always_there_and_is_fresh() -> None:
     recipe = Recipe()
     found = canonical(recipe)
-    keys = {f"{section}.{key}" for section, values in found.items() for key in values}
-    others = {f"distill.{key}" for model in KINDS.values() for key in model.model_fields}
-    plain = {f"distill.{key}" for key in KINDS["kd"].model_fields}
-    assert keys == {path for path in PATHS if "." in path} - UNDIGESTED - (others - plain)
+    assert {f"{section}.{key}" for section, values in found.items() for key in values} == set(BASE["default"])
     del found["distill"]
     assert "distill" in canonical(recipe)
 
@@ -91,3 +101,50 @@ def test_a_recipe_that_exists_is_valid_and_frozen() -> None:
         Recipe.model_validate({"train": {"epochs": 2, "stop": 3}})
     with pytest.raises(ValueError, match="frozen"):
         Recipe().train.epochs = 3  # type: ignore[misc]
+
+
+# --- identity: what runs are called never moves --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", IDS, ids=lambda known: known["id"])
+def test_ids_never_move(known: dict[str, Any]) -> None:
+    """Runs of these very recipes are recorded under these ids. If this fails, recorded runs are lost to everybody:
+    give the new key `Before(value)`, whatever default it has (see ghostcli/recipe/digest.py)."""
+
+    def job_of(said: dict[str, Any]) -> Job:
+        teachers = tuple(job_of(teacher) for teacher in said.get("teachers", ()))
+        return Job(said["student"], said["seed"], Recipe.model_validate(said["recipe"]), "any", teachers)
+
+    assert job_of(known["job"]).id == known["id"]
+
+
+@pytest.mark.parametrize("section", ["data", "augment", "model", "train", "optim", "distill", "engine"])
+def test_a_key_without_before_was_always_there(section: str) -> None:
+    now = set()
+    for chosen in variants(section):
+        holder = type(getattr(load("paper", chosen).recipe, section))
+        now |= {
+            f"{section}.{key}"
+            for key, field in holder.model_fields.items()
+            if not any(isinstance(mark, Before) for mark in field.metadata)
+        }
+    assert now - UNDIGESTED == set(BASE["all"][section])
+
+
+class Later(TrainSection):
+    """[train] as a later version may have it."""
+
+    mixup: Annotated[float, Before(0.0)] = 0.3
+
+
+class LaterRecipe(Recipe):
+    train: Later = Later()
+
+
+def test_a_key_that_is_added_later_moves_no_id() -> None:
+    def of(recipe: Recipe) -> str:
+        return digest(canonical(recipe))
+
+    assert of(LaterRecipe(train=Later(mixup=0.0))) == of(Recipe())
+    assert of(LaterRecipe()) != of(Recipe()), "its default is another training than before"
+    assert of(LaterRecipe(train=Later(mixup=0.1))) not in (of(Recipe()), of(LaterRecipe()))

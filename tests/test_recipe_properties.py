@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from ghostcli.errors import UsageError
 from ghostcli.recipe import Resolved, canonical, digest, load
-from ghostcli.recipe.keys import FIELDS, KINDS, PATHS, schema
+from ghostcli.recipe.keys import FIELDS, PATHS, VARIANTS, schema
 from ghostcli.recipe.lines import key_lines
 from ghostcli.recipe.models import Recipe
 from ghostcli.recipe.toml import dumps
@@ -263,11 +263,17 @@ def test_any_name(name: str, suffix: str) -> None:
 @st.composite
 def valid(draw: st.DrawFn) -> Resolved:
     """`paper` under overrides that each hold; those that contradict one another are drawn again."""
-    kind = draw(st.sampled_from(list(KINDS)))
-    keys = [path for path in PATHS if "." in path and path not in ("distill.kind", "distill.source")]
-    keys = [key for key in keys if not key.startswith("distill.") or key[8:] in KINDS[kind].model_fields]
-    said = [f"distill.kind={kind}"]
-    for path in draw(st.lists(st.sampled_from(keys), max_size=6, unique=True)):
+    chosen = {section: draw(st.sampled_from(list(found.models))) for section, found in VARIANTS.items()}
+    said = [f"{section}.{VARIANTS[section].chooser}={name}" for section, name in chosen.items()]
+
+    def stands(path: str) -> bool:
+        section, _, key = path.rpartition(".")
+        if section not in VARIANTS:
+            return bool(section)
+        found = VARIANTS[section]
+        return key != found.chooser and path != "distill.source" and key in found.models[chosen[section]].model_fields
+
+    for path in draw(st.lists(st.sampled_from([path for path in PATHS if stands(path)]), max_size=6, unique=True)):
         section, _, key = path.partition(".")
         said.append(f"{path}={spelled(draw(fitting(schema(section)[key])))}")
     found = attempt("paper", said)

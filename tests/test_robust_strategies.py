@@ -46,6 +46,8 @@ STRATEGIES = {
     "branches apart": [*ALONE, *sets("engine.branches=plain")],
     "bfloat16": [*ALONE, *sets("engine.precision=bfloat16")],
     "norms without decay": [*ALONE, *sets("optim.decay=weights", "optim.nesterov=false")],
+    "adamw": [*ALONE, *sets("optim.name=adamw", "optim.lr=0.002")],
+    "muon": [*ALONE, *sets("optim.name=muon", "optim.anneal=linear", "optim.decay=weights")],
     "a network that drops out": [*ALONE, "--seed", "1"],
     "resnet18": ["train-teacher", "resnet18", *sets("data.limit=24", "train.batch_size=8")],
     "vgg13": ["train-teacher", "vgg13", *sets("data.limit=24", "train.batch_size=8")],

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 
-from ghostcli.recipe.models import OptimSection
+from ghostcli.recipe.models import OptimBase
 
 
-def learning_rate(step: int, total: int, optim: OptimSection, extra: int = 0) -> float:
-    """Rate of update `step` (from 0) of `total`: linear to the peak, then half a cosine to the end.
+def learning_rate(step: int, total: int, optim: OptimBase, extra: int = 0) -> float:
+    """Rate of update `step` (from 0) of `total`: linear to the peak, then half a cosine or a line to the end.
 
-    `extra` is how many steps the schedule ran ahead (one an epoch in the published KD scripts). The cosine is
-    not clamped there: past its end it turns and rises again, as theirs did.
+    `extra` is how many steps the schedule ran ahead (one an epoch in the published KD scripts). A cosine that runs
+    past its end turns and rises again, as theirs did.
     """
     warm = optim.warmup * total
     at = step + extra
     if at < warm:
         return optim.lr_start + (optim.lr - optim.lr_start) * at / warm
     share = (at - warm) / (total - warm)
-    return optim.lr_end + (optim.lr - optim.lr_end) * (1 + math.cos(math.pi * share)) / 2
+    left = (1 + math.cos(math.pi * share)) / 2 if optim.anneal == "cosine" else max(1 - share, 0.0)
+    return optim.lr_end + (optim.lr - optim.lr_end) * left
 
 
 def averaging_decay(step: int, decay: float) -> float:

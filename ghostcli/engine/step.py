@@ -8,44 +8,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ghostcli.data import Images
 from ghostcli.data.batches import Cropper, generator, normalise
 from ghostcli.distill.objective import Objective
 from ghostcli.distill.teacher import Lesson
+from ghostcli.engine import optimizers
 from ghostcli.engine.device import autocast
 from ghostcli.engine.schedule import averaging_decay
-from ghostcli.recipe.models import OptimSection, Recipe
+from ghostcli.recipe.models import Recipe
 from ghostcli.zoo.evaluate import Norm
 from ghostcli.zoo.stages import Tap
-
-
-def optimizer(model: nn.Module, objective: nn.Module, optim: OptimSection, device: torch.device) -> torch.optim.SGD:
-    """SGD over the student and the objective's own weights; `decay = "all"` decays norms and biases too (the paper)."""
-    parameters = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
-    groups = [{"params": parameters, "weight_decay": optim.weight_decay}]
-    if optim.decay == "weights":
-        weights = [p for name, p in model.named_parameters() if p.requires_grad and is_weight(name, p)]
-        weights += [p for p in objective.parameters() if p.ndim > 1]
-        chosen = {id(p) for p in weights}
-        others = [p for p in parameters if id(p) not in chosen]
-        groups = [
-            {"params": weights, "weight_decay": optim.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-    groups = [group for group in groups if group["params"]]
-    # On CUDA the rate lives in a tensor, so that a captured step reads the new one.
-    lr = torch.tensor(optim.lr, device=device) if device.type == "cuda" else optim.lr
-    nesterov = optim.nesterov and optim.momentum > 0
-    fused = device.type in ("cpu", "cuda")
-    return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, nesterov=nesterov, fused=fused)
-
-
-def is_weight(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a convolution's or a linear map's weight (stacked norms are two-dimensional too)."""
-    return name.rpartition(".")[2] in ("weight", "scale_weight") and (
-        parameter.ndim > 1 or name.endswith("scale_weight")
-    )
 
 
 @dataclass
@@ -56,7 +30,7 @@ class Update:
     model: nn.Module
     ema: nn.Module | None
     objective: Objective
-    optimizer: torch.optim.SGD
+    optimizers: tuple[Optimizer, ...]
     images: Images
     cropper: Cropper
     lesson: Lesson
@@ -88,11 +62,7 @@ class Update:
 
     def set_rates(self, rate: float, step: int) -> None:
         """What changes from step to step besides the batch: kept out of `__call__`, which may be a graph."""
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+        optimizers.set_rate(self.optimizers, rate)
         # Dropout (VGG13's, say) draws from the device's own generator: seeded by the step, it has no state to lose.
         self.random.manual_seed(generator(self.seed, "dropout", step).initial_seed())
         self.toward.fill_(1 - averaging_decay(step, self.recipe.train.ema))
@@ -108,8 +78,9 @@ class Update:
             logits, features = self.tap(images) if self.tap else (self.model(images), None)  # [B, C]
         losses = self.objective(logits, labels, answers, features, teacher_features, self.terms)
         losses.total.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             follow(self.ema, self.model, self.toward)
         with torch.no_grad():

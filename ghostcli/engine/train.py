@@ -15,16 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ghostcli import distill, signals, zoo
 from ghostcli.data import Data
 from ghostcli.data.batches import Cropper, generator, order, views
 from ghostcli.display import Display
 from ghostcli.distill.teacher import Lesson, Teacher
+from ghostcli.engine import optimizers
 from ghostcli.engine.capture import Captured, why_eager
 from ghostcli.engine.device import arithmetic, free_bytes
 from ghostcli.engine.schedule import learning_rate
-from ghostcli.engine.step import Update, optimizer
+from ghostcli.engine.step import Update
 from ghostcli.errors import GhostError, Interrupted, NonFiniteError, OutOfMemoryError, UsageError
 from ghostcli.plan import Job
 from ghostcli.recipe.models import FEW_STEPS, Recipe
@@ -44,7 +46,7 @@ class State:
     model: nn.Module
     ema: nn.Module | None
     objective: nn.Module
-    optimizer: torch.optim.SGD
+    optimizers: tuple[Optimizer, ...]
     log: Tensor  # [batches an epoch, 4]: total, hard, soft, correct of each step of the epoch under way
     epoch: int = 0
     batch: int = 0
@@ -63,11 +65,7 @@ class State:
         if self.ema is not None:
             found |= {f"ema.{name}": t for name, t in self.ema.state_dict().items()}
         found |= {f"objective.{name}": t for name, t in self.objective.state_dict().items()}
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        for i, p in enumerate(parameters):
-            momentum = self.optimizer.state[p].get("momentum_buffer")
-            if momentum is not None:
-                found[f"momentum.{i}"] = momentum
+        found |= {f"optimizer.{name}": t for name, t in optimizers.tensors(self.optimizers).items()}
         found |= {f"best.{name}": t for name, t in self.best_tensors.items()}
         return found | {"log": self.log}
 
@@ -79,11 +77,7 @@ class State:
         if self.ema is not None:
             self.ema.load_state_dict(part("ema"))
         self.objective.load_state_dict(part("objective"))
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        momenta = part("momentum")
-        for i, p in enumerate(parameters):
-            if str(i) in momenta:
-                self.optimizer.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momenta[str(i)])
+        optimizers.restore(self.optimizers, part("optimizer"))
         self.best_tensors = {name: t.to(self.log.device) for name, t in part("best").items()}
         self.log.copy_(tensors["log"])
         for name in ("epoch", "batch", "seconds", "epoch_seconds", "teacher_seconds", "best"):
@@ -103,8 +97,7 @@ def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.
             branches=recipe.engine.branches,
             pretrained=recipe.model.pretrained,
         )
-        student = job.taught or zoo.names.is_ghost(job.student)
-        if recipe.model.init == "kaiming" and student and model.spec.mean is None:
+        if start_of(recipe, model) == "kaiming":
             zoo.init_kaiming(model, torch.Generator().manual_seed(seed))
         size = data.train.pixels.shape[1]
         objective = distill.build_for(recipe, model, [t.model for t in teachers], size)
@@ -115,7 +108,13 @@ def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.
     ema = copy.deepcopy(model) if recipe.train.ema else None
     batches = math.ceil(len(data.train) / recipe.train.batch_size)
     log = torch.zeros(batches, 4, device=device)
-    return State(model, ema, objective, optimizer(model, objective, recipe.optim, device), log)
+    return State(model, ema, objective, optimizers.make(model, objective, recipe.optim, device), log)
+
+
+def start_of(recipe: Recipe, model: nn.Module) -> str:
+    """`kaiming`, `native` or `pretrained`: how a network starts follows from the recipe and from itself alone, never
+    from who teaches it."""
+    return "pretrained" if model.spec.pretrained else recipe.model.init
 
 
 def must_recompute(recipe: Recipe, model: nn.Module, size: int, device: torch.device) -> bool:
@@ -136,7 +135,7 @@ def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Tea
         model=state.model,
         ema=state.ema,
         objective=state.objective,
-        optimizer=state.optimizer,
+        optimizers=state.optimizers,
         images=data.train,
         cropper=cropper,
         lesson=lesson,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostcli.errors import UsageError, printable
-from ghostcli.recipe.digest import canonical, digest
+from ghostcli.recipe.digest import SEMANTICS, canonical, digest
 from ghostcli.recipe.models import KD, Recipe
 from ghostcli.records import record
 from ghostcli.records.record import RUN_ID
@@ -91,8 +91,10 @@ class Job:
             del recipe["distill"]
         if not names.is_ghost(self.student):
             del recipe["engine"]["branches"]
+        if not names.has_pretrained(self.student):
+            del recipe["model"]["pretrained"]
         teachers = [[teacher.digest, teacher.seed] for teacher in self.teachers]
-        return {"student": self.student, "recipe": recipe, "teachers": teachers}
+        return {"semantics": SEMANTICS, "student": self.student, "recipe": recipe, "teachers": teachers}
 
     @cached_property
     def digest(self) -> str:
@@ -104,7 +106,7 @@ class Job:
         recipe = canonical(self.recipe)
         del recipe["distill"]
         del recipe["engine"]["branches"]
-        return digest(recipe)
+        return digest({"semantics": SEMANTICS, **recipe})
 
     @property
     def id(self) -> str:

@@ -6,53 +6,76 @@ messages and to the JSON schema.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
 
-from ghostcli.recipe.models import DistillBase, DistillSection, Recipe, Section
+from ghostcli.recipe.models import Recipe, Section
 
-#: distill.kind -> its model.
-KINDS: dict[str, type[DistillBase]] = {
-    get_args(model.model_fields["kind"].annotation)[0]: model for model in get_args(get_args(DistillSection)[0])
-}
-
-#: Section -> its model; [distill] has one a kind (see `model`), here that of the default kind.
+#: Section -> its model, that of the default variant where it has several.
 MODELS: dict[str, type[Section]] = {
     name: type(field.default) for name, field in Recipe.model_fields.items() if isinstance(field.default, Section)
 }
 
+
+@dataclass(frozen=True)
+class Variants:
+    """A section with one model for each value of its key `chooser`; `shared` are the keys that all of them have."""
+
+    chooser: str
+    models: dict[str, type[Section]]
+    default: str
+    shared: frozenset[str]
+
+
+def _variants(section: str) -> Variants | None:
+    field = Recipe.model_fields[section]
+    if not field.discriminator:
+        return None
+    models = {
+        get_args(model.model_fields[field.discriminator].annotation)[0]: model for model in get_args(field.annotation)
+    }
+    base = next(iter(models.values())).__base__
+    return Variants(
+        field.discriminator, models, getattr(field.default, field.discriminator), frozenset(base.model_fields)
+    )
+
+
+#: Sections whose keys depend on one of them: [distill] on its kind, [optim] on its name.
+VARIANTS: dict[str, Variants] = {name: found for name in MODELS if (found := _variants(name))}
+
 #: Keys that stand above all sections.
 TOP: tuple[str, ...] = tuple(name for name in Recipe.model_fields if name not in MODELS)
 
-#: Section -> its keys; of [distill], those of every kind.
+
+def _models(section: str) -> Iterable[type[Section]]:
+    return VARIANTS[section].models.values() if section in VARIANTS else [MODELS[section]]
+
+
+#: Section -> its keys, those of every variant.
 FIELDS: dict[str, tuple[str, ...]] = {
-    name: tuple(dict.fromkeys(k for m in (KINDS.values() if name == "distill" else [model]) for k in m.model_fields))
-    for name, model in MODELS.items()
+    name: tuple(dict.fromkeys(key for model in _models(name) for key in model.model_fields)) for name in MODELS
 }
 
 #: Every key by its whole name.
 PATHS: tuple[str, ...] = TOP + tuple(f"{section}.{key}" for section, keys in FIELDS.items() for key in keys)
 
 
-def model(section: str, kind: str) -> type[Section]:
-    """The model of a section under `distill.kind` = `kind`."""
-    return KINDS[kind] if section == "distill" else MODELS[section]
-
-
 @cache
 def schema(section: str) -> dict[str, dict[str, Any]]:
-    """Key -> its JSON schema; of [distill], over all kinds. `""` is the place above all sections."""
+    """Key -> its JSON schema, over all variants. `""` is the place above all sections."""
     if not section:
         properties = Recipe.model_json_schema()["properties"]
         return {name: properties[name] for name in TOP}
-    if section != "distill":
-        return MODELS[section].model_json_schema()["properties"]
     merged: dict[str, dict[str, Any]] = {}
-    for kind in KINDS.values():
-        for name, value in kind.model_json_schema()["properties"].items():
+    for model in _models(section):
+        for name, value in model.model_json_schema()["properties"].items():
             merged.setdefault(name, value)
-    described = {"default": "kd", "description": merged["kind"]["description"]}
-    return {**merged, "kind": {"enum": list(KINDS), "type": "string", **described}}
+    if variants := VARIANTS.get(section):
+        about = {"default": variants.default, "description": merged[variants.chooser]["description"]}
+        merged[variants.chooser] = {"enum": list(variants.models), "type": "string", **about}
+    return merged
 
 
 def optional(section: str, key: str) -> bool:
@@ -101,10 +124,10 @@ def file_schema() -> dict[str, Any]:
 
 
 def _section_schema(name: str) -> dict[str, Any]:
-    about = (DistillBase if name == "distill" else MODELS[name]).__doc__ or ""
+    model = MODELS[name].__base__ if name in VARIANTS else MODELS[name]
     return {
         "type": "object",
-        "description": about,
+        "description": model.__doc__ or "",
         "additionalProperties": False,
         "properties": _for_toml(name),
     }

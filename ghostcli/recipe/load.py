@@ -18,7 +18,7 @@ from ghostcli.recipe import files, keys
 from ghostcli.recipe.errors import Problems, place, shorten, shown_value, unknown_key
 from ghostcli.recipe.lines import Path as KeyPath
 from ghostcli.recipe.lines import key_lines
-from ghostcli.recipe.models import Conflict, DistillBase, Recipe
+from ghostcli.recipe.models import Conflict, Recipe
 
 OVERRIDE = "--set"
 DEFAULT = "default"
@@ -180,8 +180,8 @@ class _Merged:
             elif not isinstance(value, dict):
                 self.problems.add(*layer.where(name), _no_section(name, value))
             else:
-                if name == "distill" and "kind" in value:
-                    self._change_kind(value["kind"])
+                if name in keys.VARIANTS and keys.VARIANTS[name].chooser in value:
+                    self._change_variant(name, value[keys.VARIANTS[name].chooser])
                 for key, said in value.items():
                     if key in keys.FIELDS[name]:
                         self._set(layer, (name, key), said)
@@ -201,19 +201,20 @@ class _Merged:
         holder[path[-1]] = value
         self.origin[path] = layer.where(*path)
 
-    def _change_kind(self, kind: Any) -> None:
-        """Under another kind, what only the old kind's model has means nothing (or another thing: `weight`)."""
-        old = self.tree.get("distill", {})
-        if old.get("kind", "kd") == kind:
+    def _change_variant(self, section: str, chosen: Any) -> None:
+        """Under another variant, a key that only the old one has means nothing (or another thing: `weight`)."""
+        variants, old = keys.VARIANTS[section], self.tree.get(section, {})
+        if old.get(variants.chooser, variants.default) == chosen:
             return
-        for key in [key for key in old if key not in DistillBase.model_fields and key != "kind"]:
-            del old[key], self.origin["distill", key]
+        for key in [key for key in old if key not in variants.shared | {variants.chooser}]:
+            del old[key], self.origin[section, key]
 
     def validated(self, whole: bool) -> Recipe | None:
         """The recipe, or None with its mistakes noted. Not `whole`: a layer is missing, so what depends on
         another key is not judged."""
         tree = dict(self.tree)
-        tree["distill"] = self._distill(tree.get("distill", {}), whole)
+        for section in keys.VARIANTS:
+            tree[section] = self._of_variant(section, tree.get(section, {}), whole)
         try:
             return Recipe.model_validate(tree)
         except ValidationError as error:
@@ -221,20 +222,22 @@ class _Merged:
                 self._note(found, tree, whole)
             return None
 
-    def _distill(self, said: dict[str, Any], whole: bool) -> dict[str, Any]:
-        """[distill] with its kind spelled out, less the keys that are refused here."""
-        kind = said.get("kind", "kd")
-        if not isinstance(kind, str) or kind not in keys.KINDS:
-            self._refuse(("distill", "kind"), kind)
-            return {"kind": "kd"}
-        kept = {"kind": kind}
+    def _of_variant(self, section: str, said: dict[str, Any], whole: bool) -> dict[str, Any]:
+        """A section with its variant spelled out, less the keys that are refused here."""
+        variants = keys.VARIANTS[section]
+        chosen = said.get(variants.chooser, variants.default)
+        if not isinstance(chosen, str) or chosen not in variants.models:
+            self._refuse((section, variants.chooser), chosen)
+            return {variants.chooser: variants.default}
+        kept = {variants.chooser: chosen}
         for key, value in said.items():
-            if key in keys.KINDS[kind].model_fields:
+            if key in variants.models[chosen].model_fields:
                 kept[key] = value
             elif whole:
-                owners = [name for name, model in keys.KINDS.items() if key in model.model_fields]
-                text = f"distill.{key}: belongs to distill.kind {' or '.join(owners)}, and the kind here is {kind}"
-                self.problems.add(*self._place(("distill", key)), text)
+                owners = " or ".join(name for name, model in variants.models.items() if key in model.model_fields)
+                chooser = f"{section}.{variants.chooser}"
+                text = f"{section}.{key}: belongs to {chooser} {owners}, and the {variants.chooser} here is {chosen}"
+                self.problems.add(*self._place((section, key)), text)
         return kept
 
     def _note(self, found: Any, tree: dict[str, Any], whole: bool) -> None:
@@ -244,7 +247,7 @@ class _Merged:
                 self.problems.add(*self._place(*(tuple(name.split(".")) for name in names)), f"{names[0]}: {text}")
             return
         path = tuple(str(part) for part in found["loc"])
-        path = path[:1] + path[-1:] if len(path) > 1 else path  # ("distill", "kd", "alpha"): the kind is no key
+        path = path[:1] + path[-1:] if len(path) > 1 else path  # ("distill", "kd", "alpha"): the variant is no key
         value = tree[path[0]] if len(path) == 1 else tree[path[0]][path[1]]
         self._refuse(path, value, None if cause is None else str(cause))
 

@@ -7,9 +7,10 @@ device, no seed), but for the few keys of `UNDIGESTED`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -54,6 +55,16 @@ class Conflict(ValueError):
         self.found = found
 
 
+@dataclass(frozen=True)
+class Before:
+    """Marks a key that was added after runs were recorded: `value` is what it means to be without it (see digest.py).
+
+    Written `mixup: Annotated[float, Before(0.0)] = Field(0.0, ge=0, description=...)`.
+    """
+
+    value: Any
+
+
 class Section(BaseModel):
     # Strict: "yes" is no boolean and 1.0 no count. A whole number for a float key is accepted all the same.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
@@ -83,11 +94,11 @@ class AugmentSection(Section):
 
 
 class ModelSection(Section):
-    """[model]: how a network starts."""
+    """[model]: how every network starts, whoever teaches it; pretrained weights come before `init`."""
 
     init: Literal["kaiming", "native"] = Field(
         "kaiming",
-        description="students. kaiming: normal, fan-out, ReLU gain, zero biases; native: the network's own",
+        description="kaiming: normal, fan-out, ReLU gain, zero biases; native: the network's own rule",
     )
     pretrained: bool = Field(True, description="ImageNet weights for networks that work at ImageNet's size, where had")
 
@@ -104,17 +115,46 @@ class TrainSection(Section):
     )
 
 
-class OptimSection(Section):
-    """[optim]: SGD and its schedule, a closed form of the step."""
+class OptimBase(Section):
+    """[optim]: the optimiser, and its rate as a closed form of the step."""
 
     lr: float = Field(0.01, gt=0, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    nesterov: bool = Field(True, description="Nesterov's form of the momentum")
-    weight_decay: float = Field(0.01, ge=0, description="L2 penalty, added to the gradient")
+    weight_decay: float = Field(0.01, ge=0, description="sgd: L2 penalty, added to the gradient; others: decoupled")
     decay: Literal["all", "weights"] = Field("all", description="weights: norms and biases are not decayed")
     warmup: float = Field(0.3, ge=0, lt=1, description="fraction of all steps that rise linearly to the peak")
+    anneal: Literal["cosine", "linear"] = Field("cosine", description="shape of the way from the peak to the end")
     lr_start: float = Field(1e-8, ge=0, description="rate of the first step")
-    lr_end: float = Field(1e-8, ge=0, description="rate at the end of the cosine")
+    lr_end: float = Field(1e-8, ge=0, description="rate of the last step")
+
+
+class SGD(OptimBase):
+    """Stochastic gradient descent with momentum; the paper's."""
+
+    name: Literal["sgd"] = Field("sgd", description="the optimiser: sgd, adamw or muon")
+    momentum: float = Field(0.9, ge=0, lt=1, description="share of the last update that the next one keeps")
+    nesterov: bool = Field(True, description="Nesterov's form of the momentum")
+
+
+class AdamW(OptimBase):
+    """Adam with decoupled weight decay (Loshchilov 2019)."""
+
+    name: Literal["adamw"]
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's mean")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradient's mean")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the squared gradient's mean")
+
+
+class Muon(OptimBase):
+    """Orthogonalised momentum for matrices (Jordan 2024); SGD for all other parameters."""
+
+    name: Literal["muon"]
+    momentum: float = Field(0.95, ge=0, lt=1, description="momentum of the matrices")
+    nesterov: bool = Field(True, description="Nesterov's form of the momentum, for all parameters")
+    rest_lr: float = Field(0.2, gt=0, description="peak learning rate of all parameters that are no matrix")
+    rest_momentum: float = Field(0.9, ge=0, lt=1, description="momentum of all parameters that are no matrix")
+
+
+OptimSection = Annotated[SGD | AdamW | Muon, Field(discriminator="name")]
 
 
 class DistillBase(Section):
@@ -137,7 +177,7 @@ class DistillBase(Section):
         "student",
         description="patch: the teacher sees its own 32-pixel patch of the enlarged image, as published",
     )
-    blind: bool = Field(
+    blind: Annotated[bool, Before(False)] = Field(
         False,
         description="the control: each image gets the teachers' logits for another image of its class, new each epoch",
     )
@@ -230,7 +270,7 @@ class Recipe(Section):
     augment: AugmentSection = AugmentSection()
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
-    optim: OptimSection = OptimSection()
+    optim: OptimSection = SGD()
     distill: DistillSection = KD()
     engine: EngineSection = EngineSection()
 

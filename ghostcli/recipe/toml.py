@@ -16,7 +16,7 @@ def dumps(recipe: Recipe, provenance: Mapping[str, str] | None = None) -> str:
     rows = [(f"{name} = {_value(tree[name])}", name) for name in keys.TOP]
     for section in keys.MODELS:
         said = tree[section]
-        first = [key for key in ("kind",) if key in said]  # what the other keys of [distill] depend on
+        first = [keys.VARIANTS[section].chooser] if section in keys.VARIANTS else []  # the other keys depend on it
         rows += [("", ""), (f"[{section}]", "")]
         rows += [(f"{key} = {_value(said[key])}", f"{section}.{key}") for key in dict.fromkeys([*first, *said])]
     if provenance is None:

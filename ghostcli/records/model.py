@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ghostcli.errors import GhostError, printable
-from ghostcli.recipe import digest as identity
 from ghostcli.recipe.models import Recipe
 from ghostcli.records.storage import read_json
 
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 #: The version of these files. Raise it when a field changes its name or its meaning, not when one is added.
 SCHEMA = 2
-#: What a training computes; runs of another version have other ids.
-SEMANTICS: int = getattr(identity, "SEMANTICS", 1)
 
 
 class Refused(GhostError):

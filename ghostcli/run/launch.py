@@ -25,8 +25,9 @@ from ghostcli import signals
 from ghostcli.display import Display, console
 from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.plan import Finished, Job, Plan
+from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.recipe.models import DataSection
-from ghostcli.records.model import SEMANTICS, RunSetup, TeacherRun, dump
+from ghostcli.records.model import RunSetup, TeacherRun, dump
 from ghostcli.records.record import RUN_ID, RunRecord, RunWriter
 from ghostcli.records.storage import refuse_link
 from ghostcli.run import environment

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ghostcli import zoo
 from ghostcli.compare.stats import ece
 from ghostcli.data import Data
-from ghostcli.engine.train import State, final_weights
+from ghostcli.engine.train import State, final_weights, start_of
 from ghostcli.errors import GhostError, printable
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe.digest import digest
@@ -91,7 +91,7 @@ def result(
     found = RunResult(
         **dict(setup),
         environment=environment,
-        start=start_of(setup, model),
+        start=start_of(setup.recipe, model),
         parameters=zoo.count_parameters(model),
         classes=len(data.classes),
         train_images=len(data.train),
@@ -118,11 +118,3 @@ def result(
     )
     content = dump(found)
     return {**content, "checksum": digest(content)}
-
-
-def start_of(setup: RunSetup, model: nn.Module) -> str:
-    """How the network's weights started: pretrained, kaiming or native."""
-    if setup.recipe.model.pretrained and model.spec.mean is not None:
-        return "pretrained"
-    drawn = setup.teachers or zoo.names.is_ghost(setup.student)
-    return setup.recipe.model.init if drawn else "native"

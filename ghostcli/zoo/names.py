@@ -49,7 +49,8 @@ class Spec:
     """What a built network says of itself, as `model.spec`.
 
     `input_size` is the side in pixels the module enlarges its input to (None: it takes any size); `mean` and
-    `std` are its own normalisation (None: the data set's); `note` is a sentence for the run record.
+    `std` are its own normalisation (None: the data set's); `note` is a sentence for the run record; `pretrained`
+    says whether it starts from ImageNet weights.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Spec:
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     note: str | None = None
+    pretrained: bool = False
 
 
 def parse(name: str) -> ModelName:
@@ -104,3 +106,8 @@ def slug(name: str) -> str:
 def is_ghost(name: str) -> bool:
     """Whether `name` is a GhostNetV3-Small or its deeper parent, at any width."""
     return parse(name).family in _GHOSTS
+
+
+def has_pretrained(name: str) -> bool:
+    """Whether there are ImageNet weights that `name` can start from."""
+    return name == "efficientnetv2" or name.startswith("timm/")

@@ -125,7 +125,7 @@ def _efficientnetv2(classes: int, pretrained: bool) -> nn.Module:
             mean, std = tuple(preset.mean), tuple(preset.std)
             note = "efficientnetv2 starts from torchvision's ImageNet-1k weights (the paper's: ImageNet-21k)"
     model = Enlarged(net, EFFICIENTNET_SIZE)
-    model.spec = Spec("efficientnetv2", classes, EFFICIENTNET_SIZE, mean, std, note)
+    model.spec = Spec("efficientnetv2", classes, EFFICIENTNET_SIZE, mean, std, note, mean is not None)
     return model
 
 
@@ -172,7 +172,9 @@ def build_timm(name: str, classes: int, pretrained: bool) -> nn.Module:
     config = timm.data.resolve_model_data_config(net)
     size = config["input_size"][-1]
     model = Enlarged(net, size)
-    model.spec = Spec(name, classes, size, tuple(config["mean"]), tuple(config["std"]), note)
+    model.spec = Spec(
+        name, classes, size, tuple(config["mean"]), tuple(config["std"]), note, pretrained and note is None
+    )
     return model
 
 

@@ -1,0 +1,126 @@
+"""Optimisers by name, their rates, and their whole state as tensors.
+
+Invariant: every parameter is in exactly one group of one optimiser, and each group says by `scale` how its rate
+follows the recipe's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ghostcli.engine.muon import Muon
+from ghostcli.recipe import models
+from ghostcli.recipe.models import OptimSection
+
+#: A parameter with its whole name.
+Named = tuple[str, nn.Parameter]
+Group = dict[str, Any]
+
+
+def sgd(named: Sequence[Named], optim: models.SGD, device: torch.device) -> list[Optimizer]:
+    nesterov = optim.nesterov and optim.momentum > 0
+    groups = by_decay(named, optim, optim.lr, device)
+    return [torch.optim.SGD(groups, momentum=optim.momentum, nesterov=nesterov, fused=has_fused(device))]
+
+
+def adamw(named: Sequence[Named], optim: models.AdamW, device: torch.device) -> list[Optimizer]:
+    groups = by_decay(named, optim, optim.lr, device)
+    betas = (optim.beta1, optim.beta2)
+    return [torch.optim.AdamW(groups, betas=betas, eps=optim.eps, fused=has_fused(device))]
+
+
+def muon(named: Sequence[Named], optim: models.Muon, device: torch.device) -> list[Optimizer]:
+    """Muon for dense convolutions' weights; SGD for the rest: depthwise weights, norms, biases, linear maps."""
+    dense = {name for name, p in named if is_weight(name, p) and p.ndim >= 4 and p.shape[-3] > 1}
+    matrices = by_decay([(name, p) for name, p in named if name in dense], optim, optim.lr, device)
+    others = by_decay([(name, p) for name, p in named if name not in dense], optim, optim.rest_lr, device)
+    made: list[Optimizer] = [Muon(matrices, optim.momentum, optim.nesterov)] if matrices else []
+    if others:
+        nesterov = optim.nesterov and optim.rest_momentum > 0
+        made.append(torch.optim.SGD(others, momentum=optim.rest_momentum, nesterov=nesterov, fused=has_fused(device)))
+    return made
+
+
+#: `optim.name` -> what makes its optimisers from (named parameters, the recipe's section, device).
+OPTIMIZERS: dict[str, Callable[[Sequence[Named], Any, torch.device], list[Optimizer]]] = {
+    "sgd": sgd,
+    "adamw": adamw,
+    "muon": muon,
+}
+
+
+def make(model: nn.Module, objective: nn.Module, optim: OptimSection, device: torch.device) -> tuple[Optimizer, ...]:
+    """The optimisers of a run, over the student's parameters and the objective's own."""
+    named = [*model.named_parameters(), *((f"objective.{name}", p) for name, p in objective.named_parameters())]
+    return tuple(OPTIMIZERS[optim.name]([(name, p) for name, p in named if p.requires_grad], optim, device))
+
+
+def by_decay(named: Sequence[Named], optim: models.OptimBase, lr: float, device: torch.device) -> list[Group]:
+    """One group, or two where norms and biases are not decayed. On CUDA the rate is a tensor that a graph reads."""
+    weights = [p for name, p in named if optim.decay == "all" or is_weight(name, p)]
+    chosen = {id(p) for p in weights}
+    others = [p for _, p in named if id(p) not in chosen]
+    return [
+        {
+            "params": params,
+            "weight_decay": decay,
+            "lr": torch.tensor(lr, device=device) if device.type == "cuda" else lr,
+            "scale": lr / optim.lr,
+        }
+        for params, decay in ((weights, optim.weight_decay), (others, 0.0))
+        if params
+    ]
+
+
+def is_weight(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a convolution's or a linear map's weight (stacked norms are two-dimensional too)."""
+    if name.startswith("objective."):
+        return parameter.ndim > 1
+    leaf = name.rpartition(".")[2]
+    return leaf == "scale_weight" or (leaf == "weight" and parameter.ndim > 1)
+
+
+def has_fused(device: torch.device) -> bool:
+    """Whether torch has the optimiser's update as one kernel there."""
+    return device.type in ("cpu", "cuda")
+
+
+def set_rate(optimizers: Sequence[Optimizer], rate: float) -> None:
+    """Give every group its share of the recipe's rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * group["scale"])
+            else:
+                group["lr"] = rate * group["scale"]
+
+
+def tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """All that the optimisers remember: `0.12.exp_avg` is of the first one's thirteenth parameter."""
+    found = {}
+    for number, optimizer in enumerate(optimizers):
+        for i, state in optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                if value is not None:
+                    found[f"{number}.{i}.{key}"] = torch.as_tensor(value)
+    return found
+
+
+def restore(optimizers: Sequence[Optimizer], saved: dict[str, Tensor]) -> None:
+    """Give back what `tensors` took. What has a parameter's shape gets its layout too: the same steps, bit by bit."""
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for name, value in saved.items():
+        number, i, key = name.split(".", 2)
+        states[int(number)].setdefault(int(i), {})[key] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for i, values in state.items():
+            for key, value in values.items():
+                p = parameters[i]
+                values[key] = torch.empty_like(p).copy_(value) if value.shape == p.shape else value.clone()
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
