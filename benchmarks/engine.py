@@ -31,7 +31,7 @@ from torch import Tensor
 
 from benchmarks.contestants import BASE, Call, Contestant, Setting, contestants, plain
 from ghostcli import zoo
-from ghostcli.data import STATISTICS, Data, Images
+from ghostcli.data import SETS, Data, Images
 from ghostcli.data.batches import order, views
 from ghostcli.deploy import bench
 from ghostcli.deploy.timer import MEBI, Meter, interleave, measured_apart, resident_peak, spread
@@ -106,9 +106,8 @@ def images_of(count: int | None) -> Data:
     """The first `count` images of CIFAR-10 (None: all); random ones, and a warning, where it is not here."""
     from ghostcli import data
     from ghostcli.data import data_root
-    from ghostcli.data.cifar import archive, state
 
-    if state(archive("cifar10"), data_root()) == "ready":
+    if SETS["cifar10"].state(data_root()) == "ready":
         return data.load(DataSection(limit=count, limit_test=1))
     print("CIFAR-10 is not here (ghost data fetch cifar10): the epoch is timed on random images", file=sys.stderr)
     return bench.noise(count or 50_000, 10)
@@ -121,7 +120,7 @@ class Pictures(torch.utils.data.Dataset):
         from torchvision import transforms
 
         self.pixels, self.labels = images.pixels.numpy(), images.labels.tolist()
-        mean, std = STATISTICS[data]
+        mean, std = SETS[data].statistics
         own = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
         self.transform = transforms.Compose([*own, transforms.Normalize(mean, std)])
 

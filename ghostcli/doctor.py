@@ -126,30 +126,23 @@ def _kernel() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    from ghostcli.data import data_root
-    from ghostcli.data.cifar import archive, check_file, state
-    from ghostcli.data.digits import SHA256, raw_checksum
-    from ghostcli.data.download import problem_of_archive
+    from ghostcli.data import SETS, data_root
+    from ghostcli.data.cifar import archive, problem_of_archive
 
     root = data_root()
-    for name in ("cifar10", "cifar100"):
-        source = archive(name)
-        there = state(source, root)
-        where = printable(root / source.folder)
+    for name, known in SETS.items():
+        there = known.state(root)
         if there == "absent":
             yield Finding(name, "note", f"not in {printable(root)}; fetched at first use, or: ghost data fetch {name}")
         elif there == "packed":
-            problem = problem_of_archive(source, root)
+            problem = problem_of_archive(archive(name), root)
             yield Finding(name, "FAIL" if problem else "ok", problem or "packed and whole; unpacked at first use")
         else:
-            problems = list(filter(None, (check_file(source, root, file) for file in source.files)))
+            files = known.checks(root)
+            problems = [problem for _, problem in files if problem]
             more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-            whole = f"whole, {len(source.files)} files checked, in {where}"
+            whole = f"whole, {len(files)} files checked, {known.place(root)}"
             yield Finding(name, "FAIL" if problems else "ok", problems[0] + more if problems else whole)
-    if raw_checksum() == SHA256:
-        yield Finding("digits", "ok", "whole, within scikit-learn")
-    else:
-        yield Finding("digits", "FAIL", "not scikit-learn's own images: pip install --force-reinstall scikit-learn")
 
 
 def _disk(runs: Path) -> Iterator[Finding]:

@@ -63,8 +63,8 @@ def serve() -> None:
     kernels.status()
     environment.commit()
     platform.platform()
-    digits.read_digits = functools.cache(digits.read_digits)
-    digits.read_digits()
+    digits.read = functools.cache(digits.read)
+    digits.read("digits", Path("data"))
     ghostcli.cli.train.draw_curves = lambda *_: None  # after the run is done, and slower than all of it
     gc.freeze()  # what is shared stays shared: a collection would copy it into every child
     print(json.dumps("ready"), flush=True)

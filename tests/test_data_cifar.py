@@ -18,8 +18,7 @@ import torch
 import torchvision
 
 from ghostcli.data import _statistics, data_root, load
-from ghostcli.data.cifar import _Unpickler, archive, read_cifar, state
-from ghostcli.data.download import fetch
+from ghostcli.data.cifar import _Unpickler, archive, fetch, read, state
 from ghostcli.errors import UsageError
 from ghostcli.recipe.models import DataSection
 
@@ -165,9 +164,9 @@ def test_first_use_fetches_checks_unpacks_and_reads(name, published, server, tmp
 
 def test_a_packed_archive_put_there_by_hand_is_unpacked(name, published, server, tmp_path):
     (tmp_path / archive(name).filename).write_bytes(published)
-    assert state(archive(name), tmp_path) == "packed"
+    assert state(name, tmp_path) == "packed"
     load(DataSection(name=name), tmp_path)
-    assert state(archive(name), tmp_path) == "ready"
+    assert state(name, tmp_path) == "ready"
     assert server.requests == 0
 
 
@@ -180,7 +179,7 @@ def test_statistics_are_the_published_ones(name, published, tmp_path):
 
 
 def test_reading_writes_nothing(name, published, tmp_path):
-    fetch(archive(name), tmp_path)
+    fetch(name, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} | {tmp_path: tmp_path.stat().st_mtime_ns}
     load(DataSection(name=name), tmp_path)
     assert {path: path.stat().st_mtime_ns for path in [*tmp_path.rglob("*"), tmp_path]} == before
@@ -241,7 +240,7 @@ def test_a_half_downloaded_archive_is_named_and_mended_by_fetch(name, published,
     refused(name, tmp_path, str(packed), "half downloaded", archive(name).md5, f"`ghost data fetch {name}`")
     assert everything(tmp_path) == [packed.name]
     assert server.requests == 0
-    fetch(archive(name), tmp_path)
+    fetch(name, tmp_path)
     assert packed.read_bytes() == published
     load(DataSection(name=name), tmp_path)
 
@@ -251,7 +250,7 @@ def test_a_failed_fetch_keeps_the_damaged_archive(name, published, server, tmp_p
     packed.write_bytes(b"half")
     server.body = b""
     with pytest.raises(UsageError, match="Not Found"):
-        fetch(archive(name), tmp_path)
+        fetch(name, tmp_path)
     assert everything(tmp_path) == [packed.name]
     assert packed.read_bytes() == b"half"
 
@@ -259,7 +258,7 @@ def test_a_failed_fetch_keeps_the_damaged_archive(name, published, server, tmp_p
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "longer", "missing", "folder"])
 def test_a_damaged_file_is_named_and_mended_by_fetch(name, published, server, tmp_path, damage):
     source = archive(name)
-    fetch(source, tmp_path)
+    fetch(name, tmp_path)
     for file in source.files:
         path = tmp_path / source.folder / file
         whole = path.read_bytes()
@@ -278,7 +277,7 @@ def test_a_damaged_file_is_named_and_mended_by_fetch(name, published, server, tm
         refused(name, tmp_path, str(path), word)
         if damage == "folder":
             path.rmdir()
-        fetch(source, tmp_path)
+        fetch(name, tmp_path)
         assert path.read_bytes() == whole
     assert server.requests == 1  # mended from the archive that is there
 
@@ -296,12 +295,12 @@ class Payload:
 
 def test_a_payload_is_not_even_unpickled_where_the_checksum_is_wrong(published, name, tmp_path, monkeypatch):
     source = archive(name)
-    fetch(source, tmp_path)
+    fetch(name, tmp_path)
     monkeypatch.setattr(_Unpickler, "load", lambda _: pytest.fail("unpickled"))
     for file in source.files:
         (tmp_path / source.folder / file).write_bytes(pickle.dumps(Payload(tmp_path / "owned")))
     with pytest.raises(UsageError, match="damaged"):
-        read_cifar(name, tmp_path)
+        read(name, tmp_path)
 
 
 @pytest.mark.parametrize("where", ["train", "test", "meta"])
@@ -363,7 +362,7 @@ def test_a_foreign_file_with_the_right_checksum_is_refused_by_name(
 
 
 def needs_real() -> pytest.MarkDecorator:
-    there = state(archive("cifar10"), data_root()) == "ready"
+    there = state("cifar10", data_root()) == "ready"
     return pytest.mark.skipif(not there, reason=f"needs the real CIFAR-10 under {data_root()}/")
 
 

@@ -47,18 +47,13 @@ def list_sets(as_json: Json = False) -> None:
 @app.command()
 def fetch(name: Name, as_json: Json = False) -> None:
     """Download a set, or mend it: files with the published checksum stay, the others are fetched again."""
-    from ghostcli.data import data_root, folder_of
+    from ghostcli.data import SETS, data_root, folder_of
 
     if folder_of(name) is not None:
         raise UsageError(f"{printable(name)}: your own images are not fetched; `ghost data verify` checks them")
-    if name != "digits":
-        from ghostcli.data.cifar import archive
-        from ghostcli.data.download import fetch as fetch_archive
-
-        fetch_archive(archive(name), data_root())
+    SETS[name].fetch(data_root())
     row = next(row for row in _sets() if row["name"] == name)
-    where = "ready, it comes with scikit-learn" if name == "digits" else f"ready in {row['path']}"
-    typer.echo(json.dumps(row, indent=1) if as_json else f"{name}: {where}")
+    typer.echo(json.dumps(row, indent=1) if as_json else f"{name}: ready, {row['path']}")
 
 
 @app.command()
@@ -76,53 +71,26 @@ def verify(name: Name, as_json: Json = False) -> None:
 
 
 def _sets() -> list[dict[str, Any]]:
-    from ghostcli.data import data_root
-    from ghostcli.data.cifar import archive, state
+    from ghostcli.data import SETS, data_root
 
-    root = data_root()
     rows = []
-    for source in (archive("cifar10"), archive("cifar100")):
-        rows.append(
-            {
-                "name": source.name,
-                "state": state(source, root),
-                "train_images": source.train_images,
-                "test_images": source.test_images,
-                "classes": source.classes,
-                "path": printable(root / source.folder),
-            }
-        )
-    digits = {
-        "state": "ready",
-        "train_images": 1437,
-        "test_images": 360,
-        "classes": 10,
-        "path": "within scikit-learn",
-    }
-    return [row | {"present": row["state"] == "ready"} for row in (*rows, {"name": "digits", **digits})]
+    for known in SETS.values():
+        state = known.state(data_root())
+        counts = {key: getattr(known, key) for key in ("train_images", "test_images", "classes")}
+        path = known.place(data_root())
+        rows.append({"name": known.name, "state": state, **counts, "path": path, "present": state == "ready"})
+    return rows
 
 
 def _checks(name: str) -> list[dict[str, str | None]]:
     """One entry a file (or a set, where it is one thing): `file` and `problem`, None where all is well."""
-    from ghostcli.data import data_root, folder_of
+    from ghostcli.data import SETS, data_root, folder_of
 
     folder = folder_of(name)
-    if folder is not None:
-        from ghostcli.data.folder import read_folder
+    if folder is None:
+        return [{"file": file, "problem": problem} for file, problem in SETS[name].checks(data_root())]
+    from ghostcli.data.folder import read_folder
 
-        classes, train, test = read_folder(folder, size=8)
-        summary = f"{len(classes)} classes, {len(train):,} training and {len(test):,} test images"
-        return [{"file": f"{printable(folder)}: {summary}", "problem": None}]
-    if name == "digits":
-        from ghostcli.data.digits import SHA256, raw_checksum
-
-        same = raw_checksum() == SHA256
-        problem = None if same else "scikit-learn's digits are not the 1,797 images of its releases: install it again"
-        return [{"file": "sklearn.datasets.load_digits", "problem": problem}]
-    from ghostcli.data.cifar import archive, check_file
-
-    source, root = archive(name), data_root()
-    return [
-        {"file": printable(root / source.folder / file), "problem": check_file(source, root, file)}
-        for file in source.files
-    ]
+    classes, train, test = read_folder(folder, size=8)
+    summary = f"{len(classes)} classes, {len(train):,} training and {len(test):,} test images"
+    return [{"file": f"{printable(folder)}: {summary}", "problem": None}]

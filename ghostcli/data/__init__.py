@@ -13,19 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ghostcli.data.sets import SETS, Triple
 from ghostcli.errors import UsageError, nearest, printable
-from ghostcli.recipe.models import DATA_NAMES, DataSection
 
 if TYPE_CHECKING:
     import torch
 
-#: Channel means and deviations of images in 0..1: the paper's for CIFAR-10, the customary ones for CIFAR-100.
-STATISTICS = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-}
-
-Triple = tuple[float, float, float]
+    from ghostcli.recipe.models import DataSection
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +60,11 @@ def data_root() -> Path:
 
 def folder_of(name: str) -> Path | None:
     """PATH of `folder:PATH`, None for the named sets; any other name is a UsageError."""
-    if name in DATA_NAMES:
+    if name in SETS:
         return None
     if name.startswith("folder:") and name != "folder:":
         return Path(os.path.expanduser(name.removeprefix("folder:")))
-    hint = nearest(name, [*DATA_NAMES, "folder:PATH"])
+    hint = nearest(name, [*SETS, "folder:PATH"])
     raise UsageError(f"data.name: there is no data set '{printable(name)}'.{hint}")
 
 
@@ -83,18 +77,13 @@ def load(section: DataSection, root: Path | None = None) -> Data:
         from ghostcli.data.folder import read_folder
 
         classes, train, test = read_folder(folder, section.size)
-    elif section.name == "digits":
-        from ghostcli.data.digits import read_digits
-
-        classes, train, test = read_digits()
     else:
-        from ghostcli.data.cifar import read_cifar
-
-        classes, train, test = read_cifar(section.name, root or data_root())
+        classes, train, test = SETS[section.name].read(root or data_root())
 
     train, test = train[: section.limit], test[: section.limit_test]
     train, validation = _hold_out(train, section)
-    mean, std = STATISTICS.get(section.name) or _statistics(train)
+    known = SETS[section.name].statistics if folder is None else None
+    mean, std = known or _statistics(train)
     parts = {"train": train, "validation": validation, "test": test}
     return Data(printable(section.name), classes, train, validation, test, mean, std, _checksum(parts))
 
@@ -106,13 +95,7 @@ def class_names(name: str, root: Path | None = None) -> tuple[str, ...]:
         from ghostcli.data.folder import list_images
 
         return tuple(map(printable, list_images(folder)[0]))
-    if name == "digits":
-        from ghostcli.data.digits import CLASSES
-
-        return CLASSES
-    from ghostcli.data.cifar import archive, read_names
-
-    return read_names(archive(name), root or data_root())
+    return SETS[name].class_names(root or data_root())
 
 
 def _hold_out(train: Images, section: DataSection) -> tuple[Images, Images | None]:

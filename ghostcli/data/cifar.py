@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as their authors packed them: checked, then read.
+"""CIFAR-10 and CIFAR-100 as their authors packed them: downloaded, checked, then read.
 
 Invariant: a byte is unpickled only after the published MD5 of its file matched, and the unpickler admits
 nothing but what CIFAR's files hold. Addresses and checksums are those of torchvision's own classes.
@@ -6,19 +6,32 @@ nothing but what CIFAR's files hold. Addresses and checksums are those of torchv
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import pickle
+import tarfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import requests
 import torch
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from ghostcli.data import Images
-from ghostcli.errors import UsageError, printable
+from ghostcli.data.sets import SETS
+from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.records.storage import write_bytes
+
+#: Seconds without an answer after which a download is given up.
+TIMEOUT = 30
 
 
 @dataclass(frozen=True)
@@ -36,22 +49,20 @@ class Archive:
     labels_key: str
     names_key: str
     classes: int
-    train_images: int = 50_000
-    test_images: int = 10_000
 
     @property
     def files(self) -> dict[str, str]:
         return {**self.train, **self.test, **self.meta}
 
     def by_hand(self, root: Path) -> str:
-        """What a person can do where fetching failed."""
+        """What a person can do where the download failed."""
         return f"put {self.filename} (MD5 {self.md5}) into {printable(root)}/, or set GHOST_DATA to where it is"
 
 
 def archive(name: str) -> Archive:
     from torchvision.datasets import CIFAR10, CIFAR100
 
-    source = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    source, labels_key = {"cifar10": (CIFAR10, "labels"), "cifar100": (CIFAR100, "fine_labels")}[name]
     return Archive(
         name=name,
         url=source.url,
@@ -61,31 +72,165 @@ def archive(name: str) -> Archive:
         train={file: md5 for file, md5 in source.train_list},
         test={file: md5 for file, md5 in source.test_list},
         meta={source.meta["filename"]: source.meta["md5"]},
-        labels_key="labels" if name == "cifar10" else "fine_labels",
+        labels_key=labels_key,
         names_key=source.meta["key"],
-        classes=10 if name == "cifar10" else 100,
+        classes=SETS[name].classes,
     )
 
 
-def read_cifar(name: str, root: Path) -> tuple[tuple[str, ...], Images, Images]:
+def read(name: str, root: Path) -> tuple[tuple[str, ...], Images, Images]:
     """(classes, train, test), downloaded at first use. UsageError names a file that is missing or damaged."""
-    from ghostcli.data.download import fetch, problem_of_archive
-
     source = archive(name)
-    if state(source, root) in ("absent", "packed"):
+    if state(name, root) in ("absent", "packed"):
         if problem := problem_of_archive(source, root):
             raise UsageError(problem)
-        fetch(source, root)
-    classes = read_names(source, root)
+        fetch(name, root)
+    classes = _read_names(source, root)
     return classes, _read_images(source, root, source.train), _read_images(source, root, source.test)
 
 
-def state(source: Archive, root: Path) -> str:
-    """ready, incomplete (files are missing), packed (only the archive is) or absent. No sums checked."""
+def class_names(name: str, root: Path) -> tuple[str, ...]:
+    return _read_names(archive(name), root)
+
+
+def state(name: str, root: Path) -> str:
+    """ready, incomplete (files are missing), packed (only the archive) or absent. Checksums are not looked at."""
+    source = archive(name)
     there = [os.path.isfile(root / source.folder / file) for file in source.files]
     if any(there):
         return "ready" if all(there) else "incomplete"
     return "packed" if os.path.isfile(root / source.filename) else "absent"
+
+
+def place(name: str, root: Path) -> str:
+    return printable(root / archive(name).folder)
+
+
+def checks(name: str, root: Path) -> list[tuple[str, str | None]]:
+    source = archive(name)
+    return [(printable(root / source.folder / file), check_file(source, root, file)) for file in source.files]
+
+
+def fetch(name: str, root: Path) -> None:
+    """Put every file of the set in place. Files that are right stay; a damaged archive is downloaded again."""
+    source = archive(name)
+    with _owned(source, root):
+        wrong = [file for file in source.files if check_file(source, root, file)]
+        if not wrong:
+            return
+        packed = root / source.filename
+        kept = packed.exists()
+        try:
+            if not kept or problem_of_archive(source, root):
+                _download(source, root)
+            _unpack(source, root, wrong)
+        except (OSError, GhostError) as error:
+            if not kept:
+                packed.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty: some files are in place
+                (root / source.folder).rmdir()
+            raise error if isinstance(error, UsageError | OSError) else UsageError(str(error)) from error
+
+
+def problem_of_archive(source: Archive, root: Path) -> str | None:
+    """What is wrong with the packed file, in a line; None where it is right or absent."""
+    path = root / source.filename
+    if not os.path.isfile(path):
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return f"{printable(path)}: cannot be read ({error.strerror})"
+    if md5_of(content) == source.md5:
+        return None
+    return (
+        f"{printable(path)}: damaged or half downloaded ({len(content):,} bytes, MD5 {md5_of(content)}, "
+        f"published {source.md5}); `ghost data fetch {source.name}` downloads it again"
+    )
+
+
+@contextlib.contextmanager
+def _owned(source: Archive, root: Path) -> Iterator[None]:
+    """One process at a time. A folder that was made only for that is removed again."""
+    made = not os.path.exists(root)
+    lock = root / f".{source.name}.lock"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise UsageError(f"{printable(root)}: cannot be written ({reason}): {source.by_hand(root)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink(missing_ok=True)
+        if made:
+            with contextlib.suppress(OSError):  # not empty: something was downloaded
+                root.rmdir()
+
+
+def _download(source: Archive, root: Path) -> None:
+    """The archive by pooch: to a temporary file, which gets its name only with the right checksum."""
+    import pooch
+
+    console = Console(stderr=True)
+    console.print(f"{source.name}: fetching {source.url} into {printable(root)}/", markup=False, soft_wrap=True)
+    pooch.get_logger().setLevel("ERROR")
+    with _bar(console, source.filename) as bar:
+        downloader = pooch.HTTPDownloader(progressbar=bar, timeout=TIMEOUT, headers={"User-Agent": "ghost"})
+        try:
+            pooch.retrieve(source.url, f"md5:{source.md5}", source.filename, root, downloader=downloader)
+        except ValueError as error:
+            raise UsageError(
+                f"what {source.url} gave ({bar.total:,} bytes) is not the published archive (MD5 {source.md5}): "
+                f"try again, or {source.by_hand(root)}"
+            ) from error
+        except requests.RequestException as error:
+            raise UsageError(f"cannot fetch {source.url} ({error}): {source.by_hand(root)}") from error
+
+
+class _Bar:
+    """A rich progress bar with the interface that pooch asks for."""
+
+    def __init__(self, progress: Progress, label: str) -> None:
+        self.progress, self.task, self.total = progress, progress.add_task(label, total=None), 0
+
+    def update(self, count: int) -> None:
+        self.progress.update(self.task, advance=count, total=self.total)
+
+    def reset(self) -> None:
+        self.progress.reset(self.task)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+@contextlib.contextmanager
+def _bar(console: Console, label: str) -> Iterator[_Bar]:
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(
+        "{task.description}", *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as show:
+        yield _Bar(show, label)
+
+
+def _unpack(source: Archive, root: Path, wanted: list[str]) -> None:
+    """Write the `wanted` files out of the archive, whose checksum is right; no other member is looked at."""
+    packed = root / source.filename
+    left = set(wanted)
+    try:
+        with tarfile.open(packed, "r:gz") as tar:
+            for member in tar:
+                folder, _, file = member.name.partition("/")
+                content = tar.extractfile(member) if folder == source.folder and file in left else None
+                if content is not None and md5_of(whole := content.read()) == source.files[file]:
+                    (root / folder).mkdir(exist_ok=True)
+                    write_bytes(root / folder / file, whole)
+                    left.discard(file)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UsageError(f"{printable(packed)}: cannot be unpacked ({printable(error)})") from error
+    if left:
+        raise UsageError(f"{printable(packed)}: does not hold the published {', '.join(sorted(left))}: delete it")
 
 
 def check_file(source: Archive, root: Path, file: str) -> str | None:
@@ -118,7 +263,7 @@ def _checked_bytes(source: Archive, root: Path, file: str) -> bytes:
     return content
 
 
-def read_names(source: Archive, root: Path) -> tuple[str, ...]:
+def _read_names(source: Archive, root: Path) -> tuple[str, ...]:
     (file,) = source.meta
     held = _unpickle(source, root, file)
     names = held.get(source.names_key)

@@ -6,6 +6,7 @@ Invariant: the same 1,437 training and 360 test images on every machine, exact t
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from ghostcli.data import Images
 from ghostcli.data.split import stratified
 
 TEST_IMAGES = 360
+
+PLACE = "within scikit-learn"
 CLASSES = tuple("0123456789")
 
 #: Of the 8 x 8 greys and the labels, as bytes.
@@ -33,7 +36,14 @@ def raw_checksum() -> str:
     return hashlib.sha256(greys.numpy().tobytes() + labels.to(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def read_digits() -> tuple[tuple[str, ...], Images, Images]:
+def checks(name: str, root: Path) -> list[tuple[str, str | None]]:
+    """Whether the images are those of scikit-learn's releases."""
+    same = raw_checksum() == SHA256
+    problem = None if same else "scikit-learn's digits are not the 1,797 images of its releases: install it again"
+    return [("sklearn.datasets.load_digits", problem)]
+
+
+def read(name: str, root: Path) -> tuple[tuple[str, ...], Images, Images]:
     """(classes, train, test) at 32 x 32 in three equal channels, split by class."""
     greys, labels = raw_digits()
     # Bilinear weights of a fourfold enlargement are eighths, so in float64 nothing is rounded before the end.

@@ -88,13 +88,13 @@ def noise(images: int, classes: int) -> Data:
     """A data set of random pixels and labels, for what depends on shapes alone."""
     import torch
 
-    from ghostcli.data import STATISTICS, Data, Images
+    from ghostcli.data import SETS, Data, Images
 
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (images, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(classes, (images,), generator=generator)
     drawn = Images(pixels, labels)
-    mean, std = STATISTICS["cifar10"]
+    mean, std = SETS["cifar10"].statistics
     return Data("noise", tuple(map(str, range(classes))), drawn, None, drawn, mean, std, "noise")
 
 

@@ -14,15 +14,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ghostcli.data.sets import SETS
+
 #: Optimiser steps below which a training has hardly begun: a student of the paper takes 39,200.
 FEW_STEPS = 100
 #: Keys that change how fast or how safely a run is made, never its result: left out of the digest.
 UNDIGESTED = frozenset(
     {"engine.deterministic", "engine.capture", "engine.checkpoint_minutes", "engine.recompute", "distill.source"}
 )
-
-#: Data sets that have a name of their own; any other is `folder:PATH`.
-DATA_NAMES = ("cifar10", "cifar100", "digits")
 
 Family = Literal["paper", "published", "ghost", "smoke"]
 
@@ -34,13 +33,13 @@ def _one_line(text: str) -> str:
 
 
 def _data_name(name: str) -> str:
-    if name in DATA_NAMES:
+    if name in SETS:
         return name
     if (path := name.removeprefix("folder:")) not in ("", name):
         return f"folder:{PurePath(path)}"  # pics, pics/ and ./pics are one folder, and one run
-    near = get_close_matches(name[:40].lower(), DATA_NAMES, n=1)
+    near = get_close_matches(name[:40].lower(), SETS, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"needs cifar10, cifar100, digits or folder:PATH{hint}")
+    raise ValueError(f"needs {', '.join(SETS)} or folder:PATH{hint}")
 
 
 Line = Annotated[str, AfterValidator(_one_line)]
@@ -74,7 +73,7 @@ class DataSection(Section):
     """[data]: which images, and in which order they are seen."""
 
     name: Annotated[Line, AfterValidator(_data_name)] = Field(
-        "cifar10", description="cifar10, cifar100, digits or folder:PATH"
+        "cifar10", description=f"{', '.join(SETS)} or folder:PATH"
     )
     limit: int | None = Field(None, ge=1, description="only the first N training images")
     limit_test: int | None = Field(None, ge=1, description="only the first N test images")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from ghostcli.data.sets import SETS
 from ghostcli.paper import paper
 from ghostcli.plan import Finished, Job, Plan
 from ghostcli.recipe.models import AugmentSection, DataSection
@@ -50,8 +51,6 @@ ENOUGH = 2000
 DONE = "done"
 #: An evaluation's share of a training step: no backward pass, no update.
 FORWARD = 1 / 3
-#: Training and test images, and classes, of the sets with names.
-SIZES = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100), "digits": (1437, 360, 10)}
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,8 @@ class Rates:
 
 def sizes(section: DataSection) -> tuple[int, int, int]:
     """Training images, test images and classes that a recipe's data section leaves."""
-    if section.name in SIZES:
-        train, test, classes = SIZES[section.name]
+    if known := SETS.get(section.name):
+        train, test, classes = known.train_images, known.test_images, known.classes
     else:
         data = launch.load_data(section)
         return len(data.train), len(data.test), len(data.classes)
