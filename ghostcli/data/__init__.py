@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ghostcli.data.sets import SETS, Triple
 from ghostcli.errors import UsageError, nearest, printable
+from ghostcli.recipe.sets import SETS, Triple
 
 if TYPE_CHECKING:
     import torch

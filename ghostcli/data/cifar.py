@@ -26,9 +26,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from ghostcli.data import Images
-from ghostcli.data.sets import SETS
-from ghostcli.errors import GhostError, UsageError, printable
-from ghostcli.records.storage import write_bytes
+from ghostcli.errors import UsageError, printable
+from ghostcli.recipe.sets import SETS
 
 #: Seconds without an answer after which a download is given up.
 TIMEOUT = 30
@@ -124,12 +123,12 @@ def fetch(name: str, root: Path) -> None:
             if not kept or problem_of_archive(source, root):
                 _download(source, root)
             _unpack(source, root, wrong)
-        except (OSError, GhostError) as error:
+        except OSError:
             if not kept:
                 packed.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty: some files are in place
                 (root / source.folder).rmdir()
-            raise error if isinstance(error, UsageError | OSError) else UsageError(str(error)) from error
+            raise
 
 
 def problem_of_archive(source: Archive, root: Path) -> str | None:
@@ -224,13 +223,25 @@ def _unpack(source: Archive, root: Path, wanted: list[str]) -> None:
                 folder, _, file = member.name.partition("/")
                 content = tar.extractfile(member) if folder == source.folder and file in left else None
                 if content is not None and md5_of(whole := content.read()) == source.files[file]:
-                    (root / folder).mkdir(exist_ok=True)
-                    write_bytes(root / folder / file, whole)
+                    _write(root / folder / file, whole)
                     left.discard(file)
     except (tarfile.TarError, EOFError, zlib.error) as error:
         raise UsageError(f"{printable(packed)}: cannot be unpacked ({printable(error)})") from error
     if left:
         raise UsageError(f"{printable(packed)}: does not hold the published {', '.join(sorted(left))}: delete it")
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def check_file(source: Archive, root: Path, file: str) -> str | None:

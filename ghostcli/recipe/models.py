@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ghostcli.data.sets import SETS
+from ghostcli.recipe.sets import SETS
 
 #: Optimiser steps below which a training has hardly begun: a student of the paper takes 39,200.
 FEW_STEPS = 100

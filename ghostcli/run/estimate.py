@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from ghostcli.data.sets import SETS
 from ghostcli.paper import paper
 from ghostcli.plan import Finished, Job, Plan
 from ghostcli.recipe.models import AugmentSection, DataSection
+from ghostcli.recipe.sets import SETS
 from ghostcli.records.record import RunRecord
 from ghostcli.run import launch
 from ghostcli.zoo import names

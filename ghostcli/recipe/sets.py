@@ -9,10 +9,7 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ghostcli.data import Images
+from typing import Any
 
 Triple = tuple[float, float, float]
 
@@ -40,7 +37,7 @@ class DataSet:
     def downloaded(self) -> bool:
         return hasattr(self.reader, "fetch")
 
-    def read(self, root: Path) -> tuple[tuple[str, ...], Images, Images]:
+    def read(self, root: Path) -> tuple[tuple[str, ...], Any, Any]:
         """(class names, train, test); UsageError where the files are missing or damaged."""
         return self.reader.read(self.name, root)
 
