@@ -136,7 +136,7 @@ def test_one_run_on_each_side_is_marked_at_its_delta(tmp_path: Path) -> None:
     text = said("II", "--runs", tmp_path)
     line = next(line for line in text.splitlines() if "VGG13" in line and "-10.00 [" in line)
     assert "]†" in line
-    assert "these two networks'" in " ".join(text.split())
+    assert "these networks' on test images alone" in " ".join(text.split())
     assert "`--seed 0 --seed 1 --seed 2`" in " ".join(text.split())
     assert "worse" not in text
 

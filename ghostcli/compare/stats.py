@@ -1,47 +1,47 @@
-"""The statistics behind a verdict: spreads, intervals, tests, calibration.
+"""Summaries of run groups and the difference between two of them, with its interval and its p.
 
-Invariant: pure functions of arrays. Nothing here draws from a generator that was not seeded here, so the same
-records always give the same table.
+Invariant: pure functions of arrays, without any random draw: the same records always give the same table.
 
-How an interval is made. `difference` compares two arms, each of n seeds tested on the same N images. Two
-things were sampled: the seeds and the images. A two-level bootstrap resamples both, the seeds within each arm,
-the images jointly for both arms. Drawn naively and cut at its percentiles it fails twice: with three seeds it
-undercovers (resampling n values shrinks their variance by (n-1)/n, and two degrees of freedom are not
-infinitely many), and it counts the luck of a seed on an image at both levels (Owen 2007, "The pigeonhole
-bootstrap"). So here
+How an interval is made. `difference` compares two sides, each of n runs tested on the same N images. What was sampled
+are the runs (their seeds) and the images, and, where a side has several teachers, the teachers. The interval is the
+widest of three:
 
-- deviations of resampled seed means are stretched by sqrt(n/(n-1));
-- deviations of resampled images are shrunk by sqrt(item/total), where `item` is what remains of the variance of
-  the per-image differences once the seeds' own luck on each image (its mean squared spread across seeds,
-  divided by n) is taken out: that luck already stands in the spread of the seeds' accuracies;
-- the half-width is the quantile of the absolute deviations (a symmetric bootstrap interval, Hall 1988),
-  stretched by t(df)/z with Welch's and Satterthwaite's degrees of freedom;
-- it is never narrower than the interval over the images alone: three seeds that happen to agree to the digit are
-  no evidence beyond what their test set can give.
+- **two-level**: three sources of chance, combined as in `chance`: the spread of the runs on each side, with n - 1
+  degrees of freedom each, and the images. Of the images counts what remains of the variance of the per-image
+  differences once the runs' own luck on each image (its mean squared spread across runs, divided by n) is taken out:
+  that luck already stands in the spread of the runs' accuracies (Owen 2007, "The pigeonhole bootstrap");
+- **Welch's test** of the accuracies, which knows nothing of the images;
+- **the images alone**: three runs that happen to agree to the digit are no evidence beyond what their test set can
+  give. Garwood's (1936) exact limits of two Poisson counts, of images gained and of images lost, are combined by
+  squares. Where none of N images tells the sides apart, 1 - 0.025^(1/N), some 3.7/N, stays open.
 
-The interval over the images alone does not resample: where few images tell the arms apart a resample shows too
-little, and where none does it shows nothing, though 0 of N only excludes a share above 1 - 0.025^(1/N), some 3.7/N.
-It takes Garwood's (1936) exact limits of the two Poisson counts, of images gained and of images lost, and combines
-their distances from the counts by squares (Zou and Donner 2008, MOVER). Counts of a multinomial vary a little less
-than Poisson's, so it errs towards width, by 2 % with 250 images on each side; a simulation holds its coverage.
+The unit of a side with several teachers is the teacher: the runs of each are averaged first, so that its spread is that
+of teachers with the seeds within them (three levels). With one teacher the unit is the run, and the statement holds for
+that teacher. Where both sides have the same starts and orders (`pairs`) and at least `PAIRED_FROM` of them, the unit is
+the difference of a pair.
 
-An arm of one seed has no spread. It borrows the other arm's where that one has more seeds (equal variances
-assumed). Where both have one, interval and McNemar's test are about these two networks on images like these: two
-seeds of one and the same job part as far, so nothing follows for the way of training, and no verdict is given.
+A side of one unit has no spread, and nobody else's is borrowed. Such an interval is of the images alone and of no use
+for a verdict: two seeds of one and the same job part as far.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ghostcli.compare.chance import half_width, p_value, quantile
+
 LEVEL = 0.95
-DRAWS = 4000
-#: What an interval covers where there is one run on each side.
+#: A difference is taken pair by pair from so many pairs on: with fewer the lost degrees of freedom cost more.
+PAIRED_FROM = 5
+#: What an interval covers where a side has one run.
 IMAGES_ONLY = "test images only"
+#: The test's name where runs and images count, and where no predictions are of the accuracies compared.
+TWO_LEVEL, RUNS_ONLY = "two-level", "runs alone"
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,42 @@ class Summary:
 
 @dataclass(frozen=True)
 class Sample:
-    """One arm: `accuracy` [n] in percent, a value a seed; `correct` [n, N] bool, or None where not recorded."""
+    """One side: `accuracy` [n] in percent, a value a run; `correct` [n, N] bool, or None where not recorded.
+
+    `teachers`: the name of each run's teacher. `pairs`: what each run's start and order of images follow from (its
+    seed); given only where equal names on both sides mean the same start and order.
+    """
 
     accuracy: np.ndarray
     correct: np.ndarray | None = None
+    teachers: Sequence[str] | None = None
+    pairs: Sequence[str | int] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One reckoning of chance: variances (points squared) and degrees of freedom, below the mean and above it."""
+
+    dfs: tuple[float, ...]
+    down: tuple[float, ...]
+    up: tuple[float, ...]
+
+    def reach(self, level: float) -> tuple[float, float]:
+        """How far below and above the mean the truth may lie, in points."""
+        return float(half_width(level, self.down, self.dfs)), float(half_width(level, self.up, self.dfs))
+
+    def p(self, distance: float) -> float:
+        """Two-sided p of a mean that lies `distance` points above (below: negative) what is held against it."""
+        return float(p_value(distance, self.down if distance > 0 else self.up, self.dfs))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Arm minus baseline in points of accuracy. `low`, `high` and `p` are None where nothing can be said.
+    """A side minus its baseline, in points of accuracy. `low`, `high` and `p` are None where nothing can be said.
 
-    `test` names what `p` comes from; `welch` is the cross-check's p; `covers` says what the interval is about.
+    `test` names what `p` comes from; `welch` is Welch's p (of pairs: Student's); `covers` says what the interval is
+    about. `parts` are the reckonings of which the widest counts; the first has every source of chance. `units` counts
+    runs, pairs or teachers on each side.
     """
 
     mean: float
@@ -75,11 +100,37 @@ class Difference:
     test: str | None = None
     welch: float | None = None
     covers: str | None = None
+    parts: tuple[Part, ...] = ()
+    units: tuple[int, int] = (0, 0)
+    paired: bool = False
+    one_teacher: bool = False
 
     @property
     def of_two_networks(self) -> bool:
-        """Whether it compares one run with one run, and so says nothing of the seeds that were not run."""
+        """Whether a side has one run, so that nothing is known of the runs that were not made."""
         return self.covers == IMAGES_ONLY
+
+    def p_equivalent(self, margin: float) -> float | None:
+        """p of "they differ by `margin` points or more": the larger of two one-sided tests (Schuirmann 1987)."""
+        if not self.parts or self.of_two_networks:
+            return None
+        inside = (self.mean + margin, self.mean - margin)
+        if not inside[0] > 0 > inside[1]:
+            return 1.0
+        return max(part.p(distance) for part in self.parts for distance in inside) / 2
+
+    def at_look(self, look: int) -> Difference:
+        """The same at the `look`-th time that somebody looked and could have stopped: wider, with a larger p.
+
+        The k-th look may spend 1/(k(k+1)) of the 5 %, and these shares add up to 1 over any number of looks.
+        """
+        if look < 1:
+            raise ValueError("looks are counted from 1")
+        if self.p is None:
+            return self
+        times = look * (look + 1)
+        low, high = _limits(self.mean, self.parts, 1 - (1 - LEVEL) / times)
+        return replace(self, low=low, high=high, p=min(1.0, self.p * times))
 
 
 def summarize(accuracy: Sequence[float] | np.ndarray) -> Summary:
@@ -88,16 +139,21 @@ def summarize(accuracy: Sequence[float] | np.ndarray) -> Summary:
 
 
 def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float] | None:
-    """Low, high and two-sided p of mean(a) - mean(b), unequal variances; None for an arm of one or no spread."""
+    """Low, high and two-sided p of mean(a) - mean(b), unequal variances; None for a side of one or no spread."""
+    found = _t_test(a, b, paired=False)
+    return None if found is None else (*found.confidence_interval(LEVEL), float(found.pvalue))
+
+
+def _t_test(a: np.ndarray, b: np.ndarray, paired: bool):
+    """scipy's result of Welch's test, or of Student's on the pairs."""
     from scipy import stats
 
-    if min(len(a), len(b)) < 2 or max(np.ptp(a), np.ptp(b)) < 1e-9:
+    values = [a - b] if paired else [a, b]
+    if min(map(len, values)) < 2 or max(map(np.ptp, values)) < 1e-9:
         return None
-    test = stats.ttest_ind_from_stats(a.mean(), a.std(ddof=1), len(a), b.mean(), b.std(ddof=1), len(b), equal_var=False)
-    mean, va, vb = a.mean() - b.mean(), a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-    df = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    low, high = stats.t.interval(LEVEL, df, loc=mean, scale=math.sqrt(va + vb))
-    return float(low), float(high), float(test.pvalue)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a side whose runs agree to the digit
+        return stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
@@ -110,32 +166,128 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
-def difference(a: Sample, b: Sample, draws: int = DRAWS) -> Difference:
-    """Arm `a` minus baseline `b`. Both `correct` must be over the same images in the same order."""
-    mean = float(np.mean(a.accuracy) - np.mean(b.accuracy))
-    cross = welch(a.accuracy, b.accuracy)
-    cross_p = cross[2] if cross else None
-    if a.correct is None or b.correct is None:
-        if cross is None:
-            return Difference(mean)
-        return Difference(mean, cross[0], cross[1], cross_p, "Welch", cross_p, "seeds only")
+def difference(a: Sample, b: Sample) -> Difference:
+    """Side `a` minus baseline `b`. Both `correct` must be over the same images in the same order."""
+    sides, by_teacher, paired = _units(a, b)
+    one_teacher = any(side.teachers is not None and len(set(side.teachers)) == 1 for side in (a, b))
+    mean = float(sum(accuracy.mean() for accuracy, _ in sides))
+    counts = [len(accuracy) for accuracy, _ in sides]
+    units = (counts[0], counts[-1])
+    seen = all(correct is not None for _, correct in sides)
+    floor = [_images_alone(sum(correct.mean(axis=0) for _, correct in sides))] if seen else []
 
-    per_image = a.correct.mean(axis=0) - b.correct.mean(axis=0)
-    down, up = _image_reach(per_image)
-    if max(len(a.accuracy), len(b.accuracy)) == 1:
-        exact = mcnemar(a.correct[0], b.correct[0])
-        return Difference(mean, mean - down, mean + up, exact, "McNemar, exact", None, IMAGES_ONLY)
-    seeds = _seed_deviations(a, b, draws)
-    half, p = _student(mean, seeds.draws + seeds.item_share * _image_deviations(per_image, draws), seeds.df)
-    down, up, p = max(half, down), max(half, up), max(p, _normal_p(mean, down if mean > 0 else up))
-    covers = "seeds and test images" + (", one arm's spread borrowed" if seeds.borrowed else "")
-    return Difference(mean, mean - down, mean + up, p, "two-level bootstrap", cross_p, covers)
+    if min(counts) < 2:
+        if not seen:
+            return Difference(mean, units=units, one_teacher=one_teacher)
+        exact = mcnemar(a.correct[0], b.correct[0]) if max(len(a.accuracy), len(b.accuracy)) == 1 else None
+        found, test = (floor[0].p(mean), IMAGES_ONLY) if exact is None else (exact, "McNemar, exact")
+        low, high = _limits(mean, floor, LEVEL)
+        return Difference(mean, low, high, found, test, None, IMAGES_ONLY, tuple(floor), units, paired, one_teacher)
+
+    cross = _t_test(sides[0][0], np.zeros(counts[0]) if paired else -sides[1][0], paired)
+    if not seen and cross is None:
+        return Difference(mean, units=units, one_teacher=one_teacher)
+    parts = [_two_level(sides), *([] if cross is None else [_as_part(cross)]), *floor]
+    low, high = _limits(mean, parts, LEVEL)
+    return Difference(
+        mean,
+        low,
+        high,
+        max(part.p(mean) for part in parts),
+        TWO_LEVEL if seen else RUNS_ONLY,
+        None if cross is None else float(cross.pvalue),
+        _covers(by_teacher, seen),
+        tuple(parts),
+        units,
+        paired,
+        one_teacher,
+    )
+
+
+def _covers(by_teacher: bool, seen: bool) -> str:
+    if by_teacher:
+        return "teachers, seeds and test images" if seen else "teachers and seeds"
+    return "seeds and test images" if seen else "seeds only"
+
+
+def _units(a: Sample, b: Sample) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], bool, bool]:
+    """Accuracies and correctness by unit, those of `b` negative, so that sides add up; or one side of paired units.
+
+    Also: whether teachers are units, and whether pairs are.
+    """
+    seen = a.correct is not None and b.correct is not None
+    several = [side.teachers is not None and len(set(side.teachers)) > 1 for side in (a, b)]
+    if not any(several) and _paired(a, b):
+        ours, theirs = (np.argsort(np.asarray(side.pairs, dtype=object).astype(str)) for side in (a, b))
+        correct = a.correct[ours].astype(np.float64) - b.correct[theirs] if seen else None
+        return [(a.accuracy[ours] - b.accuracy[theirs], correct)], False, True
+    sides = []
+    for sign, side, by_teacher in zip((1, -1), (a, b), several, strict=True):
+        values = (side.accuracy, side.correct if seen else None)
+        if by_teacher:
+            names = np.asarray(side.teachers)
+            values = [
+                None if v is None else np.stack([v[names == name].mean(axis=0) for name in sorted(set(names))])
+                for v in values
+            ]
+        sides.append(tuple(None if v is None else sign * np.asarray(v, dtype=np.float64) for v in values))
+    return sides, any(several), False
+
+
+def _paired(a: Sample, b: Sample) -> bool:
+    """Whether the runs are compared pair by pair: a rule that looks at no result."""
+    if a.pairs is None or b.pairs is None or len(set(a.pairs)) < len(a.pairs):
+        return False
+    return len(a.pairs) >= PAIRED_FROM and sorted(map(str, a.pairs)) == sorted(map(str, b.pairs))
+
+
+def _two_level(sides: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> Part:
+    """The spread of each side's units and, where images were seen, what is left of their variance."""
+    variances = [float(accuracy.var(ddof=1)) / len(accuracy) for accuracy, _ in sides]
+    dfs = [float(len(accuracy) - 1) for accuracy, _ in sides]
+    if sides[0][1] is not None:
+        variances.append(_item_variance([correct for _, correct in sides]))
+        dfs.append(math.inf)
+    return Part(tuple(dfs), tuple(variances), tuple(variances))
+
+
+def _item_variance(sides: Sequence[np.ndarray]) -> float:
+    """Variance, in points squared, that the choice of images gives a mean difference, the units' luck taken out."""
+    images = sides[0].shape[1]
+    if images < 2:
+        return 0.0
+    total = float(sum(correct.mean(axis=0) for correct in sides).var(ddof=1))
+    return 1e4 * max(0.0, total - sum(_luck(correct) / len(correct) for correct in sides)) / images
+
+
+def _luck(correct: np.ndarray) -> float:
+    """Variance of one unit's correctness [n, N] about the image's mean, less what whole units differ by."""
+    return max(0.0, float(correct.var(axis=0, ddof=1).mean() - correct.mean(axis=1).var(ddof=1)))
+
+
+def _as_part(test) -> Part:
+    """The standard error and degrees of freedom of a t-test of scipy's."""
+    low, high = test.confidence_interval(LEVEL)
+    variance = (float(high - low) / 2 / float(quantile(LEVEL, test.df))) ** 2
+    return Part((float(test.df),), (variance,), (variance,))
+
+
+def _limits(mean: float, parts: Sequence[Part], level: float) -> tuple[float, float]:
+    reaches = [part.reach(level) for part in parts]
+    return mean - max(down for down, _ in reaches), mean + max(up for _, up in reaches)
+
+
+def _images_alone(per_image: np.ndarray) -> Part:
+    """The images alone, as a part: exact limits at 95 %, the normal's shape at other levels."""
+    z = float(quantile(LEVEL, math.inf))
+    down, up = ((reach / z) ** 2 for reach in _image_reach(per_image))
+    return Part((math.inf,), (down,), (up,))
 
 
 def _image_reach(per_image: np.ndarray) -> tuple[float, float]:
     """How far below and above the mean of per-image differences [N], in [-1, 1], the truth may lie, in points.
 
-    With several seeds an image counts by a fraction: a side's counts weigh what its images weigh in root mean
+    With several runs an image counts by a fraction: a side's counts weigh what its images weigh in root mean
     square, with one image of whole weight added, for the images of which none was met.
     """
     sides = [per_image[per_image > 0], -per_image[per_image < 0]]
@@ -153,170 +305,3 @@ def _count_reach(weights: np.ndarray) -> tuple[float, float]:
     weight = math.sqrt((float(np.sum(weights**2)) + 1) / (count + 1))
     lower = float(special.gammaincinv(count, tail)) if count else 0.0
     return weight * (count - lower), weight * (float(special.gammaincinv(count + 1, 1 - tail)) - count)
-
-
-def _image_deviations(per_image: np.ndarray, draws: int) -> np.ndarray:
-    """Deviations [draws], in points, of the mean per-image difference when images are resampled jointly.
-
-    Images with equal differences are interchangeable, so counts of the few distinct values are drawn.
-    """
-    values, counts = np.unique(per_image.round(9), return_counts=True)
-    total = len(per_image)
-    drawn = np.random.default_rng(1).multinomial(total, counts / total, size=draws)
-    return 100 * (drawn @ values / total - per_image.mean())
-
-
-@dataclass(frozen=True)
-class _Seeds:
-    draws: np.ndarray
-    df: float
-    item_share: float
-    borrowed: bool
-
-
-def _seed_deviations(a: Sample, b: Sample, draws: int) -> _Seeds:
-    """Deviations [draws] from resampling seeds within each arm, and what of the images' variance is no luck."""
-    arms = (a, b)
-    spread = [_residuals(arm.accuracy) for arm in arms]
-    luck = [_luck(arm) for arm in arms]
-    borrowed = False
-    for this, other in ((0, 1), (1, 0)):
-        if len(arms[this].accuracy) == 1:
-            spread[this], luck[this], borrowed = spread[other], luck[other], True
-
-    generator = np.random.default_rng(2)
-    sizes = [len(arm.accuracy) for arm in arms]
-    drawn = np.zeros(draws)
-    for sign, residuals, n in zip((1, -1), spread, sizes, strict=True):
-        drawn += sign * generator.choice(residuals, size=(draws, n)).mean(axis=1)
-
-    images = a.correct.shape[1]
-    total = float((a.correct.mean(axis=0) - b.correct.mean(axis=0)).var(ddof=1)) if images > 1 else 0.0
-    item = max(0.0, total - sum(share / n for share, n in zip(luck, sizes, strict=True)))
-
-    variances = [float(np.mean(r**2)) / n for r, n in zip(spread, sizes, strict=True)]
-    dfs = [len(r) - 1 for r in spread]
-    if borrowed:
-        variances, dfs = [sum(variances)], dfs[:1]
-    whole = sum(variances) + 1e4 * item / images
-    noise = sum(v**2 / df for v, df in zip(variances, dfs, strict=True))
-    df = whole**2 / noise if noise > 0 else math.inf
-    return _Seeds(drawn, df, math.sqrt(item / total) if total > 0 else 0.0, borrowed)
-
-
-def _residuals(accuracy: np.ndarray) -> np.ndarray:
-    """Deviations from the mean, stretched so that their mean square is the unbiased variance."""
-    n = len(accuracy)
-    return (accuracy - accuracy.mean()) * math.sqrt(n / (n - 1)) if n > 1 else np.zeros(1)
-
-
-def _luck(arm: Sample) -> float:
-    """Variance of one seed's correctness on an image about the image's mean, less what whole seeds differ by."""
-    if len(arm.correct) < 2:
-        return 0.0
-    return max(0.0, float(arm.correct.var(axis=0, ddof=1).mean() - arm.correct.mean(axis=1).var(ddof=1)))
-
-
-def _student(mean: float, deviations: np.ndarray, df: float) -> tuple[float, float]:
-    """Half-width of the symmetric bootstrap interval stretched by t/z, and the p that is `1 - LEVEL` at its edge."""
-    from scipy import special
-
-    tail = (1 + LEVEL) / 2
-    half = float(np.quantile(np.abs(deviations), LEVEL))
-    if half == 0 or math.isinf(df):
-        return half, _normal_p(mean, half)
-    error = half / float(special.ndtri(tail))
-    return float(special.stdtrit(df, tail)) * error, float(2 * special.stdtr(df, -abs(mean) / error))
-
-
-def _normal_p(mean: float, half: float) -> float:
-    """The two-sided p that is `1 - LEVEL` where a normal interval of this half-width touches zero."""
-    from scipy import special
-
-    if half == 0:
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * special.ndtr(-abs(mean) * float(special.ndtri((1 + LEVEL) / 2)) / half))
-
-
-def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment over the values that are there; None stays None."""
-    ordered = sorted((value, i) for i, value in enumerate(p) if value is not None)
-    adjusted: list[float | None] = [None] * len(p)
-    running = 0.0
-    for rank, (value, i) in enumerate(ordered):
-        running = max(running, min(1.0, (len(ordered) - rank) * value))
-        adjusted[i] = running
-    return adjusted
-
-
-def verdict(delta: Difference, adjusted_p: float | None, margin: float) -> str | None:
-    """better | worse | equivalent | not distinguished; None without an interval.
-
-    Of two single networks always the last: their interval knows nothing of the spread between seeds.
-    equivalent: the whole interval lies within +-`margin` points (two one-sided tests at half of 5 % each); the
-    margin is what the reader calls no difference, so it is asked first. better, worse: the interval leaves
-    zero out and p, adjusted over the table's rows, is below 5 %.
-    """
-    if delta.low is None or delta.high is None:
-        return None
-    if delta.of_two_networks:
-        return "not distinguished"
-    if adjusted_p is None:
-        return None
-    if -margin <= delta.low and delta.high <= margin:
-        return "equivalent"
-    if adjusted_p < 1 - LEVEL and not delta.low <= 0 <= delta.high:
-        return "better" if delta.mean > 0 else "worse"
-    return "not distinguished"
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities in float64, [..., C]; the temperature is left alone."""
-    x = _finite(logits)
-    raised = np.exp(x - x.max(axis=-1, keepdims=True))
-    return raised / raised.sum(axis=-1, keepdims=True)
-
-
-def _finite(logits: np.ndarray) -> np.ndarray:
-    """float64, with what overflowed in float16 at that type's limits."""
-    most = float(np.finfo(np.float16).max)
-    return np.nan_to_num(np.asarray(logits, dtype=np.float64), nan=0.0, posinf=most, neginf=-most)
-
-
-def nll(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean negative log-likelihood of `labels` [N] under `logits` [N, C], in nats."""
-    x = _finite(logits)
-    x = x - x.max(axis=1, keepdims=True)
-    return float(np.mean(np.log(np.exp(x).sum(axis=1)) - x[np.arange(len(x)), labels]))
-
-
-@dataclass(frozen=True)
-class Bins:
-    """Equal-width bins of confidence: how many images, their mean confidence and their accuracy (fractions)."""
-
-    count: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-
-
-def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> Bins:
-    """Confidence (the largest probability) against accuracy; bins are (k/bins, (k+1)/bins]. Empty ones hold 0."""
-    probabilities = softmax(logits)
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(which, minlength=bins)
-    safe = np.maximum(count, 1)
-    mean = [np.bincount(which, weights=values, minlength=bins) / safe for values in (confidence, correct)]
-    return Bins(count, *mean)
-
-
-def ece(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo 2017), a fraction: mean |confidence - accuracy| weighed by count."""
-    table = calibration(logits, labels, bins)
-    return float(np.sum(table.count * np.abs(table.confidence - table.accuracy)) / table.count.sum())
-
-
-def agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Percent of images on which two sets of logits [N, C] have the same first choice."""
-    return 100 * float(np.mean(np.argmax(a, axis=1) == np.argmax(b, axis=1)))

@@ -18,7 +18,8 @@ from ghostcli.compare.cost import Cost, costs, of_arm
 from ghostcli.compare.groups import Arm, Finding, Group, LeftOut
 from ghostcli.compare.labels import names
 from ghostcli.compare.match import fits, may_fit, most_telling
-from ghostcli.compare.stats import Difference, Summary, holm, verdict
+from ghostcli.compare.stats import Difference, Summary
+from ghostcli.compare.verdicts import judge
 from ghostcli.paper import FAMILIES, PaperRow, paper
 from ghostcli.recipe.diff import differing, own_values
 from ghostcli.records.record import RunRecord
@@ -212,13 +213,12 @@ def measured(arm: Arm, group: Group, options: Options, baselines: Baselines) -> 
 
 
 def judged(rows: Sequence[Row], margin: float) -> tuple[Row, ...]:
-    """The rows with p adjusted over all of them and their controls (Holm), and a verdict where there is an interval."""
+    """The rows and their controls with verdicts, corrected over all of them together."""
     compared: list[Row | Control | None] = [*rows, *(row.control for row in rows)]
-    # Two single networks get no verdict, so their test takes nothing from those that can have one.
-    adjusted = holm([it.delta.p if it and it.delta and not it.delta.of_two_networks else None for it in compared])
+    verdicts = judge([it.delta if it else None for it in compared], margin)
     done = [
-        replace(it, p_adjusted=p, verdict=verdict(it.delta, p, margin)) if it and it.delta else it
-        for it, p in zip(compared, adjusted, strict=True)
+        replace(it, p_adjusted=found.p, verdict=found.verdict) if it and it.delta else it
+        for it, found in zip(compared, verdicts, strict=True)
     ]
     return tuple(
         replace(row, control=against) for row, against in zip(done[: len(rows)], done[len(rows) :], strict=True)

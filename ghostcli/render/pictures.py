@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ghostcli.compare.stats import calibration, ece, softmax
+from ghostcli.compare.calibration import calibration, ece, softmax
 from ghostcli.render.figures import GREY, PALETTE, canvas, styled
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from ghostcli.compare.cost import Cost, of_arm
 from ghostcli.compare.labels import protocol
-from ghostcli.compare.stats import Difference, Summary
+from ghostcli.compare.stats import RUNS_ONLY, Difference, Summary
 from ghostcli.compare.tables import Row, Table
+from ghostcli.compare.verdicts import UNDECIDED
 from ghostcli.paper import joined, label, paper
 from ghostcli.recipe.models import FEW_STEPS
 
@@ -20,7 +21,6 @@ EMPTY = "–"
 LETTERS, DIGITS = "ᵃᵇᶜᵈᵉᶠᵍ", "¹²³⁴⁵⁶⁷⁸⁹"
 SINGLE = "†"
 SIGNS = {"better": "▲", "worse": "▼", "equivalent": "=", "not distinguished": "·"}
-UNDECIDED = "not distinguished"
 FOUND = 4
 ALL = "all of them"
 
@@ -266,12 +266,12 @@ def general_notes(tables: Sequence[Table]) -> Iterable[str]:
         yield "Ours: mean ± standard deviation over seeds (how many)."
     if any(made.n == 1 for made in ours):
         yield (
-            f"{SINGLE} One seed: no spread. Its interval takes the other arm's spread where that has more seeds."
+            f"{SINGLE} One seed: no spread, so no verdict."
             + " There is none at a best epoch that is not the run's result." * best
         )
     if any(delta.of_two_networks for row in rows for delta in _all_deltas(row)):
         yield (
-            f"{SINGLE} at a Δ: one run on each side. Its interval is these two networks' on test images, and two "
+            f"{SINGLE} at a Δ: a side has one run. Its interval is these networks' on test images alone, and two "
             f"seeds of one job part as far, so it has no verdict but `{UNDECIDED}`. A verdict needs seeds: "
             f"`--seed 0 --seed 1 --seed 2` with the command that trains, `--seeds 3` with `ghost reproduce`."
         )
@@ -279,7 +279,7 @@ def general_notes(tables: Sequence[Table]) -> Iterable[str]:
         how = _how_wide(rows)
         yield (
             f"Δ ours: against the untaught student of the same protocol, {how}; every seed has the same teachers. "
-            "Verdicts: p < 5 % after Holm over the table's comparisons; equivalent: the whole interval "
+            "Verdicts: p < 5 % after correction over the table's comparisons; equivalent: two one-sided tests "
             f"within ±{tables[0].margin:g}."
         )
     if any(row.control and row.control.ours for row in rows):
@@ -330,10 +330,10 @@ def _all_deltas(row: Row) -> list[Difference]:
 
 def _how_wide(rows: Sequence[Row]) -> str:
     tests = {row.delta.test for row in rows if row.delta}
-    both, seeds = "95 % interval over seeds and test images (two-level bootstrap)", "over seeds alone (Welch)"
-    if not tests & {"Welch", None}:
+    both, seeds = "95 % interval over seeds and test images (two levels)", "over seeds alone"
+    if not tests & {RUNS_ONLY, None}:
         return both
-    if tests <= {"Welch", None}:
+    if tests <= {RUNS_ONLY, None}:
         return f"95 % interval {seeds}, since no predictions are of these accuracies"
     return f"{both}, {seeds} where no predictions are of these accuracies"
 

@@ -1,0 +1,82 @@
+"""From differences to verdicts: one correction over everything that an answer says.
+
+Invariant: of all answers in which a claim could be wrong, at most 5 % hold a wrong one, of whatever kind.
+
+Each comparison can claim two things: that there is a difference (better, worse), and that there is none that matters
+(equivalent: by two one-sided tests it is smaller than the margin). Both claims of a comparison cannot be wrong at once:
+a difference is not zero and beyond the margin at the same time. So among the 2m hypotheses of m comparisons at most m
+are true, and Holm's steps count a comparison once until both its hypotheses are rejected (Shaffer 1986). One
+comparison alone is not corrected at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ghostcli.compare.stats import LEVEL, Difference
+
+UNDECIDED = "not distinguished"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with the adjusted p of a difference and of equivalence; all None where nothing was compared."""
+
+    verdict: str | None = None
+    p: float | None = None
+    p_equivalent: float | None = None
+
+
+def judge(deltas: Sequence[Difference | None], margin: float) -> tuple[Judgement, ...]:
+    """Verdicts over all comparisons of one answer, in their order; `margin` > 0 in points of accuracy.
+
+    Comparisons with one run on a side get no test, so they take nothing from the others.
+    """
+    tested = [delta is not None and delta.p is not None and not delta.of_two_networks for delta in deltas]
+    apart = [delta.p if test else None for delta, test in zip(deltas, tested, strict=True)]
+    alike = [delta.p_equivalent(margin) if test else None for delta, test in zip(deltas, tested, strict=True)]
+    adjusted = shaffer(apart, alike)
+    return tuple(
+        Judgement(verdict(delta, p, margin, equivalent), p, equivalent) if delta is not None else Judgement()
+        for delta, (p, equivalent) in zip(deltas, adjusted, strict=True)
+    )
+
+
+def shaffer(apart: Sequence[float | None], alike: Sequence[float | None]) -> list[tuple[float | None, float | None]]:
+    """Step-down adjustment of pairs of p of which at most one hypothesis is true; None stays None."""
+    pairs = [list(pair) for pair in zip(apart, alike, strict=True)]
+    ordered = sorted((p, i, kind) for i, pair in enumerate(pairs) for kind, p in enumerate(pair) if p is not None)
+    left = [sum(p is not None for p in pair) for pair in pairs]
+    running = 0.0
+    for p, i, kind in ordered:
+        running = max(running, min(1.0, p * sum(count > 0 for count in left)))
+        pairs[i][kind] = running
+        left[i] -= 1
+    return [(p, equivalent) for p, equivalent in pairs]
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Holm's (1979) step-down adjustment over the values that are there; None stays None."""
+    return [adjusted for adjusted, _ in shaffer(p, [None] * len(p))]
+
+
+def verdict(
+    delta: Difference, adjusted_p: float | None, margin: float, adjusted_equivalent: float | None = None
+) -> str | None:
+    """better | worse | equivalent | not distinguished; None without an interval.
+
+    better, worse: the interval leaves zero out and `adjusted_p` is below 5 %. Equivalence is asked only after that:
+    `adjusted_equivalent` (by default that of this comparison alone) is below 5 %. With one run on a side always "not
+    distinguished": nothing is known of the runs that were not made.
+    """
+    if delta.low is None or delta.high is None:
+        return None
+    if delta.of_two_networks:
+        return UNDECIDED
+    if adjusted_p is None:
+        return None
+    if adjusted_p < 1 - LEVEL and not delta.low <= 0 <= delta.high:
+        return "better" if delta.mean > 0 else "worse"
+    alike = delta.p_equivalent(margin) if adjusted_equivalent is None else adjusted_equivalent
+    return "equivalent" if alike is not None and alike < 1 - LEVEL else UNDECIDED
