@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ghostcli.compare import calibration, chance, power, stats, verdicts
+from ghostcli.compare import calibration, chance, stats, verdicts
 from ghostcli.compare.stats import Difference, Sample
 
 TIMES = 300

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ghostcli.compare import stats
+from ghostcli.compare import calibration
+from ghostcli.compare.stats import LEVEL
 from ghostcli.data.pictures import SUFFIXES, decode
 from ghostcli.deploy.source import Network, logits
 from ghostcli.errors import UsageError, printable
@@ -64,7 +65,7 @@ def predict(network: Network, files: Sequence[str], top: int) -> list[dict[str, 
         for begin in range(0, len(files), BATCH):
             part = files[begin : begin + BATCH]
             pixels = np.stack(list(pool.map(lambda name: _pixels(name, size), part)))
-            probabilities = stats.softmax(logits(network, pixels))
+            probabilities = calibration.softmax(logits(network, pixels))
             order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
             for name, row, best in zip(part, probabilities, order, strict=True):
                 said = [{"class": classes[i], "probability": round(float(row[i]), 6)} for i in best]
@@ -115,7 +116,7 @@ def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.nd
     found = logits(network, pixels)
     said = found.argmax(axis=1)
     right = int((said == labels).sum())
-    low, high = binomtest(right, len(labels)).proportion_ci(stats.LEVEL, method="wilson")
+    low, high = binomtest(right, len(labels)).proportion_ci(LEVEL, method="wilson")
     count = len(network.about.classes)
     confusion = np.bincount(labels * count + said, minlength=count**2).reshape(count, count)
     return Evaluation(
@@ -125,8 +126,8 @@ def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.nd
         accuracy=round(100 * right / len(labels), 4),
         low=round(100 * low, 4),
         high=round(100 * high, 4),
-        nll=stats.nll(found, labels),
-        ece=stats.ece(found, labels),
+        nll=calibration.nll(found, labels),
+        ece=calibration.ece(found, labels),
         runtime=network.runtime,
     ), confusion
 
