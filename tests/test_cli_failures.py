@@ -99,8 +99,7 @@ def test_damaged_weights_come_with_what_to_do(tmp_path):
 
 
 def test_what_asks_for_features_is_named():
-    from ghostcli.distill.teacher import why_live
     from ghostcli.recipe import load
 
     for asks in ("distill.weighting=adaptive", "distill.kind=hint"):
-        assert why_live(load("paper", [asks]).recipe, True).startswith(f"{asks} ")
+        assert next(iter(load("paper", [asks]).recipe.why_live.values())).startswith(f"{asks} ")

@@ -8,7 +8,7 @@ from torchvision.transforms import Normalize, RandomCrop, ToPILImage, ToTensor
 from torchvision.transforms import functional as F
 
 from ghostcli.data import Images
-from ghostcli.data.batches import Cropper, cutout_centres, generator, normalise, order, view_count, views
+from ghostcli.data.batches import Cropper, cutout_centres, generator, normalise, order, views
 from ghostcli.errors import UsageError
 from ghostcli.recipe.models import AugmentSection
 
@@ -58,17 +58,17 @@ def test_views_are_pure_and_differ_between_epochs_and_seeds(flip):
     first = views(20_000, 1, 2, augment)
     torch.manual_seed(0)
     assert torch.equal(first, views(20_000, 1, 2, augment))
-    assert set(first.tolist()) == set(range(view_count(augment)))
+    assert set(first.tolist()) == set(range(augment.view_count))
     for other in (views(20_000, 1, 3, augment), views(20_000, 2, 2, augment)):
         assert (first == other).float().mean() < 0.03
 
 
 def test_view_counts():
-    assert view_count(AugmentSection()) == 162
-    assert view_count(AugmentSection(flip="none")) == 81
-    assert view_count(AugmentSection(flip="alternating", pad=2)) == 50
-    assert view_count(AugmentSection(pad=0, flip="none")) == 1
-    assert view_count(AugmentSection(cutout=8)) is None
+    assert AugmentSection().view_count == 162
+    assert AugmentSection(flip="none").view_count == 81
+    assert AugmentSection(flip="alternating", pad=2).view_count == 50
+    assert AugmentSection(pad=0, flip="none").view_count == 1
+    assert AugmentSection(cutout=8).view_count is None
 
 
 def test_views_are_uniform():

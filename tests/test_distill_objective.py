@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ghostcli import distill, zoo
 from ghostcli.distill import features as feature_losses
-from ghostcli.distill import losses
-from ghostcli.distill.objective import Objective, build, kept_terms, needs_features
+from ghostcli.distill import kinds, losses
+from ghostcli.distill.objective import Objective, build, kept_terms
 from ghostcli.recipe.models import DistillSection, Recipe
 from ghostcli.zoo.stages import Features, FeatureShape, Tap
 
@@ -57,7 +57,7 @@ def lesson(teachers: int = 3) -> SimpleNamespace:
 
 def made(keys: DistillSection, teachers: int = 3, **more: object) -> Objective:
     generator = torch.Generator().manual_seed(0)
-    shapes = {"student_features": STUDENT, "teacher_features": TEACHERS[:teachers]} if needs_features(keys) else {}
+    shapes = {"student_features": STUDENT, "teacher_features": TEACHERS[:teachers]} if keys.needs_features else {}
     return build(keys, teachers=teachers, generator=generator, **shapes, **more).double()
 
 
@@ -138,7 +138,7 @@ def test_standardised_logits_wrap_any_loss_of_logits() -> None:
         "kd": losses.kd(z, t, 2.0),
         "dkd": losses.dkd(z, t, x.labels, 2.0),
         "dist": losses.dist(z, t, 2.0),
-        "at": feature_losses.feature_terms(section(kind="at"), STUDENT, TEACHERS[:1], None)(x.features, x.teachers)[0]
+        "at": kinds.build(section(kind="at"), STUDENT, TEACHERS[:1], None)(x.features, x.teachers)[0]
         + 0.5 * losses.kd(z, t, 2.0),
     }
     for kind, soft in expected.items():
@@ -151,7 +151,7 @@ def test_the_ensembles_features_are_averaged_over_teachers() -> None:
     x = lesson()
     for kind in ("hint", "at", "rkd"):
         objective = made(section(kind=kind))
-        terms = objective.feature_terms(x.features, x.teachers)
+        terms = objective.kind(x.features, x.teachers)
         torch.testing.assert_close(ask(objective, x).soft, sum(terms) / 3)
 
 
@@ -230,7 +230,7 @@ def test_adaptive_weighs_features_too() -> None:
     x = lesson()
     objective = made(section(kind="rkd", weighting="adaptive", adaptive_angle=0.0, adaptive_hint=0.0))
     share = objective.teacher_weights(x.features.pooled).exp().mean(0)
-    terms = objective.feature_terms(x.features, x.teachers)
+    terms = objective.kind(x.features, x.teachers)
     torch.testing.assert_close(ask(objective, x).soft, sum(share[i] * terms[i] for i in range(3)))
 
 
@@ -313,9 +313,9 @@ def test_teachers_are_never_asked_for_gradients() -> None:
 
 def test_features_are_asked_for_where_they_are_needed() -> None:
     for kind in KINDS:
-        assert needs_features(section(kind=kind)) == (kind in ("hint", "at", "rkd"))
-        assert needs_features(section(kind=kind, weighting="adaptive"))
-        assert made(section(kind=kind)).needs_features == needs_features(section(kind=kind))
+        assert section(kind=kind).needs_features == (kind in ("hint", "at", "rkd"))
+        assert section(kind=kind, weighting="adaptive").needs_features
+        assert made(section(kind=kind)).needs_features == section(kind=kind).needs_features
     with pytest.raises(ValueError, match="shape of each network"):
         build(section(kind="at"), teachers=2, student_features=STUDENT, teacher_features=TEACHERS[:1])
 

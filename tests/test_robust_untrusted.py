@@ -251,7 +251,7 @@ def test_a_teacher_that_was_tampered_with_teaches_nobody(tmp_path, impostor):
 
 # Tables ----------------------------------------------------------------------------------------------------------
 
-VIEWS = describe("w", "d", images=6, classes=3, pad=0, fill="zeros", views=2)
+VIEWS = describe("w", "d", images=6, classes=3, views={"pad": 0, "fill": "zeros", "count": 2})
 
 
 def answer(index: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
@@ -280,7 +280,7 @@ def test_a_slow_teachers_answers_are_kept_batch_by_batch(tmp_path, monkeypatch):
         clock[0] += 3
         return torch.zeros(len(index), 3)
 
-    meta = describe("w", "d", images=20, classes=3, pad=0, fill="zeros", views=2)
+    meta = describe("w", "d", images=20, classes=3, views={"pad": 0, "fill": "zeros", "count": 2})
     with pytest.raises(KeyboardInterrupt):
         TeacherTable(tmp_path, meta).fill(np.zeros(20, np.int64), ask, 2)
     assert TeacherTable(tmp_path, meta).filled.sum() == 8  # four batches of two, committed at 6 s and at 12 s

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ghostcli import signals, zoo
 from ghostcli.data import Data, Images
 from ghostcli.data.batches import Cropper
-from ghostcli.distill.objective import needs_features
 from ghostcli.distill.teacher import Lesson, Teacher
 from ghostcli.engine import train as loop
 from ghostcli.plan import Job
@@ -70,8 +69,7 @@ def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device
     index = loop.order(count, job.seed, 0, job.shuffled)[torch.arange(size) * count // size].to(device)
     views = loop.views(count, job.seed, 0, recipe.augment).to(device)
     cropper = Cropper(images, recipe.augment)
-    features = needs_features(recipe.distill)
-    lesson = Lesson(teachers, recipe, replace(data, train=images), cropper, features=features, seed=job.seed)
+    lesson = Lesson(teachers, recipe, replace(data, train=images), cropper, seed=job.seed)
     lesson.draw(0, views)
     pixels = cropper.crop(index, views[index], job.seed, 0)
     shown = lesson.shown(index)

@@ -307,11 +307,11 @@ def fill(
                 f"{chosen.id}: the images of {recipe.data.name} are no longer those it was trained on; put them back"
             )
         loaded = teacher.load(chosen.id, chosen.path, len(data.classes), where)
-        if teacher.view_count(recipe.augment) is None:
+        views = recipe.augment.view_count
+        if views is None:
             raise UsageError(
                 f"{chosen.id}: augment.cutout={recipe.augment.cutout} has views without number; no table can hold them"
             )
-        views = teacher.view_count(recipe.augment) or 0
         with Display() as show, signals.polled():
             show.begin(f"{chosen.id} table", views * len(data.train))
             table = teacher.fill_table(loaded, data, recipe.augment, where, show.advance)

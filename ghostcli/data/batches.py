@@ -30,28 +30,35 @@ def order(n: int, seed: int, epoch: int, shuffle: bool = True) -> torch.Tensor:
     return torch.randperm(n, generator=generator(seed, "order", epoch)) if shuffle else torch.arange(n)
 
 
-def view_count(augment: AugmentSection) -> int | None:
-    """How many views an image has; None where they cannot be numbered (cutout)."""
-    if augment.cutout:
-        return None
-    return (2 * augment.pad + 1) ** 2 * (1 if augment.flip == "none" else 2)
-
-
 def views(n: int, seed: int, epoch: int, augment: AugmentSection) -> torch.Tensor:
     """The view of image i in this epoch: int64 [n].
 
     View v = flip * (2p+1)^2 + dy * (2p+1) + dx for pad p: the crop at (dy, dx) of the padded image, mirrored
-    where flip is 1. Alternating flips (Jordan 2024): a coin per image in epoch 0, then the other side each time.
+    where flip is 1. Each further augmentation of `VARIANTS` is one more digit of this number.
     """
-    crops = (2 * augment.pad + 1) ** 2
-    drawn = torch.randint(crops, (n,), generator=generator(seed, "crop", epoch))
-    if augment.flip == "none":
-        return drawn
-    if augment.flip == "random":
-        flip = torch.randint(2, (n,), generator=generator(seed, "flip", epoch))
-    else:
-        flip = (torch.randint(2, (n,), generator=generator(seed, "coin", 0)) + epoch) % 2
-    return flip * crops + drawn
+    size = augment.count("pad")
+    found = torch.randint(size, (n,), generator=generator(seed, "crop", epoch))
+    for key, (draw, _) in VARIANTS.items():
+        if (count := augment.count(key)) > 1:
+            found = found + size * draw(n, seed, epoch, getattr(augment, key))
+            size *= count
+    return found
+
+
+def draw_flips(n: int, seed: int, epoch: int, how: str) -> torch.Tensor:
+    """1 where an image is mirrored: int64 [n]. Alternating (Jordan 2024): a coin in epoch 0, then in turn."""
+    if how == "random":
+        return torch.randint(2, (n,), generator=generator(seed, "flip", epoch))
+    return (torch.randint(2, (n,), generator=generator(seed, "coin", 0)) + epoch) % 2
+
+
+def flip(pixels: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """Images [B, H, W, 3], mirrored where `which` [B] is 1."""
+    return torch.where(which.bool()[:, None, None, None], pixels.flip(2), pixels)
+
+
+#: Augmentation key -> (draw(n, seed, epoch, value): which variant each image gets, int64 [n]; apply(pixels, which)).
+VARIANTS = {"flip": (draw_flips, flip)}
 
 
 def cutout_centres(n: int, seed: int, epoch: int, height: int, width: int) -> torch.Tensor:
@@ -84,11 +91,12 @@ class Cropper:
         `seed` and `epoch` place the cutout and nothing else.
         """
         offsets = 2 * self.augment.pad + 1
-        flip, place = views // offsets**2, views % offsets**2
+        rest, place = views // offsets**2, views % offsets**2
         crops = self._windows[index, place // offsets, place % offsets]
         crops = crops.view(len(index), self.height, self.width, 3)
-        if self.augment.flip != "none":
-            crops = torch.where(flip.bool()[:, None, None, None], crops.flip(2), crops)
+        for key, (_, apply) in VARIANTS.items():
+            if (count := self.augment.count(key)) > 1:
+                crops, rest = apply(crops, rest % count), rest // count
         return self._cut_out(crops, index, seed, epoch) if self.augment.cutout else crops
 
     def _cut_out(self, crops: torch.Tensor, index: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:

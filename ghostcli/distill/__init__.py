@@ -21,7 +21,7 @@ def build_for(recipe: Recipe, student: nn.Module, teachers: Sequence[nn.Module],
     from ghostcli.zoo.stages import Tap
 
     shapes = {}
-    if teachers and objective.needs_features(recipe.distill):
+    if teachers and recipe.distill.needs_features:
         shapes["student_features"] = Tap(student, size).shape
         shapes["teacher_features"] = [Tap(teacher, size).shape for teacher in teachers]
     smoothing = recipe.train.label_smoothing

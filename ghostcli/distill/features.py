@@ -6,14 +6,9 @@ averaged down to the side of the smaller.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ghostcli.recipe.models import AT, RKD, DistillSection, Hint
-from ghostcli.zoo.stages import Features, FeatureShape, common, nearest
 
 
 def same_side(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,77 +92,3 @@ def regressor(in_channels: int, out_channels: int, generator: torch.Generator | 
         conv.weight.normal_(0, in_channels**-0.5, generator=generator)
         conv.bias.zero_()
     return conv
-
-
-class HintTerms(nn.Module):
-    """One hint a teacher, at the level asked for or the nearest that both have; owns a regressor for each.
-
-    A batch norm ends the regressor: so its slope does not grow with the student's maps, and a rate that suits the
-    student suits it too.
-    """
-
-    def __init__(
-        self, distill: Hint, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
-    ) -> None:
-        super().__init__()
-        self.weight = distill.weight
-        self.pairs = []
-        for teacher in teachers:
-            both = common(student, teacher)
-            self.pairs.append(both[nearest([student.levels[i] for i, _ in both], distill.stage - 1)])
-        self.regressors = nn.ModuleList(
-            nn.Sequential(
-                regressor(student.channels[i], teacher.channels[j], generator), nn.BatchNorm2d(teacher.channels[j])
-            )
-            for (i, j), teacher in zip(self.pairs, teachers, strict=True)
-        )
-
-    def forward(self, student: Features, teachers: Sequence[Features]) -> list[Tensor]:
-        return [
-            self.weight * hint(regress(student.maps[i]), teacher.maps[j])
-            for (i, j), regress, teacher in zip(self.pairs, self.regressors, teachers, strict=True)
-        ]
-
-
-class AttentionTerms(nn.Module):
-    """For each teacher the attention loss, summed over all levels that it and the student have."""
-
-    def __init__(self, distill: AT, student: FeatureShape, teachers: Sequence[FeatureShape]) -> None:
-        super().__init__()
-        self.weight = distill.weight
-        self.pairs = [common(student, teacher) for teacher in teachers]
-
-    def forward(self, student: Features, teachers: Sequence[Features]) -> list[Tensor]:
-        return [
-            self.weight * torch.stack([attention(student.maps[i], teacher.maps[j]) for i, j in pairs]).sum()
-            for pairs, teacher in zip(self.pairs, teachers, strict=True)
-        ]
-
-
-class RelationTerms(nn.Module):
-    """For each teacher the distance and angle losses of the penultimate features."""
-
-    def __init__(self, distill: RKD) -> None:
-        super().__init__()
-        self.distance_weight, self.angle_weight = distill.distance_weight, distill.angle_weight
-
-    def forward(self, student: Features, teachers: Sequence[Features]) -> list[Tensor]:
-        return [
-            self.distance_weight * distance(student.pooled, teacher.pooled)
-            + self.angle_weight * angle(student.pooled, teacher.pooled)
-            for teacher in teachers
-        ]
-
-
-def feature_terms(
-    distill: DistillSection, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
-) -> nn.Module | None:
-    """What gives one weighted loss a teacher from (student's, teachers') features; None for kinds of logits."""
-    match distill:
-        case Hint():
-            return HintTerms(distill, student, teachers, generator)
-        case AT():
-            return AttentionTerms(distill, student, teachers)
-        case RKD():
-            return RelationTerms(distill)
-    return None

@@ -27,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghostcli.distill import losses
+from ghostcli.distill import kinds, losses
 from ghostcli.distill.adaptive import GroupedHints, TeacherWeights
-from ghostcli.distill.features import angle, feature_terms
-from ghostcli.recipe.models import AT, DIST, DKD, KD, RKD, DistillSection, Hint
+from ghostcli.distill.features import angle
+from ghostcli.recipe.models import DistillSection
 from ghostcli.zoo.stages import Features, FeatureShape
 
 
@@ -40,11 +40,6 @@ class Losses(NamedTuple):
     total: Tensor
     hard: Tensor
     soft: Tensor
-
-
-def needs_features(distill: DistillSection) -> bool:
-    """Whether student and teachers must be tapped (see zoo/stages.py): no table of logits is enough then."""
-    return isinstance(distill, Hint | AT | RKD) or distill.weighting == "adaptive"
 
 
 def build(
@@ -58,20 +53,20 @@ def build(
 ) -> Objective:
     """The objective of a run with so many teachers; without any, plain cross-entropy, whatever `distill` says.
 
-    The shapes are asked for where `needs_features(distill)`. `generator` (default: torch's own) draws the
+    The shapes are needed where `distill.needs_features`. `generator` (default: torch's own) draws the
     regressors and the adaptive weights.
     """
     if teachers == 0 or distill is None:
         return Objective(label_smoothing)
-    features = weights = hints = None
-    if needs_features(distill):
-        if student_features is None or teacher_features is None or len(teacher_features) != teachers:
-            raise ValueError("this kind of teaching compares features: give the shape of each network's")
-        features = feature_terms(distill, student_features, teacher_features, generator)
-        if distill.weighting == "adaptive":
-            weights = TeacherWeights(student_features.pooled, teachers, generator)
-            hints = GroupedHints(student_features, teacher_features, generator)
-    return Objective(label_smoothing, distill, teachers, features, weights, hints)
+    weights = hints = None
+    shapes = teacher_features or ()
+    if distill.needs_features and (student_features is None or len(shapes) != teachers):
+        raise ValueError("this kind of teaching compares features: give the shape of each network's")
+    kind = kinds.build(distill, student_features, shapes, generator)
+    if distill.weighting == "adaptive":
+        weights = TeacherWeights(student_features.pooled, teachers, generator)
+        hints = GroupedHints(student_features, shapes, generator)
+    return Objective(label_smoothing, distill, teachers, kind, weights, hints)
 
 
 def kept_terms(teachers: int, drop: int, seed: int, step: int) -> list[int]:
@@ -92,7 +87,7 @@ class Objective(nn.Module):
         label_smoothing: float = 0.0,
         distill: DistillSection | None = None,
         teachers: int = 0,
-        feature_terms: nn.Module | None = None,
+        kind: kinds.Kind | None = None,
         teacher_weights: TeacherWeights | None = None,
         hints: GroupedHints | None = None,
     ) -> None:
@@ -100,13 +95,13 @@ class Objective(nn.Module):
         self.label_smoothing = label_smoothing
         self.distill = distill
         self.teachers = teachers
-        self.feature_terms = feature_terms
+        self.kind = kind
         self.teacher_weights = teacher_weights
         self.hints = hints
 
     @property
     def needs_features(self) -> bool:
-        return self.feature_terms is not None or self.teacher_weights is not None
+        return self.teachers > 0 and self.distill.needs_features
 
     def schedule(self, seed: int, epoch: int, step: int) -> tuple[float, ...]:
         """Weights of the soft term's parts at update `step` (from 0, over the whole run) of `epoch` (from 0):
@@ -114,9 +109,7 @@ class Objective(nn.Module):
         dropping of terms."""
         if self.teachers == 0:
             return ()
-        warm = 1.0
-        if isinstance(self.distill, DKD) and self.distill.warmup_epochs:
-            warm = min((epoch + 1) / self.distill.warmup_epochs, 1.0)
+        warm = self.kind.warmup(epoch)
         if not self.distill.dense:
             return (warm,)
         kept = kept_terms(self.teachers, self.distill.drop, seed, step)
@@ -161,8 +154,7 @@ class Objective(nn.Module):
         teacher_features: list[Features] | None,
         weights: Sequence[float] | Tensor,
     ) -> Tensor:
-        terms = self.feature_terms
-        extra = [0.0] * self.teachers if terms is None else terms(features, teacher_features)
+        extra = self.kind(features, teacher_features) if self.distill.features else [0.0] * self.teachers
         if self.distill.dense:
             return sum(weights[i] * (self._logit_loss(z, t[i], labels) + extra[i]) for i in range(self.teachers))
         if self.teacher_weights is None:
@@ -182,16 +174,7 @@ class Objective(nn.Module):
         distill = self.distill
         if distill.standardize:
             z, target = losses.standardize(z), losses.standardize(target)
-        match distill:
-            case KD():
-                return losses.kd(z, target, distill.temperature)
-            case DKD():
-                a, b = distill.target_weight, distill.other_weight
-                return losses.dkd(z, target, labels, distill.temperature, a, b)
-            case DIST():
-                return losses.dist(z, target, distill.temperature, distill.inter_weight, distill.intra_weight)
-            case Hint() | AT() | RKD():
-                return distill.kd_weight * losses.kd(z, target, distill.temperature)
+        return self.kind.logit_loss(z, target, labels)
 
 
 def _full(x: Tensor) -> Tensor:

@@ -41,16 +41,15 @@ COMMIT_SECONDS = 5.0
 Ask = Callable[[Tensor, Tensor], Tensor]  # image numbers [B], views [B] -> logits [B, C]
 
 
-def describe(weights: str, data: str, images: int, classes: int, pad: int, fill: str, views: int) -> dict[str, Any]:
-    """What a table's content follows from; equal descriptions mean equal tables."""
-    view = {"pad": pad, "fill": fill, "count": views}
+def describe(weights: str, data: str, images: int, classes: int, views: dict[str, Any]) -> dict[str, Any]:
+    """What a table's content follows from; equal descriptions mean equal tables. `views` has their `count`."""
     return {
         "schema": 1,
         "weights": weights,
         "data": data,
         "images": images,
         "classes": classes,
-        "views": view,
+        "views": views,
     }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ghostcli import signals
 from ghostcli.data import Data, Images
-from ghostcli.data.batches import Cropper, generator, normalise, view_count
+from ghostcli.data.batches import Cropper, generator, normalise
 from ghostcli.distill.table import Ask, TeacherTable, describe
 from ghostcli.errors import GhostError, UsageError
 from ghostcli.recipe.models import AugmentSection, Recipe
@@ -75,7 +75,6 @@ class Lesson:
         data: Data,
         cropper: Cropper,
         *,
-        features: bool = False,
         seed: int = 0,
     ) -> None:
         self.teachers = tuple(teachers)
@@ -90,9 +89,9 @@ class Lesson:
             self.draws = self.views.new_zeros(len(data.train), 3)
         if recipe.distill.blind:
             self.partners = torch.arange(len(data.train), device=self.views.device)
-        self.why_live = why_live(recipe, features)
+        self.why_live = next(iter(recipe.why_live.values()), None)
         self.tables: list[TeacherTable] = []
-        self.taps = [Tap(teacher.model) for teacher in self.teachers] if features else []
+        self.taps = [Tap(teacher.model) for teacher in self.teachers] if recipe.distill.needs_features else []
         if self.why_live is None and self.teachers:
             self.tables = [open_table(teacher, data, recipe.augment) for teacher in self.teachers]
 
@@ -229,26 +228,10 @@ def fixed_algorithms() -> Iterator[None]:
         cudnn.benchmark, cudnn.deterministic = before
 
 
-def why_live(recipe: Recipe, features: bool) -> str | None:
-    """Why the teachers must be asked at every step, or None where tables can hold what they say."""
-    if recipe.distill.source == "live":
-        return "distill.source is live"
-    if features:
-        adaptive = recipe.distill.weighting == "adaptive"
-        asks = "distill.weighting=adaptive" if adaptive else f"distill.kind={recipe.distill.kind}"
-        return f"{asks} needs the teacher's features"
-    if recipe.distill.view == "patch":
-        return "distill.view=patch: the teacher does not see the student's view"
-    if view_count(recipe.augment) is None:
-        return f"augment.cutout={recipe.augment.cutout}: these views cannot be numbered"
-    return None
-
-
 def open_table(teacher: Teacher, data: Data, augment: AugmentSection) -> TeacherTable:
     """The table of this teacher over this data's training images, made where there is none."""
-    views = view_count(augment)
-    assert views is not None
-    meta = describe(teacher.sha256, data.checksum, len(data.train), len(data.classes), augment.pad, augment.fill, views)
+    views = {**augment.view_key, "count": augment.view_count}
+    meta = describe(teacher.sha256, data.checksum, len(data.train), len(data.classes), views)
     return TeacherTable(teacher.run, meta)
 
 

@@ -129,7 +129,7 @@ def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Tea
     """What one step of this state touches: its images, its teachers' answers, its normalisation."""
     norm = (state.model.spec.mean or data.mean, state.model.spec.std or data.std)
     cropper = Cropper(data.train, recipe.augment)
-    lesson = Lesson(teachers, recipe, data, cropper, features=state.objective.needs_features, seed=seed)
+    lesson = Lesson(teachers, recipe, data, cropper, seed=seed)
     return Update(
         recipe=recipe,
         model=state.model,

@@ -6,11 +6,12 @@ device, no seed), but for the few keys of `UNDIGESTED`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -83,13 +84,54 @@ class DataSection(Section):
     size: int = Field(32, ge=8, le=512, description="folder data only: images are resized to SIZE x SIZE")
 
 
+@dataclass(frozen=True)
+class Views:
+    """Marks an augmentation: `count` gives the views of an image that a value makes, None if they have no number.
+
+    `keyed`: a teacher's table is of one value. Not so where the value decides only how many views there are. A key
+    without this mark makes no views of its own and is keyed, so no table is ever read under another augmentation.
+    """
+
+    count: Callable[[Any], int | None]
+    keyed: bool = True
+
+
 class AugmentSection(Section):
     """[augment]: what is done to a training image."""
 
-    pad: int = Field(4, ge=0, le=64, description="pixels of padding before a crop of the original size")
-    flip: Literal["none", "random", "alternating"] = Field("random", description="horizontal flips")
+    pad: Annotated[int, Views(lambda pad: (2 * pad + 1) ** 2)] = Field(
+        4, ge=0, le=64, description="pixels of padding before a crop of the original size"
+    )
+    flip: Annotated[Literal["none", "random", "alternating"], Views(lambda how: 1 + (how != "none"), keyed=False)] = (
+        Field("random", description="horizontal flips")
+    )
     fill: Literal["zeros", "reflect"] = Field("zeros", description="what the padding holds")
-    cutout: int = Field(0, ge=0, le=64, description="side of a square that is greyed out; 0 is none")
+    cutout: Annotated[int, Views(lambda side: None if side else 1, keyed=False)] = Field(
+        0, ge=0, le=64, description="side of a square that is greyed out; 0 is none"
+    )
+
+    def count(self, key: str) -> int | None:
+        """Views of an image that one key makes."""
+        mark = self._mark(key)
+        return mark.count(getattr(self, key)) if mark else 1
+
+    @property
+    def view_count(self) -> int | None:
+        """Views of an image in all; None where they cannot be numbered."""
+        counts = [self.count(key) for key in type(self).model_fields]
+        return None if None in counts else math.prod(counts)
+
+    @property
+    def view_key(self) -> dict[str, Any]:
+        """What a numbered view shows, for the description of a teacher's table."""
+        return {key: getattr(self, key) for key in type(self).model_fields if self._keyed(key)}
+
+    def _keyed(self, key: str) -> bool:
+        mark = self._mark(key)
+        return mark is None or mark.keyed
+
+    def _mark(self, key: str) -> Views | None:
+        return next((mark for mark in type(self).model_fields[key].metadata if isinstance(mark, Views)), None)
 
 
 class ModelSection(Section):
@@ -185,8 +227,14 @@ class DistillBase(Section):
     teacher_seed: Seed = Field(0, description="the seed its teachers are trained with")
     teacher_epochs: int | None = Field(None, ge=1, description="stop the teachers after so many of their epochs")
     source: Literal["auto", "table", "live"] = Field(
-        "auto", description="teacher logits from a table of views, or asked live"
+        "auto", description="teacher logits from a table of views, or computed live at every step"
     )
+    #: Whether the kind compares features; its class in `distill/kinds.py` then builds terms from them.
+    features: ClassVar[bool] = False
+
+    @property
+    def needs_features(self) -> bool:
+        return self.features or self.weighting == "adaptive"
 
 
 class KD(DistillBase):
@@ -219,6 +267,7 @@ class DIST(DistillBase):
 class Hint(DistillBase):
     """FitNets (Romero 2015): a regressor from the student's stage to the teacher's."""
 
+    features = True
     kind: Literal["hint"]
     stage: int = Field(2, ge=1, le=3, description="1: full resolution, 2: half, 3: a quarter")
     weight: float = Field(1.0, ge=0, description="weight of the squared distance to the teacher's stage")
@@ -228,6 +277,7 @@ class Hint(DistillBase):
 class AT(DistillBase):
     """Attention transfer (Zagoruyko 2017) at every stage."""
 
+    features = True
     kind: Literal["at"]
     weight: float = Field(1000.0, ge=0, description="weight of the attention maps' distance, summed over stages")
     kd_weight: float = Field(0.0, ge=0, description="weight of KD on the logits beside the features")
@@ -236,6 +286,7 @@ class AT(DistillBase):
 class RKD(DistillBase):
     """Relational KD (Park 2019) on the penultimate features."""
 
+    features = True
     kind: Literal["rkd"]
     distance_weight: float = Field(25.0, ge=0, description="weight of the distances between pairs of images")
     angle_weight: float = Field(50.0, ge=0, description="weight of the angles between triples of images")
@@ -273,6 +324,24 @@ class Recipe(Section):
     distill: DistillSection = KD()
     engine: EngineSection = EngineSection()
 
+    @property
+    def why_live(self) -> dict[str, str]:
+        """Key -> why it makes the teachers compute their logits at every step; empty where tables hold them."""
+        distill, found = self.distill, {}
+        if distill.source == "live":
+            found["distill.source"] = "distill.source is live"
+        if distill.weighting == "adaptive":
+            found["distill.weighting"] = "distill.weighting=adaptive needs the teacher's features"
+        if distill.features:
+            found["distill.kind"] = f"distill.kind={distill.kind} needs the teacher's features"
+        if distill.view == "patch":
+            found["distill.view"] = "distill.view=patch: the teacher does not see the student's view"
+        for key in AugmentSection.model_fields:
+            if self.augment.count(key) is None:
+                value = getattr(self.augment, key)
+                found[f"augment.{key}"] = f"augment.{key}={value}: these views cannot be numbered"
+        return found
+
     @model_validator(mode="after")
     def _agrees(self) -> Recipe:
         if found := list(_conflicts(self)):
@@ -297,15 +366,9 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     if distill.dense and distill.weighting == "adaptive":
         text = "dense teaches a chain term by term, adaptive weighs an ensemble; set one of them"
         yield ("distill.weighting", "distill.dense"), text
-    if distill.view == "patch" and (distill.kind in ("hint", "at", "rkd") or distill.weighting == "adaptive"):
+    if distill.view == "patch" and distill.needs_features:
         text = "features are compared on the student's own view; use view student"
         yield ("distill.view", "distill.kind"), text
     if distill.source == "table":
-        live = {
-            "augment.cutout": augment.cutout > 0,
-            "distill.view": distill.view == "patch",
-            "distill.kind": distill.kind in ("hint", "at", "rkd"),
-            "distill.weighting": distill.weighting == "adaptive",
-        }
-        for key in (key for key, asked in live.items() if asked):
+        for key in recipe.why_live:
             yield ("distill.source", key), f"no table can hold what {key} asks of a teacher; use auto or live"

@@ -15,7 +15,7 @@ from statistics import median
 
 from ghostcli.paper import paper
 from ghostcli.plan import Finished, Job, Plan
-from ghostcli.recipe.models import AugmentSection, DataSection
+from ghostcli.recipe.models import DataSection
 from ghostcli.recipe.sets import SETS
 from ghostcli.records.record import RunRecord
 from ghostcli.run import launch
@@ -172,13 +172,7 @@ def _share_done(job: Job, runs: Path) -> float:
 
 def _views(job: Job) -> int:
     """Views of an image that tables hold for this job; 0 where its teachers are asked at every step."""
-    distill, augment = job.recipe.distill, job.recipe.augment
-    live = distill.source == "live" or distill.view == "patch" or augment.cutout or distill.weighting == "adaptive"
-    return 0 if live or distill.kind in ("hint", "at", "rkd") else _view_count(augment)
-
-
-def _view_count(augment: AugmentSection) -> int:
-    return (2 * augment.pad + 1) ** 2 * (1 if augment.flip == "none" else 2)
+    return 0 if job.recipe.why_live else job.recipe.augment.view_count
 
 
 def _see(by_seed: dict[int, int], job: Job) -> None:
