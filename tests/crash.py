@@ -36,7 +36,11 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CO
 ENVIRONMENT.pop("GHOST_FAULT", None)
 
 #: Everything that reads a clock (neither an epoch's duration nor a run's is the same twice), and the command line.
-CLOCKS = {"seconds", "images_per_second", "train_seconds", "teacher_seconds", "checksum", "command"}
+CIRCUMSTANCES = {"seconds", "images_per_second", "train_seconds", "teacher_seconds", "checksum", "command"}
+
+
+#: Seconds after which a command counts as hanging. Only a guard: a busy machine may need minutes for a second's work.
+HANGS = 600
 
 
 # The warm process ----------------------------------------------------------------------------------------------
@@ -128,14 +132,14 @@ class Command:
             self.code = self.server.ask({"poll": self.pid})
         return self.code
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = HANGS) -> int:
         if not self.until(lambda: False, timeout) and self.poll() is None:
             self.kill()
             raise TimeoutError(f"{self.log}: not over after {timeout} s\n{self.err}")
         assert self.code is not None
         return self.code
 
-    def until(self, happened: Callable[[], bool], timeout: float = 120) -> bool:
+    def until(self, happened: Callable[[], bool], timeout: float = HANGS) -> bool:
         """Wait for something to happen while the command runs; False where the command ended first."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -215,7 +219,7 @@ def warm(logs: Path, small: bool = True) -> Iterator[Server]:
             if command.code is None:
                 command.kill()
         process.stdin.close()  # type: ignore[union-attr]
-        process.wait(10)
+        process.wait(HANGS)
 
 
 # What must be equal --------------------------------------------------------------------------------------------
@@ -241,8 +245,8 @@ setattr(owner, name, struck)
 """
 
 
-def without_clocks(value: Any) -> Any:
-    return {k: v for k, v in value.items() if k not in CLOCKS} if isinstance(value, dict) else value
+def without_circumstances(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k not in CIRCUMSTANCES} if isinstance(value, dict) else value
 
 
 def outcome(run: Path) -> dict[str, Any]:
@@ -252,8 +256,8 @@ def outcome(run: Path) -> dict[str, Any]:
         "status": json.loads((run / "status.json").read_text())["status"],
         "weights": (run / "model.safetensors").read_bytes(),
         "predictions": (run / "predictions.npz").read_bytes(),
-        "metrics": [without_clocks(json.loads(line)) for line in lines],
-        "result": without_clocks(json.loads((run / "result.json").read_text())),
+        "metrics": [without_circumstances(json.loads(line)) for line in lines],
+        "result": without_circumstances(json.loads((run / "result.json").read_text())),
     }
 
 
