@@ -29,7 +29,9 @@ check_app = typer.Typer(
 )
 teach_app = typer.Typer(no_args_is_help=True, help="Work with a trained teacher's table of logits.")
 
-MODELS = ", ".join(["gns:WIDTH", "gnd:WIDTH", *(name for name in KNOWN if ":" not in name), "timm/NAME"])
+MODELS = ", ".join(
+    ["gns:WIDTH", "gnd:WIDTH", *(name for name in KNOWN if ":" not in name), "timm/NAME", "py:FILE.py:FUNCTION"]
+)
 Model = Annotated[str, typer.Argument(help=f"{MODELS}.")]
 TeacherModel = Annotated[str, typer.Argument(help="A model (trained first where no finished run is found) or run/ID.")]
 TeacherModels = Annotated[list[str], typer.Argument(help="Models, or run/ID; first to last.")]

@@ -20,7 +20,7 @@ from ghostcli.deploy.timer import MEBI, Meter, interleave, measured_apart, p90, 
 from ghostcli.errors import UsageError
 from ghostcli.recipe.models import EngineSection, ModelSection, Recipe, TrainSection
 from ghostcli.records import record
-from ghostcli.zoo import names
+from ghostcli.zoo import names, own
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,8 @@ def resolve(asked: Iterable[str], classes: int, runs: Path) -> list[Network]:
         parsed = names.parse(name)
         if parsed.family != "run":
             found.append(Network(plan.network(name), parsed.canonical, classes))
+            if parsed.family == "py":
+                own.check(parsed.canonical, classes, SIDE)
             continue
         run = record.find(runs, name)
         if run.result is None:

@@ -17,7 +17,7 @@ from ghostcli.recipe.digest import SEMANTICS, canonical, digest
 from ghostcli.recipe.models import KD, Recipe
 from ghostcli.records import record
 from ghostcli.records.record import RUN_ID
-from ghostcli.zoo import names
+from ghostcli.zoo import names, own
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ class Job:
         if not names.has_pretrained(self.student):
             del recipe["model"]["pretrained"]
         teachers = [[teacher.digest, teacher.seed] for teacher in self.teachers]
-        return {"semantics": SEMANTICS, "student": self.student, "recipe": recipe, "teachers": teachers}
+        found = {"semantics": SEMANTICS, "student": self.student, "recipe": recipe, "teachers": teachers}
+        return found | ({"source": own.checksum(self.student)} if names.is_own(self.student) else {})
 
     @cached_property
     def digest(self) -> str:
@@ -120,6 +121,8 @@ def network(name: str) -> str:
     parsed = names.parse(name)
     if parsed.family == "run":
         raise UsageError(f"{printable(name)}: a finished run can teach, but it is not trained again; name a model")
+    if parsed.family == "py":
+        own.trust(parsed.canonical)
     return parsed.canonical
 
 

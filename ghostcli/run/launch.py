@@ -31,6 +31,7 @@ from ghostcli.records.model import RunSetup, TeacherRun, dump
 from ghostcli.records.record import RUN_ID, RunRecord, RunWriter
 from ghostcli.records.storage import refuse_link
 from ghostcli.run import environment
+from ghostcli.zoo import names, own
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +86,8 @@ def prepare(plan: Plan, options: Options) -> torch.device:
             _require_same_images(record_of(job, options.runs), data)
             continue
         require_room(job.student, len(data.classes), device)
+        if names.is_own(job.student):
+            own.check(job.student, len(data.classes), data.train.pixels.shape[1])
         require_two_images(job, data)
         for teacher in job.teachers:
             run = record_of(teacher, options.runs)

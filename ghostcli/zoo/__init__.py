@@ -78,6 +78,10 @@ def build(
         from ghostcli.zoo.teachers import build_teacher
 
         return build_teacher(parsed.canonical, classes, pretrained)
+    if parsed.family == "py":
+        from ghostcli.zoo import own
+
+        return own.build(parsed.canonical, classes)
     if parsed.width is None:
         raise ValueError(f"{name} is a run: build its record's student, then load its weights")
     from ghostcli.zoo.ghost import ROWS, GhostNet

@@ -6,12 +6,14 @@ Invariant: no torch here, and `canonical(canonical(name)) == canonical(name)`.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Literal
 
 from ghostcli.errors import UsageError, nearest
 
-Family = Literal["gns", "gnd", "teacher", "timm", "run"]
+Family = Literal["gns", "gnd", "teacher", "timm", "run", "py"]
 
 #: The rows of the paper's Table I, in its order. Any other positive width of `gns` and `gnd` is as good.
 KNOWN: tuple[str, ...] = (
@@ -50,7 +52,7 @@ class Spec:
 
     `input_size` is the side in pixels the module enlarges its input to (None: it takes any size); `mean` and
     `std` are its own normalisation (None: the data set's); `note` is a sentence for the run record; `pretrained`
-    says whether it starts from ImageNet weights.
+    says whether it starts from ImageNet weights; `source` is the sha256 of the file of a user's own network.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Spec:
     std: tuple[float, float, float] | None = None
     note: str | None = None
     pretrained: bool = False
+    source: str | None = None
 
 
 def parse(name: str) -> ModelName:
@@ -70,13 +73,25 @@ def parse(name: str) -> ModelName:
             if name == f"{family}/":
                 raise UsageError(f"model '{name}': nothing follows the slash; type for example {example}.")
             return ModelName(name, family)
+    if name.startswith("py:"):
+        return _own(name)
     head, colon, width = name.partition(":")
     if head in _GHOSTS:
         return _ghost(name, head, width if colon else "1.0")
     if name in _TEACHERS:
         return ModelName(name, "teacher")
     hint = nearest(name.lower(), (*_GHOSTS, *KNOWN))
-    raise UsageError(f"model '{name}' is unknown.{hint} Also: gns:WIDTH, gnd:WIDTH, timm/NAME, run/ID.")
+    raise UsageError(
+        f"model '{name}' is unknown.{hint} Also: gns:WIDTH, gnd:WIDTH, timm/NAME, py:FILE.py:FUNCTION, run/ID."
+    )
+
+
+def _own(name: str) -> ModelName:
+    where, _, function = name.removeprefix("py:").rpartition(":")
+    module = all(part.isidentifier() for part in where.split("."))
+    if not function.isidentifier() or not (where.endswith(".py") or module):
+        raise UsageError(f"model '{name}': type py:path/to/file.py:function or py:package.module:function.")
+    return ModelName(f"py:{PurePath(where) if where.endswith('.py') else where}:{function}", "py")
 
 
 def _ghost(name: str, family: Literal["gns", "gnd"], text: str) -> ModelName:
@@ -99,8 +114,20 @@ def canonical(name: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A canonical name as part of a file name: `gns:1.3` -> `gns-1.3`, `timm/x` -> `timm-x`, without the + of 1e+20."""
+    """A canonical name as part of a file name: `gns:1.3` -> `gns-1.3`, `timm/x` -> `timm-x`, without the + of 1e+20.
+
+    Of a user's own network the file's name and the function's: `py:a/net.py:tiny` -> `py-net-tiny`.
+    """
+    if name.startswith("py:"):
+        where, _, function = name.removeprefix("py:").rpartition(":")
+        stem = PurePath(where).stem if where.endswith(".py") else where.rpartition(".")[2]
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", f"py-{stem[:24]}-{function[:24]}")
     return name.replace(":", "-").replace("/", "-").replace("e+", "e")
+
+
+def is_own(name: str) -> bool:
+    """Whether `name` is a user's own network."""
+    return name.startswith("py:")
 
 
 def is_ghost(name: str) -> bool:

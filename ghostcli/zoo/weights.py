@@ -12,6 +12,7 @@ from torch import nn
 from ghostcli import zoo
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.records import tensorfile
+from ghostcli.zoo import names, own
 from ghostcli.zoo.evaluate import Norm
 
 
@@ -35,6 +36,7 @@ def encode(model: nn.Module, norm: Norm, form: str = "train") -> bytes:
         "form": form,
         "mean": list(norm[0]),
         "std": list(norm[1]),
+        **({"source": spec.source} if spec.source else {}),
     }
     return tensorfile.encode(dict(model.state_dict()), meta)
 
@@ -58,9 +60,12 @@ def load(
         raise GhostError(f"{where}: holds {printable(name)}, not {model}; refused")
     if classes is not None and count != classes:
         raise GhostError(f"{where}: was trained for {count} classes, not {classes}; name a run on the same data")
+    own_network = names.is_own(name)
+    if own_network:
+        own.require_trusted(name, meta.get("source"))
     try:
         with torch.device("meta"):  # which takes no memory: a name or a class count must not ask for more than the file
-            parameters = zoo.count_parameters(zoo.build(name, count))
+            parameters = 0 if own_network else zoo.count_parameters(zoo.build(name, count))
         if parameters > 4 * sum(tensor.numel() for tensor in tensors.values()):
             raise ValueError(f"{parameters} parameters")
         network = zoo.build_deployed(name, count) if form == "deploy" else zoo.build(name, count)

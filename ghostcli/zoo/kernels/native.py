@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghostcli.zoo.kernels.pytorch import Step, pitch
+from ghostcli.zoo.own import cache_folder
 
 NAME = "c++"
 SOURCES = ("depthwise.cpp", "pointwise.cpp", "multiply.cpp")
@@ -28,12 +29,6 @@ HEADERS = ("vector.h",)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
 BUILD_SECONDS = 120
 INT, LONG = ctypes.c_int, ctypes.c_long
-
-
-def cache_folder() -> Path:
-    """`GHOST_CACHE`, else `ghost` in the user's cache folder."""
-    own = os.environ.get("GHOST_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ghost"
 
 
 def available() -> bool:

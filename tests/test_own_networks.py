@@ -1,0 +1,149 @@
+"""Anybody's networks by the command line: trained, teaching, loaded again; and every mistake told as the user's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ghostcli.zoo import own
+
+NET = """
+from torch import nn
+
+def tiny(classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, classes),
+    )
+
+def none(classes):
+    return {"classes": classes}
+
+def more(classes):
+    return tiny(classes + 1)
+
+def early(classes):
+    raise RuntimeError("no such width")
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.linear(x)
+
+def broken(classes):
+    return Broken()
+
+class Pair(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.net = tiny(classes)
+
+    def forward(self, x):
+        return self.net(x), x
+
+def pair(classes):
+    return Pair(classes)
+"""
+FEW = ("data.limit=60", "data.limit_test=40", "train.batch_size=20")
+TINY = ["--epochs", "1", "--device", "cpu", "--data", "digits", *[word for key in FEW for word in ("-s", key)]]
+
+
+@pytest.fixture
+def net(tmp_path, monkeypatch):
+    """`net.py` in the current folder; what this user has named before is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(own, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(own, "_TRUSTED", set())
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    file = tmp_path / "net.py"
+    file.write_text(NET)
+    return file
+
+
+def test_an_own_network_trains_teaches_and_loads_again(ghost, net, monkeypatch):
+    done = ghost("distill", "py:./net.py:tiny", "--student", "py:net.py:tiny", *TINY, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["student"] == "py:net.py:tiny" and result["run"].startswith("py-net-tiny-kd-")
+    assert result["teachers"] == ["py:net.py:tiny"]
+    chain = ["distill", f"run/{result['run']}", "--student", "gns:0.1", *TINY]
+    assert ghost(*chain).code == 0
+    assert ghost("check", *chain).code == 0
+
+    monkeypatch.setattr(own, "_TRUSTED", set())  # another process, which knows it from the cache
+    assert ghost("export", result["run"], "--out", "net.safetensors").code == 0
+    (net.parent / "cache" / "own-networks").unlink()
+    monkeypatch.setattr(own, "_TRUSTED", set())
+    told = ghost(*chain, "--no-resume")
+    assert told.code == 2 and "name it yourself" in told.err
+
+    net.write_text(NET + "\n# changed\n")
+    told = ghost(*chain, "--no-resume")
+    assert told.code == 2 and "the source has changed" in told.err and told.err.strip().count("\n") == 0
+    again = json.loads(ghost("train-teacher", "py:net.py:tiny", "--dry-run", "--json", *TINY).out)
+    assert again[0]["state"] == "trained"
+
+
+def test_the_source_is_part_of_the_id_and_the_spelling_of_the_path_is_not(ghost, net):
+    def planned(name):
+        return json.loads(ghost("train-teacher", name, "--dry-run", "--json").out)[0]["run"]
+
+    first = planned("py:net.py:tiny")
+    assert planned("py:./net.py:tiny") == first != planned("py:net.py:more")
+    net.write_text(NET.replace("8, 3, 2, 1", "9, 3, 2, 1"))
+    assert planned("py:net.py:tiny") != first
+
+
+def test_planning_imports_neither_torch_nor_the_users_code(net):
+    net.write_text("raise SystemExit('imported')")
+    code = (
+        "import sys; sys.argv = ['ghost', 'train-teacher', 'py:net.py:tiny', '--dry-run', '--json']\n"
+        "from ghostcli.cli import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=net.parent)
+    assert done.returncode == 0 and "py-net-tiny-plain" in done.stdout, done.stderr
+
+
+WRONG = {
+    "py:gone.py:tiny": "there is no file gone.py",
+    "py:net.py:tinny": "has no function tinny. Did you mean tiny?",
+    "py:net.py:none": "returned dict, not a torch.nn.Module",
+    "py:net.py:more": "forward returned shape [2, 11] for 2 images; logits must be [2, 10]",
+    "py:net.py:early": "early(10) raised RuntimeError: net.py:17: no such width",
+    "py:net.py:broken": "raised RuntimeError: net.py:25:",
+    "py:net.py:pair": "forward returned tuple",
+    "py:no_such_package.net:tiny": "there is no module no_such_package",
+    "py:bad.py:tiny": "importing it raised ModuleNotFoundError: bad.py:1: No module named 'not_there'",
+    "py:worse.py:tiny": "importing it raised SyntaxError: worse.py:1:",
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_mistake_in_the_users_code_is_one_line_that_says_so(ghost, net, name):
+    (net.parent / "bad.py").write_text("import not_there\n")
+    (net.parent / "worse.py").write_text("def tiny(:\n")
+    done = ghost("train-teacher", name, *TINY)
+    assert done.code == 2, done.err
+    assert f"your own network {name}: " in done.err and WRONG[name] in done.err
+    assert done.err.strip().count("\n") == 0 and "Traceback" not in done.err
+    assert not list((net.parent / "runs").glob("*/*"))
+
+
+@pytest.mark.parametrize("name", ["py:", "py:net.py", "py:net.py:", "py::tiny", "py:net.py:a b", "py:a/b:c"])
+def test_a_name_that_is_none_says_how_it_is_written(ghost, net, name):
+    done = ghost("train-teacher", name)
+    assert done.code == 2 and "py:path/to/file.py:function" in done.err
+
+
+def test_a_module_of_a_package_is_a_network_and_bench_measures_it(ghost, net):
+    (net.parent / "shop").mkdir()
+    (net.parent / "shop" / "__init__.py").write_text("")
+    net.rename(net.parent / "shop" / "nets.py")
+    done = ghost("train-teacher", "py:shop.nets:tiny", *TINY, "--json")
+    assert done.code == 0 and json.loads(done.out)["run"].startswith("py-nets-tiny-plain-"), done.err
