@@ -6,10 +6,10 @@ Invariant: a count depends on the network's shape and the image's size only, and
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ghostcli.errors import UsageError
 from ghostcli.zoo.branches import RepConv
@@ -37,30 +37,15 @@ def build_shapes(name: str, classes: int = 10) -> nn.Module:
 
 
 def count_macs(model: nn.Module, image: tuple[int, int, int] = (3, 32, 32)) -> int:
-    """Multiply-accumulates of the convolutions and linear layers for one image [C, H, W].
+    """Multiply-accumulates of the convolutions and linear layers for one image [C, H, W], by torch's own counter.
 
     A train form counts every branch, a deploy form its one convolution; biases, norms, pooling and
     activations count nothing, as is the custom.
     """
-    total = 0
-
-    def add(module: nn.Module, _: Any, output: Tensor) -> None:
-        nonlocal total
-        positions = output[0, 0].numel() if output.dim() == 4 else output[..., 0].numel()
-        total += positions * _per_position(module)
-
     shadow = copy.deepcopy(model).to("meta").eval()
     for module in shadow.modules():
-        if isinstance(module, RepConv | nn.Conv2d | nn.Linear):
-            module.register_forward_hook(add)
-    with torch.no_grad():
+        if isinstance(module, RepConv):
+            module.mode = "plain"
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.empty(1, *image, device="meta", dtype=next(shadow.parameters()).dtype))
-    return total
-
-
-def _per_position(module: nn.Module) -> int:
-    """MACs at one output position: every weight is used once."""
-    if isinstance(module, RepConv):
-        return module.weight.numel() + (module.scale_weight.numel() if module.has_scale else 0)
-    assert isinstance(module.weight, Tensor)
-    return module.weight.numel()
+    return counter.get_total_flops() // 2
