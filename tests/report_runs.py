@@ -6,19 +6,16 @@ import base64
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ghostcli.recipe import load
+from ghostcli.plan import Finished, Job
+from ghostcli.recipe import Recipe, digest, load
+from ghostcli.records.model import SEMANTICS
 
 PARAMETERS = {"gns:1.0": 483_554, "gns:2.8": 2_426_850, "gnd:1.0": 6_860_838}
-
-
-def digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def scores(
@@ -29,7 +26,7 @@ def scores(
     ease = np.random.default_rng(7).normal(size=n) + noise * np.random.default_rng(seed + 100).normal(size=n)
     right = np.argsort(np.argsort(-ease)) < round(n * accuracy / 100)
     choice = np.where(right, labels, (labels + 1 + np.arange(n) % (classes - 1)) % classes)
-    logits = np.random.default_rng(seed).normal(size=(n, classes))
+    logits = np.random.default_rng([seed, round(100 * accuracy)]).normal(size=(n, classes))
     logits[np.arange(n), choice] += 8 + ease - ease.min() / 2
     return logits.astype(np.float16), labels.astype(np.int64)
 
@@ -48,79 +45,131 @@ def write_run(
     epochs: int = 200,
     train_images: int = 50_000,
     limit: int | None = None,
-    distill: dict[str, Any] | None = None,
-    train: dict[str, Any] | None = None,
+    validation: int = 0,
     status: str = "done",
     error: str | None = None,
     predictions: bool = True,
     test_images: int = 1000,
     teacher_runs: tuple[str, ...] = (),
-    curve: int = 0,
     best: float | None = None,
-    softness: float | None = None,
+    best_epoch: int | None = None,
+    environment: dict[str, Any] | None = None,
     data_checksum: str | None = None,
+    sections: dict[str, dict[str, Any]] | None = None,
+    distill: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
     **result: Any,
 ) -> str:
-    """Write one run; returns its id. `result` overrides keys of result.json.
+    """Write one run; returns its id. `result` overrides keys of result.json, `sections` values of the recipe.
 
-    `best` is the accuracy of its best test epoch, which is not the last; `softness` what the teaching check
-    measured of its targets' entropy, as a fraction of log C.
+    `best` is the accuracy of its best test epoch, which is not the last.
     """
     recipe = shipped(family)
-    recipe["data"] |= {"name": data, "limit": limit, "shuffle": True, "validation": 0}
+    recipe["data"] |= {"name": data, "limit": limit, "validation": validation}
     recipe["train"] |= {"epochs": epochs, "batch_size": 256, "label_smoothing": 0.0, **(train or {})}
-    recipe["distill"] |= {"kind": "kd", "alpha": 0.5, "temperature": 1.0, "shuffle": True, **(distill or {})}
-    protocol = digest(data, limit, epochs, train or {}, train_images)
-    content = digest(
-        student, protocol, teachers, (distill or {}) if teachers else None, recipe_name if teachers else None
+    if (distill or {}).get("kind", "kd") != "kd":
+        recipe["distill"] = distill_defaults(distill["kind"])
+    recipe["distill"] |= {"alpha": 0.5, "temperature": 1.0, "shuffle": True, **(distill or {})}
+    for section, values in (sections or {}).items():
+        recipe[section] |= values
+    resolved = Recipe.model_validate(recipe)
+    described = taught_by(strategy, teachers, teacher_runs)
+    finished = tuple(
+        Finished(one["run"], one["network"], digest_of(runs, one["run"]), (*one["path"], one["network"]), 10)
+        for one in described
     )
-    run = f"{slug(student)}-{strategy}-{content[:8]}/s{seed}"
+    job = Job(student, seed, resolved, recipe_name or family, finished)
+    run = f"{slug(student)}-{strategy}-{job.digest[:8]}/s{seed}"
     folder = runs / run
     folder.mkdir(parents=True)
-    owner = {"pid": os.getpid(), "host": "elsewhere"}
-    (folder / "status.json").write_text(json.dumps({"status": status, "error": error, **owner}))
+    (folder / "status.json").write_text(json.dumps({"status": status, "error": error, "host": "elsewhere"}))
     setup = {
-        "schema": 2, "semantics": 1, "run": run, "student": student, "seed": seed, "strategy": strategy,
-        "teachers": taught_by(strategy, teachers, teacher_runs), "recipe_name": recipe_name or family,
-        "digest": content, "protocol": protocol, "recipe": recipe,
+        "schema": 2, "semantics": SEMANTICS, "run": run, "student": student, "seed": seed, "strategy": strategy,
+        "teachers": described, "recipe_name": recipe_name or family, "digest": job.digest, "protocol": job.protocol,
+        "command": [], "recipe": resolved.model_dump(mode="json"),
     }  # fmt: skip
     (folder / "recipe.json").write_text(json.dumps(setup))
     logits, labels = scores(accuracy, seed, test_images)
-    measured = 100 * float(np.mean(logits.argmax(1) == labels))
-    rows = [_epoch(i + 1, curve, measured) for i in range(curve)]
+    right = logits.argmax(1) == labels
+    measured = 100 * float(np.mean(right))
+    top = measured + 0.2 if best is None else best
+    best_epoch = best_epoch or max(1, epochs - 5)
+    rows = [_epoch(i + 1, epochs, measured) for i in range(epochs)]
+    rows[best_epoch - 1]["test"]["accuracy"] = top if best_epoch < epochs else measured
+    rows = [row if row["epoch"] in (best_epoch, epochs) else _at_most(row, min(top, measured)) for row in rows]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if status != "done":
         return run
-    check = [{"code": "near-one-hot", "level": "ok", "message": "soft", "figure": softness}] if softness else []
-    highest = measured + 0.2 if best is None else best
-    tops = {"last": measured, "best": highest, "best_epoch": max(1, epochs - 5)}
-    chosen = {"selected": measured, "selected_epoch": epochs, "selected_by": "last"}
+    tops = {"last": measured, "best": max(row["test"]["accuracy"] for row in rows), "best_epoch": best_epoch}
+    chosen = {"selected": measured, "selected_epoch": epochs, "selected_by": "validation" if validation else "last"}
     made = {
         "ghost": "0", "commit": None, "python": "3", "platform": "any", "torch": "2", "torchvision": "0", "numpy": "2",
         "device": "a CPU", "device_type": "cpu", "threads": 1, "kernel": "pytorch",
-        "data_checksum": data_checksum or digest(data, train_images),
+        "data_checksum": data_checksum or sha(data, train_images), **(environment or {}),
     }  # fmt: skip
-    content_of_result = {
-        **setup, "environment": made, "start": "kaiming", "parameters": PARAMETERS.get(student, 1_000_000),
-        "classes": 10, "train_images": train_images, "validation_images": 0, "test_images": test_images,
-        "epochs": epochs, "accuracy": {**tops, **chosen}, "nll": 0.31, "test": None,
-        "agreement": {t: 93.0 for t in teachers[-1:]}, "seconds": 4380.0, "train_seconds": 3600.0,
-        "teacher_seconds": 0.0, "check": check, "notes": [], **result,
-    }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(content_of_result))
+    files = {"model.safetensors": sha(run)}
     if predictions:
-        answer(folder, logits, labels)
+        np.savez(folder / "predictions.npz", logits=logits, labels=labels)
+        files["predictions.npz"] = hashlib.sha256((folder / "predictions.npz").read_bytes()).hexdigest()
+    content = {
+        **setup, "environment": made, "start": "kaiming", "parameters": PARAMETERS.get(student, 1_000_000),
+        "classes": 10, "train_images": train_images, "validation_images": validation, "test_images": test_images,
+        "epochs": epochs, "accuracy": {**tops, **chosen}, "nll": 0.31,
+        "test": answers(logits, labels) if predictions else None, "agreement": {t: 93.0 for t in teachers[-1:]},
+        "seconds": 4380.0, "train_seconds": 3600.0, "teacher_seconds": 0.0, "check": [], "notes": [], "files": files,
+        **result,
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(content))
+    edit(folder / "result.json")
     return run
 
 
+def answers(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """What result.json keeps of the test images."""
+    right = logits.argmax(1) == labels
+    exact = np.asarray(logits, dtype=np.float64)
+    shares = np.exp(exact - exact.max(1, keepdims=True))
+    sure = (shares / shares.sum(1, keepdims=True)).max(1)
+    parts = [(sure > k / 15) & (sure <= (k + 1) / 15) for k in range(15)]
+    ece = sum(abs(sure[part].sum() - right[part].sum()) for part in parts) / len(labels)
+    correct = base64.b64encode(np.packbits(right).tobytes()).decode()
+    return {"images": len(labels), "labels": sha(labels.tolist()), "correct": correct, "ece": float(ece)}
+
+
+def replace_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> None:
+    """Give a run other test logits and labels, and all that follows from them."""
+    np.savez(folder / "predictions.npz", logits=logits, labels=labels)
+    file = folder / "result.json"
+    files = json.loads(file.read_text())["files"]
+    files["predictions.npz"] = hashlib.sha256((folder / "predictions.npz").read_bytes()).hexdigest()
+    edit(file, test=answers(logits, labels), files=files)
+
+
+def edit(file: Path, seal: bool = True, **values: Any) -> None:
+    """Give keys of a result other values and, with `seal`, the checksum that fits them."""
+    content = json.loads(file.read_text()) | values
+    if seal:
+        content.pop("checksum", None)
+        content["checksum"] = digest(content)
+    file.write_text(json.dumps(content))
+
+
+def sha(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 @functools.cache
-def _shipped(family: str) -> str:
-    return load(family).recipe.model_dump_json()
+def _shipped(*named: str) -> str:
+    return load(named[0], named[1:]).recipe.model_dump_json()
 
 
 def shipped(family: str) -> dict[str, Any]:
-    """The recipe that a family ships, with the keys that every kind of teaching has."""
+    """The recipe that a family ships, as JSON values."""
     return json.loads(_shipped(family))
+
+
+def distill_defaults(kind: str) -> dict[str, Any]:
+    return json.loads(_shipped("paper", f"distill.kind={kind}"))["distill"]
 
 
 def slug(name: str) -> str:
@@ -129,32 +178,18 @@ def slug(name: str) -> str:
 
 def taught_by(strategy: str, teachers: tuple[str, ...], runs: tuple[str, ...]) -> list[dict[str, Any]]:
     """The teachers of a record: of a chain only the last, with the path that leads to it."""
+    path: list[str] = []
     if strategy in ("kd", "chain"):
         teachers, path = teachers[-1:], list(teachers[:-1])
-    else:
-        path = []
     runs = runs or tuple(f"{slug(name)}-plain-{i:08x}/s0" for i, name in enumerate(teachers))  # records that are gone
     pairs = zip(teachers, runs, strict=True)
     return [{"run": run, "network": name, "seed": 0, "path": path} for name, run in pairs]
 
 
-def answer(folder: Path, logits: np.ndarray, labels: np.ndarray) -> None:
-    """Put test logits and labels into a run: the file, and what its result says of them."""
-    np.savez(folder / "predictions.npz", logits=logits, labels=labels)
-    correct = base64.b64encode(np.packbits(logits.argmax(1) == labels).tobytes()).decode()
-    exact = np.asarray(logits, dtype=np.float64)
-    shares = np.exp(exact - exact.max(1, keepdims=True))
-    sure = (shares / shares.sum(1, keepdims=True)).max(1)
-    parts = [(sure > k / 15) & (sure <= (k + 1) / 15) for k in range(15)]
-    right = logits.argmax(1) == labels
-    ece = sum(abs(sure[part].sum() - right[part].sum()) for part in parts) / len(labels)
-    test = {"images": len(labels), "labels": digest(labels.tolist()), "correct": correct, "ece": float(ece)}
-    edit(folder / "result.json", test=test)
-
-
-def edit(file: Path, **values: Any) -> None:
-    """Give keys of a JSON file other values."""
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+def digest_of(runs: Path, run: str) -> str:
+    """The digest of a teacher's run, or one of its name where it has no record."""
+    file = runs / run / "recipe.json"
+    return json.loads(file.read_text())["digest"] if file.exists() else sha(run)
 
 
 def _epoch(epoch: int, epochs: int, final: float) -> dict[str, Any]:
@@ -167,6 +202,10 @@ def _epoch(epoch: int, epochs: int, final: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _at_most(row: dict[str, Any], most: float) -> dict[str, Any]:
+    return row | {"test": row["test"] | {"accuracy": min(most, row["test"]["accuracy"])}}
+
+
 CHAIN = ("resnet50", "resnet34", "resnet18")
 ENSEMBLE = ("resnet50", "densenet161", "vgg13", "inceptionv3")
 
@@ -176,14 +215,14 @@ def study(runs: Path, seeds: int = 3) -> Path:
     base = {"gns:1.0": 91.4, "gns:1.3": 92.4, "gns:1.6": 92.6, "gns:2.8": 93.9, "gnd:1.0": 91.2, "resnet18": 93.1}
     for student, accuracy in base.items():
         for seed in range(seeds):
-            write_run(runs, student, seed=seed, accuracy=accuracy + 0.1 * seed, curve=20)
-    resnet50 = write_run(runs, "resnet50", accuracy=93.7, curve=20)
+            write_run(runs, student, seed=seed, accuracy=accuracy + 0.1 * seed)
+    resnet50 = write_run(runs, "resnet50", accuracy=93.7)
     warned = [
         {"code": "near-one-hot", "level": "warn", "message": "soft targets at T = 1 hold 0.02 nats: near one-hot"}
     ]
     for seed in range(seeds):
         shift = 0.1 * seed
-        common = {"seed": seed, "check": warned, "curve": 20}
+        common = {"seed": seed, "check": warned}
         write_run(runs, "gns:1.0", "kd", ("resnet50",), accuracy=93.2 + shift, teacher_runs=(resnet50,), **common)
         write_run(runs, "gns:1.0", "kd", ("vgg13",), accuracy=91.5 + shift, **common)
         write_run(runs, "gns:1.0", "chain", CHAIN, accuracy=90.1 + shift, **common)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from report_runs import answer, scores, study, write_run
+from report_runs import replace_predictions, scores, study, write_run
+from test_report_tables import admitted, build
 from typer.testing import CliRunner
 
 from ghostcli.cli.plot import _width, learning_curves, plot
@@ -80,7 +81,7 @@ def test_curves_have_a_panel_a_student_and_the_baseline_in_grey() -> None:
 def test_two_families_have_a_panel_each_and_long_titles_keep_to_their_own(tmp_path: Path) -> None:
     """Trained apart, they were two grey lines of one name in one panel; a long title lay across its neighbour's."""
     for family, train in (("paper", {}), ("ghost", {"ema": 0.999}), ("ghost", {"ema": 0.999, "label_smoothing": 0.63})):
-        write_run(tmp_path, family=family, train=train, curve=3)
+        write_run(tmp_path, family=family, train=train)
     figure = learning_curves(record.scan(tmp_path), [])
     panels = [axes for axes in figure.axes if axes.axison]
     titles = sorted(axes.get_title(loc="left").replace("\n", " ") for axes in panels)
@@ -88,7 +89,7 @@ def test_two_families_have_a_panel_each_and_long_titles_keep_to_their_own(tmp_pa
     names = [f"GN-S 1.0x {family}: {about}" for family in ("ghost", "ghost", "paper")]
     assert titles == [names[0], f"{names[1]}, labels smoothed by 0.63", names[2]]
     assert [len(axes.lines) for axes in panels] == [1, 1, 1]
-    write_run(tmp_path, strategy="kd", teachers=("resnet18",), family="published", recipe_name="published/kd", curve=3)
+    write_run(tmp_path, strategy="kd", teachers=("resnet18",), family="published", recipe_name="published/kd")
     shared = learning_curves(record.scan(tmp_path), []).axes[0]
     assert "paper and published: " in shared.get_title(loc="left").replace("\n", " ") and len(shared.lines) == 2
     figure.draw_without_rendering()
@@ -97,7 +98,7 @@ def test_two_families_have_a_panel_each_and_long_titles_keep_to_their_own(tmp_pa
 
 
 def test_width_draws_the_printed_points_and_ours(runs: Path) -> None:
-    figure = figures.width([tables.build("I", record.scan(runs), f) for f in ("paper", "published")])
+    figure = figures.width([tables.build("I", admitted(runs), f) for f in ("paper", "published")])
     printed = figure.axes[0].lines[0]
     assert printed.get_xdata().tolist() == [1.0, 1.3, 1.6, 1.9, 2.2, 2.8, 3.4]
     assert printed.get_ydata()[5] == 93.94
@@ -123,19 +124,19 @@ def test_runs_that_have_no_place_beside_the_printed_ones_are_said_to_have_none(t
 def test_the_forest_shows_controls_hollow(tmp_path: Path) -> None:
     for seed in range(2):
         write_run(tmp_path, "gns:1.0", seed=seed, accuracy=91.0)
-        write_run(tmp_path, "gns:1.0", seed=seed, accuracy=92.0, train={"label_smoothing": 0.1})
+        write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), seed=seed, accuracy=92.0, distill={"blind": True})
         write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), seed=seed, accuracy=93.0)
-    figure = figures.forest([tables.build("II", record.scan(tmp_path), "paper")])
+    figure = figures.forest([build(tmp_path)])
     marks = {
         line.get_markerfacecolor(): line.get_xdata()[0] for line in figure.axes[0].lines if line.get_marker() == "o"
     }
     assert marks.pop("white") == pytest.approx(1.0, abs=0.05)
     assert list(marks.values()) == [pytest.approx(2.0, abs=0.05)]
-    assert "less its control" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "minus its control" in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_forest_shows_printed_and_ours(runs: Path) -> None:
-    table = tables.build("III", record.scan(runs), "paper")
+    table = build(runs, "III")
     axes = figures.forest([table]).axes[0]
     diamonds = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"]
     assert diamonds == [-0.77, -0.50, -0.13, -0.57]
@@ -225,7 +226,7 @@ def test_disagreement_on_the_embedded_digits(tmp_path: Path) -> None:
     student = write_run(tmp_path, "gns:1.0", "kd", ("resnet18",), accuracy=95, teacher_runs=(teacher,), **common)
     for run in record.scan(tmp_path):
         logits, _ = run.predictions()
-        answer(run.path, logits, labels)
+        replace_predictions(run.path, logits, labels)
     file = tmp_path / "figure.png"
     draw("disagree", student, "--runs", tmp_path, "--out", file)
     assert file.read_bytes().startswith(HEADS[".png"])

@@ -9,17 +9,21 @@ from pathlib import Path
 import pytest
 from report_runs import CHAIN, ENSEMBLE, edit, study, write_run
 
-from ghostcli.compare import groups as arms
 from ghostcli.compare import tables
+from ghostcli.compare.admission import Admitted, admit
 from ghostcli.compare.cost import costs
-from ghostcli.compare.tables import Options, Row, Table
+from ghostcli.compare.groups import cohorts, same_conditions
+from ghostcli.compare.rows import Options, Row, Table
 from ghostcli.records import record
-from ghostcli.render import formats
-from ghostcli.render import text_table as grid
+from ghostcli.render import data, text_table
 
 
 def build(runs: Path, name: str = "II", family: str = "paper", **options: object) -> Table:
-    return tables.build(name, record.scan(runs), family, Options(**options))
+    return tables.judged([tables.build(name, admitted(runs), family, Options(**options))])[0]
+
+
+def admitted(runs: Path) -> Admitted:
+    return admit(record.scan(runs))
 
 
 def row(table: Table, student: str, *teachers: str) -> Row:
@@ -36,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_runs_gives_every_row_with_its_command(tmp_path: Path) -> None:
-    assert tables.families(record.scan(tmp_path)) == ("paper",)
+    assert tables.families(admitted(tmp_path)) == ("paper",)
     table = build(tmp_path / "nowhere")
     assert [r.ours for r in table.rows] == [None] * 8
     assert table.rows[0].command == "ghost distill resnet18 --student gns:1.0"
@@ -79,7 +83,7 @@ def test_an_ensemble_is_a_set_and_a_chain_a_path(runs: Path, tmp_path: Path) -> 
 
 
 def test_published_borrows_the_papers_baselines_of_equal_protocol(runs: Path) -> None:
-    assert tables.families(record.scan(runs)) == ("paper", "published")
+    assert tables.families(admitted(runs)) == ("paper", "published")
     table = build(runs, "III", "published")
     found = row(table, "gns:1.0", *CHAIN)
     assert found.delta.mean == pytest.approx(found.ours.mean - row(build(runs, "I"), "gns:1.0").ours.mean)
@@ -124,7 +128,7 @@ def test_the_largest_budget_up_to_the_papers_is_shown_then_the_fullest(tmp_path:
     write_run(tmp_path, "gns:1.0", epochs=800)  # a lone longer baseline displaces nothing
     write_run(tmp_path, "gns:1.6", epochs=100)
     table = build(tmp_path, "I")
-    assert (table.group.about.epochs, len(table.filled)) == (200, 2)
+    assert (table.cohort.about.epochs, len(table.filled)) == (200, 2)
     assert sum(reasons(table).values()) == 2
 
 
@@ -144,7 +148,7 @@ def test_most_seeds_stand_for_a_ghost_row(tmp_path: Path) -> None:
         write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), seed=seed, accuracy=93.0, **settings)
     table = build(tmp_path, family="ghost")
     assert row(table, "gns:1.0", "vgg13").ours.n == 2
-    assert row(table, "gns:1.0", "vgg13").arm.setting == "dkd T=4"
+    assert row(table, "gns:1.0", "vgg13").group.setting == "dkd T=4"
 
 
 def test_the_metric_is_the_selected_epoch_unless_the_papers_is_asked_for(tmp_path: Path) -> None:
@@ -170,11 +174,9 @@ def test_predictions_of_the_last_epoch_say_nothing_of_the_best(tmp_path: Path) -
 
 def test_one_seed_has_no_interval_at_its_best_epoch_unless_that_is_the_last(tmp_path: Path) -> None:
     for best_epoch, runs in ((150, tmp_path / "a"), (200, tmp_path / "b")):
-        accuracy = {"selected": 90.0, "selected_epoch": 200, "last": 90.0, "best": 90.0, "best_epoch": best_epoch}
-        write_run(runs, "gns:1.0", accuracy=90.0)
-        write_run(runs, "gns:1.0", "kd", ("vgg13",), accuracy=90.0)
-        for file in runs.glob("*/s0/result.json"):
-            file.write_text(json.dumps(json.loads(file.read_text()) | {"accuracy": accuracy}))
+        top = {"accuracy": 90.0, "best": 90.0, "best_epoch": best_epoch}
+        write_run(runs, "gns:1.0", **top)
+        write_run(runs, "gns:1.0", "kd", ("vgg13",), **top)
     apart, same = (row(build(tmp_path / n, metric="best"), "gns:1.0", "vgg13").delta for n in "ab")
     assert (apart.low, apart.p) == (None, None)
     assert same.covers == "test images only"
@@ -214,14 +216,6 @@ def test_a_wider_margin_makes_rows_equivalent(runs: Path) -> None:
     assert row(build(runs, margin=1.0), "gns:1.0", "vgg13").verdict == "equivalent"
 
 
-def test_without_predictions_a_single_seed_says_nothing(tmp_path: Path) -> None:
-    write_run(tmp_path, "gns:1.0", predictions=False)
-    write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), accuracy=95.0)
-    found = row(build(tmp_path), "gns:1.0", "vgg13")
-    assert (found.delta.low, found.verdict) == (None, None)
-    assert found.delta.mean == pytest.approx(4.0)
-
-
 def test_a_missing_baseline_names_its_command(tmp_path: Path) -> None:
     write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), epochs=7)
     found = row(build(tmp_path), "gns:1.0", "vgg13")
@@ -236,48 +230,34 @@ def test_commands_of_empty_rows_join_the_group_that_is_shown(tmp_path: Path) -> 
 
 
 def test_also_run_shows_what_the_paper_has_no_row_for(runs: Path) -> None:
-    records = record.scan(runs)
-    shown = [tables.build(name, records, f) for f in tables.families(records) for name in ("I", "II", "III", "IV")]
-    besides = tables.also_run(records, shown)
-    found = {(r.student, r.strategy, r.arm.setting) for r in besides.rows}
-    assert found == {("gns:0.5", "kd", "dkd"), ("gns:1.0", "kd", "T=4")}
-    known = {run.id for table in shown for r in table.filled for run in r.arm.runs}
-    known |= {run.id for r in besides.rows for run in r.arm.runs}
+    found = admitted(runs)
+    shown = [tables.build(name, found, f) for f in tables.families(found) for name in ("I", "II", "III", "IV")]
+    besides = tables.also_run(found, shown)
+    rows = {(r.student, r.strategy, r.group.setting) for r in besides.rows}
+    assert rows == {("gns:0.5", "kd", "dkd"), ("gns:1.0", "kd", "T=4")}
+    known = {run.id for table in shown for r in table.filled for run in r.group.runs}
+    known |= {run.id for r in besides.rows for run in r.group.runs}
     known |= {out.run for table in (*shown, besides) for out in table.left_out}
-    assert known == {run.id for run in records}  # nothing is invisible
+    assert known == {run.id for run in record.scan(runs)}  # nothing is invisible
 
 
 def test_also_run_of_other_data_has_its_own_baseline(tmp_path: Path) -> None:
     for strategy, teachers in (("plain", ()), ("kd", ("resnet18",)), ("dense", ("resnet50", "resnet18"))):
         write_run(tmp_path, "gns:1.0", strategy, teachers, data="digits", family="smoke", accuracy=95.0)
-    records = record.scan(tmp_path)
-    shown = [tables.build(name, records, "paper") for name in ("I", "II", "III", "IV")]
+    found = admitted(tmp_path)
+    shown = [tables.build(name, found, "paper") for name in ("I", "II", "III", "IV")]
     assert not any(table.filled for table in shown)
-    besides = tables.also_run(records, shown)
+    besides = tables.also_run(found, shown)
     assert [r.delta is not None for r in besides.rows] == [False, True, True]
-    assert tables.also_run(record.scan(tmp_path / "none"), shown) is None
-
-
-def test_seeds_found_twice_count_once(tmp_path: Path) -> None:
-    write_run(tmp_path, "gns:1.0", seed=0, accuracy=90.0)
-    write_run(tmp_path, "gns:1.0", seed=1, accuracy=91.0)
-    first = next(run for run in record.scan(tmp_path) if run.id.endswith("s0"))
-    twin = first.path.parent.with_name("gns-1.0-plain-00000000") / "s0"  # the same work under another digest
-    twin.mkdir(parents=True)
-    for file in first.path.iterdir():
-        (twin / file.name).write_bytes(file.read_bytes())
-    assert row(build(tmp_path, "I"), "gns:1.0").ours.n == 2
+    assert tables.also_run(admitted(tmp_path / "none"), shown) is None
 
 
 def test_damaged_runs_are_left_out_by_name(tmp_path: Path) -> None:
     broken = write_run(tmp_path, "gns:1.0")
     (tmp_path / broken / "result.json").write_text("{")
-    nan = write_run(tmp_path, "gns:1.3")
-    file = tmp_path / nan / "result.json"
-    result = json.loads(file.read_text())
-    result["accuracy"]["selected"] = float("nan")
-    file.write_text(json.dumps(result))
-    assert reasons(build(tmp_path, "I")) == {"result.json is damaged": 1, "non-finite": 1}
+    gone = write_run(tmp_path, "gns:1.3")
+    (tmp_path / gone / "result.json").unlink()
+    assert reasons(build(tmp_path, "I")) == {"result.json is damaged": 1, "its files are incomplete": 1}
 
 
 @pytest.mark.parametrize(
@@ -285,8 +265,7 @@ def test_damaged_runs_are_left_out_by_name(tmp_path: Path) -> None:
     [("student", None), ("epochs", "many"), ("accuracy", []), ("teachers", 3), ("recipe", {"family": "x"})],
 )
 def test_results_that_hold_nonsense_are_left_out(key: str, value: object, tmp_path: Path) -> None:
-    file = tmp_path / write_run(tmp_path, "gns:1.0") / "result.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    edit(tmp_path / write_run(tmp_path, "gns:1.0") / "result.json", **{key: value})
     (reason,) = reasons(build(tmp_path, "I"))
     assert reason.startswith(f"result.json is damaged at {key}")
 
@@ -330,8 +309,8 @@ def test_filling_a_table_costs_what_a_live_teacher_costs(tmp_path: Path) -> None
 def test_agreement_is_of_the_teachers_that_could_be_asked(tmp_path: Path) -> None:
     by_id = {"gns-1.0-plain-0000aaaa/s0": 90.0, "gns-1.0-plain-0000aaaa/s1": 92.0, "resnet18": None}
     write_run(tmp_path, "gns:1.0", "ensemble", ("gns:1.0", "gns:1.0", "resnet18"), agreement=by_id)
-    (arm,) = arms.groups(record.scan(tmp_path))[0].arms
-    assert arm.agreement == {name: percent for name, percent in by_id.items() if percent}
+    (group,) = cohorts(record.scan(tmp_path))[0].groups
+    assert group.agreement == {name: percent for name, percent in by_id.items() if percent}
 
 
 def test_dense_teachers_count_once(tmp_path: Path) -> None:
@@ -358,36 +337,23 @@ def test_an_equal_budget_baseline_has_seen_as_many_images(tmp_path: Path) -> Non
 def test_an_equal_budget_baseline_may_fold_or_not(tmp_path: Path) -> None:
     top = write_run(tmp_path, "resnet18")
     write_run(tmp_path, "gns:1.0", "kd", ("resnet18",), accuracy=92.0, teacher_runs=(top,))
-    longer = write_run(tmp_path, "gns:1.0", accuracy=93.0, epochs=400)
-    file = tmp_path / longer / "result.json"
-    content = json.loads(file.read_text())
-    content["recipe"]["engine"] = {"branches": "plain"}
-    file.write_text(json.dumps(content))
+    write_run(tmp_path, "gns:1.0", accuracy=93.0, epochs=400, sections={"engine": {"branches": "plain"}})
     assert row(build(tmp_path, equal_budget=True), "gns:1.0", "resnet18").delta.mean == pytest.approx(-1.0)
-
-
-def test_predictions_that_do_not_fit_their_labels_are_none(tmp_path: Path) -> None:
-    write_run(tmp_path, "gns:1.0", accuracy=90.0)
-    torn = tmp_path / write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), accuracy=92.0)
-    test = json.loads((torn / "result.json").read_text())["test"]
-    edit(torn / "result.json", test=test | {"images": 7})
-    found = row(build(tmp_path), "gns:1.0", "vgg13")
-    assert (found.delta.mean, found.delta.low) == (pytest.approx(2.0), None)
 
 
 def test_a_result_without_what_no_comparison_needs_is_shown(tmp_path: Path) -> None:
     for run in (write_run(tmp_path, "gns:1.0"), write_run(tmp_path, "gns:0.5", "kd", ("vgg13",))):
         file = tmp_path / run / "result.json"
         content = json.loads(file.read_text())
-        file.write_text(
-            json.dumps({k: v for k, v in content.items() if k not in ("notes", "agreement", "check", "nll")})
-        )
+        bare = {key: value for key, value in content.items() if key not in ("notes", "agreement", "check", "nll")}
+        file.write_text(json.dumps(bare))
+        edit(file)
     table = build(tmp_path, "I")
     assert row(table, "gns:1.0").ours.n == 1
-    besides = tables.also_run(record.scan(tmp_path), [table])
+    besides = tables.also_run(admitted(tmp_path), [table])
     assert [r.student for r in besides.rows] == ["gns:0.5"]
-    assert grid.grid(besides).rows
-    assert formats.objects(besides)["rows"][0]["kind"] == "kd"
+    assert text_table.results(besides).rows
+    assert data.objects(besides)["rows"][0]["kind"] == "kd"
 
 
 def test_predictions_of_other_images_are_not_paired(tmp_path: Path) -> None:
@@ -396,10 +362,9 @@ def test_predictions_of_other_images_are_not_paired(tmp_path: Path) -> None:
     assert row(build(tmp_path), "gns:1.0", "vgg13").delta.low is None
 
 
-def test_groups_keep_arms_of_one_digest_together(runs: Path) -> None:
-    good, _ = arms.finished(record.scan(runs))
-    for group in arms.groups(good):
-        assert len({arms.same_conditions(run.result) for arm in group.arms for run in arm.runs}) == 1
-        for arm in group.arms:
-            seeds = [run.result.seed for run in arm.runs]
+def test_the_groups_of_a_cohort_share_their_conditions(runs: Path) -> None:
+    for cohort in cohorts(admitted(runs).runs):
+        assert len({same_conditions(run.result) for group in cohort.groups for run in group.runs}) == 1
+        for group in cohort.groups:
+            seeds = [run.result.seed for run in group.runs]
             assert seeds == sorted(set(seeds))

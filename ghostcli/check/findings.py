@@ -308,7 +308,7 @@ def softness(seen: Sample, recipe: Recipe) -> Finding:
     smoothing = losses.matched_smoothing(nats, seen.told.shape[-1])
     said = (
         f"soft targets at T = {distill.temperature:g} have {nats:.3f} nats, {100 * share:.1f} % of log C, "
-        f"as labels smoothed by {smoothing:.3f} (the control: train-teacher -s train.label_smoothing={smoothing:.3f})"
+        f"as labels smoothed by {smoothing:.3f}"
     )
     if not share < NEAR_ONE_HOT:
         return ok("near-one-hot", said, share)

@@ -17,6 +17,7 @@ from ghostcli.cli.options import Common
 from ghostcli.errors import UsageError, printable
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe import load
+from ghostcli.recipe.diff import config_diff
 from ghostcli.recipe.models import Recipe
 from ghostcli.run import launch
 
@@ -101,14 +102,11 @@ def _ancestors(job: Job) -> list[Job | Finished]:
 
 def _settings(job: Job, base: Recipe) -> list[str]:
     """The overrides that lead from `base` to the job's recipe."""
-    mine, theirs = (recipe.model_dump(mode="json", exclude={"family", "summary"}) for recipe in (job.recipe, base))
-    if not job.taught:
-        mine["distill"] = theirs["distill"]
+    diff = config_diff(job.recipe, base)
     words: list[str] = []
-    for section, keys in mine.items():
-        for key, value in keys.items():
-            if value != theirs[section].get(key):
-                words += ["-s", f"{section}.{key}={_typed(value)}"]
+    for key, (value, _) in diff.items():
+        if job.taught or not key.startswith("distill."):
+            words += ["-s", f"{key}={_typed(value)}"]
     return words
 
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from ghostcli.compare.groups import Arm, Group
-    from ghostcli.compare.tables import Table
+    from ghostcli.compare.admission import Admitted
+    from ghostcli.compare.groups import Cohort, RunGroup
+    from ghostcli.compare.rows import Table
     from ghostcli.records.record import RunRecord
     from ghostcli.render.figures import Curve
 
@@ -81,13 +82,14 @@ def learning_curves(
     records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None = None, cost: str = ""
 ) -> Figure:
     """Test accuracy by epoch of the chosen runs (none: all that fit), beside their students' untaught runs."""
-    from ghostcli.compare import groups as arms
+    from ghostcli.compare.admission import admit
+    from ghostcli.compare.groups import cohorts
     from ghostcli.render import figures
 
-    good, _ = arms.finished(records)
-    groups = arms.groups([run for run in good if family in (None, run.result.family)])
+    good = admit(records).runs
     ids = {run.id for run in chosen}
-    found = [curve for group in groups for curve in _of_group(group, ids)]
+    shown = cohorts([run for run in good if family in (None, run.setup.family)])
+    found = [curve for cohort in shown for curve in _of_cohort(cohort, ids)]
     finished = {run.id for run in good}
     found += [
         figures.Curve(run.id.partition("/")[0], f"{run.id} ({run.status})", accuracy)
@@ -97,23 +99,23 @@ def learning_curves(
     return figures.curves(found)
 
 
-def _of_group(group: Group, ids: set[str]) -> list[Curve]:
+def _of_cohort(cohort: Cohort, ids: set[str]) -> list[Curve]:
     """The curves of the runs in `ids` (none: of every taught student) and of their baselines."""
     from ghostcli.paper import label
     from ghostcli.render.figures import Curve
 
-    named = {arm: [run for run in arm.runs if run.id in ids] for arm in group.arms}
-    students = {arm.student for arm in group.arms if (named[arm] if ids else arm.teachers)}
+    named = {group: [run for run in group.runs if run.id in ids] for group in cohort.groups}
+    students = {group.student for group in cohort.groups if (named[group] if ids else group.teachers)}
     if not ids and not students:
-        students = {arm.student for arm in group.arms}
+        students = {group.student for group in cohort.groups}
     found = []
-    for arm in group.arms:
-        runs = named[arm] or (arm.runs if not (ids and arm.teachers) else [])
-        accuracy = _accuracies(runs) if arm.student in students else None
+    for group in cohort.groups:
+        runs = named[group] or (group.runs if not (ids and group.teachers) else [])
+        accuracy = _accuracies(runs) if group.student in students else None
         if accuracy is not None:
-            name = _taught_by(arm) if arm.teachers else "alone"
-            panel = f"{label(arm.student)}\n{group.families}: {group.describe()}"
-            found.append(Curve(panel, name, accuracy, baseline=not arm.teachers))
+            name = _taught_by(group) if group.teachers else "alone"
+            panel = f"{label(group.student)}\n{cohort.families}: {cohort.describe()}"
+            found.append(Curve(panel, name, accuracy, baseline=not group.teachers))
     return found
 
 
@@ -126,30 +128,27 @@ def _accuracies(runs: Sequence[RunRecord]) -> np.ndarray | None:
     return np.array([curve[:epochs] for curve in curves]) if epochs else None
 
 
-def _taught_by(arm: Arm) -> str:
-    """Teachers and their way in few words: a legend has little room."""
+def _taught_by(group: RunGroup) -> str:
+    """Teachers and method in few words: a legend has little room."""
     from ghostcli.paper import label
 
-    if len(arm.teachers) == 1:
-        return f"{label(arm.teachers[0])}, {arm.how}"
-    if arm.way.startswith("born-again"):
-        return f"{arm.how}, generation {len(arm.teachers)}"
-    return f"{arm.how}, " + (
-        f"{len(arm.teachers)} teachers"
-        if arm.strategy in ("ensemble", "adaptive")
-        else f"from {label(arm.teachers[0])}"
-    )
+    if len(group.teachers) == 1:
+        return f"{label(group.teachers[0])}, {group.how}"
+    if group.method.startswith("born-again"):
+        return f"{group.how}, generation {len(group.teachers)}"
+    several = group.strategy in ("ensemble", "adaptive")
+    return f"{group.how}, " + (f"{len(group.teachers)} teachers" if several else f"from {label(group.teachers[0])}")
 
 
 def _width(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
     from ghostcli.compare import tables
+    from ghostcli.compare.admission import admit
     from ghostcli.render import figures
 
-    if chosen:
-        records = chosen
-    families = (family,) if family else tables.families(records)
-    found = [_with_group(tables.build("I", records, f), records) for f in families]
-    if (family or records) and not any(table.group for table in found):
+    admitted = admit(chosen or records)
+    families = (family,) if family else tables.families(admitted)
+    found = [_with_cohort(tables.build("I", admitted, f), admitted) for f in families]
+    if (family or admitted.runs) and not any(table.cohort for table in found):
         under = f" under {family}" if family else ""
         recipe = f" --recipe {family}" if family not in (None, "paper") else ""
         raise UsageError(
@@ -159,55 +158,56 @@ def _width(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: st
     return figures.width(found)
 
 
-def _with_group(table: Table, records: Sequence[RunRecord]) -> Table:
+def _with_cohort(table: Table, admitted: Admitted) -> Table:
     """Table I with the runs of widths that it does not print, where it has no others."""
     from dataclasses import replace
 
-    from ghostcli.compare import groups as arms
+    from ghostcli.compare.groups import cohorts, largest, of_family
     from ghostcli.render import figures
 
-    if table.group is not None:
+    if table.cohort is not None:
         return table
-    good = arms.of_family(arms.finished(records)[0], table.family)
-    groups = [group for group in arms.groups(good) if group.about.data == paper().source.data]
 
-    def widths(group: Group) -> int:
-        return sum(figures.untaught_small(arm) for arm in group.arms)
+    def widths(cohort: Cohort) -> int:
+        return sum(figures.untaught_small(group) for group in cohort.groups)
 
-    return replace(table, group=arms.largest([group for group in groups if widths(group)], widths))
+    found = cohorts(of_family(admitted.runs, table.family))
+    fitting = [cohort for cohort in found if cohort.about.data == paper().source.data and widths(cohort)]
+    return replace(table, cohort=largest(fitting, widths))
 
 
 def _front(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
-    from ghostcli.compare import groups as arms
-    from ghostcli.compare.cost import costs, of_arm
+    from ghostcli.compare.admission import admit
+    from ghostcli.compare.cost import costs, of_group
+    from ghostcli.compare.groups import cohorts
     from ghostcli.paper import label
     from ghostcli.render import figures
 
-    good, _ = arms.finished(chosen or records)
-    good = [run for run in good if family in (None, run.result.family)]
-    groups = arms.groups(good)
-    if not groups:
+    found = cohorts([run for run in admit(chosen or records).runs if family in (None, run.setup.family)])
+    if not found:
         raise UsageError("plot front: there is no finished run to draw; `ghost runs list` shows what there is")
-    # Accuracies on different images or budgets share no axis: the group with the most to show is drawn.
-    group = max(groups, key=lambda group: (len(group.arms), group.budget))
+    # Accuracies on different images or budgets share no axis: the cohort with the most to show is drawn.
+    cohort = max(found, key=lambda one: (len(one.groups), one.budget))
     known = costs(records)
     points = []
-    for arm in group.arms:
-        ours = arm.summary()
-        spent = of_arm(arm, known).full if cost == "hours" else arm.about.parameters / 1e6
-        points.append(figures.Point(label(arm.student), spent, ours.mean, ours.sd, arm.way))
+    for group in cohort.groups:
+        ours = group.summary()
+        spent = of_group(group, known).full if cost == "hours" else group.about.parameters / 1e6
+        points.append(figures.Point(label(group.student), spent, ours.mean, ours.sd, group.method))
     axis = "Training hours, teachers included" if cost == "hours" else "Parameters, training form (millions)"
-    return figures.front(points, axis, f"{group.families}: {group.describe()}")
+    return figures.front(points, axis, f"{cohort.families}: {cohort.describe()}")
 
 
 def _forest(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
     from ghostcli.compare import tables
+    from ghostcli.compare.admission import admit
     from ghostcli.render import figures
 
-    families = (family,) if family else tables.families(records)
-    built = [tables.build(t.name, records, f) for f in families for t in paper().tables]
-    besides = tables.also_run(records, built, only=(family,) if family else FAMILIES)
-    shown = [*built, besides] if besides else built
+    admitted = admit(records)
+    families = (family,) if family else tables.families(admitted)
+    built = [tables.build(t.name, admitted, f) for f in families for t in paper().tables]
+    besides = tables.also_run(admitted, built, only=(family,) if family else FAMILIES)
+    shown = tables.judged([*built, besides] if besides else built)
     if chosen:
         ids = {run.id for run in chosen}
         shown = [tables.only(table, ids) for table in shown]
@@ -239,11 +239,11 @@ def _disagree(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family:
     run = _one(chosen, "disagree")
     logits, labels = _predictions(run)
     known = {record.id: record for record in records}
-    teachers = [known[t.run] for t in (run.setup.teachers if run.setup else ()) if t.run in known]
+    teachers = [known[teacher.run] for teacher in run.setup.teachers if teacher.run in known] if run.setup else []
     if not teachers:
         raise UsageError(f"plot disagree: {run.id} has no teacher among these runs; name a taught run")
     taught = [_predictions(teacher) for teacher in teachers]
-    data = load(run.result.recipe.data)
+    data = load(run.setup.recipe.data)
     if not all(np.array_equal(labels, theirs) for _, theirs in taught) or data.checksum != run.result.data_checksum:
         raise UsageError(
             f"plot disagree: {run.id}, its teacher and {data.name} as it lies here are not of the same images"

@@ -10,8 +10,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,8 +27,7 @@ from ghostcli.recipe.models import FEW_STEPS
 from ghostcli.records import record
 from ghostcli.run import launch
 from ghostcli.run.estimate import DONE, Cost, Rates, costs, epochs_of, hours, sizes, space
-from ghostcli.run.study import Outcome, Study, carry_out, settings, smoothed, study
-from ghostcli.run.study import controls as planned_controls
+from ghostcli.run.study import Outcome, Study, carry_out, settings, study
 
 #: Seconds of work that a person at a terminal is asked about first.
 LONG = 600
@@ -55,7 +53,7 @@ def reproduce(
     device: Device = "auto",
     dry_run: DryRun = False,
     controls: Annotated[
-        bool, typer.Option("--controls", help="Then each student alone on labels as soft as its teachers' targets.")
+        bool, typer.Option("--controls", help="Also every taught row with image-blind teachers.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before hours of work.")] = False,
     as_json: Json = False,
@@ -64,11 +62,11 @@ def reproduce(
 
     ghost reproduce I II III IV --family paper --seeds 3        ghost reproduce all --limit 2000 --epochs 2
 
-    Finished runs are found, unfinished ones go on. Smaller images or epochs are said in the tables. --controls adds
-    what a gain by teaching must beat: soft labels without any teacher, planned once their softness is measured.
+    Finished runs are found, and unfinished ones go on. Smaller images or epochs are said in the tables. --controls
+    adds what a gain by teaching must beat: the same training with teachers that say nothing about the image.
     """
     chosen = [*settings(quoted(data) if data is not None else None, limit, epochs), *overrides]
-    todo = study(tables, family, seeds, chosen, skip, runs)
+    todo = study(tables, family, seeds, chosen, skip, runs, controls)
     with signals.handled():
         from ghostcli.engine.device import pick
 
@@ -76,29 +74,20 @@ def reproduce(
         expected = costs(todo.plan, rates, runs)
         if dry_run:
             _show_plan(todo, expected, runs, jobs, as_json)
-            if controls and not as_json:
-                typer.echo(_controls_to_come(todo, rates, runs)[0])
             return
         _announce(todo, expected, runs, jobs)
         total = sum(cost.seconds for cost in expected.values())
-        if controls:
-            line, more = _controls_to_come(todo, rates, runs)
-            console.print(line, markup=False)
-            total += more
         if total > LONG and not yes and sys.stdin.isatty() and not typer.confirm("Go ahead?", err=True):
             raise typer.Exit
         if total > DAY and not yes and not sys.stdin.isatty():
             raise UsageError(f"about {hours(total)} of work, and nobody here to ask: add --yes to begin it")
         options = launch.Options(runs, device, jobs=jobs, command=words())
         failed = _run(todo, options, expected, as_json)
-        if controls:
-            todo = replace(todo, controls=planned_controls(todo, runs))
-            failed += _run_controls(todo, options, rates, as_json)
     if as_json:
         typer.echo(json.dumps(_result(todo, runs), indent=1, ensure_ascii=False, allow_nan=False))
     if failed:
         first = failed[0]
-        error = GhostError(f"{len(failed)} of {len(todo.jobs)} runs failed, first {first.job.id}: {first.error}")
+        error = GhostError(f"{len(failed)} of {len(todo.plan.jobs)} runs failed, first {first.job.id}: {first.error}")
         error.exit_code = first.error.exit_code if first.error else 1
         raise error
 
@@ -126,20 +115,6 @@ def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet:
     return failed
 
 
-def _run_controls(todo: Study, options: launch.Options, rates: Rates, quiet: bool) -> list[Outcome]:
-    """Carry the controls out, and print (unless `quiet`) the tables with them."""
-    graph = Plan(todo.controls, todo.controls)
-    expected = costs(graph, rates, options.runs)
-    left = [cost for cost in expected.values() if cost.basis != DONE]
-    about = hours(sum(cost.seconds for cost in left))
-    console.print(f"Controls: {_runs(len(graph.jobs))}; {len(left)} to make, about {about}", markup=False)
-    failed = [outcome for outcome in _told(todo, graph, options, expected) if outcome.error is not None]
-    if not quiet:
-        for table in dict.fromkeys(planned.row.table if _printed_data(todo) else "" for planned in todo.taught):
-            _print_table(todo, table, options.runs)
-    return failed
-
-
 def _told(todo: Study, graph: Plan, options: launch.Options, expected: dict[str, Cost]) -> Iterator[Outcome]:
     """The outcomes of a graph as they come, each with its line on stderr."""
     left = sum(cost.seconds for cost in expected.values())
@@ -152,20 +127,6 @@ def _told(todo: Study, graph: Plan, options: launch.Options, expected: dict[str,
             about = f", about {hours(left)} left" if left > 1 else ""
             console.print(f"{_reached(todo, job, options.runs)} ({count} of {len(graph.jobs)}{about})", markup=False)
         yield outcome
-
-
-def _controls_to_come(todo: Study, rates: Rates, runs: Path) -> tuple[str, float]:
-    """What is known of the controls before the check has measured anything: how many at most, and about how long."""
-    from ghostcli.compare.control import CUSTOMARY
-
-    each = [tuple(smoothed(planned.baselines, CUSTOMARY)) for planned in todo.taught]
-    seconds = sum(cost.seconds for jobs in each for cost in costs(Plan(jobs, jobs), rates, runs).values())
-    count = sum(map(len, each))
-    return f"Controls: {_runs(count)} at most, about {hours(seconds)}; planned when the targets are measured", seconds
-
-
-def _runs(count: int) -> str:
-    return f"{count} run" + "s" * (count != 1)
 
 
 def _reached(todo: Study, job: Job, runs: Path) -> str:
@@ -299,17 +260,19 @@ def _planned(todo: Study, job: Job, cost: Cost, runs: Path) -> dict[str, Any]:
     }
 
 
-def _tables(todo: Study, names: Sequence[str], runs: Path) -> list[Any]:
-    """The report's tables, from this plan's runs alone; what stands for no printed row comes last."""
+def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
+    """The report's tables, from this plan's runs alone; what fills no printed row comes last."""
     from ghostcli.compare import tables
+    from ghostcli.compare.admission import admit
+    from ghostcli.compare.rows import Options
 
-    records = [launch.record_of(job, runs) for job in todo.jobs]
-    records = [record for record in records if record.status != "absent"]
-    options = tables.Options(runs=runs)
+    records = [launch.record_of(job, runs) for job in todo.plan.jobs]
+    admitted = admit(record for record in records if record.status != "absent")
+    options = Options(runs=runs)
     if _printed_data(todo):
-        return [tables.build(name, records, todo.family, options) for name in names]
-    besides = tables.also_run(records, [], options, (todo.family,))  # another data set's runs fill no printed row
-    return [besides] if besides else []
+        return tables.judged([tables.build(name, admitted, todo.family, options) for name in todo.tables])
+    besides = tables.also_run(admitted, [], options, (todo.family,))  # another data set's runs fill no printed row
+    return tables.judged([besides] if besides else [])
 
 
 def _printed_data(todo: Study) -> bool:
@@ -317,19 +280,20 @@ def _printed_data(todo: Study) -> bool:
 
 
 def _print_table(todo: Study, name: str, runs: Path) -> None:
-    from ghostcli.render import formats
-    from ghostcli.render import text_table as grid
+    """One table, or that of all runs where `name` is empty, judged with all others as far as they have runs."""
+    from ghostcli.render import formats, text_table
 
     colour = sys.stdout.isatty()
-    sys.stdout.write(formats.text([grid.grid(table) for table in _tables(todo, [name], runs)], colour=colour) + "\n")
+    shown = [text_table.results(table) for table in _tables(todo, runs) if name in ("", table.name)]
+    sys.stdout.write(formats.text(shown, colour=colour) + "\n")
     sys.stdout.flush()
 
 
 def _result(todo: Study, runs: Path) -> dict[str, Any]:
-    from ghostcli.render import formats
+    from ghostcli.render.data import objects
 
-    found = [formats.objects(table) for table in _tables(todo, todo.tables, runs)]
-    done = [job.id for job in todo.jobs if launch.is_done(job, runs)]
+    found = [objects(table) for table in _tables(todo, runs)]
+    done = [job.id for job in todo.plan.jobs if launch.is_done(job, runs)]
     return {"family": todo.family, "tables": found, "runs": done, "left_out": _skipped(todo)}
 
 

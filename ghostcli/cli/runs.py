@@ -13,7 +13,7 @@ import typer
 from ghostcli.cli.options import Json, Runs
 from ghostcli.display import clock
 from ghostcli.errors import GhostError, UsageError, printable
-from ghostcli.recipe.diff import flat
+from ghostcli.recipe.diff import config_diff
 from ghostcli.records import record
 from ghostcli.records.model import RunResult, RunSetup, dump
 from ghostcli.records.record import RunRecord
@@ -161,15 +161,11 @@ def changes(setup: RunSetup) -> list[str]:
     from ghostcli.recipe import load
 
     try:
-        named = flat(load(setup.recipe_name).recipe.model_dump(mode="json"))
+        named = load(setup.recipe_name).recipe
     except UsageError:
         return [f"the recipe {setup.recipe_name} is not found here; --json has every key"]
-    mine = flat(setup.recipe.model_dump(mode="json"))
-    return [
-        f"{key} = {json.dumps(value)} ({json.dumps(named.get(key))})"
-        for key, value in mine.items()
-        if "." in key and value != named.get(key)
-    ]
+    diff = config_diff(setup.recipe, named)
+    return [f"{key} = {json.dumps(value)} ({json.dumps(theirs)})" for key, (value, theirs) in diff.items()]
 
 
 @app.command()
@@ -178,11 +174,17 @@ def verify(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Re-check every run's files: checksums of weights and checkpoints, predictions against the recorded accuracy."""
+    """Re-check every run's files: checksums, the accuracy against predictions and epochs, the recipe against the id."""
+    from ghostcli.compare.admission import contradictions
     from ghostcli.records.verify import verify_run
 
-    chosen = [record.find(runs, run)] if run else scanned(runs)
-    rows = [{"run": one.id, "status": one.status, "problems": verify_run(one)} for one in chosen]
+    known = scanned(runs)
+    chosen = [record.find(runs, run)] if run else known
+    against_others = contradictions(known)
+    rows = []
+    for one in chosen:
+        problems = [*verify_run(one), *filter(None, (against_others.get(one.id),))]
+        rows.append({"run": one.id, "status": one.status, "problems": list(dict.fromkeys(problems))})
     broken = [row for row in rows if row["problems"]]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))

@@ -1,6 +1,6 @@
 """`ghost table`: the paper's tables, the printed numbers beside ours.
 
-Invariant: reads run records and prints; nothing is written but the file that --plot names.
+Invariant: reads run records and prints. It writes the file that --plot names, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ghostcli.errors import UsageError, printable
 from ghostcli.paper import FAMILIES, paper
 
 if TYPE_CHECKING:
-    from ghostcli.compare.tables import Options, Table
+    from ghostcli.compare.admission import Admitted
+    from ghostcli.compare.rows import Options, Table
     from ghostcli.records.record import RunRecord
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
@@ -61,9 +62,11 @@ def table(
 ) -> None:
     """Print the paper's tables: printed numbers, ours, and a verdict on what teaching changed.
 
-    Rows compare runs of one protocol only; every run that is set aside is named with the reason.
+    Rows compare runs of one protocol only. Every run that is left out is named with the reason.
     """
-    from ghostcli.compare.tables import Options
+    from ghostcli.compare.admission import admit
+    from ghostcli.compare.rows import Options
+    from ghostcli.compare.tables import judged
     from ghostcli.records import record
     from ghostcli.render.figures import SUFFIXES
 
@@ -77,7 +80,7 @@ def table(
         raise UsageError(f"--plot {printable(plot)}: its name must end in {', '.join(SUFFIXES)}")
     options = Options("best" if paper_metric else "selected", margin, allow_mixed, equal_budget, runs)
     records = record.scan(runs)
-    shown = _tables(which, records, family, options)
+    shown = judged(_tables(which, admit(records), family, options))
     _print(which, shown, records, form, cost, more)
     if plot is not None:
         _plot(which, shown, plot)
@@ -93,51 +96,51 @@ def _known(value: str, known: Sequence[str], what: str) -> str:
     raise UsageError(f"{what} '{printable(value)}' does not exist; there are {', '.join(known)}")
 
 
-def _tables(which: str, records: Sequence[RunRecord], family: str | None, options: Options) -> list[Table]:
+def _tables(which: str, admitted: Admitted, family: str | None, options: Options) -> list[Table]:
+    """The tables of an answer, without verdicts."""
     from ghostcli.compare import tables
 
     if which == "main":
-        return [tables.build(t.name, records, f, options) for f in MAIN for t in paper().tables]
-    found = (family,) if family else tables.families(records)
-    every = [tables.build(t.name, records, f, options) for f in found for t in paper().tables]
+        return [tables.build(t.name, admitted, f, options) for f in MAIN for t in paper().tables]
+    found = (family,) if family else tables.families(admitted)
+    every = [tables.build(t.name, admitted, f, options) for f in found for t in paper().tables]
     if which not in ("all", "also"):
         return [table for table in every if table.name == which]
-    besides = tables.also_run(records, every, options, (family,) if family else FAMILIES)
+    besides = tables.also_run(admitted, every, options, (family,) if family else FAMILIES)
     return (every if which == "all" else []) + ([besides] if besides else [])
 
 
 def _print(which: str, shown: Sequence[Table], records: Sequence[RunRecord], form: str, cost: bool, more: bool) -> None:
     from ghostcli.compare.cost import costs
-    from ghostcli.render import formats
-    from ghostcli.render import text_table as grid
+    from ghostcli.render import data, formats, text_table
 
     known = costs(records) if cost else None
     columns = {f: [t for t in shown if t.family == f] for f in MAIN}
     if form in ("json", "csv"):
         found: list[dict[str, Any]]
-        found = [formats.objects(t, known, more) for t in shown]
+        found = [data.objects(t, known, more) for t in shown]
         if which == "main" and form == "json":
-            found = [formats.side_by_side(columns)]
+            found = [data.side_by_side(columns)]
         if form == "csv":
-            sys.stdout.write(formats.comma_separated(found))
+            sys.stdout.write(data.comma_separated(found))
         else:
             alone = len(found) == 1 and which != "all"
             sys.stdout.write(
                 json.dumps(found[0] if alone else found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
             )
         return
-    grids = [grid.side_by_side(columns)] if which == "main" else [grid.grid(t) for t in shown]
+    made = [text_table.side_by_side(columns)] if which == "main" else [text_table.results(t) for t in shown]
     if known is not None:
-        grids += [grid.cost_grid(t, known) for t in shown if t.filled]
+        made += [text_table.cost(t, known) for t in shown if t.filled]
     if more:
-        grids += [grid.more_grid(t) for t in shown if t.filled]
-    if not grids:
+        made += [text_table.calibration(t) for t in shown if t.filled]
+    if not made:
         raise UsageError("table 'also': there is no run beyond the paper's rows; `ghost table` prints those")
     if form == "text":
         colour = sys.stdout.isatty()
-        sys.stdout.write(formats.text(grids, _width(colour), colour))
+        sys.stdout.write(formats.text(made, _width(colour), colour))
     else:
-        sys.stdout.write({"markdown": formats.markdown, "latex": formats.latex}[form](grids))
+        sys.stdout.write({"markdown": formats.markdown, "latex": formats.latex}[form](made))
 
 
 def _width(terminal: bool) -> int:

@@ -1,68 +1,86 @@
-"""The command that fills an empty cell. Invariant: what it makes joins the runs that the table shows."""
+"""The commands that make what a table lacks. Invariant: the runs of a command join those that the table shows."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostcli.compare.groups import Arm, Group
+from ghostcli.compare.groups import Cohort, RunGroup
+from ghostcli.compare.rows import RUNS
 from ghostcli.errors import UsageError
 from ghostcli.paper import PaperRow
-from ghostcli.recipe.diff import flat
+from ghostcli.recipe.diff import config_diff, flat, untaught
+from ghostcli.recipe.models import Recipe
 
 FLAGS = {"train.epochs": "--epochs", "data.name": "--data"}
-#: Where commands put their runs unless they are told otherwise.
-RUNS = Path("runs")
 
 
-def fills(row: PaperRow, family: str, group: Group | None, runs: Path = RUNS) -> str:
-    """`ghost ...` for a printed row: the family's recipe and, where the group departs from it, its settings."""
-    alone = group is None or group.mixed
-    settings = () if alone else _settings(row.published if family == "published" else family, flat(group.recipe))
-    return shlex.join(("ghost", *row.arguments(family), *settings, *into(runs)))
+def of_row(row: PaperRow, family: str, cohort: Cohort | None, runs: Path = RUNS) -> str:
+    """`ghost ...` for a printed row: the family's recipe and, where the cohort differs from it, its settings."""
+    words = row.arguments(family)
+    if cohort is not None and not cohort.mixed:
+        words += _settings(row.published if family == "published" else family, cohort.about.recipe)
+    return _line(*words, runs=runs)
 
 
-def reproduces(table: str, family: str, runs: Path = RUNS) -> str:
+def of_table(table: str, family: str, runs: Path = RUNS) -> str:
     """`ghost reproduce ...` for all rows of a table."""
-    return shlex.join(("ghost", "reproduce", table, "--family", family, *into(runs)))
+    return _line("reproduce", table, "--family", family, runs=runs)
 
 
-def into(runs: Path) -> tuple[str, ...]:
-    """The flag that has a command's runs lie where the table looks for them."""
-    return () if runs == RUNS else ("--runs", str(runs))
+def of_baseline(group: RunGroup, epochs: int, runs: Path = RUNS) -> str:
+    """`ghost train-teacher ...` for untaught runs of `epochs`, one for each seed of `group`."""
+    changed = {"train.epochs": epochs} if epochs != group.about.epochs else {}
+    settings = _settings(group.about.recipe_name, group.recipe, changed)
+    return _line("train-teacher", group.student, *_recipe(group), *settings, *_seeds(group), runs=runs)
 
 
-def baseline_of(arm: Arm, epochs: int, changed: dict[str, Any] | None = None, runs: Path = RUNS) -> str:
-    """`ghost train-teacher ...` for the untaught runs of `epochs`, a seed each of `arm`'s, to compare with.
-
-    `changed` holds keys, by their whole names, that are to be otherwise than in the arm's recipe.
-    """
-    name = arm.about.recipe_name or arm.about.family
-    recipe = () if name == "paper" else ("--recipe", name)
-    longer = {"train.epochs": epochs} if epochs != arm.about.epochs else {}
-    settings = _settings(name, flat(arm.recipe), longer | (changed or {}))
-    seeds = list(dict.fromkeys(run.result.seed for run in arm.runs))
-    every = [word for seed in seeds for word in ("--seed", str(seed))] if seeds != [0] else []
-    return shlex.join(("ghost", "train-teacher", arm.student, *recipe, *settings, *every, *into(runs)))
+def of_control(group: RunGroup, runs: Path = RUNS) -> str:
+    """The command of a taught group again, with image-blind teachers."""
+    about = group.about
+    by_id = any(word.startswith("run/") for word in about.command)
+    teachers = tuple(f"run/{teacher.run}" for teacher in about.teachers) if by_id else group.teachers
+    together = about.strategy in ("ensemble", "adaptive")
+    verb = "ensemble" if together else "distill" if len(teachers) == 1 else "assist-chain"
+    settings = _settings(about.recipe_name, group.recipe, {"distill.blind": True}, taught=True)
+    words = (verb, *teachers, "--student", group.student, *_recipe(group), *settings, *_seeds(group))
+    return _line(*words, runs=runs)
 
 
-def _settings(name: str, recipe: dict[str, Any], changed: dict[str, Any] | None = None) -> tuple[str, ...]:
-    """The flags that turn the shipped recipe `name` into the flat `recipe`, but for what teaching alone reads.
+def _line(*words: str, runs: Path) -> str:
+    """The command, with the flag that puts its runs where the table looks for them."""
+    return shlex.join(("ghost", *words, *(() if runs == RUNS else ("--runs", str(runs)))))
 
-    `changed` is asked for in any case. A file of the user's own that is gone counts as holding all the rest.
+
+def _recipe(group: RunGroup) -> tuple[str, ...]:
+    name = group.about.recipe_name
+    return () if name == "paper" else ("--recipe", name)
+
+
+def _seeds(group: RunGroup) -> Sequence[str]:
+    seeds = list(dict.fromkeys(run.result.seed for run in group.runs))
+    return () if seeds == [0] else [word for seed in seeds for word in ("--seed", str(seed))]
+
+
+def _settings(
+    name: str, recipe: Recipe, changed: dict[str, Any] | None = None, taught: bool = False
+) -> tuple[str, ...]:
+    """The flags that turn the shipped recipe `name` into `recipe`, with the values of `changed`.
+
+    Keys that only teaching reads are left out unless `taught`. A user's recipe file that is gone counts as equal.
     """
     from ghostcli.recipe.load import load
 
     try:
-        shipped = flat(load(name).recipe.model_dump(mode="json"))
+        diff = config_diff(load(name).recipe, recipe)
     except UsageError:
-        shipped = {}
-    departs = {key: value for key, value in recipe.items() if key in shipped and value != shipped[key]}
-    flags: list[str] = []
-    for key, value in (departs | (changed or {})).items():
-        section, _, rest = key.partition(".")
-        if rest and section != "distill":
-            text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-            flags += [FLAGS[key], text] if key in FLAGS else ["-s", f"{key}={text}"]
-    return tuple(flags)
+        diff = {}
+    known, kept = flat(recipe), diff.keys() if taught else untaught(diff)
+    values = {key: known[key] for key in diff if key in kept and key in known} | (changed or {})
+    words: list[str] = []
+    for key, value in values.items():
+        text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        words += [FLAGS[key], text] if key in FLAGS else ["-s", f"{key}={text}"]
+    return tuple(words)

@@ -1,7 +1,7 @@
-"""Which runs may stand side by side: finished runs, gathered into arms (seeds of one job) and groups (one protocol).
+"""Run groups (the seeds of one job) and cohorts (the run groups of one protocol, which may be compared).
 
-Invariant: the runs of an arm differ in nothing but the seed, and the arms of a group were trained and tested on
-the same images under the same protocol. Every run that is set aside leaves its name and the reason.
+Invariant: the runs of a group differ in their seed alone, and the groups of a cohort were trained under one protocol
+and tested on the same images.
 """
 
 from __future__ import annotations
@@ -17,50 +17,35 @@ import numpy as np
 
 from ghostcli.compare.stats import Difference, Sample, Summary, difference, summarize
 from ghostcli.paper import paper
-from ghostcli.recipe.diff import departures, own_teaching, own_values, typed
-from ghostcli.records.model import RunResult
+from ghostcli.recipe.diff import teaching_changes, training_changes, typed
+from ghostcli.recipe.models import Recipe
+from ghostcli.records.model import Finding, RunResult, RunSetup
 from ghostcli.records.record import RunRecord
 
-#: What stands in a table: `selected` (last epoch, or the one chosen on validation) or `best` (on the test set).
-METRICS = ("selected", "best")
+#: `paper` and `published` differ in their taught runs alone, so they share baselines.
 SHARE_BASELINES = {"paper", "published"}
 SMOOTHING = "train.label_smoothing"
-#: Keys of [distill] that a row says otherwise, or that no result follows from.
-SHOWN = {"kind", "temperature", "alpha", "dense", "weighting", "shuffle", "source"}
+#: Keys of [distill] that a row shows in other words, or that do not change a result.
+SHOWN = {"kind", "temperature", "alpha", "dense", "weighting", "shuffle", "source", "blind"}
+#: Facts of the environment that should be equal in all runs that are compared.
+ENVIRONMENT = ("ghost", "commit", "torch", "device", "kernel")
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A run that stands in no row, and why. `family` is empty where its recipe could not be read."""
-
-    run: str
-    reason: str
-    family: str = ""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A warning of the teaching check: `code` names it, `message` is its line."""
-
-    code: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Arm:
-    """The seeds of one job, in order of seed."""
+class RunGroup:
+    """The finished runs of one job in order of seed, and the `failed` ones, whose loss or weights became non-finite."""
 
     runs: tuple[RunRecord, ...]
+    failed: tuple[RunRecord, ...] = ()
 
-    @cached_property
+    @property
     def about(self) -> RunResult:
-        """The record of its first run, for what its runs share."""
+        """What its runs share, as the first one's result has it."""
         return self.runs[0].result
 
-    @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """Its resolved recipe, section by section."""
-        return self.about.recipe.model_dump(mode="json")
+    @property
+    def recipe(self) -> Recipe:
+        return self.about.recipe
 
     @property
     def student(self) -> str:
@@ -74,30 +59,40 @@ class Arm:
     def teachers(self) -> tuple[str, ...]:
         return self.about.path
 
-    @cached_property
-    def setting(self) -> str:
-        """What sets its teaching apart from the paper's, in few words: `dkd T=4`."""
-        kind = self.about.kind
-        return " ".join([kind] * (kind not in (None, paper().source.kind)) + self._switches)
-
-    @cached_property
-    def _switches(self) -> list[str]:
-        """The values of its teaching, the kind aside, that are not the paper's or its recipe's: `T=4`, `drop=1`."""
-        distill, source = self.recipe["distill"], paper().source
-        if not self.teachers:
-            return []
-        signs = {"temperature": "T", "alpha": "α"}
-        words = [
-            f"{sign}={distill[key]:g}"
-            for key, sign in signs.items()
-            if distill.get(key, getattr(source, key)) != getattr(source, key)
-        ]
-        own = own_teaching(distill, self.about.family)
-        return words + [f"{key}={value}" for key, value in own.items() if key not in SHOWN]
+    @property
+    def family(self) -> str:
+        return self.about.family
 
     @property
-    def way(self) -> str:
-        """Who teaches how, by the name of the method: `plain`, `dkd`, `chain`, `dense hint`, `born-again`."""
+    def blind(self) -> bool:
+        """Whether it is a control: its teachers answered for another image of the same class."""
+        return bool(self.teachers) and self.recipe.distill.blind
+
+    @property
+    def ids(self) -> frozenset[str]:
+        return frozenset(run.id for run in self.runs)
+
+    @cached_property
+    def setting(self) -> str:
+        """How its teaching differs from the paper's, in few words: `dkd T=4`."""
+        kind = self.about.kind
+        return " ".join([kind] * (kind not in (None, paper().source.kind)) + self._settings)
+
+    @cached_property
+    def _settings(self) -> list[str]:
+        """Values of its teaching, the kind aside, that are neither the paper's nor shipped: `T=4`, `drop=1`."""
+        if not self.teachers:
+            return []
+        distill, source = self.recipe.distill, paper().source
+        values = {"T": (distill.temperature, source.temperature), "α": (distill.alpha, source.alpha)}
+        words = [f"{sign}={ours:g}" for sign, (ours, theirs) in values.items() if ours != theirs]
+        changes = teaching_changes(self.recipe, self.family)
+        words += [f"{key}={value}" for key, value in changes.items() if key not in SHOWN]
+        return words + ["blind teachers"] * self.blind
+
+    @property
+    def method(self) -> str:
+        """The name of its method: `plain`, `dkd`, `chain`, `dense hint`, `born-again`."""
         kind = self.about.kind or paper().source.kind
         if self.teachers and set(self.teachers) == {self.student} and self.strategy in ("kd", "chain"):
             name = "born-again"
@@ -107,75 +102,76 @@ class Arm:
 
     @property
     def how(self) -> str:
-        """Its way and what it is set to: `dkd T=4 α=0.1`."""
-        return " ".join([self.way, *self._switches])
+        """Its method and settings: `dkd T=4 α=0.1`."""
+        return " ".join([self.method, *self._settings])
 
     @cached_property
-    def departs(self) -> dict[str, Any]:
-        """Where its training is not what its family ships, beyond data and budget."""
-        return own_values(self.recipe, self.about.family)
+    def changes(self) -> dict[str, Any]:
+        """Where its training differs from what its family ships, data and budget aside."""
+        return training_changes(self.recipe, self.family)
 
     @property
     def smoothing(self) -> float:
-        """The share of its labels that is spread over all classes."""
-        return self.about.recipe.train.label_smoothing
+        """Label smoothing: the share of each label that is spread over all classes."""
+        return self.recipe.train.label_smoothing
 
     @property
-    def newest(self) -> float:
-        return max(_written(run) for run in self.runs)
+    def steps(self) -> int:
+        """Optimiser steps of one training."""
+        return self.about.epochs * math.ceil(self.about.train_images / self.recipe.train.batch_size)
+
+    @property
+    def one_teacher(self) -> bool:
+        """Whether every seed had the same teachers."""
+        return len({run.result.teachers for run in self.runs}) == 1
 
     @cached_property
-    def answers(self) -> tuple[np.ndarray, str] | None:
-        """Correctness [n, N] and the labels' checksum; None where a run has none or other test images."""
-        tests = [run.result.test for run in self.runs]
-        masks = [test.mask() if test else None for test in tests]
-        if any(mask is None for mask in masks) or len({test.labels for test in tests}) > 1:
-            return None
-        return np.stack(masks), tests[0].labels
+    def environments(self) -> dict[str, set[str]]:
+        """Fact of the environment -> its values over the runs."""
+        found = [run.result.environment for run in self.runs]
+        return {key: {str(getattr(one, key)) for one in found} for key in ENVIRONMENT}
 
-    def correct(self, metric: str = "selected") -> tuple[np.ndarray, str] | None:
-        """Its answers where they are of `metric`'s epoch in every run: what is kept is the selected epoch's."""
-        epochs = (run.result.accuracy for run in self.runs)
-        same = all(getattr(found, f"{metric}_epoch") == found.selected_epoch for found in epochs)
-        return self.answers if same else None
+    @cached_property
+    def correct(self) -> np.ndarray | None:
+        """Whether each test image was classified correctly, bool [n, N]; None where runs saw other test images."""
+        answers = [run.result.test for run in self.runs]
+        if None in answers or len({(answer.labels, answer.images) for answer in answers}) > 1:
+            return None
+        masks = [answer.mask() for answer in answers]
+        return None if any(mask is None for mask in masks) else np.stack(masks)
 
     def accuracy(self, metric: str = "selected") -> np.ndarray:
+        """Test accuracies [n] in percent."""
         return np.array([getattr(run.result.accuracy, metric) for run in self.runs], dtype=np.float64)
 
     def summary(self, metric: str = "selected") -> Summary:
         return summarize(self.accuracy(metric))
 
-    def minus(self, baseline: Arm, metric: str = "selected") -> Difference:
-        """This arm against `baseline`; test images count only where both saw the same, at the epoch compared."""
-        ours, theirs = self.correct(metric), baseline.correct(metric)
-        paired = ours is not None and theirs is not None and ours[1] == theirs[1]
-        return difference(
-            Sample(self.accuracy(metric), ours[0] if paired else None),
-            Sample(baseline.accuracy(metric), theirs[0] if paired else None),
-        )
-
-    def mean(self, key: str) -> float | None:
-        """Mean over its runs of a number in result.json; None where a run lacks it."""
-        values = [getattr(run.result, key) for run in self.runs]
-        return None if any(value is None for value in values) else float(np.mean(values))
+    def minus(self, baseline: RunGroup, metric: str = "selected") -> Difference:
+        """This group minus `baseline`. Test images count only where both saw the same, at the epoch compared."""
+        # The answers that are kept for the test images are the selected epoch's.
+        scores = [run.result.accuracy for group in (self, baseline) for run in group.runs]
+        same_epoch = all(getattr(found, f"{metric}_epoch") == found.selected_epoch for found in scores)
+        ours, theirs = self.correct, baseline.correct
+        if ours is None or theirs is None or not same_epoch or self.about.test.labels != baseline.about.test.labels:
+            ours = theirs = None
+        return difference(Sample(self.accuracy(metric), ours), Sample(baseline.accuracy(metric), theirs))
 
     @property
-    def steps(self) -> int:
-        """Optimiser steps of one training."""
-        return self.about.epochs * math.ceil(self.about.train_images / self.about.recipe.train.batch_size)
+    def nll(self) -> float | None:
+        """Mean negative log-likelihood on the test images, in nats; None where a run lacks it."""
+        values = [run.result.nll for run in self.runs]
+        return None if None in values else float(np.mean(values))
 
-    @cached_property
+    @property
     def ece(self) -> float | None:
-        """Expected calibration error, a fraction, meaned over its runs; None where one has no predictions."""
-        tests = [run.result.test for run in self.runs]
-        return None if any(test is None for test in tests) else float(np.mean([test.ece for test in tests]))
+        """Expected calibration error, a fraction, the mean of the runs; None where a run lacks it."""
+        answers = [run.result.test for run in self.runs]
+        return None if None in answers else float(np.mean([answer.ece for answer in answers]))
 
     @property
     def agreement(self) -> dict[str, float]:
-        """Percent of test images on which student and teacher agree, over the runs that say.
-
-        By the teacher's network, or by its run's id where several teachers are one network.
-        """
+        """Percent of test images on which student and teacher agree, the mean of the runs that say, by teacher."""
         values: dict[str, list[float]] = defaultdict(list)
         for run in self.runs:
             for teacher, percent in run.result.agreement.items():
@@ -185,183 +181,142 @@ class Arm:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What the teaching check warned of; a taught run that was not shuffled is always among them."""
-        found: dict[str, str] = {}
+        """Warnings of the teaching check, each code once; a taught run that was not shuffled always has one."""
+        found: dict[str, Finding] = {}
         for run in self.runs:
             for item in run.result.check:
-                if item.level not in ("ok", "pass", "info"):
-                    found.setdefault(item.code, item.message)
+                if item.level == "warn":
+                    found.setdefault(item.code, item)
         if self.teachers and not self.about.shuffled:
-            found.setdefault("unshuffled", "the training images came in the same order every epoch")
-        return tuple(Finding(code, message) for code, message in found.items())
+            message = "the training images came in the same order every epoch"
+            found.setdefault("unshuffled", Finding(code="unshuffled", level="warn", message=message))
+        return tuple(found.values())
 
 
 @dataclass(frozen=True)
-class Group:
-    """Arms of one protocol on the same images (or of several, where mixing was allowed)."""
+class Cohort:
+    """Run groups of one protocol on the same images (or of several, where mixing was allowed)."""
 
-    arms: tuple[Arm, ...]
+    groups: tuple[RunGroup, ...]
     mixed: bool = False
 
     @property
     def about(self) -> RunResult:
-        return self.arms[0].about
+        return self.groups[0].about
 
     @property
     def families(self) -> str:
-        """Whose runs they are: `paper and published` train alike and teach otherwise."""
-        return " and ".join(sorted({arm.about.family for arm in self.arms}))
+        """The families of its runs: `paper and published` train alike and teach differently."""
+        return " and ".join(sorted({group.family for group in self.groups}))
 
     @property
     def budget(self) -> int:
         """Images seen in one training."""
-        return max(arm.about.epochs * arm.about.train_images for arm in self.arms)
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        return self.arms[0].recipe
+        return max(group.about.epochs * group.about.train_images for group in self.groups)
 
     def describe(self) -> str:
-        about = self.about
+        """Data, budget and what differs from the shipped recipe, in a phrase."""
         if self.mixed:
             return "mixed protocols"
-        soft = self.arms[0].smoothing
-        words = (about.data, budget_of(about), f"labels smoothed by {soft:g}" if soft else "", own(self.departs))
+        soft = self.groups[0].smoothing
+        smoothed = f"labels smoothed by {soft:g}" if soft else ""
+        words = (self.about.data, budget_of(self.about), smoothed, with_changes(self.changes))
         return ", ".join(word for word in words if word)
 
     @cached_property
-    def departs(self) -> dict[str, Any]:
-        """Where its protocol is not what a family ships of which it has runs, beyond data and budget."""
-        return min((arm.departs for arm in self.arms), key=len)
+    def changes(self) -> dict[str, Any]:
+        """Where its protocol differs from what the nearest of its families ships, data and budget aside."""
+        return min((group.changes for group in self.groups), key=len)
 
-    def baseline(self, student: str) -> Arm | None:
-        """The untaught arm; of several, which only mixing allows, that of the least smoothed labels."""
-        untaught = [arm for arm in self.arms if arm.student == student and not arm.teachers]
-        return min(untaught, key=lambda arm: arm.smoothing, default=None)
-
-    @property
-    def only_controls(self) -> bool:
-        """Whether nothing in it was taught and all labels are smoothed."""
-        return all(arm.smoothing > 0 and not arm.teachers for arm in self.arms)
+    def baseline(self, student: str) -> RunGroup | None:
+        """The untaught group; of several, which only mixing allows, that with the least smoothed labels."""
+        untaught = [group for group in self.groups if group.student == student and not group.teachers]
+        return min(untaught, key=lambda group: group.smoothing, default=None)
 
 
-def budget_of(result: RunResult) -> str:
-    epochs = result.epochs
-    return f"{result.train_images:,} images × {epochs} epoch{'s' * (epochs != 1)}"
+def budget_of(about: RunResult) -> str:
+    return f"{about.train_images:,} images × {about.epochs} epoch{'s' * (about.epochs != 1)}"
 
 
-def own(departs: dict[str, Any]) -> str:
-    """`with optim.lr=0.3`: what a protocol must say besides its budget; smoothed labels have words of their own."""
-    values = {key: value for key, value in departs.items() if key != SMOOTHING}
+def with_changes(changes: dict[str, Any]) -> str:
+    """`with optim.lr=0.3`: what a protocol says besides its budget. Smoothed labels have words of their own."""
+    values = {key: value for key, value in changes.items() if key != SMOOTHING}
     return f"with {typed(values)}" if values else ""
 
 
-def finished(records: Iterable[RunRecord]) -> tuple[list[RunRecord], list[LeftOut]]:
-    """Runs with a whole, finite result, and the others with what is wrong with each."""
-    good, bad = [], []
-    for record in records:
-        reason = _unfit(record)
-        good.append(record) if reason is None else bad.append(
-            LeftOut(record.id, reason, record.setup.family if record.setup else "")
-        )
-    return good, bad
+def same_conditions(about: RunResult) -> tuple[str, ...]:
+    """Runs may be compared where this is equal: protocol (data, budget, training), images, and choice of the epoch."""
+    return about.protocol, about.data_checksum, about.accuracy.selected_by
 
 
-def _unfit(record: RunRecord) -> str | None:
-    if record.problem is not None or record.result is None:
-        problem = record.problem or "no result"
-        if record.status == "failed":
-            return "non-finite" if "finite" in problem else "failed"
-        return "unfinished" if record.status in ("interrupted", "running") else problem
-    values = [getattr(record.result.accuracy, metric) for metric in METRICS]
-    return None if all(map(math.isfinite, values)) else "non-finite"
+def members(teachers: tuple[str, ...], strategy: str) -> tuple[str, ...]:
+    """The teachers as an identity: in order along a chain, in any order in an ensemble."""
+    return teachers if strategy in ("chain", "dense") else tuple(sorted(teachers))
 
 
-def same_conditions(result: RunResult) -> tuple[str, str]:
-    """Runs may be compared where this is equal: the protocol (data, budget, training) and the images' checksum."""
-    return result.protocol, result.data_checksum
+def job_of(about: RunSetup) -> tuple[Any, ...]:
+    """Equal for runs of one job. Untaught runs of one protocol do the same work even where digests differ (folded
+    and plain branches)."""
+    identity = about.digest if about.teachers else about.protocol
+    return about.student, about.strategy, members(about.path, about.strategy), identity
 
 
 def of_family(runs: Sequence[RunRecord], family: str) -> list[RunRecord]:
-    """The runs that count for a family: its own, and untaught runs of any other under a protocol of its own.
+    """The runs that count for a family: its own, and untaught runs of other families under a protocol of its own.
 
     `paper` and `published` differ in what taught runs do, so baselines of their shipped training are always shared.
     """
-    own = [run for run in runs if run.result.family == family]
-    protocols = {same_conditions(run.result) for run in own}
+    own = [run for run in runs if run.setup.family == family]
+    protocols = {run.setup.protocol for run in own}
 
     def lent(run: RunRecord) -> bool:
-        if run.result.teachers or run.result.family == family:
+        if run.setup.teachers or run.setup.family == family:
             return False
-        shares = {run.result.family, family} == SHARE_BASELINES
-        return same_conditions(run.result) in protocols or (
-            shares and own_values(run.result.recipe.model_dump(mode="json"), family).keys() <= {SMOOTHING}
+        shares = {run.setup.family, family} == SHARE_BASELINES
+        return run.setup.protocol in protocols or (
+            shares and training_changes(run.setup.recipe, family).keys() <= {SMOOTHING}
         )
 
     return own + [run for run in runs if lent(run)]
 
 
-def groups(runs: Sequence[RunRecord], mixed: bool = False) -> list[Group]:
-    """One group a protocol; all in one where mixing is allowed, the arms then pooled over recipes too.
+def cohorts(runs: Sequence[RunRecord], failed: Sequence[RunRecord] = (), mixed: bool = False) -> list[Cohort]:
+    """One cohort a protocol; one of all runs where mixing is allowed, whose groups then pool recipes too.
 
-    Untaught runs on labels smoothed otherwise are pooled in no case: they are one another's controls.
+    Untaught runs on differently smoothed labels are never pooled. `failed` runs go to the groups of their job.
     """
     together: dict[Any, dict[Any, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
+    lost: dict[Any, list[RunRecord]] = defaultdict(list)
+    for run in failed:
+        lost[job_of(run.setup)].append(run)
     for run in runs:
-        result = run.result
-        # Untaught runs of one protocol do the same work even where digests differ (folded and plain branches).
-        job = (
-            result.student,
-            result.strategy,
-            members(result.strategy, result.path),
-            result.digest if result.teachers else "",
-        )
+        about = run.result
+        job = job_of(about)
         if mixed:
-            job = (*job[:3], None if result.teachers else result.recipe.train.label_smoothing)
-        together[None if mixed else same_conditions(result)][job].append(run)
-    return [Group(tuple(_arm(seeds) for seeds in jobs.values()), mixed) for jobs in together.values()]
+            untaught = about.recipe.train.label_smoothing
+            job = (*job[:3], about.recipe.distill.blind if about.teachers else untaught)
+        together[None if mixed else same_conditions(about)][job].append(run)
+    return [
+        Cohort(
+            tuple(
+                RunGroup(tuple(sorted(seeds, key=lambda run: (run.result.seed, run.id))), tuple(lost[job]))
+                for job, seeds in jobs.items()
+            ),
+            mixed,
+        )
+        for jobs in together.values()
+    ]
 
 
-def _arm(runs: list[RunRecord]) -> Arm:
-    """One run a seed and digest, the newest, in order of seed."""
-    by_seed: dict[Any, RunRecord] = {}
-    taught = bool(runs[0].result.teachers)
-    for run in sorted(runs, key=_written):
-        by_seed[run.result.seed, run.result.digest if taught else run.result.protocol] = run
-    return Arm(tuple(sorted(by_seed.values(), key=lambda run: (run.result.seed, run.id))))
+def largest(candidates: Iterable[Cohort], rows: Callable[[Cohort], int]) -> Cohort | None:
+    """The cohort to show: first one trained as its recipe ships, then by budget, rows, runs and id.
 
-
-def _written(run: RunRecord) -> float:
-    try:
-        return (run.path / "result.json").stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def members(strategy: str, teachers: Sequence[str]) -> tuple[str, ...]:
-    """The teachers as an identity: in order down a chain, in any order in an ensemble."""
-    return tuple(teachers if strategy in ("chain", "dense") else sorted(teachers))
-
-
-def trained_apart(a: Arm, b: Arm) -> set[str]:
-    """The keys in which the trainings of two arms differ: what a teacher alone or no result follows from aside."""
-    from ghostcli.recipe.models import UNDIGESTED
-
-    keys = {*departures(a.recipe, b.recipe), *departures(b.recipe, a.recipe)} - UNDIGESTED - {"engine.branches"}
-    return {key for key in keys if not key.startswith("distill.")}
-
-
-def largest(candidates: Iterable[Group], rows: Callable[[Group], int]) -> Group | None:
-    """A group trained as its recipe ships before any other; then by budget up to the paper's, rows and age.
-
-    Mere controls come after what has the same budget.
-
-    What goes beyond the paper's budget counts no more than it: a lone longer training displaces no full table.
+    A budget beyond the paper's counts no more than the paper's: one longer training displaces no full table.
     """
     most = paper().source.budget
 
-    def rank(group: Group) -> tuple[bool, int, bool, int, float]:
-        newest = max(arm.newest for arm in group.arms)
-        return not group.departs, min(group.budget, most), not group.only_controls, rows(group), newest
+    def rank(cohort: Cohort) -> tuple[Any, ...]:
+        runs = sum(len(group.runs) for group in cohort.groups)
+        return not cohort.changes, min(cohort.budget, most), rows(cohort), runs, cohort.about.run
 
     return max(candidates, key=rank, default=None)

@@ -1,41 +1,39 @@
-"""Which printed row a run is one of. Invariant: budget and recipe do not decide it, only who teaches whom on what."""
+"""Which printed row a run belongs to. Invariant: who teaches whom on which data decides it, not budget or recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ghostcli.compare.groups import SHARE_BASELINES, Arm, members
+from ghostcli.compare.groups import SHARE_BASELINES, RunGroup, members
 from ghostcli.paper import PaperRow, paper
-from ghostcli.records.model import RunResult
+from ghostcli.records.model import RunSetup
 from ghostcli.zoo.names import slug
 
 
-def fits(result: RunResult, row: PaperRow) -> bool:
-    """Whether a run is one of a printed row's kind (of whatever budget and recipe)."""
-    if result.data != paper().source.data:
+def matches(about: RunSetup, row: PaperRow) -> bool:
+    """Whether a run is of a printed row's kind, whatever its budget and recipe. Controls are of none."""
+    if about.data != paper().source.data or (about.teachers and about.recipe.distill.blind):
         return False
-    if result.family in SHARE_BASELINES and result.kind not in (None, paper().source.kind):
+    if about.family in SHARE_BASELINES and about.kind not in (None, paper().source.kind):
         return False
-    same = (result.student, result.strategy) == (row.student, row.strategy)
-    return same and members(result.strategy, result.path) == members(row.strategy, row.teachers)
+    same = (about.student, about.strategy) == (row.student, row.strategy)
+    return same and members(about.path, about.strategy) == members(row.teachers, row.strategy)
 
 
-def may_fit(run_id: str, row: PaperRow) -> bool:
-    """The same, of a run without a result, by its id."""
+def may_match(run_id: str, row: PaperRow) -> bool:
+    """The same for a run whose record cannot be read, by its id."""
     return run_id.startswith(f"{slug(row.student)}-{row.strategy}-")
 
 
-def most_telling(arms: Sequence[Arm], family: str, row: PaperRow) -> list[Arm]:
-    """The arms of a row, that to be shown first: the paper's own settings in its own families, then seeds, then age."""
+def ranked(groups: Sequence[RunGroup], family: str, row: PaperRow) -> list[RunGroup]:
+    """The groups of a row, the one to show first: the paper's own settings in its families, then most seeds."""
     source = paper().source
 
-    def rank(arm: Arm) -> tuple[bool, bool, float, int, float]:
-        distill = arm.recipe["distill"]
-        faithful = all(
-            distill.get(key, getattr(source, key)) == getattr(source, key) for key in ("alpha", "temperature")
-        )
-        named = family != "published" or arm.about.recipe_name == row.published
-        plain = 0.0 if arm.teachers else -arm.smoothing
-        return faithful or family not in SHARE_BASELINES, named, plain, len(arm.runs), arm.newest
+    def rank(group: RunGroup) -> tuple[bool, bool, float, int, str]:
+        distill = group.recipe.distill
+        faithful = (distill.alpha, distill.temperature) == (source.alpha, source.temperature)
+        named = family != "published" or group.about.recipe_name == row.published
+        plain = 0.0 if group.teachers else -group.smoothing
+        return faithful or family not in SHARE_BASELINES, named, plain, len(group.runs), group.about.run
 
-    return sorted(arms, key=rank, reverse=True)
+    return sorted(groups, key=rank, reverse=True)

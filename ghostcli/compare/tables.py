@@ -1,293 +1,279 @@
-"""The paper's tables with our numbers beside the printed ones, as values; how they look is formats.py's.
+"""The paper's tables with our numbers beside the printed ones, as values. `render/` shows them.
 
-Invariant: every row of the paper is there, in its order, whether or not a run fills it; every delta is against
-the untaught arm of the same student, protocol and images.
+Invariant: every row of the paper is there, in its order, whether or not a run fills it. Every difference is against
+the untaught group of the same student, protocol, start and images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from ghostcli.compare import control as controls
-from ghostcli.compare import groups as runs_of
-from ghostcli.compare.commands import RUNS, baseline_of, fills, reproduces
-from ghostcli.compare.control import Control
-from ghostcli.compare.cost import Cost, costs, of_arm
-from ghostcli.compare.groups import Arm, Finding, Group, LeftOut
+from ghostcli.compare import commands, control
+from ghostcli.compare.admission import Admitted
+from ghostcli.compare.cost import Cost, costs, of_group
+from ghostcli.compare.groups import (
+    ENVIRONMENT,
+    Cohort,
+    RunGroup,
+    budget_of,
+    cohorts,
+    largest,
+    of_family,
+    same_conditions,
+    with_changes,
+)
 from ghostcli.compare.labels import names
-from ghostcli.compare.match import fits, may_fit, most_telling
-from ghostcli.compare.stats import Difference, Summary
-from ghostcli.compare.verdicts import judge
+from ghostcli.compare.match import matches, may_match, ranked
+from ghostcli.compare.rows import Control, LeftOut, Options, Row, Table
+from ghostcli.compare.stats import holm, verdict
 from ghostcli.paper import FAMILIES, PaperRow, paper
-from ghostcli.recipe.diff import differing, own_values
+from ghostcli.recipe.diff import config_diff, training_changes, typed, untaught
 from ghostcli.records.record import RunRecord
 
-MARGIN = 0.3
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line. `printed` is None for what the paper has no row for; `arm` is None where nothing was run.
-
-    `control` is there where there is a baseline, be it to say which command makes one. `name` is its alone in its
-    table.
-    """
-
-    student: str
-    strategy: str
-    teachers: tuple[str, ...]
-    parameters: int | None
-    printed: PaperRow | None = None
-    arm: Arm | None = None
-    ours: Summary | None = None
-    delta: Difference | None = None
-    p_adjusted: float | None = None
-    verdict: str | None = None
-    findings: tuple[Finding, ...] = ()
-    command: str | None = None
-    missing_baseline: str | None = None
-    control: Control | None = None
-    name: str = ""
-
-    @property
-    def taught(self) -> bool:
-        return bool(self.teachers)
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table under one family's protocol. `group` is None where no run of the family fills a row of it.
-
-    `whole` is the command that fills all of it.
-    """
-
-    name: str
-    title: str
-    family: str
-    rows: tuple[Row, ...]
-    group: Group | None = None
-    left_out: tuple[LeftOut, ...] = ()
-    margin: float = MARGIN
-    metric: str = "selected"
-    mixed: bool = False
-    equal_budget: bool = False
-    whole: str = ""
-
-    @property
-    def filled(self) -> tuple[Row, ...]:
-        return tuple(row for row in self.rows if row.ours is not None)
-
-    @property
-    def full_budget(self) -> bool:
-        return self.group is None or self.mixed or self.group.budget >= paper().source.budget
-
-
-@dataclass(frozen=True)
-class Options:
-    """How runs become numbers: `metric` is selected or best, `margin` in points of accuracy.
-
-    `equal_budget`: baselines are untaught runs that saw as many training images as the taught run and all the
-    trainings below it together. `runs` is where commands are to put what is missing.
-    """
-
-    metric: str = "selected"
-    margin: float = MARGIN
-    mixed: bool = False
-    equal_budget: bool = False
-    runs: Path = RUNS
+#: A group of which a larger share of seeds became non-finite gets no verdict.
+MOST_FAILED = 0.2
+UNSHUFFLED = "not shuffled, while its baseline is"
 
 
 @dataclass(frozen=True)
 class Baselines:
-    """Finds what a taught arm is compared with. `spent` is None where budgets are a run's own."""
+    """Finds what a taught group is compared with. `spent` is None where budgets are a run's own."""
 
-    groups: tuple[Group, ...]
+    cohorts: tuple[Cohort, ...]
     spent: dict[str, Cost] | None
-    runs: Path = RUNS
+    options: Options
 
-    def of(self, arm: Arm, group: Group) -> tuple[Arm | None, str | None]:
-        """The baseline of `arm`, a member of `group`; where there is none, why, or the command that makes it."""
+    def of(self, group: RunGroup, cohort: Cohort) -> tuple[RunGroup | None, str | None]:
+        """The baseline of `group`, a member of `cohort`; where there is none, why, or the command that makes it."""
+        epochs = group.about.epochs
         if self.spent is None:
-            found = group.baseline(arm.student)
-            return found, None if found else f"`{baseline_of(arm, arm.about.epochs, runs=self.runs)}` makes it"
-        spent = of_arm(arm, self.spent)
-        if not spent.whole:
-            return None, f"{arm.runs[0].id} had teachers whose records are gone, so its whole budget is unknown"
-        epochs = round(spent.images / arm.about.train_images)
-        for other in self.groups:
-            found = other.baseline(arm.student)
-            if found and found.about.epochs == epochs and _same_but_epochs(found, arm):
-                return found, None
-        return None, f"`{baseline_of(arm, epochs, runs=self.runs)}` makes it"
+            found = cohort.baseline(group.student)
+        else:
+            spent = of_group(group, self.spent)
+            if not spent.whole:
+                return None, f"records of {group.runs[0].id}'s teachers are missing, so its whole budget is unknown"
+            epochs = round(spent.images / group.about.train_images)
+            found = next((other for other in self._untaught(group) if other.about.epochs == epochs), None)
+        if found is None:
+            return None, f"`{commands.of_baseline(group, epochs, self.options.runs)}` makes it"
+        if found.about.start != group.about.start:
+            return None, (
+                f"its weights start as {group.about.start}, those of {found.runs[0].id} as {found.about.start}: "
+                "what starts differently is not compared"
+            )
+        return found, None
+
+    def _untaught(self, group: RunGroup) -> Iterable[RunGroup]:
+        """Untaught groups of the same student that differ from `group` in their epochs at most."""
+        for cohort in self.cohorts:
+            other = cohort.baseline(group.student)
+            if other is None or other.about.data_checksum != group.about.data_checksum:
+                continue
+            if untaught(config_diff(other.recipe, group.recipe)) <= {"train.epochs"}:
+                yield other
 
 
-def _same_but_epochs(a: Arm, b: Arm) -> bool:
-    same_images = a.about.data_checksum == b.about.data_checksum
-    return same_images and runs_of.trained_apart(a, b) <= {"train.epochs"}
-
-
-def families(records: Sequence[RunRecord]) -> tuple[str, ...]:
-    """The families with a finished run that fills a printed row; `paper` where there is none."""
-    good, _ = runs_of.finished(records)
-    there = {run.result.family for run in good if any(fits(run.result, row) for row in paper().rows)}
+def families(admitted: Admitted) -> tuple[str, ...]:
+    """The families with a run that fills a printed row; `paper` where there is none."""
+    there = {run.setup.family for run in admitted.runs if any(matches(run.result, row) for row in paper().rows)}
     return tuple(family for family in FAMILIES if family in there) or ("paper",)
 
 
-def build(name: str, records: Sequence[RunRecord], family: str, options: Options = Options()) -> Table:
-    """Table `name` (I to IV) from the runs of one family. UsageError where the paper has no such table."""
+def build(name: str, admitted: Admitted, family: str, options: Options = Options()) -> Table:
+    """Table `name` (I to IV) from the runs of one family, without verdicts. UsageError where there is no such table."""
     printed = paper().table(name)
-    good, bad = runs_of.finished(records)
-    pool = runs_of.of_family(good, family)
-    wanted = [run for run in pool if any(fits(run.result, row) for row in printed.rows)]
-    found = runs_of.groups(pool, options.mixed)
-    baselines = Baselines(tuple(found), costs(records) if options.equal_budget else None, options.runs)
+    pool = of_family(admitted.runs, family)
+    found = cohorts(pool, of_family(admitted.failed, family), options.mixed)
+    baselines = Baselines(tuple(found), costs(admitted.runs) if options.equal_budget else None, options)
 
-    def fill(group: Group) -> int:
-        return sum(any(fits(arm.about, row) for arm in group.arms) for row in printed.rows)
+    def filled(cohort: Cohort) -> int:
+        return sum(any(matches(group.about, row) for group in cohort.groups) for row in printed.rows)
 
-    group = runs_of.largest([group for group in found if fill(group)], fill)
-    rows, aside = [], _others(wanted, group)
+    cohort = largest([one for one in found if filled(one)], filled)
+    rows, left_out = [], _other_protocols(pool, printed.rows, cohort)
     for row in printed.rows:
-        line, left = _row(row, group, family, options, baselines)
+        line, left = _row(row, cohort, family, options, baselines)
         rows.append(line)
-        aside += left
-    unfit = [out for out in bad if out.family in ("", family)]
-    aside += [out for out in unfit if any(may_fit(out.run, row) for row in printed.rows)]
+        left_out += left
+    refused = [out for out in admitted.left_out if out.family in ("", family)]
+    left_out += [out for out in refused if any(may_match(out.run, row) for row in printed.rows)]
     return Table(
         printed.name,
         printed.title,
         family,
-        with_names(judged(rows, options.margin)),
-        group,
-        tuple(sorted(set(aside), key=lambda out: (out.reason, out.run))),
-        options.margin,
-        options.metric,
-        options.mixed,
-        options.equal_budget,
-        reproduces(printed.name, family, options.runs),
+        _named(rows),
+        options,
+        cohort,
+        tuple(sorted(set(left_out), key=lambda out: (out.reason, out.run))),
+        commands.of_table(printed.name, family, options.runs),
     )
 
 
 def _row(
-    row: PaperRow, group: Group | None, family: str, options: Options, baselines: Baselines
+    row: PaperRow, cohort: Cohort | None, family: str, options: Options, baselines: Baselines
 ) -> tuple[Row, list[LeftOut]]:
-    command = fills(row, family, group, options.runs)
+    command = commands.of_row(row, family, cohort, options.runs)
     empty = Row(row.student, row.strategy, row.teachers, row.parameters, row, command=command)
-    if group is None:
+    if cohort is None:
         return empty, []
-    baseline = group.baseline(row.student)
-    fitting = most_telling([arm for arm in group.arms if fits(arm.about, row)], family, row)
-    if not options.mixed and family != "published":
-        unlike = [arm for arm in fitting if _shuffled_otherwise(arm, baseline)]
-        left = _left(unlike, "not shuffled, while its baseline is")
-        fitting = [arm for arm in fitting if arm not in unlike]
-    else:
-        left = []
-    if not fitting:
+    found = ranked([group for group in cohort.groups if matches(group.about, row)], family, row)
+    left = []
+    for group in [group for group in found if _order_differs(group, cohort)]:
+        found.remove(group)
+        left += _left(group, UNSHUFFLED)
+    if not found:
         return empty, left
-    shown, *others = fitting
-    for arm in others:
-        changed = differing(arm.recipe, shown.recipe)
-        left += _left([arm], f"another recipe for the same row ({changed or 'its teachers differ'})")
-    seen = measured(shown, group, options, baselines)
+    shown, *others = found
+    for group in others:
+        diff = config_diff(group.recipe, shown.recipe)
+        changes = typed({key: ours for key, (ours, _) in diff.items()})
+        left += _left(group, f"another recipe for the same row ({changes or 'its teachers differ'})")
+    seen = measured(shown, cohort, baselines)
     return replace(seen, teachers=row.teachers, parameters=row.parameters, printed=row, command=command), left
 
 
-def measured(arm: Arm, group: Group, options: Options, baselines: Baselines) -> Row:
-    """A row of what an arm reached and, where it was taught and its baseline is there, what teaching changed."""
-    baseline, missing = baselines.of(arm, group) if arm.teachers else (None, None)
+def measured(group: RunGroup, cohort: Cohort, baselines: Baselines) -> Row:
+    """The row of a run group: what it reached and, where it was taught, the difference that teaching made."""
+    baseline, missing = baselines.of(group, cohort) if group.teachers else (None, None)
+    metric = baselines.options.metric
+    against = control.of(group, baselines.cohorts, baselines.options) if group.teachers else None
+    compared = [one for one in (group, baseline, against and against.group) if one]
     return Row(
-        arm.student,
-        arm.strategy,
-        arm.teachers,
-        arm.about.parameters,
-        arm=arm,
-        ours=arm.summary(options.metric),
-        delta=arm.minus(baseline, options.metric) if baseline else None,
-        findings=arm.findings,
+        group.student,
+        group.strategy,
+        group.teachers,
+        group.about.parameters,
+        group=group,
+        ours=group.summary(metric),
+        baseline=baseline,
+        delta=group.minus(baseline, metric) if baseline else None,
+        findings=group.findings,
+        mixed=_mixed(compared),
         missing_baseline=missing,
-        control=controls.of(arm, baseline, baselines.groups, options.metric, options.runs) if baseline else None,
+        control=against,
     )
 
 
-def judged(rows: Sequence[Row], margin: float) -> tuple[Row, ...]:
-    """The rows and their controls with verdicts, corrected over all of them together."""
-    compared: list[Row | Control | None] = [*rows, *(row.control for row in rows)]
-    verdicts = judge([it.delta if it else None for it in compared], margin)
-    done = [
-        replace(it, p_adjusted=found.p, verdict=found.verdict) if it and it.delta else it
-        for it, found in zip(compared, verdicts, strict=True)
-    ]
-    return tuple(
-        replace(row, control=against) for row, against in zip(done[: len(rows)], done[len(rows) :], strict=True)
+def _mixed(groups: Sequence[RunGroup]) -> tuple[str, ...]:
+    """Facts of the environment that differ between runs that are compared: `torch 2.11.0 and 2.14.1`."""
+    found = []
+    for key in ENVIRONMENT:
+        values = sorted({value for group in groups for value in group.environments[key]})
+        if len(values) > 1:
+            found.append(f"{key} {' and '.join(values)}")
+    changed = [run.id for group in groups for run in group.runs if run.result.environment.changes]
+    return (*found, *([f"a machine that changed during {', '.join(changed)}"] if changed else []))
+
+
+def judged(tables: Sequence[Table]) -> tuple[Table, ...]:
+    """The tables of one answer with verdicts. p is adjusted (Holm) over all of their comparisons together.
+
+    A comparison that cannot get a verdict takes no share of the level; one that two tables show counts once.
+    """
+    lines: list[tuple[Row | Control, RunGroup | None, RunGroup | None]] = []
+    for table in tables:
+        for row in table.rows:
+            lines.append((row, row.group, row.baseline))
+            if row.control:
+                lines.append((row.control, row.group, row.control.group))
+    p: dict[tuple[frozenset[str], frozenset[str]], float] = {}
+    for line, ours, theirs in lines:
+        if line.delta and line.delta.p is not None and not line.delta.of_two_networks and not failed(ours, theirs):
+            p[ours.ids, theirs.ids] = line.delta.p
+    adjusted = dict(zip(p, holm(list(p.values())), strict=True))
+
+    def done(line: Row | Control, ours: RunGroup | None, theirs: RunGroup | None, margin: float) -> Row | Control:
+        if line.delta is None or failed(ours, theirs):
+            return line
+        value = adjusted.get((ours.ids, theirs.ids))
+        return replace(line, p_adjusted=value, verdict=verdict(line.delta, value, margin))
+
+    def judge(row: Row, margin: float) -> Row:
+        against = row.control and done(row.control, row.group, row.control.group, margin)
+        return replace(done(row, row.group, row.baseline, margin), control=against)
+
+    return tuple(replace(table, rows=tuple(judge(row, table.options.margin) for row in table.rows)) for table in tables)
+
+
+def failed(*groups: RunGroup | None) -> bool:
+    """Whether so many seeds of a group became non-finite that its other seeds stand for nothing."""
+    return any(
+        group is not None and len(group.failed) > MOST_FAILED * (len(group.failed) + len(group.runs))
+        for group in groups
     )
 
 
-def with_names(rows: Sequence[Row]) -> tuple[Row, ...]:
+def _named(rows: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(replace(row, name=name) for row, name in zip(rows, names(rows), strict=True))
 
 
 def also_run(
-    records: Sequence[RunRecord],
-    shown: Sequence[Table],
-    options: Options = Options(),
-    only: Sequence[str] = FAMILIES,
+    admitted: Admitted, shown: Sequence[Table], options: Options = Options(), only: Sequence[str] = FAMILIES
 ) -> Table | None:
-    """The arms of `only` these families that no printed row has a place for, or that lost it to another recipe.
-
-    None if there are none. Each is compared with the baseline of its own protocol, so rows here need not be
-    comparable to one another.
+    """The run groups of the families `only` that fill no printed row, or that another recipe displaced; None if there
+    are none. Each is compared within its own protocol, so rows need not be comparable to one another.
     """
-    good, bad = runs_of.finished(records)
-    placed = {run.id for table in shown for row in table.rows if row.arm for run in row.arm.runs}
+    placed = {run for table in shown for row in table.rows for run in _runs_of(row)}
     elsewhere = {out.run for table in shown for out in table.left_out if not out.reason.startswith("another recipe")}
-    rows = []
-    found = runs_of.groups(good)
-    baselines = Baselines(tuple(found), costs(records) if options.equal_budget else None, options.runs)
-    for group in found:
-        for arm in group.arms:
-            ids = {run.id for run in arm.runs}
-            if arm.about.family in only and not ids & (placed | elsewhere):
-                rows.append(measured(arm, group, options, baselines))
+    rows: list[Row] = []
+    left_out: list[LeftOut] = []
+    found = cohorts(admitted.runs, admitted.failed)
+    baselines = Baselines(tuple(found), costs(admitted.runs) if options.equal_budget else None, options)
+    for cohort in found:
+        for group in cohort.groups:
+            if group.family not in only or group.ids & (placed | elsewhere):
+                continue
+            if group.teachers and _order_differs(group, cohort):
+                left_out += _left(group, UNSHUFFLED)
+            else:
+                rows.append(measured(group, cohort, baselines))
+    below = {run for row in rows if row.control and row.control.group for run in row.control.group.ids}
+    rows = [row for row in rows if not row.group.ids & below]
     named = {out.run for table in shown for out in table.left_out}
-    left = tuple(out for out in bad if out.run not in named and (out.family or only[0]) in only)
-    if not rows and not left:
+    left_out += [out for out in admitted.left_out if out.run not in named and (out.family or only[0]) in only]
+    if not rows and not left_out:
         return None
-    rows.sort(key=lambda row: (row.arm.about.data, FAMILIES.index(row.arm.about.family), row.taught, row.student))
-    title = "Runs that no row of the paper stands for"
-    table = Table("also run", title, "any", with_names(judged(rows, options.margin)), None, left)
-    return replace(table, margin=options.margin, metric=options.metric, equal_budget=options.equal_budget)
+    rows.sort(key=lambda row: (row.group.about.data, FAMILIES.index(row.group.family), row.taught, row.student))
+    return Table("also run", "Runs that fill no row of the paper", "any", _named(rows), options, None, tuple(left_out))
 
 
-def _others(wanted: Sequence[RunRecord], group: Group | None) -> list[LeftOut]:
+def _runs_of(row: Row) -> frozenset[str]:
+    groups = (row.group, row.control and row.control.group)
+    return frozenset(run for group in groups if group for run in group.ids)
+
+
+def _other_protocols(pool: Sequence[RunRecord], rows: Sequence[PaperRow], cohort: Cohort | None) -> list[LeftOut]:
     """Runs that would fill a row but were made under another protocol than the one shown."""
-    if group is None or group.mixed:
+    if cohort is None or cohort.mixed:
         return []
-    shown = runs_of.same_conditions(group.about)
     out = []
-    for run in wanted:
-        result = run.result
-        if runs_of.same_conditions(result) != shown:
-            budget = runs_of.budget_of(result)
-            recipe = result.recipe.model_dump(mode="json")
-            alike = (result.train_images, result.epochs) == (group.about.train_images, group.about.epochs)
-            changed = differing(recipe, group.recipe, bool(result.teachers)) if alike else ""
-            words = (changed or budget, "" if changed else runs_of.own(own_values(recipe, result.family)))
-            apart = ", ".join(word for word in words if word)
-            out.append(LeftOut(run.id, f"other protocol ({apart})", result.family))
+    for run in pool:
+        about, shown = run.result, cohort.about
+        if same_conditions(about) == same_conditions(shown) or not any(matches(about, row) for row in rows):
+            continue
+        words = []
+        if (about.train_images, about.epochs) == (shown.train_images, shown.epochs):
+            diff = config_diff(about.recipe, shown.recipe)
+            keys = diff.keys() if about.teachers else untaught(diff)
+            words = [typed({key: diff[key][0] for key in diff if key in keys})]
+        if not any(words):
+            words = [budget_of(about), with_changes(training_changes(about.recipe, about.family))]
+        out.append(LeftOut(run.id, f"other protocol ({', '.join(word for word in words if word)})", about.family))
     return out
 
 
-def _left(left: Sequence[Arm], reason: str) -> list[LeftOut]:
-    return [LeftOut(run.id, reason, arm.about.family) for arm in left for run in arm.runs]
+def _left(group: RunGroup, reason: str) -> list[LeftOut]:
+    return [LeftOut(run.id, reason, group.family) for run in group.runs]
 
 
-def _shuffled_otherwise(arm: Arm, baseline: Arm | None) -> bool:
-    return baseline is not None and arm.about.shuffled != baseline.about.shuffled
+def _order_differs(group: RunGroup, cohort: Cohort) -> bool:
+    """Whether a taught group was not shuffled while its baseline was. `published` trains so, as the authors did."""
+    baseline = cohort.baseline(group.student)
+    allowed = cohort.mixed or group.family == "published"
+    return not allowed and baseline is not None and group.about.shuffled != baseline.about.shuffled
 
 
 def only(table: Table, ids: set[str]) -> Table:
     """The rows that some of these runs fill."""
-    return replace(table, rows=tuple(row for row in table.filled if ids & {run.id for run in row.arm.runs}))
+    return replace(table, rows=tuple(row for row in table.filled if ids & row.group.ids))

@@ -286,22 +286,22 @@ def two_steps(network: Network, batch: int, device: torch.device) -> None:
 
 
 def points(rows: Sequence[dict[str, Any]], runs: Path) -> list[Point]:
-    """Accuracy against deploy-form MACs of every arm of finished runs whose student was measured."""
-    from ghostcli.compare import groups as arms
+    """Accuracy against deploy-form MACs of every run group whose student was measured."""
+    from ghostcli.compare.admission import admit
+    from ghostcli.compare.groups import cohorts
     from ghostcli.paper import label
     from ghostcli.render.figures import Point
 
     cost = {row["model"]: row["macs"] / 1e6 for row in rows}
-    good, _ = arms.finished(record.scan(runs))
     found = []
-    for group in arms.groups(good):
-        for arm in group.arms:
-            names_of = [arm.student, *(f"run/{run.id}" for run in arm.runs)]
+    for cohort in cohorts(admit(record.scan(runs)).runs):
+        for group in cohort.groups:
+            names_of = [group.student, *(f"run/{run.id}" for run in group.runs)]
             macs = next((cost[name] for name in names_of if name in cost), None)
             if macs is not None:
-                summary = arm.summary()
-                series = f"{arm.strategy} ({arm.about.family}: {group.describe()})"
-                found.append(Point(label(arm.student), macs, summary.mean, summary.sd, series))
+                summary = group.summary()
+                series = f"{group.strategy} ({group.family}: {cohort.describe()})"
+                found.append(Point(label(group.student), macs, summary.mean, summary.sd, series))
     return found
 
 

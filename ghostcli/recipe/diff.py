@@ -1,93 +1,88 @@
-"""In what one recipe departs from another, and a run's from what its family ships.
+"""The difference of two recipes, and of a run's recipe from those that ship.
 
-Invariant: only values that both recipes hold are set against each other, so that a record older than a key, or
-newer, departs in nothing it could not know.
+Invariant: `config_diff` is the only place where the values of two recipes are compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
 from ghostcli.errors import UsageError
+from ghostcli.recipe.models import UNDIGESTED, Recipe
 
-#: What a title says anyway, or no result follows from.
-SAID = frozenset({"data.name", "data.limit", "data.limit_test", "train.epochs", "engine.branches"})
-
-
-def flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's keys by their whole names: `train.epochs`."""
-    sections = {key: value for key, value in recipe.items() if isinstance(value, dict)}
-    top = {key: value for key, value in recipe.items() if key not in sections}
-    return top | {f"{name}.{key}": value for name, keys in sections.items() for key, value in keys.items()}
+#: Keys that tables show elsewhere (data, budget) or that do not change a result.
+SHOWN_ELSEWHERE = UNDIGESTED | {"data.name", "data.limit", "data.limit_test", "train.epochs", "engine.branches"}
 
 
-def departures(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """The keys of recipe `a` that `b` holds otherwise or not at all, labels aside."""
-    flat_a, flat_b = flat(a), flat(b)
-    return [key for key in flat_a if flat_a[key] != flat_b.get(key) and key not in ("family", "summary")]
+def flat(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a recipe by full key (`train.epochs`); the labels `family` and `summary` are left out."""
+    sections = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
+    return {
+        f"{section}.{key}": value
+        for section, values in sections.items()
+        if isinstance(values, Mapping)
+        for key, value in values.items()
+    }
 
 
-def differing(a: Mapping[str, Any], b: Mapping[str, Any], taught: bool = True) -> str:
-    """The keys in which recipe `a` departs from `b`, as one would type them: `distill.temperature=4`.
-
-    Without `taught` those that only teaching reads are left out.
-    """
-    values = flat(a)
-    return typed({key: values[key] for key in departures(a, b) if taught or not key.startswith("distill.")})
+def config_diff(a: Recipe | Mapping[str, Any], b: Recipe | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Full key -> (value in `a`, value in `b`) where they differ. A key that one side lacks counts as None there."""
+    values, others = flat(a), flat(b)
+    pairs = {key: (values.get(key), others.get(key)) for key in {**values, **others}}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def typed(values: Mapping[str, Any], most: int = 3) -> str:
-    """`optim.lr=0.3, train.ema=0.9, ...`."""
+    """The first `most` values as a user types them: `optim.lr=0.3, train.ema=0.9, ...`."""
     return ", ".join([f"{key}={value}" for key, value in values.items()][:most]) + ", ..." * (len(values) > most)
 
 
-def own_values(recipe: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """Where the training of `recipe` is otherwise than in every recipe that `family` ships: key -> its own value.
+def untaught(keys: Iterable[str]) -> set[str]:
+    """The keys that matter without a teacher: all but [distill] and those that do not change a result."""
+    return {key for key in keys if not key.startswith("distill.")} - UNDIGESTED - {"engine.branches"}
 
-    Set against the nearest of them. The budget, the data's name and what only teaching reads count for nothing here.
+
+def training_changes(recipe: Recipe, family: str) -> dict[str, Any]:
+    """Key -> value where the training of `recipe` differs from the nearest recipe that `family` ships.
+
+    Data, budget and [distill] are left out.
     """
-    from ghostcli.recipe.models import UNDIGESTED
-
-    values = {
-        key: value
-        for key, value in flat(recipe).items()
-        if "." in key and not key.startswith("distill.") and key not in SAID | UNDIGESTED
-    }
-    found = ({k: v for k, v in values.items() if k in known and v != known[k]} for known in shipped(family))
+    diffs = [config_diff(recipe, known) for known in shipped(family)]
+    found = [{key: diff[key][0] for key in diff if key in untaught(diff) - SHOWN_ELSEWHERE} for diff in diffs]
     return min(found, key=len, default={})
 
 
-def own_teaching(distill: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """The keys of [distill] that no recipe that `family` ships of that kind, or the kind itself, has so."""
-    kind = distill.get("kind")
-    known = [recipe for recipe in shipped(family) if recipe["distill.kind"] == kind]
-    if not known and isinstance(kind, str):
-        known = [flat({"distill": _defaults(kind)})]
+def teaching_changes(recipe: Recipe, family: str) -> dict[str, Any]:
+    """Keys in [distill] whose values match no shipped recipe of this family and kind -> value.
+
+    Where the family ships no recipe of the kind, the kind's defaults are compared with.
+    """
+    kind = recipe.distill.kind
+    known = [other for other in shipped(family) if other.distill.kind == kind]
+    if not known:
+        try:
+            known = [_load("paper", f"distill.kind={kind}")]
+        except UsageError:  # a kind that needs more keys than its name has no defaults
+            return {}
+    diffs = [config_diff(recipe, other) for other in known]
     return {
-        key: value
-        for key, value in distill.items()
-        if (usual := [recipe[f"distill.{key}"] for recipe in known if f"distill.{key}" in recipe])
-        and value not in usual
+        key.removeprefix("distill."): pair[0]
+        for key, pair in diffs[0].items()
+        if key.startswith("distill.") and all(key in diff for diff in diffs)
     }
 
 
 @cache
-def shipped(family: str) -> tuple[dict[str, Any], ...]:
-    """The recipes of `family` that come with ghost, flat, its base first."""
+def shipped(family: str) -> tuple[Recipe, ...]:
+    """The recipes of `family` that come with ghost, its base first."""
     from ghostcli.recipe.files import names
+
+    return tuple(_load(name) for name in names() if name.partition("/")[0] == family)
+
+
+def _load(name: str, *overrides: str) -> Recipe:
     from ghostcli.recipe.load import load
 
-    return tuple(
-        flat(load(name).recipe.model_dump(mode="json")) for name in names() if name.partition("/")[0] == family
-    )
-
-
-def _defaults(kind: str) -> dict[str, Any]:
-    from ghostcli.recipe.load import load
-
-    try:
-        return load("paper", (f"distill.kind={kind}",)).recipe.distill.model_dump(mode="json")
-    except UsageError:
-        return {}
+    return load(name, overrides).recipe

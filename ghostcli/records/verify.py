@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
-
 from ghostcli.errors import GhostError
-from ghostcli.recipe.digest import digest
 from ghostcli.records import checkpoint, tensorfile
-from ghostcli.records.record import PARTS, RunRecord, file_digest
-from ghostcli.records.storage import read_json
+from ghostcli.records.contents import content_problems
+from ghostcli.records.record import RunRecord, file_digest
 
 
 def verify_run(run: RunRecord) -> list[str]:
@@ -33,33 +30,9 @@ def verify_run(run: RunRecord) -> list[str]:
         problems.append(str(run.problem))
     if run.status != "done" or run.result is None:
         return problems
-    if not _is_as_written(run):
-        problems.append("result.json is not as it was written")
-    for name, written in run.result.files.items():
-        if name in PARTS and (run.path / name).exists() and file_digest(run.path / name) != written:
-            problems.append(f"{name} is not the file that the result was written with")
-    if len(run.metrics()) != run.result.epochs:
-        problems.append(f"metrics.jsonl has {len(run.metrics())} of {run.result.epochs} epochs")
-    predictions = run.predictions()
-    if predictions is None:
-        problems.append("predictions.npz is missing or damaged")
-    else:
-        logits, labels = predictions
-        accuracy = float((np.asarray(logits, np.float32).argmax(1) == labels).mean() * 100)
-        # The record's accuracy is of float32 logits, the file's of float16: ties may fall the other way.
-        recorded = run.result.accuracy.selected
-        if abs(accuracy - recorded) > 0.1 + 100 / len(labels):
-            problems.append(f"predictions.npz gives {accuracy:.2f} %, result.json says {recorded:.2f} %")
-    return problems
-
-
-def _is_as_written(run: RunRecord) -> bool:
-    written = read_json(run.path / "result.json")
-    content = {key: value for key, value in written.items() if key != "checksum"}
-    try:
-        return written.get("checksum", digest(content)) == digest(content)
-    except ValueError:  # NaN, which is never written
-        return False
+    if run.weights.exists() and file_digest(run.weights) != run.result.files.get(run.weights.name):
+        problems.append(f"{run.weights.name} is not the file that the result was written with")
+    return problems + content_problems(run)
 
 
 def _is_prefix(run: RunRecord, length: int, sha256: str) -> bool:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ghostcli.compare.groups import Arm
+from ghostcli.compare.groups import RunGroup
+from ghostcli.compare.rows import Row, Table
 from ghostcli.compare.stats import Difference, Summary
-from ghostcli.compare.tables import Row, Table
 from ghostcli.errors import UsageError, printable
 from ghostcli.paper import label, paper
 
@@ -90,7 +90,7 @@ def save(figure: Figure, file: Path) -> Path:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy by epoch of the seeds of one arm: `accuracy` [n, epochs] in percent; `panel` is its panel's title."""
+    """Accuracy by epoch of one run group: `accuracy` [n, epochs] in percent; `panel` is the title of its panel."""
 
     panel: str
     name: str
@@ -100,7 +100,7 @@ class Curve:
 
 @styled
 def curves(found: Sequence[Curve], what: str = "Test accuracy (%)") -> Figure:
-    """Learning curves, a panel a title: the seeds' mean with their range; the untaught baseline in grey."""
+    """Learning curves, a panel for each title: mean and range over seeds; the untaught baseline in grey."""
     _needs(found, "learning curves need a run with at least one finished epoch")
     titles = list(dict.fromkeys(curve.panel for curve in found))
     columns = min(3, len(titles))
@@ -147,7 +147,7 @@ def _whole_epochs(axis: Axes, last: int) -> None:
 
 @styled
 def width(tables: Sequence[Table]) -> Figure:
-    """Fig. 1 of the paper: accuracy of GN-S against its width, as printed and as each family's group reached it.
+    """Fig. 1 of the paper: accuracy of GN-S against its width, as printed and as each family reached it.
 
     Widths that the paper did not print are drawn too.
     """
@@ -162,8 +162,8 @@ def width(tables: Sequence[Table]) -> Figure:
         label="printed (one seed, best epoch)",
     )
     drawn: set[float] = set()
-    for i, (families, found) in enumerate(_by_arms(tables).items()):
-        x = [_width(arm.student) for arm, _ in found]
+    for i, (families, found) in enumerate(_by_families(tables).items()):
+        x = [_width(group.student) for group, _ in found]
         drawn |= set(x)
         mean = [ours.mean for _, ours in found]
         spread = [ours.sd or 0 for _, ours in found]
@@ -179,25 +179,26 @@ def width(tables: Sequence[Table]) -> Figure:
     return figure
 
 
-def _by_arms(tables: Sequence[Table]) -> dict[str, list[tuple[Arm, Summary]]]:
-    """The untaught GN-S of the tables' groups, by width, by the families that show the very same runs."""
+def _by_families(tables: Sequence[Table]) -> dict[str, list[tuple[RunGroup, Summary]]]:
+    """The untaught GN-S of the tables' cohorts, by width, under the names of all families that show the same runs."""
     families: dict[tuple[str, ...], list[str]] = {}
-    found: dict[tuple[str, ...], list[tuple[Arm, Summary]]] = {}
+    found: dict[tuple[str, ...], list[tuple[RunGroup, Summary]]] = {}
     for table in tables:
-        shown = {row.student: row.arm for row in table.filled if row.student.startswith("gns:")}
-        others = {arm.student for arm in table.group.arms if untaught_small(arm)} if table.group else set()
-        own = shown | {student: table.group.baseline(student) for student in others - shown.keys()}
-        arms = [own[student] for student in sorted(own, key=_width)]
-        key = tuple(run.id for arm in arms for run in arm.runs)
+        own = {row.student: row.group for row in table.filled if row.student.startswith("gns:")}
+        for group in table.cohort.groups if table.cohort else ():
+            if untaught_small(group):
+                own.setdefault(group.student, table.cohort.baseline(group.student))
+        groups = [own[student] for student in sorted(own, key=_width)]
+        key = tuple(run.id for group in groups for run in group.runs)
         if key:
             families.setdefault(key, []).append(table.family)
-            found.setdefault(key, [(arm, arm.summary(table.metric)) for arm in arms])
-    return {" and ".join(families[key]): arms for key, arms in found.items()}
+            found.setdefault(key, [(group, group.summary(table.options.metric)) for group in groups])
+    return {" and ".join(families[key]): groups for key, groups in found.items()}
 
 
-def untaught_small(arm: Arm) -> bool:
-    """Whether it is a GN-S that learnt alone, of whatever width."""
-    return not arm.teachers and arm.student.startswith("gns:")
+def untaught_small(group: RunGroup) -> bool:
+    """Whether it is a GN-S without a teacher, of whatever width."""
+    return not group.teachers and group.student.startswith("gns:")
 
 
 def _width(student: str) -> float:
@@ -295,7 +296,7 @@ def forest(tables: Sequence[Table]) -> Figure:
         None: GREY,
     }
     for panel, (table, rows) in zip(axes[:, 0], shown, strict=True):
-        panel.axvspan(-table.margin, table.margin, color="#F0F0F0", zorder=0, linewidth=0)
+        panel.axvspan(-table.options.margin, table.options.margin, color="#F0F0F0", zorder=0, linewidth=0)
         panel.axvline(0, color="black", linewidth=0.8, zorder=1)
         for y, row in enumerate(rows):
             if row.printed and row.printed.delta is not None:
@@ -344,14 +345,14 @@ def _forest_legend(figure: Figure, colours: dict[Any, str], verdicts: set[Any], 
         )
     if any(row.control and row.control.delta for _, rows in shown for row in rows):
         handles.append(
-            Line2D([], [], color=GREY, marker="o", mfc="white", markersize=4, linewidth=1, label="less its control")
+            Line2D([], [], color=GREY, marker="o", mfc="white", markersize=4, linewidth=1, label="minus its control")
         )
-    handles.append(Patch(color="#E6E6E6", label=f"within ±{shown[0][0].margin:g}"))
+    handles.append(Patch(color="#E6E6E6", label=f"within ±{shown[0][0].options.margin:g}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
 
 
 def _caption(row: Row) -> str:
-    short = row.printed and row.strategy in ("chain", "ensemble") and not (row.arm and row.arm.setting)
+    short = row.printed and row.strategy in ("chain", "ensemble") and not (row.group and row.group.setting)
     name = f"{label(row.student)} < {row.strategy}" if short else row.name
     return f"{name} ({row.ours.n})" if row.ours else name
 

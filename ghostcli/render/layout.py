@@ -1,6 +1,6 @@
-"""Makes a grid fit a narrow terminal: spaces first, then what matters least, then cells in more lines.
+"""Fits a table into a narrow terminal: first less space, then without minor columns, then with cells on more lines.
 
-Invariant: accuracies, deltas and verdicts stay, whole; what is left out is in wider terminals and all other formats.
+Invariant: accuracies, differences and verdicts stay whole. What is left out is in wider terminals and other formats.
 """
 
 from __future__ import annotations
@@ -12,123 +12,121 @@ from dataclasses import replace
 from rich.cells import cell_len
 
 from ghostcli.paper import FAMILIES
-from ghostcli.render.text_table import EMPTY, Grid
+from ghostcli.render.text_table import (
+    DELTA,
+    EMPTY,
+    OURS,
+    PARAMETERS,
+    PRINTED,
+    PRINTED_DELTA,
+    PROTOCOL,
+    STRATEGY,
+    STUDENT,
+    TEACHERS,
+    VERDICT,
+    Column,
+    TextTable,
+)
 
-#: Text columns that may wrap, and the width below which they ask for tighter columns elsewhere.
-WRAPPING = {"Teachers": 14, "Protocol": 16, "Strategy": 8, "Agrees with (%)": 20, "Run": 30}
-DELTA = "Δ ours [95 %]"
+Step = Callable[[TextTable], TextTable]
 
 
-def fitted(made: Grid, width: int) -> tuple[Grid, int, list[int]]:
-    """The grid, how many spaces are to stand right of each column's own one, and the columns' widths."""
-    if least_width(made, 2) <= width:
-        return made, 1, _widths(made, width, 2)
+def fitted(table: TextTable, width: int) -> tuple[TextTable, int, list[int]]:
+    """The table, the extra spaces right of each column, and the columns' widths."""
+    if least_width(table, 2) <= width:
+        return table, 1, _widths(table, width, 2)
     for step in STEPS:
-        made = step(made)
-        if least_width(made, 1) <= width:
+        table = step(table)
+        if least_width(table, 1) <= width:
             break
-    return made, 0, _widths(made, width, 1)
+    return table, 0, _widths(table, width, 1)
 
 
-def _widths(made: Grid, width: int, space: int) -> list[int]:
-    """Of each column: what its longest line takes, less what the widest that may wrap must give up."""
-    found = [natural(made, i) for i in range(len(made.columns))]
-    floors = [least(made, i) for i in range(len(made.columns))]
+def _widths(table: TextTable, width: int, space: int) -> list[int]:
+    """Each column's longest line; the widest columns that may wrap give up what is too much."""
+    found = [natural(table, column) for column in table.columns]
+    floors = [least(table, column) for column in table.columns]
     for _ in range(sum(found) + space * (len(found) - 1) - width):
         widest = max(range(len(found)), key=lambda i: (found[i] > floors[i], found[i]))
         found[widest] -= found[widest] > floors[widest]
     return found
 
 
-def least_width(made: Grid, space: int) -> int:
-    """Columns that the table needs with `space` between its own, text wrapped as far as it may be."""
-    widths = [least(made, i) for i in range(len(made.columns))]
+def least_width(table: TextTable, space: int) -> int:
+    """The width that the table needs, with `space` between columns and words wrapped as far as allowed."""
+    widths = [least(table, column) for column in table.columns]
     return sum(widths) + space * (len(widths) - 1)
 
 
-def least(made: Grid, column: int) -> int:
-    """The width below which a column of the grid would be broken where it should not be."""
-    head = made.columns[column][0]
-    if head not in WRAPPING:
-        return natural(made, column)
-    word = max((cell_len(word) for line in _lines(made, column) for word in line.split()), default=0)
-    return min(natural(made, column), max(word, WRAPPING[head]))
+def least(table: TextTable, column: Column) -> int:
+    """The least width of a column in which no word or number is broken."""
+    if not column.wrap:
+        return natural(table, column)
+    word = max((cell_len(word) for line in _lines(table, column) for word in line.split()), default=0)
+    return min(natural(table, column), max(word, column.wrap))
 
 
-def natural(made: Grid, column: int) -> int:
+def natural(table: TextTable, column: Column) -> int:
     """The width of a column's longest line."""
-    return max(map(cell_len, _lines(made, column)))
+    return max(map(cell_len, _lines(table, column)))
 
 
-def _lines(made: Grid, column: int) -> list[str]:
+def _lines(table: TextTable, column: Column) -> list[str]:
     return [
-        line for cell in (made.columns[column][0], *(row[column] for row in made.rows)) for line in cell.split("\n")
+        line for cell in (column.heading, *(row.get(column.key, "") for row in table.rows)) for line in cell.split("\n")
     ]
 
 
-def _broken(head: str, old: str, new: str) -> Callable[[Grid], Grid]:
-    """Cells of the columns that begin with `head` in more lines: each match of `old` becomes `new`."""
+def _broken(key: str, old: str, new: str) -> Step:
+    """Cells of a column on more lines: each match of `old` becomes `new`."""
 
-    def step(made: Grid) -> Grid:
-        chosen = {i for i, (name, _) in enumerate(made.columns) if name.startswith(head)}
-        rows = (tuple(re.sub(old, new, c) if i in chosen else c for i, c in enumerate(row)) for row in made.rows)
-        return replace(made, rows=tuple(rows))
-
-    return step
-
-
-def _without(head: str) -> Callable[[Grid], Grid]:
-    def step(made: Grid) -> Grid:
-        kept = [i for i, (name, _) in enumerate(made.columns) if name != head]
-        return _only(made, kept)
+    def step(table: TextTable) -> TextTable:
+        rows = ({**row, key: re.sub(old, new, row[key])} if key in row else row for row in table.rows)
+        return replace(table, rows=tuple(rows))
 
     return step
 
 
-def _without_empty(made: Grid) -> Grid:
-    """Without the columns that say nothing in any row."""
-    kept = [i for i in range(len(made.columns)) if any(row[i] not in ("", EMPTY) for row in made.rows)]
-    return _only(made, kept) if kept else made
+def _without(*keys: str) -> Step:
+    return lambda table: replace(table, columns=tuple(c for c in table.columns if c.key not in keys))
 
 
-def _only(made: Grid, kept: list[int]) -> Grid:
-    rows = tuple(tuple(row[i] for i in kept) for row in made.rows)
-    return replace(made, columns=tuple(made.columns[i] for i in kept), rows=rows)
+def _without_empty(table: TextTable) -> TextTable:
+    """Without the columns that are blank in every row."""
+    blank = [c.key for c in table.columns if all(row.get(c.key, "") in ("", EMPTY) for row in table.rows)]
+    return table if len(blank) == len(table.columns) else _without(*blank)(table)
 
 
-def _under(head: str, into: str, sign: str = "") -> Callable[[Grid], Grid]:
+def _under(key: str, into: str, sign: str = "") -> Step:
     """The cells of one column below those of another."""
 
-    def step(made: Grid) -> Grid:
-        heads = [name for name, _ in made.columns]
-        if head not in heads or into not in heads:
-            return made
-        a, b = heads.index(head), heads.index(into)
+    def step(table: TextTable) -> TextTable:
+        if not {key, into} <= {column.key for column in table.columns}:
+            return table
 
-        def cell(row: tuple[str, ...], i: int) -> str:
-            said = "" if row[a] == EMPTY else row[a]
-            return "\n".join(filter(None, (row[b], sign * bool(said) + said))) if i == b else row[i]
+        def merged(row: dict[str, str]) -> dict[str, str]:
+            below = "" if row.get(key, "") == EMPTY else row.get(key, "")
+            return {**row, into: "\n".join(filter(None, (row.get(into, ""), below and sign + below)))}
 
-        rows = tuple(tuple(cell(row, i) for i in range(len(row))) for row in made.rows)
-        return _without(head)(replace(made, rows=rows))
+        return _without(key)(replace(table, rows=tuple(map(merged, table.rows))))
 
     return step
 
 
 #: In the order in which they are taken, each only where those before it were not enough.
-STEPS: tuple[Callable[[Grid], Grid], ...] = (
-    _broken("Verdict", "not distinguished", "not\ndistinguished"),
-    _without("M par."),
-    _without("Δ"),
-    _broken("Ours", " ±", "\n±"),
-    _broken("Δ ours", " \\[", "\n["),
-    _under("Verdict", DELTA),
-    _under("Strategy", "Student"),
-    _under("Teachers", "Student", "< "),
-    _without("Trainings"),
-    _broken("Protocol", r"(?<=[a-z])\.(?=[a-z])", ".\n"),  # a key after its section
-    _broken("Student", " <", "\n<"),
+STEPS: tuple[Step, ...] = (
+    _broken(VERDICT.key, "not distinguished", "not\ndistinguished"),
+    _without(PARAMETERS.key),
+    _without(PRINTED_DELTA.key),
+    _broken(OURS.key, " ±", "\n±"),
+    _broken(DELTA.key, " \\[", "\n["),
+    _under(VERDICT.key, DELTA.key),
+    _under(STRATEGY.key, STUDENT.key),
+    _under(TEACHERS.key, STUDENT.key, "< "),
+    _without("trainings"),
+    _broken(PROTOCOL.key, r"(?<=[a-z])\.(?=[a-z])", ".\n"),  # a key after its section
+    _broken(STUDENT.key, " <", "\n<"),
     *(_broken(family, r" \[", "\n[") for family in FAMILIES),
     _without_empty,
-    _under("Printed", "Student", "printed "),
+    _under(PRINTED.key, STUDENT.key, "printed "),
 )

@@ -6,8 +6,7 @@ Invariant: a printed row is planned as the command that the table names for it, 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -27,32 +26,27 @@ PUBLISHED_ASSISTANTS = "published/chain-gnd"
 
 @dataclass(frozen=True)
 class Planned:
-    """A printed row with its job for each seed, and its baseline's where it is taught."""
+    """A printed row with its job for each seed; where it is taught, its baseline's and, if asked for, its control's."""
 
     row: PaperRow
     jobs: tuple[Job, ...]
-    baselines: tuple[Job, ...]
+    baselines: tuple[Job, ...] = ()
+    controls: tuple[Job, ...] = ()
+
+    @property
+    def all(self) -> tuple[Job, ...]:
+        return (*self.baselines, *self.jobs, *self.controls)
 
 
 @dataclass(frozen=True)
 class Study:
-    """The rows of the named tables, those that --skip left out, and the one graph of all their jobs; beside it, once
-    they are known, the rows' controls."""
+    """The rows of the named tables, those that --skip left out, and the one graph of all their jobs."""
 
     tables: tuple[str, ...]
     family: str
     rows: tuple[Planned, ...]
     skipped: tuple[PaperRow, ...]
     plan: Plan
-    controls: tuple[Job, ...] = ()
-
-    @property
-    def jobs(self) -> tuple[Job, ...]:
-        return (*self.plan.jobs, *self.controls)
-
-    @property
-    def taught(self) -> tuple[Planned, ...]:
-        return tuple(planned for planned in self.rows if planned.baselines)
 
     @cached_property
     def needed_by(self) -> dict[str, tuple[str, ...]]:
@@ -66,7 +60,7 @@ class Study:
     def of_table(self, table: str) -> Plan:
         """The part of the graph that a table rests on."""
         planned = [planned for planned in self.rows if planned.row.table == table]
-        return plan.order(job for each in planned for job in (*each.baselines, *each.jobs))
+        return plan.order(job for each in planned for job in each.all)
 
     def rows_of(self, job: Job) -> tuple[PaperRow, ...]:
         """The printed rows that a job fills."""
@@ -80,11 +74,12 @@ def study(
     overrides: Sequence[str] = (),
     skip: Sequence[str] = (),
     runs: Path = Path("runs"),
+    controls: bool = False,
 ) -> Study:
     """Plan every row of `tables` for the seeds 0 to `seeds` - 1, but those in which a network of `skip` takes part.
 
     `overrides` (`key.path=value`) apply to every recipe. Taught rows bring their students' baselines along, without
-    which there is no difference to show.
+    which there is no difference to show, and with `controls` the same trainings with image-blind teachers.
     """
     if family not in FAMILIES:
         raise UsageError(f"--family {printable(family)}: is none of {', '.join(FAMILIES)}")
@@ -123,39 +118,16 @@ def study(
             continue
         jobs = tuple(job_of(row, seed) for seed in range(seeds))
         baselines = tuple(job_of(plain[row.student], seed) for seed in range(seeds)) if row.teachers else ()
-        planned.append(Planned(row, jobs, baselines))
-    graph = plan.order(job for each in planned for job in (*each.baselines, *each.jobs))
+        controlled = tuple(map(blind, jobs)) if row.teachers and controls else ()
+        planned.append(Planned(row, jobs, baselines, controlled))
+    graph = plan.order(job for each in planned for job in each.all)
     return Study(named, family, tuple(planned), tuple(skipped), graph)
 
 
-def controls(todo: Study, runs: Path) -> tuple[Job, ...]:
-    """The control of each taught row that has finished runs: its baselines once more, on labels as soft as the check
-    measured the teachers' targets to be. One serves every row of its student whose softness it is near."""
-    from ghostcli.compare import control
-    from ghostcli.compare.groups import Arm
-
-    made: dict[str, list[float]] = defaultdict(list)
-    jobs: dict[str, Job] = {}
-    for planned in todo.taught:
-        records = (launch.record_of(job, runs) for job in planned.jobs)
-        done = tuple(record for record in records if record.status == "done")
-        softness = control.measured(Arm(done)) if done else None
-        if softness is None:  # a way of teaching without soft targets
-            continue
-        known = made[planned.row.student]
-        if not any(control.near(smoothing, softness) for smoothing in known):
-            known.append(softness)
-            jobs |= {job.id: job for job in smoothed(planned.baselines, softness)}
-    return tuple(jobs.values())
-
-
-def smoothed(baselines: Iterable[Job], smoothing: float) -> Iterator[Job]:
-    """The same trainings on labels smoothed so; none of those whose labels are at least as soft already."""
-    for job in baselines:
-        train = job.recipe.train
-        if train.label_smoothing < smoothing:
-            train = train.model_copy(update={"label_smoothing": smoothing})
-            yield replace(job, recipe=job.recipe.model_copy(update={"train": train}))
+def blind(job: Job) -> Job:
+    """The control of a taught job: the same training with image-blind teachers."""
+    distill = job.recipe.distill.model_copy(update={"blind": True})
+    return replace(job, recipe=job.recipe.model_copy(update={"distill": distill}))
 
 
 def chosen(tables: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,140 @@
+"""Which runs a comparison may use. Invariant: every run that is refused is named with the reason; none is dropped
+in silence, and a file's time decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ghostcli.compare.groups import job_of, same_conditions
+from ghostcli.compare.rows import LeftOut
+from ghostcli.plan import Finished, Job
+from ghostcli.records.contents import content_problems
+from ghostcli.records.model import SEMANTICS
+from ghostcli.records.record import RunRecord
+
+NON_FINITE = "non-finite"
+#: Errors on test images below which two networks may well make the very same ones.
+FEW_ERRORS = 10
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """`runs` may be compared. `failed` became non-finite: they are named in `left_out` too, and count beside n."""
+
+    runs: tuple[RunRecord, ...]
+    failed: tuple[RunRecord, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def admit(records: Iterable[RunRecord]) -> Admitted:
+    """Judge every record alone, then against the others of its job."""
+    records = list(records)
+    reasons = {run.id: reason for run in records if (reason := _unfinished(run))} | contradictions(records)
+    for runs in _by_job(run for run in records if run.id not in reasons):
+        reasons |= _second_records(runs)
+    left_out = (
+        LeftOut(run.id, reasons[run.id], run.setup.family if run.setup else "") for run in records if run.id in reasons
+    )
+    failed = (run for run in records if reasons.get(run.id) == NON_FINITE and run.setup)
+    return Admitted(tuple(run for run in records if run.id not in reasons), tuple(failed), tuple(left_out))
+
+
+def contradictions(records: Sequence[RunRecord]) -> dict[str, str]:
+    """Run id -> why a finished run cannot be believed: its record contradicts itself, or another run of its job."""
+    digests = {run.id: run.setup.digest for run in records if run.setup}
+    done = [run for run in records if run.status == "done"]
+    found = {
+        run.id: problems[0] for run in done if (problems := [*content_problems(run), *identity_problems(run, digests)])
+    }
+    for runs in _by_job(run for run in done if run.id not in found):
+        found |= _job_problems(runs)
+    return found
+
+
+def _by_job(runs: Iterable[RunRecord]) -> Iterable[list[RunRecord]]:
+    jobs: dict[Any, list[RunRecord]] = defaultdict(list)
+    for run in runs:
+        jobs[*job_of(run.result), *same_conditions(run.result)].append(run)
+    return jobs.values()
+
+
+def _unfinished(run: RunRecord) -> str | None:
+    match run.status:
+        case "done":
+            return None
+        case "failed":
+            return NON_FINITE if "finite" in str(run.problem) else "failed"
+        case "interrupted" | "running":
+            return "unfinished"
+        case _:
+            return run.problem
+
+
+def identity_problems(run: RunRecord, digests: dict[str, str]) -> list[str]:
+    """Whether the recipe of a finished run gives its digest and protocol. `digests`: run id -> digest of all runs.
+
+    The digest depends on the teachers' digests, so it is only checked where all their records are there.
+    """
+    about = run.result
+    if about is None or about.semantics != SEMANTICS:
+        return []
+    teachers = [Finished(t.run, t.network, digests.get(t.run, ""), (), about.classes) for t in about.teachers]
+    job = Job(about.student, about.seed, about.recipe, about.recipe_name, tuple(teachers))
+    known = all(teacher.digest for teacher in teachers)
+    if job.protocol != about.protocol or (known and job.digest != about.digest):
+        return ["its recipe does not give its digest: the recipe or the digest was changed"]
+    if about.epochs != (about.recipe.train.stop or about.recipe.train.epochs):
+        return [f"it has {about.epochs} epochs, its recipe says {about.recipe.train.epochs}"]
+    return []
+
+
+def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Run id -> reason, for the runs of one job that cannot stand beside the others."""
+    found: dict[str, str] = {}
+    of_digest: dict[str, list[RunRecord]] = defaultdict(list)
+    for run in runs:
+        of_digest[run.result.digest].append(run)
+    for same in of_digest.values():
+        if len({tuple((t.run, t.seed) for t in run.result.teachers) for run in same}) > 1:
+            found |= {run.id: "the runs of this job name different teachers under one digest" for run in same}
+    for key, what in ((_weights, "weights"), (_logits, "predictions"), (_errors, "errors on the test images")):
+        by_content: dict[Any, list[RunRecord]] = defaultdict(list)
+        for run in runs:
+            if (content := key(run)) is not None:
+                by_content[content].append(run)
+        for same in by_content.values():
+            if len({run.result.seed for run in same}) > 1:
+                names = " and ".join(run.id for run in same)
+                found = {run.id: f"equal {what} under different seeds: {names}" for run in same} | found
+    return found
+
+
+def _second_records(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Of several records of one seed, that of the digest with the most seeds counts; then that of the lowest id."""
+    seeds = Counter(run.result.digest for run in runs)
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for run in sorted(runs, key=lambda run: (-seeds[run.result.digest], run.id)):
+        kept = first.setdefault(run.result.seed, run.id)
+        if kept != run.id:
+            found[run.id] = f"a second record of one seed; {kept} counts"
+    return found
+
+
+def _weights(run: RunRecord) -> str | None:
+    return run.result.files.get("model.safetensors")
+
+
+def _logits(run: RunRecord) -> str | None:
+    return run.result.files.get("predictions.npz")
+
+
+def _errors(run: RunRecord) -> tuple[str, str] | None:
+    """Which test images it got wrong, if these are enough to tell networks apart."""
+    answers = run.result.test
+    wrong = (~answers.mask()).sum()
+    return (answers.labels, answers.correct) if wrong >= FEW_ERRORS else None

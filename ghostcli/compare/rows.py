@@ -1,0 +1,113 @@
+"""The values that a comparison ends in: tables of rows, and what was left out of them.
+
+Invariant: frozen values, no judgement. `compare/tables.py` makes them and `render/` shows them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghostcli.compare.groups import Cohort, Finding, RunGroup
+from ghostcli.compare.stats import Difference, Summary
+from ghostcli.paper import PaperRow, paper
+
+MARGIN = 0.3
+#: Where commands put their runs by default.
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that is in no row, and why. `family` is empty where its recipe could not be read."""
+
+    run: str
+    reason: str
+    family: str = ""
+
+
+@dataclass(frozen=True)
+class Control:
+    """The same training with image-blind teachers (`distill.blind=true`), made by `command`.
+
+    All other fields are None where it was not run. `delta`: the taught row minus the control. `p_adjusted` and
+    `verdict` come with the whole answer.
+    """
+
+    command: str
+    group: RunGroup | None = None
+    ours: Summary | None = None
+    delta: Difference | None = None
+    p_adjusted: float | None = None
+    verdict: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. `printed` is None where the paper has no such row; `group` is None where nothing was run.
+
+    `delta`: the row minus its baseline. `missing_baseline` says why there is none. `command` makes the row's runs.
+    `mixed` are the facts of the environment that differ between the runs compared. `name` is unique in its table.
+    """
+
+    student: str
+    strategy: str
+    teachers: tuple[str, ...]
+    parameters: int | None
+    printed: PaperRow | None = None
+    group: RunGroup | None = None
+    ours: Summary | None = None
+    baseline: RunGroup | None = None
+    delta: Difference | None = None
+    p_adjusted: float | None = None
+    verdict: str | None = None
+    findings: tuple[Finding, ...] = ()
+    mixed: tuple[str, ...] = ()
+    command: str | None = None
+    missing_baseline: str | None = None
+    control: Control | None = None
+    name: str = ""
+
+    @property
+    def taught(self) -> bool:
+        return bool(self.teachers)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How runs become numbers: `metric` is selected or best, `margin` in points of accuracy.
+
+    `equal_budget`: baselines are untaught runs that saw as many training images as the taught run and all trainings
+    below it together. `runs` is where commands are to put what is missing.
+    """
+
+    metric: str = "selected"
+    margin: float = MARGIN
+    mixed: bool = False
+    equal_budget: bool = False
+    runs: Path = RUNS
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table under one family's protocol. `cohort` is None where no run of the family fills one of its rows.
+
+    `command` makes the runs of all rows.
+    """
+
+    name: str
+    title: str
+    family: str
+    rows: tuple[Row, ...]
+    options: Options
+    cohort: Cohort | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    command: str = ""
+
+    @property
+    def filled(self) -> tuple[Row, ...]:
+        return tuple(row for row in self.rows if row.ours is not None)
+
+    @property
+    def full_budget(self) -> bool:
+        return self.cohort is None or self.cohort.mixed or self.cohort.budget >= paper().source.budget

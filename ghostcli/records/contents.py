@@ -1,0 +1,106 @@
+"""Whether the record of a finished run agrees with itself. Invariant: it reads and never writes, and needs no torch."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ghostcli.errors import GhostError
+from ghostcli.recipe.digest import digest
+from ghostcli.records.model import RunSetup, read
+from ghostcli.records.record import RunRecord, file_digest
+from ghostcli.records.storage import read_json
+
+
+def content_problems(run: RunRecord) -> list[str]:
+    """What in the record of a finished run contradicts the rest, a sentence each. The weights are not read.
+
+    `ghost table` compares no run that has such a problem.
+    """
+    result = run.result
+    if result is None:
+        return []
+    problems = list(filter(None, (_as_written(run), _same_run(run), _same_setup(run))))
+    if min(result.train_images, result.test_images, result.epochs) < 1:
+        return [*problems, "it was trained or tested on 0 images or epochs"]
+    return [*problems, *_against_metrics(run), *_against_predictions(run)]
+
+
+def _as_written(run: RunRecord) -> str | None:
+    written = read_json(run.path / "result.json")
+    content = {key: value for key, value in written.items() if key != "checksum"}
+    if "checksum" not in written:
+        return "result.json has no checksum"
+    try:
+        same = written["checksum"] == digest(content)
+    except ValueError:  # NaN, which is never written
+        same = False
+    return None if same else "result.json was changed after it was written (checksum)"
+
+
+def _same_run(run: RunRecord) -> str | None:
+    found = run.result
+    own = f"{found.digest[:8]}/s{found.seed}"
+    if run.id != found.run or not run.id.endswith(f"-{own}"):
+        return f"its record is that of {found.run}, seed {found.seed}: the folder was copied or renamed"
+    return None
+
+
+def _same_setup(run: RunRecord) -> str | None:
+    """recipe.json, where it is there, must say what result.json says."""
+    path = run.path / "recipe.json"
+    try:
+        setup = read(path, RunSetup) if path.exists() else None
+    except GhostError as error:
+        return str(error)
+    changed = [key for key in RunSetup.model_fields if setup and getattr(setup, key) != getattr(run.result, key)]
+    return f"recipe.json and result.json differ in {', '.join(changed)}" if changed else None
+
+
+def _against_metrics(run: RunRecord) -> list[str]:
+    """The accuracies against metrics.jsonl, and the way of selection against the recipe."""
+    scores, rows = run.result.accuracy, run.metrics()
+    by = "validation" if run.result.recipe.data.validation else "last"
+    last = scores.selected_by == "validation" or (scores.selected_epoch, scores.selected) == (
+        run.result.epochs,
+        scores.last,
+    )
+    if scores.selected_by != by or not last:
+        return [f"its result is epoch {scores.selected_epoch} by '{scores.selected_by}', its recipe says '{by}'"]
+    if not rows and not (run.path / "metrics.jsonl").exists():
+        return []
+    if len(rows) != run.result.epochs:
+        return [f"metrics.jsonl has {len(rows)} of {run.result.epochs} epochs"]
+    found = [row["test"]["accuracy"] for row in rows]
+    said = {
+        "last": (scores.last, found[-1]),
+        "best": (scores.best, max(found)),
+        "selected": (scores.selected, found[scores.selected_epoch - 1]),
+    }
+    return [
+        f"result.json says {ours:.2f} % ({name}), metrics.jsonl {theirs:.2f} %"
+        for name, (ours, theirs) in said.items()
+        if abs(ours - theirs) > 1e-6
+    ]
+
+
+def _against_predictions(run: RunRecord) -> list[str]:
+    """The accuracy against what is recorded of each test image, and that against the logits where they are there."""
+    result, path = run.result, run.path / "predictions.npz"
+    mask = result.test.mask() if result.test else None
+    if mask is None or len(mask) != result.test_images:
+        return ["its record has no predictions of the test images" if result.test is None else "result.json is damaged"]
+    problems = []
+    accuracy = 100 * float(mask.mean())
+    # The accuracy is of float32 logits, what is kept of float16: ties may fall the other way.
+    if abs(accuracy - result.accuracy.selected) > 0.1 + 100 / len(mask):
+        problems.append(f"its predictions give {accuracy:.2f} %, result.json says {result.accuracy.selected:.2f} %")
+    if not path.exists():
+        return problems
+    if result.files.get(path.name, "") != file_digest(path):
+        problems.append("predictions.npz is not the file that the result was written with")
+    found = run.predictions()
+    if found is None:
+        problems.append("predictions.npz is damaged")
+    elif len(found[0]) != len(mask) or not np.array_equal(found[0].argmax(axis=1) == found[1], mask):
+        problems.append("predictions.npz and result.json differ on the test images")
+    return problems

@@ -1,0 +1,148 @@
+"""Tables as data: JSON and CSV. Invariant: every number has all its digits, under the contract's keys."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ghostcli.compare.cost import Cost, of_group
+from ghostcli.compare.rows import Control, Row, Table
+from ghostcli.compare.stats import Difference
+from ghostcli.paper import paper
+
+#: What a row says of its protocol where the table has none.
+PROTOCOL = ("family", "data", "epochs", "train_images", "protocol", "kind")
+
+
+def objects(table: Table, known: dict[str, Cost] | None = None, more: bool = False) -> dict[str, Any]:
+    """A table as data: the contract's keys, and ours besides."""
+    about = table.cohort.about if table.cohort else None
+    mixed = table.options.mixed
+    return {
+        "table": table.name,
+        "title": table.title,
+        "family": table.family,
+        "protocol": about.protocol if about and not mixed else None,
+        "data": about.data if about else None,
+        "epochs": about.epochs if about else None,
+        "train_images": about.train_images if about else None,
+        "metric": table.options.metric,
+        "margin": table.options.margin,
+        "mixed": mixed,
+        "config_diff": table.cohort.changes if table.cohort and not mixed else {},
+        "rows": [_object(row, known, more) for row in table.rows],
+        "left_out": [asdict(out) for out in table.left_out],
+    }
+
+
+def _object(row: Row, known: dict[str, Cost] | None, more: bool) -> dict[str, Any]:
+    printed, group, delta = row.printed, row.group, row.delta
+    found: dict[str, Any] = {
+        "student": row.student,
+        "strategy": row.strategy,
+        "teachers": list(row.teachers),
+        "parameters": row.parameters,
+        "paper": printed.accuracy if printed else None,
+        "paper_delta": printed.delta if printed else None,
+        "paper_logged": asdict(printed.logged) if printed and printed.logged else None,
+        "ours": _rounded(asdict(row.ours)) if row.ours else None,
+        "delta": _delta(delta),
+        "verdict": row.verdict,
+        "p_value": delta.p if delta else None,
+        "p_adjusted": row.p_adjusted,
+        "p_welch": delta.welch if delta else None,
+        "test": delta.test if delta else None,
+        "interval_covers": delta.covers if delta else None,
+        "control": _control(row.control) if row.control else None,
+        "note": paper().notes[printed.note] if printed and printed.note else None,
+        "check": [{"code": finding.code, "message": finding.message} for finding in row.findings],
+        "runs": [run.id for run in group.runs] if group else [],
+        "failed": [run.id for run in group.failed] if group else [],
+        "environment_differs": list(row.mixed),
+        "same_teacher": group.one_teacher if group and row.taught else None,
+        "command": row.command,
+    }
+    if not printed and group:
+        found |= {key: getattr(group.about, key) for key in PROTOCOL}
+        found["config_diff"] = group.changes
+    if known is not None:
+        found["hours"] = asdict(of_group(group, known)) if group else None
+    if more:
+        found |= {key: getattr(group, key) if group else None for key in ("ece", "nll", "agreement")}
+    return found
+
+
+def _control(control: Control) -> dict[str, Any]:
+    delta = control.delta
+    return {
+        "ours": _rounded(asdict(control.ours)) if control.ours else None,
+        "delta": _delta(delta),
+        "verdict": control.verdict,
+        "p_value": delta.p if delta else None,
+        "p_adjusted": control.p_adjusted,
+        "interval_covers": delta.covers if delta else None,
+        "runs": [run.id for run in control.group.runs] if control.group else [],
+        "command": control.command,
+    }
+
+
+def _delta(delta: Difference | None) -> dict[str, Any] | None:
+    return _rounded({"mean": delta.mean, "low": delta.low, "high": delta.high}) if delta else None
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    """Accuracies without the noise of their last binary digits."""
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
+
+
+def side_by_side(by_family: dict[str, Sequence[Table]]) -> dict[str, Any]:
+    """The table by families as data; `ours`, `delta` and `verdict` of a row itself are the paper family's."""
+    rows = []
+    for tables in zip(*by_family.values(), strict=True):
+        for lines in zip(*(table.rows for table in tables), strict=True):
+            found = dict(zip(by_family, (_object(line, None, False) for line in lines), strict=True))
+            row = found["paper"]
+            keep = ("ours", "delta", "verdict", "p_value", "p_adjusted", "control", "check", "runs", "command")
+            rows.append(
+                row | {"table": tables[0].name, "families": {f: {k: o[k] for k in keep} for f, o in found.items()}}
+            )
+    budgets = {f: sorted({t.cohort.describe() for t in tables if t.cohort}) for f, tables in by_family.items()}
+    return {"table": "main", "families": list(by_family), "budgets": budgets, "rows": rows}
+
+
+def comma_separated(found: Sequence[dict[str, Any]]) -> str:
+    """One line a row over all tables; nested values are flattened with underscores, lists joined with spaces."""
+    lines = [
+        _flat({"table": item["table"], "family": item.get("family", "")} | row)
+        for item in found
+        for row in item["rows"]
+    ]
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    # A cell that is empty in one row may be nested in another: the bare name then says nothing.
+    columns = [key for key in columns if not any(other.startswith(f"{key}_") for other in columns) or _said(key, lines)]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _said(key: str, lines: Sequence[dict[str, Any]]) -> bool:
+    return any(line.get(key) not in (None, "") for line in lines)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat |= _flat(item, f"{prefix}{key}_")
+        elif isinstance(item, list):
+            flat[f"{prefix}{key}"] = " ".join(
+                str(part.get("code", part)) if isinstance(part, dict) else str(part) for part in item
+            )
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat

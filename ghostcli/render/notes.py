@@ -1,0 +1,178 @@
+"""The footnotes of tables. Invariant: every mark in a cell has its footnote, and no footnote lacks what it explains."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ghostcli.compare.rows import Row, Table
+from ghostcli.compare.stats import Difference
+from ghostcli.compare.tables import MOST_FAILED, failed
+from ghostcli.paper import paper
+from ghostcli.recipe.models import FEW_STEPS
+
+LETTERS, DIGITS = "ᵃᵇᶜᵈᵉᶠᵍ", "¹²³⁴⁵⁶⁷⁸⁹"
+SINGLE, MIXED = "†", "‡"
+#: How many runs a note names before it only counts them.
+NAMED = 4
+
+
+@dataclass(frozen=True)
+class Lack:
+    """A comparison that cannot be made: `phrase` with the row's `name` in it, and the `remedy`."""
+
+    phrase: str
+    name: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Footnote marks of a table: letters for notes on printed rows, digits for findings of the teaching check."""
+
+    printed: dict[str, str]
+    findings: dict[str, str]
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> Marks:
+        rows = list(rows)
+        printed = dict.fromkeys(row.printed.note for row in rows if row.printed and row.printed.note)
+        codes = dict.fromkeys(found.code for row in rows for found in row.findings)
+        return cls(_numbered(printed, LETTERS), _numbered(codes, DIGITS))
+
+    def of_printed(self, row: Row) -> str:
+        return self.printed.get(row.printed.note or "", "") if row.printed else ""
+
+    def of_ours(self, row: Row) -> str:
+        single = SINGLE if row.ours and row.ours.n == 1 else ""
+        return single + MIXED * bool(row.mixed) + "".join(self.findings[found.code] for found in row.findings)
+
+
+def _numbered(keys: Iterable[str], signs: str) -> dict[str, str]:
+    return {key: signs[i] if i < len(signs) else f"({i + 1})" for i, key in enumerate(keys)}
+
+
+def footnotes(tables: Sequence[Table], marks: Marks) -> Iterable[str]:
+    """What the marks mean."""
+    for note, mark in marks.printed.items():
+        yield f"{mark} {paper().notes[note]}"
+    findings = [found for table in tables for row in table.rows for found in row.findings]
+    for code, mark in marks.findings.items():
+        yield f"{mark} Check, {code}: {next(found.message for found in findings if found.code == code)}"
+    by_facts: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for row in (row for table in tables for row in table.rows if row.mixed):
+        by_facts[row.mixed].append(row.name)
+    for facts, rows in by_facts.items():
+        yield f"{MIXED} The runs compared differ in {', '.join(facts)}: {'; '.join(dict.fromkeys(rows))}."
+
+
+def remarks(table: Table) -> Iterable[str]:
+    """What else must be known about this table's rows."""
+    rows = table.filled
+    for row in rows:
+        if _welch_disagrees(row.delta):
+            yield f"Welch's test disagrees on {row.name} (p = {row.delta.welch:.3f}, not {row.delta.p:.3f})."
+        if row.delta and failed(row.group, row.baseline):
+            yield (
+                f"No verdict for {row.name}: more than {MOST_FAILED:.0%} of the seeds of one side became non-finite, "
+                "and what the others reached depends on which failed."
+            )
+    if table.options.mixed and rows:
+        yield "Mixed, as asked: rows pool runs of different protocols and recipes, which may cause a Δ by themselves."
+    elif not table.full_budget:
+        source = paper().source
+        yield (
+            f"Not the paper's budget ({source.train_images:,} images × {source.epochs} epochs): compare these rows "
+            "with one another, not with the printed ones."
+        )
+        steps = min((row.group.steps for row in rows), default=FEW_STEPS)
+        if steps < FEW_STEPS:
+            yield f"Only {steps} steps a run: the networks are hardly trained, so no row says anything about teaching."
+    yield from _left_out(table)
+
+
+def general(tables: Sequence[Table]) -> Iterable[str]:
+    """How the numbers were made: said once for several tables."""
+    options = tables[0].options
+    rows = [row for table in tables for row in table.filled]
+    controls = [row.control for row in rows if row.control and row.control.ours]
+    best = options.metric == "best"
+    ours = [line.ours for line in (*rows, *controls)]
+    deltas = [line.delta for line in (*rows, *controls) if line.delta]
+    if any(made.n > 1 for made in ours):
+        yield "Ours: mean ± standard deviation over seeds (number of seeds)."
+    if any(made.n == 1 for made in ours):
+        yield f"{SINGLE} One run: no standard deviation."
+    if any(delta.of_two_networks for delta in deltas):
+        yield (
+            f"{SINGLE} at a Δ: one run per side: seed noise alone can cause this gap, so no verdict. The interval is "
+            "about these two networks on such test images. For a verdict add seeds: `--seed 0 --seed 1 --seed 2` with "
+            "the command that trains, `--seeds 3` with `ghost reproduce`."
+        )
+    if any(row.delta for row in rows):
+        yield (
+            f"Δ ours: the row minus the untaught student of the same protocol, {_how_wide(rows)}. Verdicts: p < 5 % "
+            f"after Holm's correction over all comparisons of this answer; equivalent: the whole interval is within "
+            f"±{options.margin:g}."
+        )
+    if any(row.delta and row.group.one_teacher for row in rows):
+        yield (
+            "Verdicts are for this teacher: every seed of a row had the same teacher networks, and what another "
+            "training of the teacher would change is not in the interval."
+        )
+    if controls:
+        yield (
+            "Control: the same training, but each image gets the teachers' answers for another image of its class "
+            "(distill.blind=true). Its Δ is the row above minus the control. A gain that comes from what the teachers "
+            "know about the images is larger than zero there too."
+        )
+    if any(row.taught for row in rows) and options.equal_budget:
+        yield (
+            "Equal budgets: the baseline saw as many training images as the row's run and all trainings below it "
+            "together. The sizes of the networks are not counted."
+        )
+    if rows and best:
+        yield "Optimistic: each accuracy is the best epoch's, chosen on the test set, as in the paper."
+
+
+def lacks(table: Table) -> Iterable[Lack]:
+    """The comparisons that are missing, with what makes them. A control is asked for where a row is better."""
+    for row in table.filled:
+        if row.missing_baseline:
+            yield Lack("No baseline for {}", row.name, row.missing_baseline)
+    for row in table.filled:
+        if row.verdict == "better" and row.control and row.control.ours is None:
+            yield Lack("No control for {}", row.name, f"`{row.control.command}` makes it")
+
+
+def lacking(found: Iterable[Lack]) -> Iterable[str]:
+    """Each remedy once, with all the rows that it is for."""
+    names: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for lack in found:
+        names[lack.phrase, lack.remedy][lack.name] = None
+    for (phrase, remedy), rows in names.items():
+        yield f"{phrase.format('; '.join(rows))}: {remedy}"
+
+
+def _how_wide(rows: Sequence[Row]) -> str:
+    tests = {row.delta.test for row in rows if row.delta}
+    both, seeds = "95 % interval over seeds and test images (two-level bootstrap)", "over seeds alone (Welch)"
+    if not tests & {"Welch", None}:
+        return both
+    if tests <= {"Welch", None}:
+        return f"95 % interval {seeds}, since no predictions are of these accuracies"
+    return f"{both}, {seeds} where no predictions are of these accuracies"
+
+
+def _welch_disagrees(delta: Difference | None) -> bool:
+    return bool(delta and delta.welch is not None and delta.p is not None and (delta.welch < 0.05) != (delta.p < 0.05))
+
+
+def _left_out(table: Table) -> Iterable[str]:
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for out in table.left_out:
+        by_reason[out.reason].append(out.run)
+    for reason, runs in by_reason.items():
+        some = ", ".join(runs[:NAMED]) + (", ..." if len(runs) > NAMED else "")
+        yield f"Left out, {reason}: {len(runs)} ({some})"
