@@ -289,3 +289,13 @@ def test_unshuffled_runs_are_left_out_of_what_was_also_run(tmp_path: Path) -> No
 def test_whole_runs_are_not_refused(runs: Path) -> None:
     assert not build(runs).left_out
     assert not [problem for one in record.scan(runs) for problem in verify_run(one)]
+
+
+def test_seeds_added_after_a_table_was_read_are_said(runs: Path) -> None:
+    assert "Seeds were added" not in said("II", "--runs", runs)
+    assert "Seeds were added" not in said("II", "--runs", runs)  # reading again adds nothing
+    write_run(runs, "gns:1.0", "kd", TEACHER, seed=3, accuracy=92.3)
+    text = " ".join(said("II", "--runs", runs).split())
+    assert "Seeds were added to GN-S 1.0x < VGG13 after a table was read (3 and 3 runs then, 4 and 3 now)" in text
+    (runs / ".looks.json").write_text('{"x": 3}')  # damaged: shown all the same
+    assert "Seeds were added" not in said("II", "--runs", runs)

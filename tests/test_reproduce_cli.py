@@ -95,23 +95,17 @@ def test_a_small_reproduction_runs_to_its_end_is_found_again_and_goes_on(ghost, 
     assert {item["code"] for item in taught[0]["check"]} <= {"near-one-hot", "no-better-than-chance"}
 
 
-def test_controls_are_made_once_their_softness_is_measured(ghost, tmp_path):
+def test_controls_are_planned_without_a_measurement(ghost, tmp_path):
     command = ["reproduce", "II", "--data", "digits", *ROW, *TINY, "--runs", tmp_path, "--controls"]
-    shown = ghost(*command, "--dry-run")
-    assert "Controls: 1 run at most, about" in shown.out and not any(tmp_path.iterdir())
+    assert "4 of 4 runs to make" in ghost(*command, "--dry-run").out and not any(tmp_path.iterdir())
     done = ghost(*command)
     assert done.code == 0, done.err
-    assert "Controls: 1 run; 1 to make, about" in done.err
-    before, after = done.out.split("Also run.")[1:]  # as the table filled, and with the control
-    assert "control," not in before and "control," in after
+    assert "control: blind" in done.out
 
-    again = ghost(*command, "--json")
-    assert "Controls: 1 run; 0 to make" in again.err
-    found = json.loads(again.out)
+    found = json.loads(ghost(*command, "--json").out)
     row = next(row for row in found["tables"][0]["rows"] if row["teachers"])
-    against = row["control"]
-    assert against["smoothing"] == against["measured"] > 0 and against["delta"]
-    assert len(found["runs"]) == 4 and found["runs"][-1:] == against["runs"]
+    assert row["control"]["delta"] and row["control"]["runs"] == found["runs"][-1:]
+    assert len(found["runs"]) == 4
 
 
 def test_a_failed_run_is_told_and_the_rest_is_made(ghost, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -160,32 +159,18 @@ def test_names_of_tables():
     assert reproduce.chosen(["all"]) == ALL == reproduce.chosen(["ALL", "II"])
 
 
-def test_one_control_serves_all_rows_it_is_near_and_none_is_of_harder_labels(monkeypatch):
-    """Rows of GN-S 1.0 with targets as soft as labels smoothed by 0.1, 0.105 and 0.3; of GN-D, unmeasured."""
-    softness = {"resnet18": 0.1, "resnet50": 0.105, "vgg13": 0.3}
-    found = study(["II"], "paper", 2, skip=["gns:2.8", "efficientnetv2"])
-    records = {job.id: job for each in found.rows for job in each.jobs}
-    monkeypatch.setattr(
-        launch, "record_of", lambda job, runs: SimpleNamespace(id=job.id, status="done", student=job.student)
-    )
-
-    def measured(arm):
-        job = records[arm.runs[0].id]
-        assert len(arm.runs) == 2
-        return softness[job.teachers[0].student] if job.student == "gns:1.0" else None
-
-    monkeypatch.setattr("ghostcli.compare.control.measured", measured)
-    made = reproduce.controls(found, RUNS)
-    assert [(job.student, job.seed, job.recipe.train.label_smoothing) for job in made] == [
-        *(("gns:1.0", seed, 0.1) for seed in (0, 1)),
-        *(("gns:1.0", seed, 0.3) for seed in (0, 1)),
-    ]
-    assert not any(job.taught for job in made)
-    assert not {job.id for job in made} & {job.id for job in found.plan.jobs}
-    soft = study(["II"], "paper", 1, ["train.label_smoothing=0.2"], skip=["gns:2.8", "efficientnetv2"])
-    records |= {job.id: job for each in soft.rows for job in each.jobs}
-    monkeypatch.setattr("ghostcli.compare.control.measured", lambda arm: 0.1)
-    assert reproduce.controls(soft, RUNS) == ()
+def test_the_control_of_a_taught_row_is_its_job_with_blind_teachers():
+    plain = study(["I", "II"], "paper", 2)
+    found = study(["I", "II"], "paper", 2, controls=True)
+    assert not any(each.controls for each in found.rows if not each.row.teachers)
+    for each in (each for each in found.rows if each.row.teachers):
+        for job, control in zip(each.jobs, each.controls, strict=True):
+            assert (control.student, control.seed, control.teachers) == (job.student, job.seed, job.teachers)
+            assert control.protocol == job.protocol and control.digest != job.digest
+            told = control.recipe.distill.model_dump()
+            assert told == job.recipe.distill.model_dump() | {"blind": True}
+    more = {job.id for job in found.plan.jobs} - {job.id for job in plain.plan.jobs}
+    assert len(more) == 2 * 8  # no other teacher is trained for them
 
 
 @pytest.fixture

@@ -264,15 +264,17 @@ def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
     """The report's tables, from this plan's runs alone; what fills no printed row comes last."""
     from ghostcli.compare import tables
     from ghostcli.compare.admission import admit
+    from ghostcli.compare.looks import noted
     from ghostcli.compare.rows import Options
 
     records = [launch.record_of(job, runs) for job in todo.plan.jobs]
     admitted = admit(record for record in records if record.status != "absent")
     options = Options(runs=runs)
     if _printed_data(todo):
-        return tables.judged([tables.build(name, admitted, todo.family, options) for name in todo.tables])
+        shown = [tables.build(name, admitted, todo.family, options) for name in todo.tables]
+        return noted(tables.judged(shown), runs)
     besides = tables.also_run(admitted, [], options, (todo.family,))  # another data set's runs fill no printed row
-    return tables.judged([besides] if besides else [])
+    return noted(tables.judged([besides] if besides else []), runs)
 
 
 def _printed_data(todo: Study) -> bool:

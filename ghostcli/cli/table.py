@@ -1,6 +1,6 @@
 """`ghost table`: the paper's tables, the printed numbers beside ours.
 
-Invariant: reads run records and prints. It writes the file that --plot names, and nothing else.
+Invariant: reads run records and prints. It writes the file that --plot names, and how many runs were read.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def table(
     """
     from ghostcli.compare.admission import admit
     from ghostcli.compare.rows import Options
+    from ghostcli.compare.looks import noted
     from ghostcli.compare.tables import judged
     from ghostcli.records import record
     from ghostcli.render.figures import SUFFIXES
@@ -80,7 +81,7 @@ def table(
         raise UsageError(f"--plot {printable(plot)}: its name must end in {', '.join(SUFFIXES)}")
     options = Options("best" if paper_metric else "selected", margin, allow_mixed, equal_budget, runs)
     records = record.scan(runs)
-    shown = judged(_tables(which, admit(records), family, options))
+    shown = noted(judged(_tables(which, admit(records), family, options)), runs)
     _print(which, shown, records, form, cost, more)
     if plot is not None:
         _plot(which, shown, plot)

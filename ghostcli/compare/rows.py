@@ -47,7 +47,8 @@ class Row:
     """One row. `printed` is None where the paper has no such row; `group` is None where nothing was run.
 
     `delta`: the row minus its baseline. `missing_baseline` says why there is none. `command` makes the row's runs.
-    `mixed` are the facts of the environment that differ between the runs compared. `name` is unique in its table.
+    `mixed` are the facts of the environment that differ between the runs compared. `looks` are earlier
+    readings with fewer runs: (runs of the row, runs of its baseline). `name` is unique in its table.
     """
 
     student: str
@@ -63,6 +64,7 @@ class Row:
     verdict: str | None = None
     findings: tuple[Finding, ...] = ()
     mixed: tuple[str, ...] = ()
+    looks: tuple[tuple[int, int], ...] = ()
     command: str | None = None
     missing_baseline: str | None = None
     control: Control | None = None

@@ -78,6 +78,13 @@ def remarks(table: Table) -> Iterable[str]:
                 f"No verdict for {row.name}: more than {MOST_FAILED:.0%} of the seeds of one side became non-finite, "
                 "and what the others reached depends on which failed."
             )
+        if row.looks:
+            before = ", ".join(f"{n} and {m}" for n, m in row.looks)
+            yield (
+                f"Seeds were added to {row.name} after a table was read ({before} runs then, {len(row.group.runs)} and "
+                f"{len(row.baseline.runs)} now). Seeds added until a verdict comes make false verdicts more frequent "
+                "than 5 %: fix their number first (`--seeds N`), or repeat the study with fresh seeds."
+            )
     if table.options.mixed and rows:
         yield "Mixed, as asked: rows pool runs of different protocols and recipes, which may cause a Δ by themselves."
     elif not table.full_budget:
