@@ -13,7 +13,7 @@ import numpy as np
 
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe import Recipe, digest, load
-from ghostcli.records.model import SEMANTICS
+from ghostcli.recipe.digest import SEMANTICS
 
 PARAMETERS = {"gns:1.0": 483_554, "gns:2.8": 2_426_850, "gnd:1.0": 6_860_838}
 

@@ -162,7 +162,7 @@ FRAUDS: dict[Callable[[Path], None], str] = {
     no_test_images: "0 images",
     without_predictions: "no predictions of the test images",
     newer: "install a newer ghost",
-    older: "of an older ghost",
+    older: "an older ghost made it",
 }
 
 

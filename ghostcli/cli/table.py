@@ -65,8 +65,8 @@ def table(
     Rows compare runs of one protocol only. Every run that is left out is named with the reason.
     """
     from ghostcli.compare.admission import admit
-    from ghostcli.compare.rows import Options
     from ghostcli.compare.looks import noted
+    from ghostcli.compare.rows import Options
     from ghostcli.compare.tables import judged
     from ghostcli.records import record
     from ghostcli.render.figures import SUFFIXES

@@ -12,8 +12,8 @@ from typing import Any
 from ghostcli.compare.groups import job_of, same_conditions
 from ghostcli.compare.rows import LeftOut
 from ghostcli.plan import Finished, Job
+from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.records.contents import content_problems
-from ghostcli.records.model import SEMANTICS
 from ghostcli.records.record import RunRecord
 
 NON_FINITE = "non-finite"
