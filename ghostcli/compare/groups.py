@@ -121,9 +121,20 @@ class RunGroup:
         return self.about.epochs * math.ceil(self.about.train_images / self.recipe.train.batch_size)
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.result.seed for run in self.runs)
+
+    @property
+    def teacher_runs(self) -> tuple[str, ...] | None:
+        """The ids of each run's teachers; None where nobody teaches."""
+        if not self.teachers:
+            return None
+        return tuple(" ".join(teacher.run for teacher in run.result.teachers) for run in self.runs)
+
+    @property
     def one_teacher(self) -> bool:
         """Whether every seed had the same teachers."""
-        return len({run.result.teachers for run in self.runs}) == 1
+        return len(set(self.teacher_runs or ())) == 1
 
     @cached_property
     def environments(self) -> dict[str, set[str]]:
@@ -155,7 +166,18 @@ class RunGroup:
         ours, theirs = self.correct, baseline.correct
         if ours is None or theirs is None or not same_epoch or self.about.test.labels != baseline.about.test.labels:
             ours = theirs = None
-        return difference(Sample(self.accuracy(metric), ours), Sample(baseline.accuracy(metric), theirs))
+        # Seeds pair where equal seeds mean the same first weights and the same order of images.
+        paired = (self.student, self.about.start, self.about.shuffled) == (
+            baseline.student,
+            baseline.about.start,
+            baseline.about.shuffled,
+        )
+        return difference(
+            *(
+                Sample(group.accuracy(metric), correct, group.teacher_runs, group.seeds if paired else None)
+                for group, correct in ((self, ours), (baseline, theirs))
+            )
+        )
 
     @property
     def nll(self) -> float | None:

@@ -30,8 +30,8 @@ class LeftOut:
 class Control:
     """The same training with image-blind teachers (`distill.blind=true`), made by `command`.
 
-    All other fields are None where it was not run. `delta`: the taught row minus the control. `p_adjusted` and
-    `verdict` come with the whole answer.
+    All other fields are None where it was not run. `delta`: the taught row minus the control. `p_adjusted`, `verdict`
+    and `finds` come with the whole answer (see `Row`).
     """
 
     command: str
@@ -40,6 +40,7 @@ class Control:
     delta: Difference | None = None
     p_adjusted: float | None = None
     verdict: str | None = None
+    finds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Row:
     """One row. `printed` is None where the paper has no such row; `group` is None where nothing was run.
 
     `delta`: the row minus its baseline. `missing_baseline` says why there is none. `command` makes the row's runs.
+    `finds`: the smallest true difference, in points, that this design calls better or worse with 80 % probability.
     `mixed` are the facts of the environment that differ between the runs compared. `looks` are earlier
     readings with fewer runs: (runs of the row, runs of its baseline). `name` is unique in its table.
     """
@@ -62,6 +64,7 @@ class Row:
     delta: Difference | None = None
     p_adjusted: float | None = None
     verdict: str | None = None
+    finds: float | None = None
     findings: tuple[Finding, ...] = ()
     mixed: tuple[str, ...] = ()
     looks: tuple[tuple[int, int], ...] = ()

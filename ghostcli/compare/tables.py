@@ -25,8 +25,10 @@ from ghostcli.compare.groups import (
 )
 from ghostcli.compare.labels import names
 from ghostcli.compare.match import matches, may_match, ranked
-from ghostcli.compare.rows import Control, LeftOut, Options, Row, Table
-from ghostcli.compare.stats import holm, verdict
+from ghostcli.compare.power import could_find
+from ghostcli.compare.rows import MARGIN, Control, LeftOut, Options, Row, Table
+from ghostcli.compare.stats import Difference
+from ghostcli.compare.verdicts import judge
 from ghostcli.paper import FAMILIES, PaperRow, paper
 from ghostcli.recipe.diff import config_diff, training_changes, typed, untaught
 from ghostcli.records.record import RunRecord
@@ -167,33 +169,37 @@ def _mixed(groups: Sequence[RunGroup]) -> tuple[str, ...]:
 
 
 def judged(tables: Sequence[Table]) -> tuple[Table, ...]:
-    """The tables of one answer with verdicts. p is adjusted (Holm) over all of their comparisons together.
+    """The tables of one answer with verdicts, corrected over all of their comparisons together.
 
     A comparison that cannot get a verdict takes no share of the level; one that two tables show counts once.
     """
-    lines: list[tuple[Row | Control, RunGroup | None, RunGroup | None]] = []
-    for table in tables:
-        for row in table.rows:
-            lines.append((row, row.group, row.baseline))
-            if row.control:
-                lines.append((row.control, row.group, row.control.group))
-    p: dict[tuple[frozenset[str], frozenset[str]], float] = {}
-    for line, ours, theirs in lines:
-        if line.delta and line.delta.p is not None and not line.delta.of_two_networks and not failed(ours, theirs):
-            p[ours.ids, theirs.ids] = line.delta.p
-    adjusted = dict(zip(p, holm(list(p.values())), strict=True))
+    deltas: dict[tuple[frozenset[str], frozenset[str]], Difference] = {}
+    for row in (row for table in tables for row in table.rows):
+        for line, other in _comparisons(row):
+            if not failed(row.group, other):
+                deltas[row.group.ids, other.ids] = line.delta
+    margin = tables[0].options.margin if tables else MARGIN
+    judgements = dict(zip(deltas, judge(list(deltas.values()), margin), strict=True))
+    comparisons = sum(found.p is not None for found in judgements.values())
 
-    def done(line: Row | Control, ours: RunGroup | None, theirs: RunGroup | None, margin: float) -> Row | Control:
-        if line.delta is None or failed(ours, theirs):
-            return line
-        value = adjusted.get((ours.ids, theirs.ids))
-        return replace(line, p_adjusted=value, verdict=verdict(line.delta, value, margin))
+    def done(row: Row) -> Row:
+        lines = {}
+        for line, other in _comparisons(row):
+            if found := judgements.get((row.group.ids, other.ids)):
+                finds = could_find(line.delta, comparisons=max(1, comparisons))
+                line = replace(line, p_adjusted=found.p, verdict=found.verdict, finds=finds)
+            lines[isinstance(line, Control)] = line
+        return replace(lines.get(False, row), control=lines.get(True, row.control))
 
-    def judge(row: Row, margin: float) -> Row:
-        against = row.control and done(row.control, row.group, row.control.group, margin)
-        return replace(done(row, row.group, row.baseline, margin), control=against)
+    return tuple(replace(table, rows=tuple(map(done, table.rows))) for table in tables)
 
-    return tuple(replace(table, rows=tuple(judge(row, table.options.margin) for row in table.rows)) for table in tables)
+
+def _comparisons(row: Row) -> Iterable[tuple[Row | Control, RunGroup]]:
+    """The row itself and its control, each with the group that the row is compared with."""
+    if row.delta:
+        yield row, row.baseline
+    if row.control and row.control.delta:
+        yield row.control, row.control.group
 
 
 def failed(*groups: RunGroup | None) -> bool:

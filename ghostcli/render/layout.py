@@ -15,6 +15,7 @@ from ghostcli.paper import FAMILIES
 from ghostcli.render.text_table import (
     DELTA,
     EMPTY,
+    FINDS,
     OURS,
     PARAMETERS,
     PRINTED,
@@ -116,6 +117,7 @@ def _under(key: str, into: str, sign: str = "") -> Step:
 #: In the order in which they are taken, each only where those before it were not enough.
 STEPS: tuple[Step, ...] = (
     _broken(VERDICT.key, "not distinguished", "not\ndistinguished"),
+    _under(FINDS.key, DELTA.key, "finds "),
     _without(PARAMETERS.key),
     _without(PRINTED_DELTA.key),
     _broken(OURS.key, " ±", "\n±"),

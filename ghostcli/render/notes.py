@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ghostcli.compare.rows import Row, Table
-from ghostcli.compare.stats import Difference
+from ghostcli.compare.stats import RUNS_ONLY, Difference
 from ghostcli.compare.tables import MOST_FAILED, failed
+from ghostcli.compare.verdicts import UNDECIDED
 from ghostcli.paper import paper
 from ghostcli.recipe.models import FEW_STEPS
 
@@ -110,18 +111,23 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
     if any(made.n > 1 for made in ours):
         yield "Ours: mean ± standard deviation over seeds (number of seeds)."
     if any(made.n == 1 for made in ours):
-        yield f"{SINGLE} One run: no standard deviation."
+        yield f"{SINGLE} One run: no standard deviation, so no verdict."
     if any(delta.of_two_networks for delta in deltas):
         yield (
-            f"{SINGLE} at a Δ: one run per side: seed noise alone can cause this gap, so no verdict. The interval is "
-            "about these two networks on such test images. For a verdict add seeds: `--seed 0 --seed 1 --seed 2` with "
-            "the command that trains, `--seeds 3` with `ghost reproduce`."
+            f"{SINGLE} at a Δ: one run on a side: seed noise alone can cause this gap, so no verdict. "
+            "The interval is about these networks on test images alone. For a verdict add seeds: `--seed 0 --seed 1 "
+            "--seed 2` with the command that trains, `--seeds 3` with `ghost reproduce`."
         )
     if any(row.delta for row in rows):
         yield (
             f"Δ ours: the row minus the untaught student of the same protocol, {_how_wide(rows)}. Verdicts: p < 5 % "
-            f"after Holm's correction over all comparisons of this answer; equivalent: the whole interval is within "
+            "after one correction over all comparisons of this answer; equivalent: two one-sided tests within "
             f"±{options.margin:g}."
+        )
+    if any(line.finds is not None for line in (*rows, *controls)):
+        yield (
+            "Finds: the smallest true difference that this design calls better or worse with 80 % probability, judged "
+            f"by its own spreads. A verdict of `{UNDECIDED}` may miss any smaller one."
         )
     if any(row.delta and row.group.one_teacher for row in rows):
         yield (
@@ -164,10 +170,10 @@ def lacking(found: Iterable[Lack]) -> Iterable[str]:
 
 def _how_wide(rows: Sequence[Row]) -> str:
     tests = {row.delta.test for row in rows if row.delta}
-    both, seeds = "95 % interval over seeds and test images (two-level bootstrap)", "over seeds alone (Welch)"
-    if not tests & {"Welch", None}:
+    both, seeds = "95 % interval over seeds and test images (two levels)", "over seeds alone"
+    if not tests & {RUNS_ONLY, None}:
         return both
-    if tests <= {"Welch", None}:
+    if tests <= {RUNS_ONLY, None}:
         return f"95 % interval {seeds}, since no predictions are of these accuracies"
     return f"{both}, {seeds} where no predictions are of these accuracies"
 

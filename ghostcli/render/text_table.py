@@ -6,7 +6,7 @@ Invariant: a column is found by its key. Headings are for people, and nothing de
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ghostcli.compare.cost import Cost, of_group
 from ghostcli.compare.labels import protocol
@@ -57,6 +57,7 @@ PRINTED = Column("printed", "Printed")
 PRINTED_DELTA = Column("printed_delta", "Δ")
 OURS = Column("ours", "Ours")
 DELTA = Column("delta", "Δ ours [95 %]")
+FINDS = Column("finds", "Finds")
 VERDICT = Column("verdict", "Verdict", "left")
 RUN = Column("run", "Run", "left", wrap=30)
 
@@ -70,7 +71,8 @@ def results(table: Table) -> TextTable:
     columns = [STUDENT, STRATEGY if also else PARAMETERS]
     columns += [TEACHERS] * (taught and not one_set)
     columns += [PROTOCOL] if also else [PRINTED, *[PRINTED_DELTA] * taught]
-    columns += [OURS, *[DELTA, VERDICT] * taught]
+    verdicts = [DELTA, *[FINDS] * any(row.finds is not None for row in table.rows), _verdict_column(table)]
+    columns += [OURS, *(verdicts if taught else [])]
     teachers = f"\nTeachers: {joined(table.rows[0].teachers, table.rows[0].strategy)}" if taught and one_set else ""
     control_key = TEACHERS.key if TEACHERS in columns else STUDENT.key
     return TextTable(
@@ -92,6 +94,7 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[dict[str, str]]
         TEACHERS.key: joined(row.teachers, row.strategy) or EMPTY,
         OURS.key: accuracy(row.ours, row.group and len(row.group.failed)) + marks.of_ours(row),
         DELTA.key: interval(row.delta),
+        FINDS.key: finds(row.finds),
         VERDICT.key: row.verdict or EMPTY,
     }
     if row.printed:
@@ -105,8 +108,18 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[dict[str, str]]
             control_key: "control: blind",
             OURS.key: accuracy(control.ours, len(control.group.failed)) + SINGLE * (control.ours.n == 1),
             DELTA.key: interval(control.delta),
+            FINDS.key: finds(control.finds),
             VERDICT.key: control.verdict or EMPTY,
         }
+
+
+def _verdict_column(table: Table) -> Column:
+    """Its heading says what the verdicts are of, where every seed of every row had the same teachers."""
+    groups = [row.group for row in table.rows if row.delta]
+    if not groups or not all(group.one_teacher for group in groups):
+        return VERDICT
+    one = all(len(group.about.teachers) == 1 for group in groups)
+    return replace(VERDICT, heading="Verdict for\nthis teacher" if one else "Verdict for\nthese teachers")
 
 
 def heading(table: Table) -> str:
@@ -253,6 +266,10 @@ def interval(delta: Difference | None) -> str:
         return EMPTY
     within = f" [{delta.low:+.2f}, {delta.high:+.2f}]" if delta.low is not None else ""
     return points(delta.mean) + within + SINGLE * delta.of_two_networks
+
+
+def finds(smallest: float | None) -> str:
+    return EMPTY if smallest is None else f"≥ {smallest:.2f}"
 
 
 def _number(value: float | None, scale: float = 1) -> str:
