@@ -65,8 +65,8 @@ def test_the_program_runs_without_ghost_and_gives_the_runs_predictions(ghost, ru
     logits, labels = run.predictions()
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), logits.astype(np.float32), rtol=2e-3, atol=2e-3)
     about = json.loads(away.stdout)
-    assert about.classes == list(data.classes)
-    assert about.accuracy == pytest.approx(100 * (logits.argmax(1) == labels).mean(), abs=1.0)
+    assert about["classes"] == list(data.classes)
+    assert about["accuracy"] == pytest.approx(100 * (logits.argmax(1) == labels).mean(), abs=1.0)
 
 
 def test_half_precision_weights_load_as_the_deploy_form(ghost, run, tmp_path):
