@@ -16,6 +16,7 @@ from ghostcli import plan
 from ghostcli.recipe import load
 from ghostcli.records import record
 from ghostcli.run import launch
+from ghostcli.run.job import load_data
 from ghostcli.zoo import weights
 
 
@@ -48,7 +49,7 @@ def test_the_program_runs_without_ghost_and_gives_the_runs_predictions(ghost, ru
     assert found["from_deploy_form"] < 1e-4
     assert found["bytes"] == out.stat().st_size
 
-    data = launch.load_data(run.result.recipe.data)
+    data = load_data(run.result.recipe.data)
     np.save(tmp_path / "images.npy", (data.test.pixels.numpy() / 255).astype(np.float32).transpose(0, 3, 1, 2))
     program = (
         "import json, sys, numpy as np, torch\n"

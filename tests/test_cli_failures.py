@@ -12,7 +12,7 @@ import crash
 import pytest
 
 from ghostcli.errors import NonFiniteError
-from ghostcli.run import launch
+from ghostcli.run import job
 
 TWO = ("--seed", "0", "--seed", "1", "--json")
 
@@ -24,14 +24,14 @@ def by_seed(out: str) -> dict[int, dict]:
 @pytest.fixture
 def first_fails(monkeypatch):
     """Seed 0 fails with the id in its message, as the engine does it."""
-    train = launch._train
+    train = job._train
 
-    def failing(job, *rest):
-        if job.seed == 0:
-            raise NonFiniteError(f"{job.id}: the loss became non-finite")
-        train(job, *rest)
+    def failing(work, *rest):
+        if work.seed == 0:
+            raise NonFiniteError(f"{work.id}: the loss became non-finite")
+        train(work, *rest)
 
-    monkeypatch.setattr(launch, "_train", failing)
+    monkeypatch.setattr(job, "_train", failing)
 
 
 def test_a_failed_run_is_an_object_too(ghost, tmp_path, first_fails):
@@ -56,9 +56,26 @@ def test_what_rests_on_a_failure_is_not_started(ghost, tmp_path, first_fails):
     done = ghost(*crash.COMMANDS["kd"], *crash.TINY, "--runs", tmp_path, *TWO)
     assert done.code == 3 and done.err.count("the loss became non-finite") == 1
     assert {row["status"] for row in json.loads(done.out)} == {"not started"}
+    assert done.err.count("not started, its teacher gns-0.15-plain-") == 2
+    assert done.err.splitlines()[-1] == "ghost: 3 of 3 runs failed; the lines above say why"
 
 
-def test_workers_failures_are_told_once(tmp_path):
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failure_is_the_same_however_many_run_at_a_time(tmp_path, jobs):
+    """Something that only the run itself sees, and that is a mistake of usage: a link where a file belongs."""
+    argv = [*crash.COMMANDS["plain"], *crash.TINY, *TWO, "--runs", "runs"]
+    first, _ = json.loads(crash.server().run([*argv, "--dry-run"], tmp_path).out)
+    folder = tmp_path / "runs" / first["run"]
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").symlink_to(tmp_path / "diary.txt")
+    done = crash.server().run([*argv, "--jobs", jobs], tmp_path)
+    (line,) = (line for line in done.err.splitlines() if "is a link" in line)
+    assert done.code == 2 and line.startswith(f"{first['run']}: "), done.err
+    assert done.err.splitlines()[-1] == "ghost: 1 of 2 runs failed; the lines above say why"
+    assert by_seed(done.out)[1]["status"] == "done" and by_seed(done.out)[0]["accuracy"] is None
+
+
+def test_workers_failures_are_printed_once(tmp_path):
     argv = [*crash.COMMANDS["plain"], *crash.TINY, *TWO, "--jobs", 2, "--runs", "runs"]
     done = crash.server().run(argv, tmp_path, {"GHOST_FAULT": "predictions:written=enospc"})
     assert done.code == 1

@@ -140,12 +140,12 @@ def test_validation_split_chooses_the_epoch(ghost, tmp_path):
 
 def test_weights_on_disk_are_the_network_that_was_scored(ghost, runs):
     from ghostcli.recipe.models import Recipe
-    from ghostcli.run import launch
+    from ghostcli.run.job import load_data
     from ghostcli.zoo import evaluate, weights
 
     said = json.loads(ghost(*STRATEGIES["kd"], *TINY, "--runs", runs, "--json").out)
     recipe = Recipe.model_validate(json.loads((runs / said["run"] / "recipe.json").read_text())["recipe"])
-    data = launch.load_data(recipe.data)
+    data = load_data(recipe.data)
     loaded = weights.load(runs / said["run"] / "model.safetensors")
     logits = evaluate.logits(loaded.model, data.test, loaded.norm)
     with np.load(runs / said["run"] / "predictions.npz") as predictions:

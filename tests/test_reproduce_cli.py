@@ -9,7 +9,7 @@ import pytest
 
 from ghostcli.cli import reproduce as cli
 from ghostcli.errors import Interrupted
-from ghostcli.run import launch
+from ghostcli.run import local
 
 ROW = ["--skip", "efficientnetv2", "--skip", "vgg13", "--skip", "resnet50", "--skip", "gns:2.8"]  # leaves one of II
 TINY = ["--limit", 24, "--epochs", 1, "-s", "train.batch_size=8", "-s", "optim.lr=0.05", "--device", "cpu"]
@@ -68,7 +68,7 @@ def test_mistakes_leave_with_code_2_before_anything_is_made(wrong, ghost, tmp_pa
 def test_a_small_reproduction_runs_to_its_end_is_found_again_and_goes_on(ghost, tmp_path, monkeypatch):
     runs = tmp_path / "runs"
     command = ["reproduce", "II", "--data", "digits", *ROW, *TINY, "--runs", runs]
-    real, stopped = launch.run_job, []
+    real, stopped = local.run_job, []
 
     def stop_at_the_student(job, *rest, **more):
         if job.taught and not stopped:
@@ -76,7 +76,7 @@ def test_a_small_reproduction_runs_to_its_end_is_found_again_and_goes_on(ghost, 
             raise Interrupted(f"{job.id}: stopped by SIGTERM")
         return real(job, *rest, **more)
 
-    monkeypatch.setattr(launch, "run_job", stop_at_the_student)
+    monkeypatch.setattr(local, "run_job", stop_at_the_student)
     first = ghost(*command)
     assert first.code == 75 and len(stopped) == 1
     assert {path.parent.name.partition("-plain-")[0] for path in runs.glob("*/s0")} == {"gns-1.0", "resnet18"}
@@ -109,7 +109,7 @@ def test_controls_are_planned_without_a_measurement(ghost, tmp_path):
 
 
 def test_a_failed_run_is_told_and_the_rest_is_made(ghost, tmp_path, monkeypatch):
-    real = launch.run_job
+    real = local.run_job
 
     def fail(job, *rest, **more):
         from ghostcli.errors import NonFiniteError
@@ -118,7 +118,7 @@ def test_a_failed_run_is_told_and_the_rest_is_made(ghost, tmp_path, monkeypatch)
             raise NonFiniteError(f"{job.id}: the loss became non-finite")
         return real(job, *rest, **more)
 
-    monkeypatch.setattr(launch, "run_job", fail)
+    monkeypatch.setattr(local, "run_job", fail)
     done = ghost("reproduce", "II", "--data", "digits", *ROW, *TINY, "--runs", tmp_path)
     assert done.code == 3 and "2 of 3 runs failed" in done.err
     assert "GN-S 1.0x" in done.out and (tmp_path / done.err.partition("gns-1.0-plain")[1]).parent.exists()

@@ -11,10 +11,10 @@ from report_runs import edit, write_run
 
 from ghostcli import plan, zoo
 from ghostcli.paper import paper
+from ghostcli.plan import estimate
+from ghostcli.plan.estimate import Rates, costs, hours, space
 from ghostcli.recipe import load
 from ghostcli.records.record import scan
-from ghostcli.run import estimate
-from ghostcli.run.estimate import Rates, costs, hours, space
 
 SPEED = {"gns:1.0": 100.0, "resnet18": 50.0}  # images a second
 

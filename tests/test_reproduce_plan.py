@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from ghostcli import plan
-from ghostcli.errors import GhostError, Interrupted, NonFiniteError, UsageError
+from ghostcli.display import Display
+from ghostcli.errors import Interrupted, NonFiniteError, UsageError
 from ghostcli.paper import FAMILIES, paper
 from ghostcli.plan import Job
+from ghostcli.plan import study as reproduce
+from ghostcli.plan.study import study
 from ghostcli.recipe import load
 from ghostcli.run import launch
-from ghostcli.run import study as reproduce
-from ghostcli.run.study import Outcome, study
 
 RUNS = Path("runs")
 ALL = ("I", "II", "III", "IV")
@@ -173,70 +174,89 @@ def test_the_control_of_a_taught_row_is_its_job_with_blind_teachers():
     assert len(more) == 2 * 8  # no other teacher is trained for them
 
 
-@pytest.fixture
-def carried(monkeypatch):
-    """`launch` without training: `carried.fails` maps a network to its error; `carried.started` says what was run."""
+class Scripted:
+    """An executor that trains nothing: `fails` maps a network to its error; up to `width` jobs end at each look."""
 
-    class Carried:
-        def __init__(self):
-            self.fails, self.started = {}, []
+    def __init__(self, fails: dict[str, Exception] | None = None, width: int = 1) -> None:
+        self.fails, self.width, self.started, self.alive = fails or {}, width, [], []
+        self.show = Display(quiet=True)
+        self.left = False
 
-        def carry_out(self, graph, options):
-            for job in graph.jobs:
-                self.started.append(job)
-                if job.student in self.fails and not job.taught:
-                    raise self.fails[job.student]
+    @property
+    def free(self) -> bool:
+        return len(self.alive) < self.width
 
-    found = Carried()
+    def start(self, job: Job, fresh: bool) -> None:
+        self.started.append(job)
+        self.alive.append(job)
+
+    def wait(self):
+        ended, self.alive = self.alive, []
+        errors = [(job, None if job.taught else self.fails.get(job.student)) for job in ended]
+        for _, error in errors:
+            if isinstance(error, Interrupted):
+                raise error
+        return errors
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.left = True
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_prepare(monkeypatch):
     monkeypatch.setattr(launch, "prepare", lambda graph, options: None)
-    monkeypatch.setattr(launch, "carry_out", found.carry_out)
-    return found
 
 
-def run(graph, jobs=1) -> list[Outcome]:
-    return list(reproduce.carry_out(graph, launch.Options(RUNS, jobs=jobs)))
+@pytest.mark.parametrize("width", [1, 3])
+def test_every_job_is_carried_out_once_after_its_teachers(width, tmp_path):
+    graph, place = study(ALL, "paper", 1).plan, Scripted(width=width)
+    outcomes = list(launch.run(graph, launch.Options(tmp_path), place))
+    assert sorted(o.job.id for o in outcomes) == sorted(job.id for job in graph.jobs) and len(place.started) == len(
+        outcomes
+    )
+    order = [job.id for job in place.started]
+    for job in graph.jobs:
+        assert all(order.index(teacher.id) < order.index(job.id) for teacher in job.teachers)
+    assert width > 1 or order == [job.id for job in graph.jobs]
+    assert place.left
 
 
-def test_every_job_is_carried_out_once_in_order(carried):
-    graph = study(ALL, "paper", 1).plan
-    assert [outcome.job for outcome in run(graph)] == list(graph.jobs) == carried.started
-
-
-def test_a_failure_costs_what_rests_on_it_and_no_more(carried):
-    carried.fails["vgg13"] = NonFiniteError("the loss became non-finite")
-    graph = study(["II", "III"], "paper", 1).plan
-    outcomes = run(graph)
-    lost = {outcome.job.id for outcome in outcomes if outcome.error}
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("error", [NonFiniteError("the loss became non-finite"), UsageError("other images")])
+def test_a_failure_costs_what_rests_on_it_and_no_more(error, width, tmp_path):
+    graph, place = study(["II", "III"], "paper", 1).plan, Scripted({"vgg13": error}, width)
+    found = {o.job.id: o for o in launch.run(graph, launch.Options(tmp_path), place)}
+    assert len(found) == len(graph.jobs)
 
     def rests_on_it(job: Job) -> bool:
         return job.student == "vgg13" or any(rests_on_it(teacher) for teacher in job.teachers)
 
-    assert lost == {job.id for job in graph.jobs if rests_on_it(job)} and len(lost) == 4
-    assert len(outcomes) == len(graph.jobs)
-    assert [job.student for job in carried.started].count("vgg13") == 1
+    failed = [job for job in graph.jobs if found[job.id].error]
+    assert failed == [job for job in graph.jobs if rests_on_it(job)] and len(failed) == 4
+    (own,) = (job for job in failed if job.student == "vgg13")
+    assert found[own.id].error is error
+    for job in failed:
+        if job != own:
+            (lost,) = (t.id for t in job.teachers if found[t.id].error)
+            assert str(found[job.id].error) == f"not started, its teacher {lost} failed"
+            assert found[job.id].error.exit_code == error.exit_code
+    assert not [job for job in place.started if job in failed and job != own]
 
 
-@pytest.mark.parametrize("error", [Interrupted("stopped"), UsageError("no such data")])
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_stop_is_a_stop(error, jobs, carried):
-    carried.fails["resnet18"] = error
-    with pytest.raises(type(error)):
-        run(study(["II"], "paper", 1).plan, jobs)
-    assert carried.started[-1].student == "resnet18"
-
-
-def test_several_at_a_time_are_launchs_business_and_their_failures_are_told(carried, monkeypatch):
-    carried.fails["vgg13"] = GhostError("2 of the runs failed")
-    graph = study(["II"], "paper", 1).plan
-    monkeypatch.setattr(launch, "is_done", lambda job, runs: job.student == "gns:1.0")
-    outcomes = run(graph, jobs=3)
-    assert {outcome.job.student for outcome in outcomes if outcome.error is None} == {"gns:1.0"}
-    assert len(outcomes) == len(graph.jobs)
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_signal_ends_everything(width, tmp_path):
+    graph, place = study(["II"], "paper", 1).plan, Scripted({"resnet18": Interrupted("stopped")}, width)
+    with pytest.raises(Interrupted):
+        list(launch.run(graph, launch.Options(tmp_path), place))
+    assert place.left and len(place.started) < len(graph.jobs)
 
 
 def test_planning_imports_no_torch():
     code = (
-        "import sys, ghostcli.cli.reproduce, ghostcli.run.estimate; from ghostcli.run import study as reproduce;"
+        "import sys, ghostcli.cli.reproduce, ghostcli.plan.estimate; from ghostcli.plan import study as reproduce;"
         "reproduce.study(['all'], 'published', 1); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -15,7 +15,7 @@ import pytest
 #: Where a signal strikes (the function that is just being called) and the command it strikes in.
 PHASES = {
     "reading the recipe": ("plain", "ghostcli.cli.options:Common.resolve", 1),
-    "loading the data": ("plain", "ghostcli.run.launch:load_data", 1),
+    "loading the data": ("plain", "ghostcli.run.job:load_data", 1),
     "building kernels": ("plain", "ghostcli.zoo.kernels:status", 1),
     "building the network": ("plain", "ghostcli.engine.train:make_state", 1),
     "training": ("plain", "ghostcli.engine.step:Update.__call__", 2),

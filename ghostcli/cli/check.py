@@ -15,11 +15,11 @@ import typer
 from ghostcli import signals
 from ghostcli.cli.options import Common
 from ghostcli.errors import UsageError, printable
-from ghostcli.plan import Finished, Job
+from ghostcli.plan import Finished, Job, is_done, record_of
 from ghostcli.recipe import load
 from ghostcli.recipe.diff import config_diff
 from ghostcli.recipe.models import Recipe
-from ghostcli.run import launch
+from ghostcli.run.job import load_data
 
 if TYPE_CHECKING:
     from ghostcli.check.findings import Finding
@@ -30,9 +30,9 @@ def report(job: Job, common: Common) -> None:
 
     UsageError, naming the command that trains it, where a teacher has no finished run.
     """
-    missing = [teacher for teacher in job.teachers if not launch.is_done(teacher, common.runs)]
+    missing = [teacher for teacher in job.teachers if not is_done(teacher, common.runs)]
     if missing:
-        problem = launch.record_of(missing[0], common.runs).problem
+        problem = record_of(missing[0], common.runs).problem
         raise UsageError(
             f"ghost check: the teacher {missing[0].id} has no finished run ({problem}); train it first: "
             f"{command(missing[0], common)}"
@@ -52,7 +52,7 @@ def inspect(job: Job, common: Common) -> list[Finding]:
         from ghostcli.engine.device import pick
 
         device = pick(common.device)
-        data = launch.load_data(job.recipe.data)
+        data = load_data(job.recipe.data)
         classes = len(data.classes)
         teachers = [teacher.load(t.id, common.runs / t.id, classes, device) for t in job.teachers]
         return findings.inspect(job, data, teachers, device)

@@ -20,14 +20,15 @@ from ghostcli import signals
 from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs, Set, quoted, words
 from ghostcli.cli.train import STATES
 from ghostcli.display import console
-from ghostcli.errors import GhostError, UsageError
+from ghostcli.errors import UsageError
 from ghostcli.paper import FAMILIES, PaperRow, joined, label, paper
-from ghostcli.plan import Job, Plan
+from ghostcli.plan import Job, Plan, is_done, record_of
+from ghostcli.plan.estimate import DONE, Cost, Rates, costs, hours, sizes, space
+from ghostcli.plan.study import Study, settings, study
 from ghostcli.recipe.models import FEW_STEPS
 from ghostcli.records import record
 from ghostcli.run import launch
-from ghostcli.run.estimate import DONE, Cost, Rates, costs, epochs_of, hours, sizes, space
-from ghostcli.run.study import Outcome, Study, carry_out, settings, study
+from ghostcli.run.launch import Outcome
 
 #: Seconds of work that a person at a terminal is asked about first.
 LONG = 600
@@ -86,10 +87,7 @@ def reproduce(
     if as_json:
         typer.echo(json.dumps(_result(todo, runs), indent=1, ensure_ascii=False, allow_nan=False))
     if failed:
-        first = failed[0]
-        error = GhostError(f"{len(failed)} of {len(todo.plan.jobs)} runs failed, first {first.job.id}: {first.error}")
-        error.exit_code = first.error.exit_code if first.error else 1
-        raise error
+        raise launch.together(failed, len(todo.plan.jobs))
 
 
 def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet: bool) -> list[Outcome]:
@@ -105,7 +103,7 @@ def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet:
             if not quiet:
                 _print_table(todo, table, options.runs)
 
-    for outcome in _told(todo, todo.plan, options, expected):
+    for outcome in _outcomes(todo, todo.plan, options, expected):
         if outcome.error is not None:
             failed.append(outcome)
         for jobs in waiting.values():
@@ -115,14 +113,14 @@ def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet:
     return failed
 
 
-def _told(todo: Study, graph: Plan, options: launch.Options, expected: dict[str, Cost]) -> Iterator[Outcome]:
+def _outcomes(todo: Study, graph: Plan, options: launch.Options, expected: dict[str, Cost]) -> Iterator[Outcome]:
     """The outcomes of a graph as they come, each with its line on stderr."""
     left = sum(cost.seconds for cost in expected.values())
-    for count, outcome in enumerate(carry_out(graph, options), 1):
+    for count, outcome in enumerate(launch.run(graph, options), 1):
         job = outcome.job
         left -= expected[job.id].seconds
         if outcome.error is not None:
-            console.print(f"{job.id}: failed, {outcome.error}", style="yellow", markup=False)
+            launch.warn(outcome)
         elif expected[job.id].seconds:
             about = f", about {hours(left)} left" if left > 1 else ""
             console.print(f"{_reached(todo, job, options.runs)} ({count} of {len(graph.jobs)}{about})", markup=False)
@@ -131,12 +129,12 @@ def _told(todo: Study, graph: Plan, options: launch.Options, expected: dict[str,
 
 def _reached(todo: Study, job: Job, runs: Path) -> str:
     """`Table II, GN-S 1.0x < ResNet-18, seed 0: 91.02 (printed 91.10)`, or the id of a job that fills no row."""
-    result = launch.record_of(job, runs).result
+    result = record_of(job, runs).result
     ours = f"{result.accuracy.selected:.2f}" if result else "no result"
     rows = todo.rows_of(job)
     if not rows:
         return f"{job.id}: {ours}"
-    budget = epochs_of(job) * sizes(job.recipe.data)[0]
+    budget = job.recipe.train.last_epoch * sizes(job.recipe.data)[0]
     comparable = _printed_data(todo) and budget >= paper().source.budget
     printed = f" (printed {rows[0].accuracy:.2f})" if comparable else ""
     return f"Table {rows[0].table}, {_name(rows[0])}, seed {job.seed}: {ours}{printed}"
@@ -205,7 +203,7 @@ def _summary(todo: Study, expected: dict[str, Cost], runs: Path, at_a_time: int)
 
 
 def _steps(job: Job) -> int:
-    return epochs_of(job) * math.ceil(sizes(job.recipe.data)[0] / job.recipe.train.batch_size)
+    return job.recipe.train.last_epoch * math.ceil(sizes(job.recipe.data)[0] / job.recipe.train.batch_size)
 
 
 def _left_out(todo: Study) -> list[str]:
@@ -251,9 +249,9 @@ def _planned(todo: Study, job: Job, cost: Cost, runs: Path) -> dict[str, Any]:
         "teachers": [teacher.id for teacher in job.teachers],
         "seed": job.seed,
         "recipe": job.recipe_name,
-        "epochs": epochs_of(job),
+        "epochs": job.recipe.train.last_epoch,
         "tables": list(todo.needed_by[job.id]),
-        "state": STATES.get(launch.record_of(job, runs).status, "goes on"),
+        "state": STATES.get(record_of(job, runs).status, "goes on"),
         "seconds": round(cost.seconds, 1),
         "bytes": cost.bytes,
         "basis": cost.basis,
@@ -267,7 +265,7 @@ def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
     from ghostcli.compare.looks import noted
     from ghostcli.compare.rows import Options
 
-    records = [launch.record_of(job, runs) for job in todo.plan.jobs]
+    records = [record_of(job, runs) for job in todo.plan.jobs]
     admitted = admit(record for record in records if record.status != "absent")
     options = Options(runs=runs)
     if _printed_data(todo):
@@ -295,7 +293,7 @@ def _result(todo: Study, runs: Path) -> dict[str, Any]:
     from ghostcli.render.data import objects
 
     found = [objects(table) for table in _tables(todo, runs)]
-    done = [job.id for job in todo.plan.jobs if launch.is_done(job, runs)]
+    done = [job.id for job in todo.plan.jobs if is_done(job, runs)]
     return {"family": todo.family, "tables": found, "runs": done, "left_out": _skipped(todo)}
 
 

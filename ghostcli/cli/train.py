@@ -16,7 +16,7 @@ import typer
 from ghostcli import plan
 from ghostcli.cli.options import Common, Device, Json, Runs, with_common, words
 from ghostcli.errors import GhostError, UsageError
-from ghostcli.plan import Job
+from ghostcli.plan import Job, record_of
 from ghostcli.recipe.models import Recipe
 from ghostcli.records import record
 from ghostcli.records.model import RunResult
@@ -181,14 +181,14 @@ def act(ctx: typer.Context, common: Common, recipe: Recipe, job_of: Callable[[in
 
 def show_results(todo: plan.Plan, runs: Path) -> None:
     """The runs that were asked for, as the contract has it, whatever became of them."""
-    found = [(job, launch.record_of(job, runs).result) for job in todo.asked]
+    found = [(job, record_of(job, runs).result) for job in todo.asked]
     results = [unfinished(job, runs) if result is None else summary(result) for job, result in found]
     typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
 
 
 def unfinished(job: Job, runs: Path) -> dict[str, Any]:
     """What --json has of a run that is not done: why not, and no accuracy."""
-    run = launch.record_of(job, runs)
+    run = record_of(job, runs)
     absent = run.status == "absent"
     return {
         "run": job.id,
@@ -246,10 +246,9 @@ def show_plan(todo: plan.Plan, common: Common) -> None:
     """What will be trained, what is reused, in which order."""
     rows = []
     for job in todo.jobs:
-        state = STATES.get(launch.record_of(job, common.runs).status, "goes on")
+        state = STATES.get(record_of(job, common.runs).status, "goes on")
         if job in todo.asked and not common.resume:
             state = "trained"
-        epochs = min(job.recipe.train.epochs, job.recipe.train.stop or job.recipe.train.epochs)
         rows.append(
             {
                 "run": job.id,
@@ -257,7 +256,7 @@ def show_plan(todo: plan.Plan, common: Common) -> None:
                 "strategy": job.strategy,
                 "teachers": [teacher.id for teacher in job.teachers],
                 "seed": job.seed,
-                "epochs": epochs,
+                "epochs": job.recipe.train.last_epoch,
                 "state": state,
             }
         )
@@ -303,7 +302,9 @@ def fill(
         from ghostcli.engine.device import pick
 
         where = pick(device)
-        data = launch.load_data(recipe.data)
+        from ghostcli.run.job import load_data
+
+        data = load_data(recipe.data)
         if data.checksum != chosen.result.data_checksum:
             raise UsageError(
                 f"{chosen.id}: the images of {recipe.data.name} are no longer those it was trained on; put them back"

@@ -20,7 +20,7 @@ from ghostcli.data.batches import normalise
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes
-from ghostcli.run import launch
+from ghostcli.run.job import load_data
 from ghostcli.zoo import evaluate, weights
 from ghostcli.zoo.evaluate import Norm
 
@@ -69,7 +69,7 @@ def export(run: RunRecord, out: Path, half: bool = False) -> Proof:
     """
     _check(run, out, half)
     result = run.result
-    data = launch.load_data(result.recipe.data)
+    data = load_data(result.recipe.data)
     if data.checksum != result.data_checksum:
         raise UsageError(f"{run.id}: the images of {data.name} are no longer those it was tested on; put them back")
     trained = weights.load(run.weights, classes=result.classes, model=result.student)

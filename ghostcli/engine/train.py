@@ -197,8 +197,8 @@ def train(
     step_once = update if why_eager(update) else Captured(update, recipe.train.batch_size)
 
     images, batches = len(data.train), len(state.log)
-    epochs, total = recipe.train.epochs, recipe.train.epochs * batches
-    last_epoch = min(epochs, recipe.train.stop or epochs)
+    total = recipe.train.epochs * batches
+    last_epoch = recipe.train.last_epoch
     if state.epoch == state.batch == 0 and last_epoch * batches < FEW_STEPS:
         show.warn(f"{job.id}: {last_epoch * batches} steps in all, too few to learn from: this shows only that it runs")
     ahead = 1 if job.taught and recipe.distill.extra_step else 0  # schedule steps beyond the updates, per epoch

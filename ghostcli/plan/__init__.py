@@ -208,3 +208,12 @@ def order(asked: Iterable[Job]) -> Plan:
     for job in asked:
         visit(job)
     return Plan(tuple(jobs.values()), tuple({job.id: job for job in asked}.values()))
+
+
+def record_of(job: Job | Finished, runs: Path) -> record.RunRecord:
+    """The run of a job under `runs`, whether it has begun or not."""
+    return record.RunRecord(runs / job.id, job.id)
+
+
+def is_done(job: Job | Finished, runs: Path) -> bool:
+    return record_of(job, runs).status == "done"

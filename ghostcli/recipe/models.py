@@ -155,6 +155,11 @@ class TrainSection(Section):
         0.0, ge=0.0, lt=1.0, description="decay of the weights' moving average that is evaluated; 0 is none"
     )
 
+    @property
+    def last_epoch(self) -> int:
+        """How many epochs are trained: all of the schedule, or those before `stop`."""
+        return min(self.epochs, self.stop or self.epochs)
+
 
 class OptimBase(Section):
     """[optim]: the optimiser, and its rate as a closed form of the step."""

@@ -10,15 +10,15 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 
 from ghostcli.paper import paper
-from ghostcli.plan import Finished, Job, Plan
+from ghostcli.plan import Job, Plan, is_done, record_of
 from ghostcli.recipe.models import DataSection
 from ghostcli.recipe.sets import SETS
 from ghostcli.records.record import RunRecord
-from ghostcli.run import launch
 from ghostcli.zoo import names
 
 #: Multiply-accumulates of a forward pass of one 32 x 32 image in training form, in millions.
@@ -109,13 +109,21 @@ class Rates:
 
 def sizes(section: DataSection) -> tuple[int, int, int]:
     """Training images, test images and classes that a recipe's data section leaves."""
-    if known := SETS.get(section.name):
-        train, test, classes = known.train_images, known.test_images, known.classes
-    else:
-        data = launch.load_data(section)
-        return len(data.train), len(data.test), len(data.classes)
+    known = SETS.get(section.name)
+    if known is None:
+        return _counted(section)
+    train, test, classes = known.train_images, known.test_images, known.classes
     train = min(train, section.limit or train) - section.validation
     return train, min(test, section.limit_test or test), classes
+
+
+@cache
+def _counted(section: DataSection) -> tuple[int, int, int]:
+    """The same, of a user's own folder."""
+    from ghostcli import data
+
+    found = data.load(section)
+    return len(found.train), len(found.test), len(found.classes)
 
 
 def costs(graph: Plan, rates: Rates, runs: Path) -> dict[str, Cost]:
@@ -126,16 +134,16 @@ def costs(graph: Plan, rates: Rates, runs: Path) -> dict[str, Cost]:
     """
     seen: dict[str, dict[int, int]] = defaultdict(dict)  # teacher's run -> student's seed -> epochs
     for job in graph.jobs:
-        if launch.is_done(job, runs) and _views(job):
+        if is_done(job, runs) and _views(job):
             for teacher in job.teachers:
                 _see(seen[teacher.id], job)
     return {job.id: _cost(job, rates, runs, seen) for job in graph.jobs}
 
 
 def _cost(job: Job, rates: Rates, runs: Path, seen: dict[str, dict[int, int]]) -> Cost:
-    if launch.is_done(job, runs):
+    if is_done(job, runs):
         return Cost(0.0, 0, DONE)
-    epochs = epochs_of(job)
+    epochs = job.recipe.train.last_epoch
     train, test, classes = sizes(job.recipe.data)
     each = rates.seconds(job.student)
     seconds = epochs * (train + FORWARD * test) * each
@@ -160,14 +168,9 @@ def copies(job: Job) -> int:
     return 1 + 2 * kept
 
 
-def epochs_of(job: Job | Finished) -> int:
-    train = job.recipe.train
-    return min(train.epochs, train.stop or train.epochs)
-
-
 def _share_done(job: Job, runs: Path) -> float:
     """How much of an unfinished run is behind it."""
-    return min(len(launch.record_of(job, runs).metrics()) / epochs_of(job), 1.0)
+    return min(len(record_of(job, runs).metrics()) / job.recipe.train.last_epoch, 1.0)
 
 
 def _views(job: Job) -> int:
@@ -176,7 +179,7 @@ def _views(job: Job) -> int:
 
 
 def _see(by_seed: dict[int, int], job: Job) -> None:
-    by_seed[job.seed] = max(by_seed.get(job.seed, 0), epochs_of(job))
+    by_seed[job.seed] = max(by_seed.get(job.seed, 0), job.recipe.train.last_epoch)
 
 
 def _distinct(by_seed: dict[int, int], views: int) -> float:

@@ -1,4 +1,4 @@
-"""The paper's tables as one graph of jobs, and that graph carried out.
+"""The paper's tables as one graph of jobs.
 
 Invariant: a printed row is planned as the command that the table names for it, so its runs are the ones that
 `ghost table` puts there; a job that several rows need is there once. No torch here.
@@ -12,11 +12,10 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from ghostcli import plan
-from ghostcli.errors import GhostError, Interrupted, UsageError, nearest, printable
+from ghostcli.errors import UsageError, nearest, printable
 from ghostcli.paper import FAMILIES, PaperRow, paper
 from ghostcli.plan import Job, Plan
 from ghostcli.recipe import Resolved, load
-from ghostcli.run import launch
 from ghostcli.zoo import names
 
 #: The authors made one chain of assistants, unshuffled and without the extra step, and distilled every row of
@@ -133,11 +132,11 @@ def blind(job: Job) -> Job:
 def chosen(tables: Sequence[str]) -> tuple[str, ...]:
     """The tables' names in the paper's order, each once; `all` is every one. UsageError for any other."""
     known = [table.name for table in paper().tables]
-    asked = [name.upper() for name in tables]
-    for name in asked:
+    wanted = [name.upper() for name in tables]
+    for name in wanted:
         if name not in (*known, "ALL"):
             raise UsageError(f"table '{printable(name)}': does not exist; there are {', '.join(known)}, or all")
-    return tuple(name for name in known if name in asked or "ALL" in asked)
+    return tuple(name for name in known if name in wanted or "ALL" in wanted)
 
 
 def settings(data: str | None, limit: int | None, epochs: int | None) -> list[str]:
@@ -148,43 +147,3 @@ def settings(data: str | None, limit: int | None, epochs: int | None) -> list[st
     """
     flags = {"data.name": data, "data.limit": limit, "data.limit_test": limit, "train.epochs": epochs}
     return [f"{key}={value}" for key, value in flags.items() if value is not None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A job that was carried out, was found, or could not be: `error` says why."""
-
-    job: Job
-    error: GhostError | None = None
-
-
-def carry_out(graph: Plan, options: launch.Options) -> Iterator[Outcome]:
-    """Run what is not done; each job as it ends, or all at the end where several run at a time.
-
-    A failure costs the jobs that rest on it and no other. Interrupted and UsageError end everything.
-    """
-    launch.prepare(graph, options)
-    if options.jobs > 1:
-        failure = None
-        try:
-            launch.carry_out(graph, options)
-        except (Interrupted, UsageError):
-            raise
-        except GhostError as error:
-            failure = error
-        for job in graph.jobs:
-            yield Outcome(job, None if launch.is_done(job, options.runs) else failure)
-        return
-    lost: dict[str, GhostError] = {}
-    for job in graph.jobs:
-        below = next((lost[teacher.id] for teacher in job.teachers if teacher.id in lost), None)
-        try:
-            if below is None:
-                launch.carry_out(Plan((job,), (job,)), options)
-        except (Interrupted, UsageError):
-            raise
-        except GhostError as error:
-            below = error
-        if below is not None:
-            lost[job.id] = below
-        yield Outcome(job, below)

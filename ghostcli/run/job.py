@@ -1,0 +1,155 @@
+"""Carrying out one job: find its run done, go on with it, or begin it.
+
+Invariant: whoever calls this for a job, and however often, there is one run of it, and its status says how it ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ghostcli import signals
+from ghostcli.display import Display
+from ghostcli.errors import GhostError, Interrupted, UsageError
+from ghostcli.plan import Job, is_done, record_of
+from ghostcli.recipe.models import DataSection
+from ghostcli.recipe.digest import SEMANTICS
+from ghostcli.records.model import RunSetup, TeacherRun, dump
+from ghostcli.records.record import RunWriter
+from ghostcli.run import environment
+
+if TYPE_CHECKING:
+    import torch
+
+    from ghostcli.data import Data
+    from ghostcli.distill.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and how a plan is carried out; nothing here changes a result."""
+
+    runs: Path
+    device: str = "auto"
+    resume: bool = True
+    jobs: int = 1
+    quiet: bool = False
+    command: tuple[str, ...] = ()  # the command line, as the record keeps it
+
+
+@lru_cache(maxsize=2)
+def load_data(section: DataSection) -> Data:
+    from ghostcli import data
+
+    return data.load(section)
+
+
+def run_job(job: Job, options: Options, device: torch.device, fresh: bool = False) -> None:
+    """Carry out one job, or find that another process has done it. How it ended is written into the run's status."""
+    with Display(options.quiet) as show:
+        run = RunWriter(options.runs, job.id)
+        with run.locked(show.line):
+            if not fresh and is_done(job, options.runs):  # another process made it while this one waited
+                show.line(reached(job, options.runs, "found, finished meanwhile"))
+                return
+            if fresh and (aside := run.set_aside()):
+                show.line(f"{job.id}: the earlier run now lies in {aside}")
+            run.open()
+            try:
+                with signals.polled():
+                    run.set_status("running")
+                    run.write("recipe.json", dump(setup := setup_of(job, options.command)))
+                    _train(job, setup, run, options, device, show)
+            except BaseException as error:
+                raise _note(error, job, run, fresh) from error
+
+
+def setup_of(job: Job, command: Sequence[str]) -> RunSetup:
+    """recipe.json: the resolved recipe with every default, who takes part, and the command line that began it."""
+    return RunSetup(
+        semantics=SEMANTICS,
+        run=job.id,
+        student=job.student,
+        seed=job.seed,
+        strategy=job.strategy,
+        teachers=tuple(TeacherRun(run=t.id, network=t.student, seed=t.seed, path=t.lineage[:-1]) for t in job.teachers),
+        recipe_name=job.recipe_name,
+        digest=job.digest,
+        protocol=job.protocol,
+        command=tuple(command),
+        recipe=job.recipe,
+    )
+
+
+def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseException:
+    """Write down why a run ended, as far as the disk still lets us, and give back what to raise."""
+    if isinstance(error, KeyboardInterrupt):
+        error = Interrupted("stopped by SIGINT")
+    status = "interrupted" if isinstance(error, Interrupted) else "failed"
+    try:
+        run.set_status(status, error=str(error).partition("\n")[0] or type(error).__name__)
+        if isinstance(error, UsageError):
+            run.discard_if_empty()
+    except GhostError:
+        pass  # the disk is what failed: the first error is the one to hear about
+    if isinstance(error, Interrupted):
+        return Interrupted(f"{job.id}: {error}{', without --no-resume' if fresh else ''}")
+    if isinstance(error, OSError) and not isinstance(error, GhostError):
+        return GhostError(f"{job.id}: {error}. Mend the cause and give the same command again")
+    return error
+
+
+def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: torch.device, show: Display) -> None:
+    from ghostcli.distill import teacher
+    from ghostcli.engine.device import memory_errors
+    from ghostcli.engine.train import train
+    from ghostcli.run import results
+    from ghostcli.zoo import weights
+
+    with memory_errors(job.recipe.train.batch_size):
+        data = load_data(job.recipe.data)
+        surroundings, notes = environment.note(run, environment.now(device, data.checksum), show)
+        teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
+        findings = _check(job, data, teachers, device, show)
+        # A Ctrl-C reaches the compiler too: no step is made with what stands in for kernels it could not build.
+        signals.stop_if_asked()
+        show.training(job.id, job.recipe.train.last_epoch, len(data.train))
+        state, test_logits, norm = train(job, data, teachers, run, device, show)
+        model, chosen = results.final(state, test_logits)
+        files = {
+            "model.safetensors": weights.encode(model, norm),
+            "predictions.npz": results.predictions(chosen, data.test.labels),
+        }
+    for name, content in files.items():
+        run.write_file(name, content)
+    agreement = results.agreements(record_of(job, options.runs).predictions(), job.teachers, options.runs)
+    content = results.result(setup, data, state, model, run, surroundings, agreement, findings, notes, files)
+    run.write("result.json", content)
+    run.set_status("done")
+    show.line(reached(job, options.runs))
+
+
+def reached(job: Job, runs: Path, how: str = "done") -> str:
+    """A finished run in one line: how good it is, and where it lies."""
+    run = record_of(job, runs)
+    if run.result is None:
+        return f"{job.id}: {how}: its record is gone, in {run.path}"
+    accuracy = run.result.accuracy
+    chosen = "chosen on validation" if accuracy.selected_by == "validation" else "last epoch"
+    return f"{job.id}: {how}: test accuracy {accuracy.selected:.2f} % ({chosen}), in {run.path}"
+
+
+def _check(job: Job, data: Data, teachers: list[Teacher], device: torch.device, show: Display) -> list[dict[str, Any]]:
+    """The teaching check of a taught run, shown and to be recorded; nothing for a run alone."""
+    if not teachers:
+        return []
+    from ghostcli.check.findings import inspect
+
+    findings = inspect(job, data, teachers, device)
+    for finding in findings:
+        if finding.level == "warn":
+            show.warn(f"check: {finding.message}")
+    return [finding.as_dict() for finding in findings]

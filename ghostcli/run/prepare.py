@@ -1,0 +1,78 @@
+"""All that can be wrong with a plan before its first run is touched, and the data that its jobs share.
+
+Invariant: nothing is written here; what is found is one UsageError.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ghostcli.errors import UsageError, printable
+from ghostcli.plan import Finished, Job, Plan, is_done, record_of
+from ghostcli.records.record import RUN_ID, RunRecord
+from ghostcli.records.storage import refuse_link
+from ghostcli.run.job import Options, load_data
+from ghostcli.zoo import names, own
+
+if TYPE_CHECKING:
+    import torch
+
+    from ghostcli.data import Data
+
+
+def prepare(plan: Plan, options: Options) -> torch.device:
+    """Check device, data, class counts and widths; returns the device.
+
+    Raises UsageError, and OutOfMemoryError for a width that no memory holds.
+    """
+    from ghostcli.engine.device import pick
+    from ghostcli.engine.train import require_room, require_two_images
+
+    device = pick(options.device)
+    for job in plan.jobs:
+        if not RUN_ID.fullmatch(job.id):
+            raise UsageError(f"{printable(job.student)}: no run's folder can have this name; name a model as timm/NAME")
+        refuse_link((options.runs / job.id).parent, options.runs / job.id)
+        done = is_done(job, options.runs) and (options.resume or job not in plan.asked)
+        if done and not job.recipe.data.name.startswith("folder:"):
+            continue  # the other data sets are what their checksums say
+        data = load_data(job.recipe.data)
+        if done:
+            _require_same_images(record_of(job, options.runs), data)
+            continue
+        require_room(job.student, len(data.classes), device)
+        if names.is_own(job.student):
+            own.check(job.student, len(data.classes), data.train.pixels.shape[1])
+        require_two_images(job, data)
+        for teacher in job.teachers:
+            _require_teacher(teacher, data, options)
+    return device
+
+
+def _require_teacher(teacher: Job | Finished, data: Data, options: Options) -> None:
+    """UsageError where a teacher's run cannot teach these images."""
+    run = record_of(teacher, options.runs)
+    if run.status == "done" and not run.weights.exists():
+        raise UsageError(
+            f"{teacher.id}: cannot teach, its record is here but not its weights; remove it "
+            f"(ghost runs rm {teacher.id}) to have it trained again, or name another folder with --runs"
+        )
+    learnt = printable(run.result.data) if run.result else data.name
+    if learnt != data.name and not any(name.startswith("folder:") for name in (learnt, data.name)):
+        raise UsageError(
+            f"{teacher.id}: learnt {learnt}, not {data.name}; name a teacher that was trained on {data.name}"
+        )
+    if isinstance(teacher, Finished) and teacher.classes != len(data.classes):
+        raise UsageError(
+            f"run/{teacher.id}: has {teacher.classes} classes, {data.name} has {len(data.classes)}; "
+            "name a teacher that was trained on the same classes"
+        )
+
+
+def _require_same_images(run: RunRecord, data: Data) -> None:
+    """UsageError where a finished run was trained on what no longer lies in the folder: it is another's result."""
+    if run.result is None or run.result.data_checksum != data.checksum:
+        raise UsageError(
+            f"{run.id}: was trained on other images than {data.name} holds now; put those back, or remove it "
+            f"(ghost runs rm {run.id}) to have it trained on these"
+        )
