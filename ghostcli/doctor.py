@@ -221,8 +221,7 @@ def _unfinished(run: RunRecord, runs: Path) -> Finding:
     epochs = len(run.metrics())
     match run.status:
         case "running":
-            pid, host = (printable(run.state.get(key, "?")) for key in ("pid", "host"))
-            return Finding(run.id, "note", f"being made by process {pid} on {host}, {epochs} epochs done")
+            return Finding(run.id, "note", f"being made by {run.owner or 'another process'}, {epochs} epochs done")
         case "broken":
             return Finding(run.id, "FAIL", f"broken, {run.problem} (ghost runs verify {run.id}{flag}); {again}")
         case "failed":

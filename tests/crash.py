@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -318,9 +318,13 @@ def uninterrupted(name: str, *more: str) -> tuple[dict[str, dict[str, Any]], flo
 def at_work(runs: Path, command: Command) -> bool:
     """Whether the command has begun a run of its own: only then is a kill worth its cost."""
     for status in runs.glob("*/s*/status.json"):
-        state = json.loads(status.read_text())
-        if state["status"] == "running" and state["pid"] == command.pid:
-            return True
+        lease = status.with_name("lease.json")
+        with suppress(FileNotFoundError):
+            if (
+                json.loads(status.read_text())["status"] == "running"
+                and json.loads(lease.read_text())["pid"] == command.pid
+            ):
+                return True
     return False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import crash
@@ -73,20 +74,61 @@ def test_the_lock_and_status_of_a_dead_process_hold_nobody_up(tmp_path):
     assert done.code == 0 and "waiting" not in done.err and lock.exists()
 
 
-def test_a_number_that_belongs_to_another_process_now(tmp_path):
-    """The status names a living process, but one that began later than the run's owner."""
+def test_whose_lease_counts(tmp_path):
+    """A killed run names a process: one that is gone, one that began later under its number, one that lives, and one
+    on another machine, which is believed for as long as its heart beats."""
+    import psutil
+
     from ghostcli.records import record
 
     done = crash.server().run(PLAIN, tmp_path, {"GHOST_FAULT": "checkpoint:after=kill"})
     assert done.code == -signal.SIGKILL
-    (status,) = tmp_path.glob("runs/*/s0/status.json")
-    state = json.loads(status.read_text())
-    status.write_text(json.dumps(state | {"pid": crash.server().process.pid}))
-    (run,) = record.scan(tmp_path / "runs")
-    assert run.status == "interrupted"
-    status.write_text(json.dumps(state | {"pid": 1, "process_start": record.process_start(1)}))
-    (run,) = record.scan(tmp_path / "runs")
-    assert run.status == "running"
+    (file,) = tmp_path.glob("runs/*/s0/lease.json")
+    lease = json.loads(file.read_text())
+    living = crash.server().process.pid
+    born, now = psutil.Process(living).create_time(), time.time()
+    for change, status in (
+        ({}, "interrupted"),
+        ({"pid": living}, "interrupted"),
+        ({"pid": living, "process_started": born}, "running"),
+        ({"host": "elsewhere", "heartbeat": now}, "running"),
+        ({"host": "elsewhere", "heartbeat": now - 3600}, "interrupted"),
+    ):
+        file.write_text(json.dumps(lease | change))
+        (run,) = record.scan(tmp_path / "runs")
+        assert run.status == status, change
+    for content in ("", "[]", "{", json.dumps(lease | {"pid": 10**30}), json.dumps(lease | {"host": None})):
+        file.write_text(content)
+        (run,) = record.scan(tmp_path / "runs")
+        assert run.status == "interrupted", content
+    assert crash.server().run(PLAIN, tmp_path).code == 0 and not file.exists()
+    assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
+
+
+def test_an_owner_on_another_machine_is_waited_for(tmp_path):
+    """No file lock tells of it: its lease does, until it is given back."""
+    done = crash.server().run(PLAIN, tmp_path, {"GHOST_FAULT": "checkpoint:after=kill"})
+    assert done.code == -signal.SIGKILL
+    (file,) = tmp_path.glob("runs/*/s0/lease.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"host": "elsewhere", "heartbeat": time.time()}))
+    command = crash.server().start(PLAIN, tmp_path)
+    assert command.until(lambda: "on elsewhere" in command.err), command.err
+    file.unlink()
+    assert command.wait() == 0 and "goes on after epoch" in command.err
+
+
+def test_the_heart_beats_while_a_run_is_made(tmp_path):
+    beat = "from ghostcli.records import lease; lease.BEAT = 0.01\n"
+    command = crash.server().start(PLAIN, tmp_path, before=beat + SLOWLY)
+    beats = set()
+
+    def look() -> bool:
+        for file in tmp_path.glob("runs/*/s0/lease.json"):
+            beats.add(json.loads(file.read_text())["heartbeat"])
+        return len(beats) > 2
+
+    assert command.until(look)
+    assert command.wait() == 0 and not list(tmp_path.glob("runs/*/s0/lease.json"))
 
 
 def test_two_students_fill_one_table(tmp_path):

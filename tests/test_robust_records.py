@@ -219,7 +219,7 @@ JSON = st.recursive(
     max_leaves=6,
 )
 KEYS = st.sampled_from(
-    ["schema", "status", "pid", "host", "started", "process_start", "error", "accuracy", "teachers", "epoch", "test"]
+    ["schema", "status", "started", "error", "accuracy", "teachers", "recipe", "environment", "epoch", "test"]
 )
 
 
@@ -234,10 +234,10 @@ def test_no_json_value_trips_a_reader(finished, tmp_path_factory, name, key, val
     old = json.loads((run / name).read_text().splitlines()[0] if name == "metrics.jsonl" else (run / name).read_text())
     (run / name).write_text(json.dumps(value if whole else old | {key: value}) + "\n")
     (found,) = record.scan(runs)
-    assert found.status in ("done", "running", "interrupted", "failed", "broken")
+    assert found.status in ("done", "interrupted", "failed", "broken")
     assert (found.problem is None) == (found.status == "done")
     assert all(row["epoch"] == i + 1 for i, row in enumerate(found.metrics()))
-    assert isinstance(record.owner(found), str)
+    assert found.owner is None
 
 
 @settings(max_examples=40, deadline=None)

@@ -206,7 +206,7 @@ def remove(
     """Remove a run directory for good."""
     chosen = record.find(runs, run)
     if chosen.status == "running":
-        raise UsageError(f"{chosen.id}: process {chosen.state.get('pid')} is working on it; stop that first")
+        raise UsageError(f"{chosen.id}: {chosen.owner or 'another process'} is working on it; stop that first")
     if not yes and not typer.confirm(f"Remove {chosen.path} and all in it?"):
         raise typer.Exit
     shutil.rmtree(chosen.path)

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 import zipfile
 import zlib
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostcli.errors import GhostError, UsageError, nearest, printable
+from ghostcli.records import lease
 from ghostcli.records.model import Environment, Part, Refused, RunResult, RunSetup, read
 from ghostcli.records.storage import (
     cannot_write,
@@ -77,7 +77,7 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """absent | running | interrupted | failed | done | broken. A run whose process died counts as interrupted."""
+        """absent | running | interrupted | failed | done | broken. A run whose owner is gone counts as interrupted."""
         if not self.state and not any((self.path / name).exists() for name in PARTS):
             return "absent"
         status = self.state.get("status")
@@ -86,7 +86,12 @@ class RunRecord:
         unreadable = self.result is None if status == "done" else self._setup[1] not in ("", INCOMPLETE)
         if unreadable:
             return "broken"
-        return "interrupted" if status == "running" and not owner_alive(self.state) else status
+        return "interrupted" if status == "running" and self.owner is None else status
+
+    @property
+    def owner(self) -> lease.Lease | None:
+        """Who works on it now."""
+        return lease.holder(self.path)
 
     @property
     def setup(self) -> RunSetup | None:
@@ -185,37 +190,6 @@ def _is_row(row: Any, epoch: int) -> bool:
         return False
 
 
-def owner_alive(state: dict[str, Any]) -> bool:
-    """Whether the process that wrote this status still runs (told only for this host; elsewhere: assumed)."""
-    if state.get("host") != socket.gethostname():
-        return True
-    try:
-        os.kill(int(state["pid"]), 0)
-    except (ProcessLookupError, KeyError, TypeError, ValueError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return process_start(int(state["pid"])) == state.get("process_start")
-
-
-def owner(run: RunRecord) -> str:
-    """Who holds a run's lock, as far as its status tells: the lock is taken a moment before that is written."""
-    if run.status != "running":
-        return "another process"
-    with contextlib.suppress(TypeError, ValueError, OverflowError, OSError):
-        since = time.strftime("%H:%M:%S", time.localtime(run.state["started"]))
-        return f"process {run.state['pid']} on {printable(run.state['host'])} since {since}"
-    return "another process"
-
-
-def process_start(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks, so that a reused pid is not taken for the old owner."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
 def scan(runs: Path) -> list[RunRecord]:
     """Every run under `runs`, in order of id. Links are not followed out of it; a missing folder is empty."""
     if not runs.is_dir():
@@ -256,7 +230,11 @@ class RunWriter:
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[RunWriter]:
-        """Hold the run's lock; wait for another process's, naming it. A dead process holds nothing."""
+        """Be the run's only writer; wait for another one, naming it. A dead process holds nothing.
+
+        A file lock keeps the processes of this machine apart, where the file system has locks; the lease keeps apart
+        those of several machines.
+        """
         from filelock import FileLock, Timeout
 
         lock_file = self.path.with_name(self.path.name + ".lock")
@@ -266,17 +244,31 @@ class RunWriter:
             try:
                 lock.acquire(timeout=0)
             except Timeout:
-                who = owner(RunRecord(self.path, self.id))
-                say(f"{self.id} is being made by {who}; waiting for it (Ctrl-C leaves)")
+                self._say_waiting(say)
                 lock.acquire()
+            except NotImplementedError:
+                pass
         except OSError as error:
             raise UsageError(
                 f"--runs {printable(str(self.runs))}: not writable ({error.strerror or error}); name another folder"
             ) from error
         try:
+            if lease.holder(self.path):
+                self._say_waiting(say)
+                while lease.holder(self.path):
+                    time.sleep(1)
             yield self
         finally:
             lock.release()
+
+    def _say_waiting(self, say: Callable[[str], None]) -> None:
+        """The lock is taken a moment before the lease tells whose it is."""
+        who = lease.holder(self.path) or "another process"
+        say(f"{self.id} is being made by {who}; waiting for it (Ctrl-C leaves)")
+
+    def leased(self) -> contextlib.AbstractContextManager[None]:
+        """Say to all readers, on any machine, that this process works on the run. Call after `open`."""
+        return lease.held(self.path)
 
     def open(self) -> None:
         """Make the directory and clear what a killed writer left half-written. Call inside `locked`."""
@@ -316,9 +308,7 @@ class RunWriter:
                 self.path.parent.rmdir()
 
     def set_status(self, status: str, **more: Any) -> None:
-        pid = os.getpid()
-        owner = {"pid": pid, "process_start": process_start(pid), "host": socket.gethostname()}
-        state = {"status": status, **owner, "started": self.started, "updated": time.time(), **more}
+        state = {"status": status, "started": self.started, "updated": time.time(), **more}
         write_json(self.path / "status.json", state, "status")
 
     def write(self, name: str, value: Any) -> None:

@@ -59,7 +59,7 @@ def run_job(job: Job, options: Options, device: torch.device, fresh: bool = Fals
                 show.line(f"{job.id}: the earlier run now lies in {aside}")
             run.open()
             try:
-                with signals.polled():
+                with signals.polled(), run.leased():
                     run.set_status("running")
                     run.write("recipe.json", dump(setup := setup_of(job, options.command)))
                     _train(job, setup, run, options, device, show)
