@@ -15,8 +15,8 @@ from ghostcli import signals
 from ghostcli.display import Display
 from ghostcli.errors import GhostError, Interrupted, UsageError
 from ghostcli.plan import Job, is_done, record_of
-from ghostcli.recipe.models import DataSection
 from ghostcli.recipe.digest import SEMANTICS
+from ghostcli.recipe.models import DataSection
 from ghostcli.records.model import RunSetup, TeacherRun, dump
 from ghostcli.records.record import RunWriter
 from ghostcli.run import environment
