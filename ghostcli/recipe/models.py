@@ -127,8 +127,9 @@ class AugmentSection(Section):
         return {key: getattr(self, key) for key in type(self).model_fields if self._keyed(key)}
 
     def _keyed(self, key: str) -> bool:
-        mark = self._mark(key)
-        return mark is None or mark.keyed
+        marks = type(self).model_fields[key].metadata
+        before = any(isinstance(mark, Before) and mark.value == getattr(self, key) for mark in marks)
+        return not before and all(mark.keyed for mark in marks if isinstance(mark, Views))
 
     def _mark(self, key: str) -> Views | None:
         return next((mark for mark in type(self).model_fields[key].metadata if isinstance(mark, Views)), None)
