@@ -299,3 +299,16 @@ def test_seeds_added_after_a_table_was_read_are_said(runs: Path) -> None:
     assert "Seeds were added to GN-S 1.0x < VGG13 after a table was read (3 and 3 runs then, 4 and 3 now)" in text
     (runs / ".looks.json").write_text('{"x": 3}')  # damaged: shown all the same
     assert "Seeds were added" not in said("II", "--runs", runs)
+
+
+def test_a_users_own_network_is_shown_without_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ghostcli.compare.tables import also_run
+
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("def make(classes): ...\n")
+    write_run(tmp_path / "runs", "py:net.py:make")
+    Path("net.py").write_text("def make(classes): pass\n")
+    write_run(tmp_path / "runs", "py:net.py:make", seed=1)  # another network by the same name
+    Path("net.py").unlink()
+    rows = also_run(admitted(tmp_path / "runs"), []).rows
+    assert [(r.student, r.ours.n) for r in rows] == [("py:net.py:make", 1)] * 2

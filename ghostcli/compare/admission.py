@@ -15,6 +15,7 @@ from ghostcli.plan import Finished, Job
 from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.records.contents import content_problems
 from ghostcli.records.record import RunRecord
+from ghostcli.zoo import names
 
 NON_FINITE = "non-finite"
 #: Errors on test images below which two networks may well make the very same ones.
@@ -77,14 +78,15 @@ def _unfinished(run: RunRecord) -> str | None:
 def identity_problems(run: RunRecord, digests: dict[str, str]) -> list[str]:
     """Whether the recipe of a finished run gives its digest and protocol. `digests`: run id -> digest of all runs.
 
-    The digest depends on the teachers' digests, so it is only checked where all their records are there.
+    The digest depends on the teachers' digests, so it is only checked where all their records are there; and that of
+    a user's own network on its source, which may have changed since.
     """
     about = run.result
     if about is None or about.semantics != SEMANTICS:
         return []
     teachers = [Finished(t.run, t.network, digests.get(t.run, ""), (), about.classes) for t in about.teachers]
     job = Job(about.student, about.seed, about.recipe, about.recipe_name, tuple(teachers))
-    known = all(teacher.digest for teacher in teachers)
+    known = all(teacher.digest for teacher in teachers) and not names.is_own(about.student)
     if job.protocol != about.protocol or (known and job.digest != about.digest):
         return ["its recipe does not give its digest: the recipe or the digest was changed"]
     if about.epochs != (about.recipe.train.stop or about.recipe.train.epochs):
@@ -108,8 +110,8 @@ def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:
                 by_content[content].append(run)
         for same in by_content.values():
             if len({run.result.seed for run in same}) > 1:
-                names = " and ".join(run.id for run in same)
-                found = {run.id: f"equal {what} under different seeds: {names}" for run in same} | found
+                listed = " and ".join(run.id for run in same)
+                found = {run.id: f"equal {what} under different seeds: {listed}" for run in same} | found
     return found
 
 

@@ -21,6 +21,7 @@ from ghostcli.recipe.diff import teaching_changes, training_changes, typed
 from ghostcli.recipe.models import Recipe
 from ghostcli.records.model import Finding, RunResult, RunSetup
 from ghostcli.records.record import RunRecord
+from ghostcli.zoo.names import is_own
 
 #: `paper` and `published` differ in their taught runs alone, so they share baselines.
 SHARE_BASELINES = {"paper", "published"}
@@ -278,8 +279,8 @@ def members(teachers: tuple[str, ...], strategy: str) -> tuple[str, ...]:
 
 def job_of(about: RunSetup) -> tuple[Any, ...]:
     """Equal for runs of one job. Untaught runs of one protocol do the same work even where digests differ (folded
-    and plain branches)."""
-    identity = about.digest if about.teachers else about.protocol
+    and plain branches), unless the network is the user's own, whose source is in the digest alone."""
+    identity = about.digest if about.teachers or is_own(about.student) else about.protocol
     return about.student, about.strategy, members(about.path, about.strategy), identity
 
 
