@@ -239,6 +239,13 @@ def test_another_start_is_no_baseline(tmp_path: Path) -> None:
     assert "what starts differently is not compared" in " ".join(said("II", "--runs", tmp_path).split())
 
 
+def test_another_network_by_the_same_name_is_no_baseline(tmp_path: Path) -> None:
+    write_run(tmp_path, "gns:1.0", parameters=1)
+    write_run(tmp_path, "gns:1.0", "kd", TEACHER)
+    found = row(build(tmp_path), "gns:1.0", *TEACHER)
+    assert found.delta is None and "another network by the same name" in found.missing_baseline
+
+
 def test_which_of_two_records_counts_is_not_decided_by_time(tmp_path: Path) -> None:
     """Folded and plain branches do the same work under two digests."""
     for seed in range(2):

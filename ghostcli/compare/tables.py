@@ -59,6 +59,8 @@ class Baselines:
             found = next((other for other in self._untaught(group) if other.about.epochs == epochs), None)
         if found is None:
             return None, f"`{commands.of_baseline(group, epochs, self.options.runs)}` makes it"
+        if found.about.parameters != group.about.parameters:
+            return None, f"{found.runs[0].id} is another network by the same name: their parameters differ in number"
         if found.about.start != group.about.start:
             return None, (
                 f"its weights start as {group.about.start}, those of {found.runs[0].id} as {found.about.start}: "
