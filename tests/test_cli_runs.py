@@ -57,3 +57,17 @@ def test_a_folder_that_is_none(ghost, tmp_path, monkeypatch, verb):
     for words in ([], ["--runs", "empty"]):
         done = ghost("runs", verb, *words)
         assert done.code == 0 and "no runs" in done.out
+
+
+def test_a_study_holds_what_its_tables_need_and_no_more(ghost, runs, tmp_path):
+    done = [run for run in ids(runs) if run.endswith("s0")]
+    out = tmp_path / "studies" / "mine"
+    assert ghost("runs", "study", *done, "--runs", runs, "--out", out).code == 0
+    files = sorted(path.name for path in out.rglob("*") if path.is_file())
+    assert files == sorted(["metrics.jsonl", "result.json", "status.json"] * len(done))
+    assert not [path for path in out.rglob("status.json") if set(json.loads(path.read_text())) != {"status"}]
+    assert ghost("table", "also", "--runs", out).out == ghost("table", "also", "--runs", out).out != ""
+    assert ghost("runs", "verify", "--runs", out).code == 0
+    failed = next(run for run in ids(runs) if run.endswith("s1"))
+    refused = ghost("runs", "study", failed, "--runs", runs, "--out", out)
+    assert refused.code == 2 and "cannot be part of a study" in refused.err

@@ -37,3 +37,26 @@ def test_no_room_leans_on_one_that_leans_on_it():
         tuple(TopologicalSorter(rooms).static_order())
     except CycleError as error:
         pytest.fail(f"these rooms lean on each other: {' <- '.join(error.args[1])}")
+
+
+def modules_imported(file: Path, known: set[str]) -> set[str]:
+    """The modules of the house that a file imports when it is imported itself (not those inside its functions)."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ghostcli"):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in names if name in known} or {str(node.module)}
+    return found & known
+
+
+def test_no_module_leans_on_one_that_leans_on_it():
+    files = {}
+    for file in HOUSE.rglob("*.py"):
+        parts = file.relative_to(HOUSE.parent).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    modules = {name: modules_imported(file, set(files)) - {name} for name, file in files.items()}
+    assert "ghostcli.plan" in modules["ghostcli.run.launch"]
+    try:
+        tuple(TopologicalSorter(modules).static_order())
+    except CycleError as error:
+        pytest.fail(f"these modules lean on each other: {' <- '.join(error.args[1])}")

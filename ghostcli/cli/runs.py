@@ -1,4 +1,4 @@
-"""`ghost runs`: look at, re-check and remove run directories. Invariant: nothing but `rm` changes a file."""
+"""`ghost runs`: look at, re-check, copy and remove run directories. Invariant: nothing but `rm` changes a run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ghostcli.recipe.diff import config_diff
 from ghostcli.records import record
 from ghostcli.records.model import RunResult, RunSetup, dump
 from ghostcli.records.record import RunRecord
+from ghostcli.records.storage import write_bytes, write_json
 
 app = typer.Typer(no_args_is_help=True, help="Run directories: list, show, verify, remove.")
 
@@ -195,6 +196,29 @@ def verify(
             typer.echo(printable(f"{row['run']}: {'; '.join(row['problems']) or 'whole'} ({row['status']})"))
     if broken:
         raise GhostError(f"{len(broken)} of {len(rows)} runs have damaged files; the lines above name them")
+
+
+@app.command("study")
+def study(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Finished runs, with their seeds.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The study's folder: runs/studies/NAME.")],
+    runs: Runs = Path("runs"),
+) -> None:
+    """Copy finished runs' records into a study's folder: what tables and curves need, and no more."""
+    chosen = [record.find(runs, run) for run in ids]
+    for run in chosen:
+        if run.status != "done":
+            raise UsageError(f"{run.id}: cannot be part of a study, {run.problem}; finish it first")
+    for run in chosen:
+        folder = out / run.id
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {printable(out)}: not writable ({error.strerror}); name another folder") from error
+        for name in ("result.json", "metrics.jsonl"):
+            write_bytes(folder / name, (run.path / name).read_bytes())
+        write_json(folder / "status.json", {"status": "done"})
+    typer.echo(f"{len(chosen)} record{'s' * (len(chosen) != 1)} in {printable(out)}")
 
 
 @app.command("rm")
