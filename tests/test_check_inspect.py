@@ -21,7 +21,7 @@ from ghostcli.check import sample
 from ghostcli.data import Data
 from ghostcli.data.batches import Cropper, normalise, order, views
 from ghostcli.distill import teacher as teaching
-from ghostcli.distill.teacher import Lesson, Teacher
+from ghostcli.distill.teacher import Teacher, TeacherLogits
 from ghostcli.engine import train as loop
 from ghostcli.recipe import load
 from ghostcli.recipe.models import DataSection
@@ -138,7 +138,7 @@ def test_entropy_is_that_of_the_targets_at_the_recipes_temperature(digits, model
     job = job_of("distill.temperature=3", "distill.source=live")
     found = next(f for f in check.inspect(job, digits, [teacher], CPU) if f.code == "near-one-hot")
     seen = sample.look(job, digits, [teacher], CPU)
-    p = torch.softmax(seen.asked[0].double() / 3, 1)
+    p = torch.softmax(seen.reference[0].double() / 3, 1)
     assert found.figure == pytest.approx(-(p * p.log()).sum(1).mean().item() / math.log(10), rel=1e-5)
 
 
@@ -240,8 +240,8 @@ def test_a_table_that_was_filled_wrongly_is_caught(digits, models, tmp_path, mon
     teacher, job = teacher_of(models[0], digits, tmp_path / "t"), job_of(SOFT)
     with monkeypatch.context() as patched:
         patched.setattr(teaching, "ask_about_views", shifted)
-        lesson = Lesson([teacher], job.recipe, digits, Cropper(digits.train, job.recipe.augment))
-        lesson.start_epoch(0, views(len(digits.train), 0, 0, job.recipe.augment))
+        teacher_logits = TeacherLogits([teacher], job.recipe, digits, Cropper(digits.train, job.recipe.augment))
+        teacher_logits.start_epoch(0, views(len(digits.train), 0, 0, job.recipe.augment))
     found = warned(check.inspect(job, digits, [teacher], CPU))
     assert set(found) == {"other-view"} and "teacher-table" in found["other-view"].message
 
@@ -250,14 +250,14 @@ def test_a_filled_table_passes_and_the_check_fills_nothing(digits, models, tmp_p
     teacher, job = teacher_of(models[0], digits, tmp_path / "t"), job_of(SOFT)
     check.inspect(job, digits, [teacher], CPU)
     assert teaching.open_table(teacher, digits, job.recipe.augment).coverage() == 0
-    lesson = Lesson([teacher], job.recipe, digits, Cropper(digits.train, job.recipe.augment))
-    lesson.start_epoch(0, views(len(digits.train), 0, 0, job.recipe.augment))
+    teacher_logits = TeacherLogits([teacher], job.recipe, digits, Cropper(digits.train, job.recipe.augment))
+    teacher_logits.start_epoch(0, views(len(digits.train), 0, 0, job.recipe.augment))
     assert warned(check.inspect(job, digits, [teacher], CPU)) == {}
 
 
 def test_another_crop_in_a_live_lesson_is_caught(digits, models, tmp_path, monkeypatch):
-    plain = Lesson.answer
-    monkeypatch.setattr(Lesson, "answer", lambda self, index, pixels: plain(self, index, pixels.roll(2, 2)))
+    plain = TeacherLogits.answer
+    monkeypatch.setattr(TeacherLogits, "answer", lambda self, index, pixels: plain(self, index, pixels.roll(2, 2)))
     teacher = teacher_of(models[0], digits, tmp_path / "t")
     found = check.inspect(job_of("distill.source=live", SOFT), digits, [teacher], CPU)
     assert "other-view" in warned(found)

@@ -57,13 +57,13 @@ def by_hand(update, image: int, epoch: int) -> torch.Tensor:
 @pytest.mark.parametrize("way", ["blind", "blind, live", "blind hints"])
 def test_the_step_is_given_the_teachers_logits_for_the_partner_under_the_partners_own_view(way, tmp_path):
     _, update = updates.made(way, tmp_path, CPU)
-    teacher = update.lesson.teachers[0]
+    teacher = update.teacher_logits.teachers[0]
     for epoch in (0, 1):
         view = views(updates.IMAGES, 0, epoch, update.recipe.augment)
         update.start_epoch(epoch, view)
         index = torch.arange(updates.IMAGES)
         pixels = update.cropper.crop(index, view)
-        given_logits, features = update.lesson.answer(index, pixels)
+        given_logits, features = update.teacher_logits.answer(index, pixels)
         partners = teaching.partners(update.images.labels, 0, epoch)
         assert not torch.equal(partners, index)
         for image in range(updates.IMAGES):
@@ -82,8 +82,8 @@ def test_a_blind_patch_is_cut_from_the_partners_picture(tmp_path):
         each.start_epoch(0, view)
     pixels = update.cropper.crop(index, view)
     partners = teaching.partners(update.images.labels, 0, 0)
-    expected = seeing.lesson.answer(partners, pixels)[0]
-    torch.testing.assert_close(update.lesson.answer(index, pixels)[0], expected, rtol=1e-4, atol=1e-5)
+    expected = seeing.teacher_logits.answer(partners, pixels)[0]
+    torch.testing.assert_close(update.teacher_logits.answer(index, pixels)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_blind_table_holds_what_a_seeing_one_holds(tmp_path):
@@ -91,7 +91,7 @@ def test_a_blind_table_holds_what_a_seeing_one_holds(tmp_path):
     for way in ("from a table", "blind"):
         _, update = updates.made(way, tmp_path / "same", CPU)
         update.start_epoch(0, views(updates.IMAGES, 0, 0, update.recipe.augment))
-        tables.append(update.lesson.tables[0])
+        tables.append(update.teacher_logits.tables[0])
     assert tables[0].folder == tables[1].folder and tables[1].filled.sum() == updates.IMAGES
 
 

@@ -45,7 +45,7 @@ def features_of(shape: FeatureShape, seed: int, batch: int = B) -> Features:
     return Features(maps, draw(batch, shape.pooled, seed=seed + 9))
 
 
-def lesson(teachers: int = 3) -> SimpleNamespace:
+def teacher_logits(teachers: int = 3) -> SimpleNamespace:
     return SimpleNamespace(
         z=2 * draw(B, C, seed=1),
         labels=torch.tensor([0, 4, 2, 2, 1, 3]),
@@ -66,7 +66,7 @@ def ask(objective: Objective, x: SimpleNamespace, seed: int = 0, epoch: int = 0,
 
 
 def test_without_teachers_it_is_the_written_out_cross_entropy() -> None:
-    x, epsilon = lesson(), 0.1
+    x, epsilon = teacher_logits(), 0.1
     expected = 0.0
     for z, y in zip(x.z.tolist(), x.labels.tolist(), strict=True):
         total = math.log(sum(math.exp(v) for v in z))
@@ -84,7 +84,7 @@ def test_without_teachers_it_is_the_written_out_cross_entropy() -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_total_is_the_weighted_sum_and_alpha_one_is_the_hard_term_exactly(kind: str, strategy: str) -> None:
     n = 1 if strategy == "one" else 3
-    x = lesson(n)
+    x = teacher_logits(n)
     soft = []
     for alpha in (0.0, 0.3, 1.0):
         found = ask(made(section(kind=kind, alpha=alpha, **STRATEGIES[strategy]), n), x, epoch=50)
@@ -97,7 +97,7 @@ def test_the_total_is_the_weighted_sum_and_alpha_one_is_the_hard_term_exactly(ki
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_one_teacher_is_equation_one_by_every_strategy(temperature: float) -> None:
-    x = lesson(1)
+    x = teacher_logits(1)
     kd = losses.kd(x.z, x.t[0], temperature).item()
     for combine in ("logits", "probabilities", "standardized"):
         found = ask(made(section(temperature=temperature, combine=combine), 1), x)
@@ -109,12 +109,12 @@ def test_one_teacher_is_equation_one_by_every_strategy(temperature: float) -> No
 @pytest.mark.parametrize("strategy", ["mean", "dense", "adaptive"])
 @pytest.mark.parametrize("kind", ["kd", "dkd", "dist"])
 def test_identical_teachers_teach_as_one(strategy: str, kind: str) -> None:
-    x = lesson()
+    x = teacher_logits()
     x.t = x.t[:1].expand(3, -1, -1)
     weights = {"adaptive_angle": 0.0, "adaptive_hint": 0.0} if strategy == "adaptive" else {}
     keys = {"kind": kind, "temperature": 2.0}
     together = ask(made(section(**keys, **STRATEGIES[strategy], **weights)), x, epoch=30)
-    alone = ask(made(section(**keys), 1), lesson(1), epoch=30)
+    alone = ask(made(section(**keys), 1), teacher_logits(1), epoch=30)
     assert together.soft.item() == pytest.approx(alone.soft.item(), rel=1e-12)
 
 
@@ -122,7 +122,7 @@ def test_identical_teachers_teach_as_one(strategy: str, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["kd", "dkd", "dist"])
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(kind: str, standardize: bool) -> None:
     for keys in ({}, {"dense": True}):
-        x = lesson()
+        x = teacher_logits()
         x.t = x.z.expand(3, -1, -1)
         z = x.z = x.z.clone().requires_grad_()
         soft = ask(made(section(kind=kind, temperature=3.0, standardize=standardize, **keys)), x, epoch=30).soft
@@ -132,7 +132,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(kind: str, standardi
 
 
 def test_standardised_logits_wrap_any_loss_of_logits() -> None:
-    x = lesson(1)
+    x = teacher_logits(1)
     z, t = losses.standardize(x.z), losses.standardize(x.t[0])
     expected = {
         "kd": losses.kd(z, t, 2.0),
@@ -148,7 +148,7 @@ def test_standardised_logits_wrap_any_loss_of_logits() -> None:
 
 
 def test_the_ensembles_features_are_averaged_over_teachers() -> None:
-    x = lesson()
+    x = teacher_logits()
     for kind in ("hint", "at", "rkd"):
         objective = made(section(kind=kind))
         terms = objective.kind(x.features, x.teachers)
@@ -156,7 +156,7 @@ def test_the_ensembles_features_are_averaged_over_teachers() -> None:
 
 
 def test_dkd_warms_up_linearly_over_its_epochs() -> None:
-    objective, x = made(section(kind="dkd", warmup_epochs=20), 1), lesson(1)
+    objective, x = made(section(kind="dkd", warmup_epochs=20), 1), teacher_logits(1)
     full = losses.dkd(x.z, x.t[0], x.labels, 1.0).item()
     for epoch, share in ((0, 0.05), (9, 0.5), (19, 1.0), (150, 1.0)):
         assert ask(objective, x, epoch=epoch).soft.item() == pytest.approx(share * full, rel=1e-12)
@@ -165,7 +165,7 @@ def test_dkd_warms_up_linearly_over_its_epochs() -> None:
 
 
 def test_dense_is_the_mean_of_the_teachers_terms() -> None:
-    x = lesson()
+    x = teacher_logits()
     terms = [losses.kd(x.z, t, 2.0).item() for t in x.t]
     found = ask(made(section(dense=True, temperature=2.0, alpha=0.4)), x)
     hard = F.cross_entropy(x.z, x.labels).item()
@@ -189,7 +189,7 @@ def test_dropped_terms_follow_from_seed_and_step_alone() -> None:
 
 
 def test_dropping_keeps_the_hard_term_and_the_expected_loss() -> None:
-    x = lesson()
+    x = teacher_logits()
     terms = [losses.kd(x.z, t, 1.0).item() for t in x.t]
     objective = made(section(dense=True, drop=1))
     soft = []
@@ -203,7 +203,7 @@ def test_dropping_keeps_the_hard_term_and_the_expected_loss() -> None:
 
 
 def test_weights_may_be_numbers_or_a_tensor() -> None:
-    x = lesson()
+    x = teacher_logits()
     for keys, count in (({"kind": "dkd"}, 1), ({"dense": True, "drop": 1}, 3), ({"kind": "dkd", "dense": True}, 3)):
         objective = made(section(**keys))
         numbers = objective.schedule(5, 3, 777)
@@ -214,7 +214,7 @@ def test_weights_may_be_numbers_or_a_tensor() -> None:
 
 
 def test_adaptive_by_hand() -> None:
-    x = lesson()
+    x = teacher_logits()
     objective = made(section(weighting="adaptive", temperature=2.0, adaptive_angle=3.0, adaptive_hint=5.0))
     weights = objective.teacher_weights(x.features.pooled).exp()  # [B, T]
     soft = torch.softmax(x.t / 2, -1)
@@ -227,7 +227,7 @@ def test_adaptive_by_hand() -> None:
 
 
 def test_adaptive_weighs_features_too() -> None:
-    x = lesson()
+    x = teacher_logits()
     objective = made(section(kind="rkd", weighting="adaptive", adaptive_angle=0.0, adaptive_hint=0.0))
     share = objective.teacher_weights(x.features.pooled).exp().mean(0)
     terms = objective.kind(x.features, x.teachers)
@@ -235,7 +235,7 @@ def test_adaptive_weighs_features_too() -> None:
 
 
 def test_adaptive_parameters_are_the_objectives_and_each_has_a_gradient() -> None:
-    objective, x = made(section(weighting="adaptive")), lesson()
+    objective, x = made(section(weighting="adaptive")), teacher_logits()
     names = {name for name, _ in objective.named_parameters()}
     assert {"teacher_weights.factors", "teacher_weights.score"} < names
     assert sum(name.startswith("hints.regressors") for name in names) == 2 * 3
@@ -246,7 +246,7 @@ def test_adaptive_parameters_are_the_objectives_and_each_has_a_gradient() -> Non
 
 def test_adaptive_weights_learn_whom_to_trust() -> None:
     # The student agrees with teacher 0 on some images, with teacher 1 on the others, as a feature tells.
-    objective, x = made(section(weighting="adaptive", adaptive_hint=0.0), 2), lesson(2)
+    objective, x = made(section(weighting="adaptive", adaptive_hint=0.0), 2), teacher_logits(2)
     first = torch.tensor([1.0, 1, 1, 0, 0, 0], dtype=torch.float64)
     x.z = torch.where(first[:, None] == 1, x.t[0], x.t[1])
     x.features.pooled[:, 0] = 4 * first - 2
@@ -262,7 +262,7 @@ def test_adaptive_weights_learn_whom_to_trust() -> None:
 
 
 def test_hint_regressors_are_trained_too() -> None:
-    objective, x = made(section(kind="hint")), lesson()
+    objective, x = made(section(kind="hint")), teacher_logits()
     before = ask(objective, x).soft.item()
     sgd = torch.optim.SGD(objective.parameters(), lr=0.01)
     for _ in range(20):
@@ -281,12 +281,12 @@ def test_the_weights_follow_from_the_generator_and_load_again() -> None:
             p.add_(0.1)
     twin = copy.deepcopy(a)
     b.load_state_dict(a.state_dict())
-    x = lesson()
+    x = teacher_logits()
     assert ask(a, x).total.item() == ask(b, x).total.item() == ask(twin, x).total.item()
 
 
 def test_half_precision_is_raised_before_anything_is_computed() -> None:
-    x = lesson()
+    x = teacher_logits()
     for keys in ({}, {"kind": "hint"}, {"kind": "rkd"}, {"weighting": "adaptive"}):
         halves = [Features([m.half() for m in f.maps], f.pooled.half()) for f in (x.features, *x.teachers)]
         doubles = [Features([m.double() for m in f.maps], f.pooled.double()) for f in halves]
@@ -301,7 +301,7 @@ def test_half_precision_is_raised_before_anything_is_computed() -> None:
 
 
 def test_teachers_are_never_asked_for_gradients() -> None:
-    x = lesson()
+    x = teacher_logits()
     x.t.requires_grad_()
     for teacher in x.teachers:
         teacher.pooled.requires_grad_()
@@ -374,7 +374,7 @@ def test_every_kind_teaches_across_every_pair(networks, kind: str, pair: tuple[s
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_nothing_waits_for_the_device(kind: str, strategy: str) -> None:
     n = 1 if strategy == "one" else 3
-    x, keys = lesson(n), section(kind=kind, drop=1, **STRATEGIES[strategy])
+    x, keys = teacher_logits(n), section(kind=kind, drop=1, **STRATEGIES[strategy])
     objective = made(keys, n).cuda()
     z, labels, t = x.z.cuda().requires_grad_(), x.labels.cuda(), x.t.cuda()
     features, *teachers = (Features([m.cuda() for m in f.maps], f.pooled.cuda()) for f in (x.features, *x.teachers))

@@ -40,7 +40,7 @@ def test_what_a_graph_reads_stays_where_it_is(way, tmp_path):
     seen = []
     for number in (0, 6):
         updates.run(update, number, number + 1)
-        taught = update.lesson
+        taught = update.teacher_logits
         read = (update.views, update.terms, update.toward, taught.views, taught.targets, taught.draws, taught.partners)
         seen.append([t.data_ptr() for t in read if t is not None])
     one = way in ("from a table", "dkd", "dense", "patches", "blind", "blind patches")

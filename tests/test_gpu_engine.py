@@ -140,10 +140,10 @@ def test_a_table_says_what_its_teacher_says(tmp_path):
     for deterministic in (True, False):
         _, fed = updates.made("from a table", tmp_path / str(deterministic), DEVICE, deterministic=deterministic)
         found = updates.run(fed, 0, 1)[0]
-        told.append(fed.lesson.targets.clone())
+        told.append(fed.teacher_logits.targets.clone())
         assert apart(found[:3], expected[:3]) < 2e-3
     index = torch.arange(updates.IMAGES, device=DEVICE)
     pixels = live.cropper.crop(index, live.views[index])
-    answers, _ = live.lesson.answer(index, pixels)
+    answers, _ = live.teacher_logits.answer(index, pixels)
     assert apart(told[0], answers) < 2e-3
     assert torch.equal(*told)

@@ -145,18 +145,18 @@ def blind(seen: Sample) -> Finding:
 
 
 def own_view(teachers: Sequence[Teacher], seen: Sample) -> Finding:
-    """Is what the student is told what its teachers say about the student's own pixels?"""
-    gaps = [distance(told, asked) for told, asked in zip(seen.told, seen.asked, strict=True)]
+    """Are the logits that the step gets those of the teachers for the student's own view?"""
+    gaps = [distance(logits, reference) for logits, reference in zip(seen.logits, seen.reference, strict=True)]
     worst = max(range(len(gaps)), key=gaps.__getitem__)
     if gaps[worst] <= GAP:
-        message = f"teachers answer about the student's own view (logits within {gaps[worst]:.3f} of their spread)"
+        message = f"teacher logits are those of the student's own view (within {gaps[worst]:.3f} of their spread)"
         return ok("other-view", message, gaps[worst])
     who = _names(teacher for teacher, gap in zip(teachers, gaps, strict=True) if gap > GAP)
-    other = 100 * (seen.told[worst].argmax(1) != seen.asked[worst].argmax(1)).double().mean().item()
+    other = 100 * (seen.logits[worst].argmax(1) != seen.reference[worst].argmax(1)).double().mean().item()
     message = (
-        f"{who}: what the student is told is not what this teacher says about the student's view ({other:.0f} % other "
-        f"first choices, logits {gaps[worst]:.2f} of their spread away): it teaches about another picture; set "
-        "-s distill.view=student, or delete the teacher's table (teacher-table/ in its run) where that is set already"
+        f"{who}: the logits that the student gets are not this teacher's for the student's view ({other:.0f} % other "
+        f"top-1 classes, logits {gaps[worst]:.2f} of their spread apart); set -s distill.view=student, or delete the "
+        "teacher's table (teacher-table/ in its run) where that is set already"
     )
     return warn("other-view", message, gaps[worst])
 
@@ -257,10 +257,10 @@ def _norm_distance(teacher: Teacher, data: Data) -> float:
 
 
 def accuracy(teachers: Sequence[Teacher], seen: Sample) -> Finding:
-    """Is each teacher about as right on what it is asked as on its own test view? Figure: percent, the worst one's."""
+    """Is each teacher's accuracy on the taught view near that on its test view? Figure: percent, the lowest."""
     count = len(seen.labels)
     every, below = [], []
-    for teacher, logits in zip(teachers, seen.told, strict=True):
+    for teacher, logits in zip(teachers, seen.logits, strict=True):
         here = 100 * (logits.argmax(1) == seen.labels).double().mean().item()
         result = RunRecord(teacher.run, teacher.id).result
         images = result.test_images if result else 0
@@ -277,21 +277,21 @@ def accuracy(teachers: Sequence[Teacher], seen: Sample) -> Finding:
     if not below:
         return ok("teacher-accuracy", f"accuracy on the taught view: {said}", figure)
     message = (
-        f"accuracy on the taught view: {said}: it is asked about pictures unlike those it learnt, and its mistakes are "
+        f"accuracy on the taught view: {said}: these images are unlike those it was trained on, and its errors are "
         "taught; look at distill.view, at augment and at the teacher's normalisation"
     )
     return warn("teacher-accuracy", message, figure)
 
 
 def above_chance(teachers: Sequence[Teacher], seen: Sample) -> Finding:
-    """Is each teacher right more often than one answer to everything would be? Figure: percent, the worst one's."""
-    right = [100 * (logits.argmax(1) == seen.labels).double().mean().item() for logits in seen.told]
+    """Is each teacher's accuracy above that of the majority class? Figure: percent, the lowest."""
+    right = [100 * (logits.argmax(1) == seen.labels).double().mean().item() for logits in seen.logits]
     luck, low = 100 * _chance(seen.labels), min(right)
-    explains = f"one answer to all of these {len(seen.labels)} images is, with luck, right on {luck:.1f} %"
+    chance = f"chance ({luck:.1f} %, majority class + {ACCURACY_SIGMA:.0f} sigma on {len(seen.labels)} images)"
     if low > luck:
-        return ok("no-better-than-chance", f"every teacher is right {low:.1f} % or more, where {explains}", low)
+        return ok("no-better-than-chance", f"teacher accuracy {low:.1f} % or more is above {chance}", low)
     idle = _names(_where(teachers, [share <= luck for share in right]))
-    message = f"{idle}: right on {low:.1f} %, where {explains}: nothing to teach; train it longer"
+    message = f"{idle}: teacher accuracy {low:.1f} % is not above {chance}; train it longer"
     return warn("no-better-than-chance", message, low)
 
 
@@ -299,13 +299,13 @@ def softness(seen: Sample, recipe: Recipe) -> Finding:
     """Mean entropy of the student's soft targets at the recipe's temperature. Figure: as a fraction of log C."""
     distill = recipe.distill
     if distill.dense:
-        combined = [*seen.told]
+        combined = [*seen.logits]
     else:
-        combined = [losses.combine(seen.told, distill.combine, distill.temperature)]
+        combined = [losses.combine(seen.logits, distill.combine, distill.temperature)]
     targets = [losses.standardize(target) if distill.standardize else target for target in combined]
     nats = sum(losses.entropy(target, distill.temperature).item() for target in targets) / len(targets)
-    share = nats / math.log(seen.told.shape[-1])
-    smoothing = losses.matched_smoothing(nats, seen.told.shape[-1])
+    share = nats / math.log(seen.logits.shape[-1])
+    smoothing = losses.matched_smoothing(nats, seen.logits.shape[-1])
     said = (
         f"soft targets at T = {distill.temperature:g} have {nats:.3f} nats, {100 * share:.1f} % of log C, "
         f"as labels smoothed by {smoothing:.3f}"
@@ -330,10 +330,10 @@ def _chance(labels: Tensor) -> float:
 
 def agreement(teachers: Sequence[Teacher], seen: Sample) -> Finding:
     """Do several teachers say several things? Figure: the highest correlation of two teachers' centred logits."""
-    first = seen.told.argmax(-1)
+    first = seen.logits.argmax(-1)
     pairs = list(combinations(range(len(teachers)), 2))
     same = sum((first[i] == first[j]).double().mean().item() for i, j in pairs) / len(pairs)
-    centred = seen.told.double()
+    centred = seen.logits.double()
     centred = centred - centred.mean(1, keepdim=True)  # a leaning towards a class is no answer to an image
     alike = [losses.correlation(centred[i].flatten(), centred[j].flatten()).item() for i, j in pairs]
     most = max(range(len(pairs)), key=alike.__getitem__)

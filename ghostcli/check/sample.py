@@ -1,8 +1,8 @@
 """A sample of what a student is about to be taught, as the training step would have it.
 
 Invariant: nothing is changed. Order, views and answers of epoch 0 come from the training loop's own functions, its
-Cropper and its Lesson, so that a fault in those is in the sample; beside them stands what the bare networks say, in
-eval mode, about the student's own pixels.
+Cropper and its TeacherLogits, so a fault in those is in the sample. Beside them stand the bare networks' logits, in eval
+mode, for the student's own pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ghostcli import signals, zoo
 from ghostcli.data import Data, Images
 from ghostcli.data.batches import Cropper
-from ghostcli.distill.teacher import Lesson, Teacher
+from ghostcli.distill.teacher import Teacher, TeacherLogits
 from ghostcli.engine import train as loop
 from ghostcli.plan import Job
 from ghostcli.zoo import evaluate
@@ -28,9 +28,9 @@ SAMPLE, LEAST = 512, 64
 #: Multiply-accumulates a check may spend on a CPU: some 20 s on two cores. It shrinks the sample of teachers as
 #: heavy as InceptionV3 (not that of ResNets), and equally on every CPU.
 CPU_MACS = 1e12
-#: Times a teacher is asked about each image: as the lesson does, about the student's view, about a test image.
+#: Forward passes of a teacher for each image: as the step makes it, on the student's view, on a test image.
 ASKED = 3
-#: Images the bare networks are asked about at a time: those that enlarge them need the memory.
+#: Batch size of the reference: networks that enlarge their images need the memory.
 BATCH = 64
 
 
@@ -38,16 +38,16 @@ BATCH = 64
 class Sample:
     """Images of epoch 0, spread evenly over its stream, and what the teachers say about them.
 
-    `told` is what the step is given, `asked` what the networks say about `pixels` (of a blind run: about the other
-    image that each was given), both float32 [T, B, C]; all on the CPU, where float64 is to be had. For each teacher,
+    `logits` are the teachers' as the step gets them, `reference` the networks' own for `pixels` (in a blind run: for
+    the other image of the class), both float32 [T, B, C]; all on the CPU, where float64 is to be had. For each teacher,
     `sides` are the sizes of the images that reached its network (behind what enlarges them), and `moved` tells whether
-    a buffer of it changed while it was asked. `others`: share of images taught by another image of their class.
+    a buffer of it changed meanwhile. `others`: share of images taught by another image of their class.
     """
 
     pixels: Tensor  # uint8 [B, H, W, 3]
     labels: Tensor  # int64 [B]
-    told: Tensor
-    asked: Tensor
+    logits: Tensor
+    reference: Tensor
     sides: tuple[frozenset[int], ...]
     moved: tuple[bool, ...]
     others: float = 0.0
@@ -69,10 +69,10 @@ def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device
     index = loop.order(count, job.seed, 0, job.shuffled)[torch.arange(size) * count // size].to(device)
     views = loop.views(count, job.seed, 0, recipe.augment).to(device)
     cropper = Cropper(images, recipe.augment)
-    lesson = Lesson(teachers, recipe, replace(data, train=images), cropper, seed=job.seed)
-    lesson.draw(0, views)
+    teacher_logits = TeacherLogits(teachers, recipe, replace(data, train=images), cropper, seed=job.seed)
+    teacher_logits.draw(0, views)
     pixels = cropper.crop(index, views[index], job.seed, 0)
-    shown = lesson.shown(index)
+    shown = teacher_logits.shown(index)
 
     before = [{name: buffer.clone() for name, buffer in teacher.model.named_buffers()} for teacher in teachers]
     sides: list[set[int]] = [set() for _ in teachers]
@@ -80,7 +80,11 @@ def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device
     parts = []
     for some, crops in zip(index.split(BATCH), pixels.split(BATCH), strict=True):
         signals.stop_if_asked()
-        parts.append(_from_tables(lesson, lesson.shown(some)) if lesson.tables else lesson.answer(some, crops)[0])
+        parts.append(
+            _from_tables(teacher_logits, teacher_logits.shown(some))
+            if teacher_logits.tables
+            else teacher_logits.answer(some, crops)[0]
+        )
     for handle in handles:
         handle.remove()
     moved = tuple(
@@ -88,11 +92,11 @@ def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device
         for teacher, was in zip(teachers, before, strict=True)
     )
     seen_by_teachers = Images(cropper.crop(shown, views[shown], job.seed, 0), images.labels[shown])
-    asked = torch.stack([answers(teacher, seen_by_teachers) for teacher in teachers])
-    told = evaluate.compact(torch.cat(parts, 1)).float().cpu()
+    reference = torch.stack([answers(teacher, seen_by_teachers) for teacher in teachers])
+    logits = evaluate.compact(torch.cat(parts, 1)).float().cpu()
     others = ((shown != index) & (images.labels[shown] == images.labels[index])).double().mean().item()
     labels = images.labels[index].cpu()
-    return Sample(pixels.cpu(), labels, told, asked, tuple(map(frozenset, sides)), moved, others)
+    return Sample(pixels.cpu(), labels, logits, reference, tuple(map(frozenset, sides)), moved, others)
 
 
 def answers(teacher: Teacher, images: Images) -> Tensor:
@@ -105,16 +109,16 @@ def _watch(model: nn.Module, sides: set[int]) -> torch.utils.hooks.RemovableHand
     return body.register_forward_pre_hook(lambda _, args: sides.add(args[0].shape[-1]))
 
 
-def _from_tables(lesson: Lesson, index: Tensor) -> Tensor:
+def _from_tables(teacher_logits: TeacherLogits, index: Tensor) -> Tensor:
     """float32 [T, B, C]: the tables' entries where they are filled, else what they would be filled with."""
-    views = lesson.views[index]
+    views = teacher_logits.views[index]
     numbers, places = index.cpu().numpy(), views.cpu().numpy()
     rows = []
-    for teacher, table in zip(lesson.teachers, lesson.tables, strict=True):
+    for teacher, table in zip(teacher_logits.teachers, teacher_logits.tables, strict=True):
         said = torch.from_numpy(table.logits[numbers, places]).float()
         missing = torch.from_numpy(np.flatnonzero(table.filled[numbers, places] == 0))
         if len(missing):
             here = missing.to(index.device)
-            said[missing] = evaluate.compact(lesson.ask(teacher)(index[here], views[here])).float().cpu()
+            said[missing] = evaluate.compact(teacher_logits.ask(teacher)(index[here], views[here])).float().cpu()
         rows.append(said.to(index.device))
     return torch.stack(rows)

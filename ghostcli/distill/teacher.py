@@ -61,7 +61,7 @@ def load(run_id: str, run: Path, classes: int, device: torch.device) -> Teacher:
     return Teacher(run_id, loaded.name, run, loaded.model, loaded.norm, loaded.sha256)
 
 
-class Lesson:
+class TeacherLogits:
     """What the teachers say in each epoch of one run, as the training step asks for it.
 
     From tables, where the views can be numbered and only logits are wanted: then `targets` [T, N, C] holds an

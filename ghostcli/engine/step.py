@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ghostcli.data import Images
 from ghostcli.data.batches import Cropper, generator, normalise
 from ghostcli.distill.objective import Objective
-from ghostcli.distill.teacher import Lesson
+from ghostcli.distill.teacher import TeacherLogits
 from ghostcli.engine import optimizers
 from ghostcli.engine.device import autocast
 from ghostcli.engine.schedule import averaging_decay
@@ -33,7 +33,7 @@ class Update:
     optimizers: tuple[Optimizer, ...]
     images: Images
     cropper: Cropper
-    lesson: Lesson
+    teacher_logits: TeacherLogits
     norm: Norm
     seed: int
 
@@ -58,7 +58,7 @@ class Update:
         self.epoch = epoch
         self.views.copy_(views)
         self.schedule = self.schedule_of(epoch)
-        self.lesson.start_epoch(epoch, views)
+        self.teacher_logits.start_epoch(epoch, views)
 
     def set_rates(self, rate: float, step: int) -> None:
         """What changes from step to step besides the batch: kept out of `__call__`, which may be a graph."""
@@ -72,7 +72,7 @@ class Update:
         """Train on images `index` [B]; returns (total, hard, soft, correct) [4], left on the device."""
         pixels = self.cropper.crop(index, self.views[index], self.seed, self.epoch)  # uint8 [B, H, W, 3]
         labels = self.images.labels[index]  # [B]
-        answers, teacher_features = self.lesson.answer(index, pixels)  # [T, B, C]
+        answers, teacher_features = self.teacher_logits.answer(index, pixels)  # [T, B, C]
         with autocast(self.recipe.engine, self.device):
             images = normalise(pixels, *self.norm)  # [B, 3, H, W]
             logits, features = self.tap(images) if self.tap else (self.model(images), None)  # [B, C]

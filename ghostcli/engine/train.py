@@ -21,7 +21,7 @@ from ghostcli import distill, signals, zoo
 from ghostcli.data import Data
 from ghostcli.data.batches import Cropper, generator, order, views
 from ghostcli.display import Display
-from ghostcli.distill.teacher import Lesson, Teacher
+from ghostcli.distill.teacher import Teacher, TeacherLogits
 from ghostcli.engine import optimizers
 from ghostcli.engine.capture import Captured, why_eager
 from ghostcli.engine.device import arithmetic, free_bytes
@@ -129,7 +129,7 @@ def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Tea
     """What one step of this state touches: its images, its teachers' answers, its normalisation."""
     norm = (state.model.spec.mean or data.mean, state.model.spec.std or data.std)
     cropper = Cropper(data.train, recipe.augment)
-    lesson = Lesson(teachers, recipe, data, cropper, seed=seed)
+    teacher_logits = TeacherLogits(teachers, recipe, data, cropper, seed=seed)
     return Update(
         recipe=recipe,
         model=state.model,
@@ -138,7 +138,7 @@ def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Tea
         optimizers=state.optimizers,
         images=data.train,
         cropper=cropper,
-        lesson=lesson,
+        teacher_logits=teacher_logits,
         norm=norm,
         seed=seed,
     )
@@ -188,10 +188,10 @@ def train(
     origin = {"job": job.digest, "seed": seed, "data": data.checksum, "teachers": [t.sha256 for t in teachers]}
     resume(state, origin, run, show)
     update = make_update(recipe, state, data, teachers, seed)
-    lesson, norm = update.lesson, update.norm
-    lesson.seconds = state.teacher_seconds
-    if lesson.why_live and teachers:
-        show.line(f"{job.id}: teachers are asked at every step ({lesson.why_live})")
+    teacher_logits, norm = update.teacher_logits, update.norm
+    teacher_logits.seconds = state.teacher_seconds
+    if teacher_logits.why_live and teachers:
+        show.line(f"{job.id}: teachers are asked at every step ({teacher_logits.why_live})")
     if zoo.recomputing(state.model):
         show.line(f"{job.id}: blocks are run again in the backward pass (engine.recompute), to fit into memory")
     step_once = update if why_eager(update) else Captured(update, recipe.train.batch_size)
@@ -210,7 +210,7 @@ def train(
             epoch = state.epoch
             sequence = order(images, seed, epoch, job.shuffled).to(device)  # [N]
             step_once.start_epoch(epoch, views(images, seed, epoch, recipe.augment).to(device))
-            state.teacher_seconds = lesson.seconds
+            state.teacher_seconds = teacher_logits.seconds
             mark, saved = time.perf_counter(), time.monotonic()
             for batch in range(state.batch, batches):
                 index = sequence[batch * recipe.train.batch_size : (batch + 1) * recipe.train.batch_size]
