@@ -1,8 +1,8 @@
 """A sample of what a student is about to be taught, as the training step would have it.
 
 Invariant: nothing is changed. Order, views and answers of epoch 0 come from the training loop's own functions, its
-Cropper and its TeacherLogits, so a fault in those is in the sample. Beside them stand the bare networks' logits, in eval
-mode, for the student's own pixels.
+Cropper and its TeacherLogits, so a fault in those is in the sample. Beside them stand the bare networks' logits, in
+eval mode, for the student's own pixels.
 """
 
 from __future__ import annotations
