@@ -19,6 +19,7 @@ from ghostcli.cli import (
     doctor,
     evaluate,
     export,
+    plan_seeds,
     plot,
     predict,
     recipe,
@@ -83,6 +84,7 @@ app.command(rich_help_panel=TRAIN)(demo.demo)
 app.add_typer(train.check_app, name="check", rich_help_panel=TRAIN)
 app.add_typer(train.teach_app, name="teach", rich_help_panel=TRAIN)
 app.command(rich_help_panel=READ)(table.table)
+app.command(name="plan-seeds", rich_help_panel=READ)(plan_seeds.plan_seeds)
 app.command(rich_help_panel=READ)(plot.plot)
 app.command(rich_help_panel=READ)(predict.predict)
 app.command(rich_help_panel=READ)(evaluate.evaluate)

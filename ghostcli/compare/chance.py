@@ -54,7 +54,7 @@ def p_value(distance: ArrayLike, variances: Sequence[ArrayLike], dfs: Sequence[f
         t = np.where(distance == 0, 0.0, distance / np.sqrt(total))
     alone = np.log(np.maximum([beyond(t, df) for df in dfs], 1e-300))
     low, high = alone.min(axis=0), alone.max(axis=0)
-    for _ in range(50 if len(set(dfs)) > 1 else 0):
+    for _ in range(40 if len(set(dfs)) > 1 else 0):
         middle = (low + high) / 2
         wider = _squared(np.exp(middle), variances, dfs) > distance**2
         low, high = np.where(wider, middle, low), np.where(wider, high, middle)

@@ -1,0 +1,146 @@
+"""A small version of `benchmarks/verdicts.py`, the committed record of the whole one, and the plan of seeds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from report_runs import write_run
+from typer.testing import CliRunner
+
+from ghostcli.cli import app
+from ghostcli.compare import power, stats
+from ghostcli.compare.stats import Sample
+
+FILE = Path(__file__).parents[1] / "benchmarks" / "verdicts.py"
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmark_verdicts", FILE)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        {"kind": "runs alone", "sizes": (2, 10), "spreads": (0.87, 0.2), "images": "none"},
+        {"kind": "runs alone", "sizes": (3, 3), "spreads": (0.87, 0.2), "images": "none"},
+        {"kind": "looks", "sizes": (10, 10), "spreads": (0.5, 0.5), "images": "none"},
+        {"kind": "runs and images", "sizes": (3, 5), "spreads": (0.81, 0.0)},
+        {"kind": "teachers", "sizes": (9, 5), "spreads": (0.4, 0.4), "teachers": 3, "teacher_sd": 0.4},
+        {"kind": "pairs", "sizes": (5, 5), "spreads": (0.4, 0.4), "pairs": 0.4},
+        {"kind": "one run", "sizes": (1, 3), "spreads": (0.81, 0.0)},
+    ],
+    ids=lambda design: design["kind"],
+)
+def test_false_verdicts_stay_below_five_percent(bench: ModuleType, design: dict) -> None:
+    row = bench.simulate(bench.Cell(**design), times=60, images=500)
+    assert bench.holds(bench.Cell(**design), row | {"coverage": 1.0})
+
+
+def test_welchs_test_fails_where_few_runs_are_the_noisy_ones(bench: ModuleType) -> None:
+    row = bench.simulate(bench.Cell("runs alone", (2, 10), (0.87, 0.2), images="none"), times=60)
+    assert row["welch"] > 0.07  # what the rule is for
+
+
+def test_the_record_is_of_these_cells_and_every_promise_holds(bench: ModuleType) -> None:
+    record = json.loads(bench.RECORD.read_text())
+    cells = bench.cells()
+    assert set(record["cells"]) == {cell.name for cell in cells}
+    assert [cell.name for cell in cells if cell.promised and not bench.holds(cell, record["cells"][cell.name])] == []
+
+
+def test_the_constants_are_the_committed_records_own(bench: ModuleType) -> None:
+    low, high = bench._loadings()
+    for loading, within in zip((low, high), bench.RECORDED["within"], strict=True):
+        assert sum(part**2 for part in loading) == pytest.approx(1)
+        assert loading[0] ** 2 + loading[1] ** 2 > within  # of a normal behind a yes or no, correlation is larger
+
+
+def test_with_teachers_the_teacher_is_the_unit() -> None:
+    rng = np.random.default_rng(0)
+    accuracy, baseline = rng.normal(90, 0.2, 9), Sample(rng.normal(89, 0.2, 4))
+    teachers = list("aaabbbccc")
+    found = stats.difference(Sample(accuracy, teachers=teachers), baseline)
+    means = accuracy.reshape(3, 3).mean(axis=1)
+    by_hand = stats.difference(Sample(means), baseline)
+    assert (found.low, found.high) == pytest.approx((by_hand.low, by_hand.high))
+    assert (found.units, found.covers) == ((3, 4), "teachers and seeds")
+    alone = stats.difference(Sample(accuracy, teachers=["a"] * 9), baseline)
+    assert alone.one_teacher and not found.one_teacher and alone.units == (9, 4)
+
+
+def test_pairs_are_used_from_five_on_whatever_they_show() -> None:
+    rng = np.random.default_rng(1)
+    start = rng.normal(0, 1, 6)
+    a, b = 90 + start + rng.normal(0, 0.1, 6), 89 + start + rng.normal(0, 0.1, 6)
+    order = rng.permutation(6)
+    found = stats.difference(Sample(a, pairs=range(6)), Sample(b[order], pairs=order))
+    assert found.paired and found.high - found.low < 0.5
+    for n, names in ((4, range(4)), (6, [9, 1, 2, 3, 4, 5])):
+        apart = stats.difference(Sample(a[:n], pairs=range(n)), Sample(b[:n], pairs=names))
+        assert not apart.paired
+
+
+def test_each_look_costs() -> None:
+    found = stats.difference(Sample(np.array([90.0, 90.3, 90.1])), Sample(np.array([89.0, 89.1, 89.3])))
+    second = found.at_look(2)
+    assert second.p == pytest.approx(min(1.0, 6 * found.p))
+    assert second.high - second.low > found.high - found.low
+    assert sum(1 / (k * (k + 1)) for k in range(1, 10_000)) < 1
+    with pytest.raises(ValueError):
+        found.at_look(0)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_the_smallest_difference_found_is_found_in_eighty_percent(n: int) -> None:
+    spread = power.Spread(0.5, 0.5)
+    effect = power.smallest(*spread.design(n, n))
+    rng = np.random.default_rng(n)
+    a, b = rng.normal(effect, 0.5, (400, n)), rng.normal(0, 0.5, (400, n))
+    hits = sum(stats.difference(Sample(x), Sample(y)).p < 0.05 for x, y in zip(a, b, strict=True))
+    assert hits / 400 == pytest.approx(0.8, abs=0.08)
+    assert power.found(effect, *spread.design(n, n)) == pytest.approx(0.8, abs=1e-6)
+
+
+def test_a_plan_is_the_smallest_number_of_seeds_that_suffices() -> None:
+    spread = power.Spread(0.5, 0.5, 0.1)
+    n = power.plan_seeds(1.0, spread)
+    assert power.found(1.0, *spread.design(n, n)) >= 0.8 > power.found(1.0, *spread.design(n - 1, n - 1))
+    assert power.plan_seeds(0.1, spread) is None  # the test images alone hide it
+    assert power.plan_seeds(1.0, spread, comparisons=8) > n
+    assert power.plan_seeds(0.3, power.Spread(0.5, 0.5, 0.1, pairs=0.4)) < power.plan_seeds(0.3, spread)
+    with pytest.raises(ValueError):
+        power.plan_seeds(0.0, spread)
+
+
+def run(*words: str) -> tuple[int, str]:
+    found = CliRunner().invoke(app, ["plan-seeds", *words])
+    return found.exit_code, str(found.exception or found.output)
+
+
+def test_plan_seeds_reads_recorded_spreads(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path, "gns:1.0", seed=seed, accuracy=90.0 + 0.5 * seed)
+        write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), seed=seed, accuracy=91.0 + 0.5 * seed)
+    code, text = run("--effect", "2", "--runs", str(tmp_path), "--json")
+    (row,) = json.loads(text)
+    assert (code, row["runs"], row["sd"]) == (0, [3, 3], [pytest.approx(0.5), pytest.approx(0.5)])
+    assert row["seeds"] == power.plan_seeds(2, power.Spread(0.5, 0.5, row["images_error"]))
+    assert f"{row['seeds']} seeds" in run("--effect", "2", "--runs", str(tmp_path))[1]
+
+
+@pytest.mark.parametrize("words", [("--effect", "0"), ("--effect", "nan"), ("--effect", "1", "--spread", "-1")])
+def test_what_cannot_be_planned_is_told(words: tuple[str, ...], tmp_path: Path) -> None:
+    code, text = run(*words)
+    assert code != 0 and words[-2] in text
+    assert "pilot" in run("--effect", "1", "--runs", str(tmp_path))[1]
