@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,15 +14,18 @@ from ghostcli.cli.options import Json, Runs
 from ghostcli.errors import UsageError, printable
 
 
-
 @dataclass(frozen=True)
 class Recorded:
-    """Two run groups with a recorded spread: counts, standard deviations and the images' standard error, in points."""
+    """Two run groups with a recorded spread: counts, standard deviations and the images' standard error, in points.
+
+    `pairs`: the correlation of runs with the same start and order, where they are compared in pairs.
+    """
 
     name: str
     runs: tuple[int, int]
     sd: tuple[float, float]
     images: float
+    pairs: float | None = None
 
 
 def plan_seeds(
@@ -48,25 +52,27 @@ def plan_seeds(
 
 def _recorded(folder: Path) -> list[Recorded]:
     """Every taught group with its baseline where both have two runs or more; UsageError where there are none."""
-    from ghostcli.compare import groups as gathered
+    from ghostcli.compare.admission import admit
+    from ghostcli.compare.groups import cohorts
     from ghostcli.records import record
 
-    good, _ = gathered.finished(record.scan(folder))
     found = []
-    for group in gathered.groups(good):
-        for ours in group.arms:
-            baseline = group.baseline(ours.student) if ours.teachers else None
+    for cohort in cohorts(admit(record.scan(folder)).runs):
+        for ours in cohort.groups:
+            baseline = cohort.baseline(ours.student) if ours.teachers else None
             if baseline is None or min(len(ours.runs), len(baseline.runs)) < 2:
                 continue
             delta = ours.minus(baseline)
             if not delta.parts:
                 continue
-            seen = len(delta.parts[0].dfs) > 2
-            images = delta.parts[0].down[-1] ** 0.5 if seen else 0.0
+            whole = delta.parts[0]
+            images = math.sqrt(whole.down[-1]) if math.isinf(whole.dfs[-1]) else 0.0
             sd = (ours.summary().sd, baseline.summary().sd)
-            found.append(
-                Recorded(f"{ours.student} {ours.how}", (len(ours.runs), len(baseline.runs)), sd, images)
-            )
+            pairs = None
+            if delta.paired and min(sd) > 0:
+                pairs = (sd[0] ** 2 + sd[1] ** 2 - delta.units[0] * whole.down[0]) / (2 * sd[0] * sd[1])
+            runs = (len(ours.runs), len(baseline.runs))
+            found.append(Recorded(f"{ours.student} {ours.how}", runs, sd, images, pairs))
     if not found:
         raise UsageError(
             f"{folder}: no comparison with two runs on both sides, so no spread is recorded; train a pilot "
@@ -78,7 +84,7 @@ def _recorded(folder: Path) -> list[Recorded]:
 def _row(one: Recorded, effect: float, comparisons: int) -> dict[str, Any]:
     from ghostcli.compare import power
 
-    spread = power.Spread(*one.sd, one.images)
+    spread = power.Spread(*one.sd, one.images, one.pairs)
     now = None
     if min(one.runs) > 1:
         now = round(power.smallest(*spread.design(*one.runs), comparisons=comparisons), 3)
