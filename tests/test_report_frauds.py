@@ -188,6 +188,21 @@ def test_verify_finds_it_too(fraud: Callable[[Path], None], runs: Path) -> None:
     assert any(FRAUDS[fraud] in problem for problem in verify_run(found))
 
 
+def test_a_teacher_that_was_trained_again_between_seeds(runs: Path) -> None:
+    run = taught(runs)
+    change(run, teachers=[result(run)["teachers"][0] | {"weights": "0" * 64}])
+    found = build(runs)
+    assert row(found, "gns:1.0", *TEACHER).ours is None
+    assert reasons(found) == {"the runs of this job had teachers of one id with different weights": 3}
+
+
+def test_a_baseline_from_another_source_is_no_baseline(runs: Path) -> None:
+    for run in sorted(runs.glob("gns-1.0-plain-*/s*")):
+        change(run, source="0" * 64)
+    made = row(build(runs), "gns:1.0", *TEACHER)
+    assert made.delta is None and "their sources differ" in made.missing_baseline
+
+
 def test_another_teacher_under_one_digest(runs: Path) -> None:
     run = taught(runs)
     change(run, teachers=[result(run)["teachers"][0] | {"run": "vgg13-plain-0000dead/s0"}])

@@ -103,6 +103,8 @@ def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:
     for same in of_digest.values():
         if len({tuple((t.run, t.seed) for t in run.result.teachers) for run in same}) > 1:
             found |= {run.id: "the runs of this job name different teachers under one digest" for run in same}
+        elif len({tuple(t.weights for t in run.result.teachers) for run in same}) > 1:
+            found |= {run.id: "the runs of this job had teachers of one id with different weights" for run in same}
     for key, what in ((_weights, "weights"), (_logits, "predictions"), (_errors, "errors on the test images")):
         by_content: dict[Any, list[RunRecord]] = defaultdict(list)
         for run in runs:

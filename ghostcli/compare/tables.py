@@ -61,6 +61,8 @@ class Baselines:
             return None, f"`{commands.of_baseline(group, epochs, self.options.runs)}` makes it"
         if found.about.parameters != group.about.parameters:
             return None, f"{found.runs[0].id} is another network by the same name: their parameters differ in number"
+        if found.about.source != group.about.source:
+            return None, f"{found.runs[0].id} is another network by the same name: their sources differ"
         if found.about.start != group.about.start:
             return None, (
                 f"its weights start as {group.about.start}, those of {found.runs[0].id} as {found.about.start}: "

@@ -34,12 +34,16 @@ class _Frozen(BaseModel):
 
 
 class TeacherRun(_Frozen):
-    """A teacher of a run: its run's id, its network, its seed, and the networks that taught it, first to last."""
+    """A teacher of a run: its run's id, its network, its seed, and the networks that taught it, first to last.
+
+    `weights`: sha256 of its weights' file. A teacher that was trained again may have other weights under the same id.
+    """
 
     run: str
     network: str
     seed: int
     path: tuple[str, ...] = ()
+    weights: str = ""
 
 
 class Environment(_Frozen):
@@ -122,6 +126,8 @@ class RunSetup(_Frozen):
     semantics: int
     run: str
     student: str
+    #: sha256 of the source of a user's own network; None for every other.
+    source: str | None = None
     seed: int
     strategy: str
     teachers: tuple[TeacherRun, ...]

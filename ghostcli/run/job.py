@@ -5,7 +5,6 @@ Invariant: whoever calls this for a job, and however often, there is one run of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ghostcli import signals
 from ghostcli.display import Display
 from ghostcli.errors import GhostError, Interrupted, UsageError
-from ghostcli.plan import Job, is_done, record_of
+from ghostcli.plan import Finished, Job, is_done, record_of
 from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.recipe.models import DataSection
 from ghostcli.records.model import RunSetup, TeacherRun, dump
@@ -61,26 +60,38 @@ def run_job(job: Job, options: Options, device: torch.device, fresh: bool = Fals
             try:
                 with signals.polled(), run.leased():
                     run.set_status("running")
-                    run.write("recipe.json", dump(setup := setup_of(job, options.command)))
+                    run.write("recipe.json", dump(setup := setup_of(job, options)))
                     _train(job, setup, run, options, device, show)
             except BaseException as error:
                 raise _note(error, job, run, fresh) from error
 
 
-def setup_of(job: Job, command: Sequence[str]) -> RunSetup:
+def setup_of(job: Job, options: Options) -> RunSetup:
     """recipe.json: the resolved recipe with every default, who takes part, and the command line that began it."""
     return RunSetup(
         semantics=SEMANTICS,
         run=job.id,
         student=job.student,
+        source=job.content.get("source"),
         seed=job.seed,
         strategy=job.strategy,
-        teachers=tuple(TeacherRun(run=t.id, network=t.student, seed=t.seed, path=t.lineage[:-1]) for t in job.teachers),
+        teachers=tuple(_teacher_run(teacher, options.runs) for teacher in job.teachers),
         recipe_name=job.recipe_name,
         digest=job.digest,
         protocol=job.protocol,
-        command=tuple(command),
+        command=tuple(options.command),
         recipe=job.recipe,
+    )
+
+
+def _teacher_run(teacher: Job | Finished, runs: Path) -> TeacherRun:
+    done = record_of(teacher, runs).result
+    return TeacherRun(
+        run=teacher.id,
+        network=teacher.student,
+        seed=teacher.seed,
+        path=teacher.lineage[:-1],
+        weights=done.files.get("model.safetensors", "") if done else "",
     )
 
 
