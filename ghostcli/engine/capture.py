@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ghostcli import zoo
+from ghostcli.engine import selfcheck
 from ghostcli.engine.step import Update
 
 
@@ -27,6 +28,7 @@ class Captured:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.result: Tensor | None = None
         self.seen = 0
+        self.refused: str | None = None  # why no graph could be captured; every step is eager then
         self.waited = 0.0  # seconds in the eager steps
         #: Seconds before the first replay: the eager steps with all that they compile, and the capture.
         self.capture_seconds: float | None = None
@@ -38,7 +40,7 @@ class Captured:
         self.update.set_rates(rate, step)
 
     def __call__(self, index: Tensor) -> Tensor:
-        if len(index) != self.batch_size:
+        if len(index) != self.batch_size or self.refused:
             return self.update(index)
         began = time.perf_counter()
         if self.graph is None and self.seen < self.WARM:
@@ -52,14 +54,27 @@ class Captured:
             return result
         self.index.copy_(index)
         if self.graph is None:
-            with torch.cuda.device(self.update.device):
-                self.graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graph, stream=self.stream):
-                    self.result = self.update(self.index)
+            if not self._capture():
+                return self.update(index)
             self.capture_seconds = self.waited + time.perf_counter() - began
         self.graph.replay()
         assert self.result is not None
         return self.result.clone()
+
+    def _capture(self) -> bool:
+        """Capture one step. A capture that is refused has run nothing, and the training goes on eagerly."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.device(self.update.device), torch.cuda.graph(graph, stream=self.stream):
+                self.result = self.update(self.index)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # drivers and libraries refuse with every class
+            self.update.optimizer.zero_grad(set_to_none=True)  # what lies in the graph's own memory
+            self.refused = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0] or 'no message'}"
+            return False
+        self.graph = graph
+        return True
 
 
 def why_eager(update: Update) -> str | None:
@@ -72,4 +87,6 @@ def why_eager(update: Update) -> str | None:
         return "augment.cutout draws anew at each step"
     if zoo.recomputing(update.model):
         return "blocks are run again in the backward pass, which sets the random state"
-    return None
+    spec = getattr(update.model, "spec", None)
+    verdict = spec and selfcheck.verdict_for(spec.name, update.recipe.engine.branches, update.device)
+    return verdict.graph if verdict else None

@@ -251,6 +251,9 @@ def train(
             if isinstance(step_once, Captured) and (seconds := step_once.capture_seconds) is not None:
                 show.line(f"{job.id}: {seconds:.1f} s until the step was compiled and captured as a CUDA graph")
                 step_once.capture_seconds = None
+            if isinstance(step_once, Captured) and step_once.refused:
+                show.warn(f"{job.id}: no CUDA graph, steps run one by one: {step_once.refused}")
+                step_once = update
             signals.stop_if_asked()
 
         if test_logits is None:  # everything was trained, and a kill came before the result was written

@@ -39,8 +39,8 @@ def note(run: RunWriter, now: Environment, show: Display) -> tuple[Environment, 
     return now, [f"environment changed on the way: {note}" for note in now.changes]
 
 
-def now(device: torch.device, data_checksum: str) -> Environment:
-    """What would have to be the same for the same bits."""
+def now(device: torch.device, data_checksum: str, self_check: dict[str, str] | None = None) -> Environment:
+    """What would have to be the same for the same bits; `self_check` is what the fast path's trial found."""
     import torch
 
     from ghostcli.engine.device import describe as describe_device
@@ -59,6 +59,7 @@ def now(device: torch.device, data_checksum: str) -> Environment:
         threads=torch.get_num_threads(),
         kernel=kernels.status(device.type)["name"],
         data_checksum=data_checksum,
+        self_check=self_check or {},
     )
 
 

@@ -115,6 +115,7 @@ def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseEx
 
 def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: torch.device, show: Display) -> None:
     from ghostcli.distill import teacher
+    from ghostcli.engine import selfcheck
     from ghostcli.engine.device import memory_errors
     from ghostcli.engine.train import train
     from ghostcli.run import results
@@ -122,7 +123,11 @@ def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: 
 
     with memory_errors(job.recipe.train.batch_size):
         data = load_data(job.recipe.data)
-        surroundings, notes = environment.note(run, environment.now(device, data.checksum), show)
+        verdict = selfcheck.verdict_for(job.student, job.recipe.engine.branches, device)
+        for warning in verdict.warnings if verdict else ():
+            show.warn(f"{job.id}: {warning}")
+        now = environment.now(device, data.checksum, verdict.record if verdict else None)
+        surroundings, notes = environment.note(run, now, show)
         teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
         findings = _check(job, data, teachers, device, show)
         # A Ctrl-C reaches the compiler too: no step is made with what stands in for kernels it could not build.

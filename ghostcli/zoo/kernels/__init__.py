@@ -5,8 +5,10 @@ Invariant: the choice changes speed and rounding only. `GHOST_KERNEL` is `auto` 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
@@ -16,9 +18,10 @@ from ghostcli.errors import UsageError
 from ghostcli.zoo.kernels import native, pytorch
 from ghostcli.zoo.kernels.pytorch import pitch
 
-__all__ = ["choice", "of", "pitch", "status"]
+__all__ = ["choice", "of", "pitch", "plain", "status", "switch_off"]
 
 CHOICES = ("auto", "pytorch", "cpp")
+_off: dict[str, str] = {}  # kind of device -> why its kernels are not used in this process
 
 
 def choice() -> str:
@@ -31,7 +34,7 @@ def choice() -> str:
 
 def of(x: Tensor) -> ModuleType:
     """The operations for a tensor of this device and precision."""
-    if choice() == "pytorch" or x.dtype == torch.float64:
+    if choice() == "pytorch" or x.dtype == torch.float64 or x.device.type in _off:
         return pytorch
     if x.dtype == torch.float32 and x.device.type == "cpu" and native.available():
         return native
@@ -47,10 +50,29 @@ def _triton() -> ModuleType | None:
     return triton_depthwise
 
 
+def switch_off(device: str, why: str) -> None:
+    """From here on plain PyTorch runs on this kind of device ("cpu", "cuda") in this process."""
+    _off[device] = why
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Plain PyTorch on every device, for a while."""
+    before = dict(_off)
+    _off.update({"cpu": "", "cuda": ""})
+    try:
+        yield
+    finally:
+        _off.clear()
+        _off.update(before)
+
+
 def status(device: str = "cpu") -> dict[str, str]:
     """What a float32 tensor on `device` ("cpu", "cuda"...) gets, and why: {"name", "why": a sentence}."""
     if choice() == "pytorch":
         return {"name": "pytorch", "why": "GHOST_KERNEL asks for it."}
+    if device in _off:
+        return {"name": "pytorch", "why": f"The compiled kernels failed the self-check: {_off[device]}."}
     if device == "cpu":
         return {"name": "c++" if native.available() else "pytorch", "why": native.reason()}
     if device == "cuda" and choice() == "auto" and _triton():

@@ -1,0 +1,146 @@
+"""Is the fast path right on this machine? One real step decides, once for each process and device.
+
+Invariant: what fails is not used. The compiled kernels are compared with float64, a replayed graph with the step that
+it captured. What raises or answers wrongly is switched off, and the reason is kept for the warning and env.json.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ghostcli.zoo import kernels
+from ghostcli.zoo.ghost import GhostModule
+from ghostcli.zoo.names import is_ghost
+
+IMAGES, CHANNELS, SIDE = 4, 8, 8
+WARM = 2  # steps before a capture: they compile the kernels
+SLACK = 20.0  # times the error of plain float32: a kernel sums in another order, and does nothing else
+LEAST = 1e-5  # relative error that is always allowed
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with the kernels and with a captured graph; None: nothing."""
+
+    kernels: str | None = None
+    graph: str | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        found = []
+        if self.kernels:
+            found.append(f"the compiled kernels failed the self-check, plain PyTorch runs instead: {self.kernels}")
+        if self.graph:
+            found.append(f"a captured step failed the self-check, steps run eagerly instead: {self.graph}")
+        return found
+
+    @property
+    def record(self) -> dict[str, str]:
+        """For env.json: of each part "passed", or what failed."""
+        return {"kernels": self.kernels or "passed", "graph": self.graph or "passed"}
+
+
+def verdict_for(network: str, branches: str, device: torch.device) -> Verdict | None:
+    """The verdict for a network by its name; None where it has no fast path, and then nothing is run."""
+    return check(device) if branches == "folded" and is_ghost(network) else None
+
+
+def check(device: torch.device) -> Verdict:
+    """The verdict on `device`; kernels that fail are switched off in this process.
+
+    It takes a fraction of a second on a CPU. On a GPU it also compiles kernels, which the first step would do.
+    OutOfMemoryError passes: it says nothing about the fast path.
+    """
+    return _check(device.type, device.index)
+
+
+@functools.cache
+def _check(kind: str, index: int | None) -> Verdict:
+    device = torch.device(kind, index) if index is not None else torch.device(kind)
+    wrong = None
+    if kernels.of(torch.empty(0, device=device)).NAME != "pytorch":
+        wrong = _asked(lambda: _kernel_fault(device))
+        if wrong:
+            kernels.switch_off(kind, wrong)
+    return Verdict(wrong, _asked(lambda: _graph_fault(device)) if kind == "cuda" else None)
+
+
+def _asked(question: Callable[[], str | None]) -> str | None:
+    """The answer to `question`, or the first line of what it raised: compilers and drivers raise every class."""
+    try:
+        return question()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0] or 'no message'}"
+
+
+def _trial(device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[[], dict[str, Tensor]]:
+    """A step of a gated ghost module: what it gives by name, gradients and running statistics included.
+
+    The module has all that the kernels do: a 1x1 sum, a depthwise sum, both in one map, and a gate.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = GhostModule(CHANNELS, 2 * CHANNELS, relu=True, gated=True, mode="folded").train()
+    draw = torch.Generator().manual_seed(1)
+    size = (IMAGES, CHANNELS, SIDE, SIDE)
+    x = torch.randn(size, generator=draw).add_(0.5).to(device, dtype, memory_format=torch.channels_last)
+    weight = torch.randn(size, generator=draw).repeat(1, 2, 1, 1).to(device, dtype, memory_format=torch.channels_last)
+    module: nn.Module = module.to(device, dtype, memory_format=torch.channels_last)
+    x.requires_grad_()
+
+    def step() -> dict[str, Tensor]:
+        y = module(x)
+        (y * weight).sum().backward()
+        found = {"output": y, "input gradient": x.grad}
+        found |= {f"gradient of {name}": p.grad for name, p in module.named_parameters()}
+        found |= {name: t for name, t in module.named_buffers() if t.is_floating_point()}
+        found = {name: t.detach().clone() for name, t in found.items()}
+        x.grad = None
+        module.zero_grad(set_to_none=True)
+        return found
+
+    return step
+
+
+def _kernel_fault(device: torch.device) -> str | None:
+    """What the kernels get wrong against float64 by plain PyTorch. The bound follows from plain float32's own error."""
+    cpu = torch.device("cpu")
+    exact = _trial(cpu, torch.float64)()
+    with kernels.plain():
+        usual = _trial(cpu)()
+    found = _trial(device)()
+    for name, value in exact.items():
+        scale = value.norm().clamp(min=1e-2)
+        distance, known = (float((t[name].cpu().double() - value).norm() / scale) for t in (found, usual))
+        bound = max(LEAST, SLACK * known)
+        if not distance <= bound:  # not a number is wrong too
+            return f"the {name} of a trial step is off by {distance:.1e} of its size, {bound:.1e} is allowed"
+    return None
+
+
+def _graph_fault(device: torch.device) -> str | None:
+    """What a replayed graph of a trial step does otherwise than the step itself. A refused capture raises."""
+    expected_step, step = _trial(device), _trial(device)
+    for _ in range(WARM + 1):
+        expected = expected_step()
+    stream, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(here)
+    with torch.cuda.stream(stream):
+        for _ in range(WARM):
+            step()
+    here.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        found = step()
+    graph.replay()
+    for name, value in expected.items():
+        if not torch.allclose(found[name], value, rtol=1e-3, atol=1e-4):  # atomics may sum in another order
+            return f"the {name} of a replayed trial step differs from the step's own"
+    return None
