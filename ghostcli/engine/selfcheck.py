@@ -25,10 +25,11 @@ LEAST = 1e-5  # relative error that is always allowed
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with the kernels and with a captured graph; None: nothing."""
+    """What is wrong with the kernels and with a captured graph; None: nothing. `tried`: the parts that were run."""
 
     kernels: str | None = None
     graph: str | None = None
+    tried: frozenset[str] = frozenset()
 
     @property
     def warnings(self) -> list[str]:
@@ -41,8 +42,9 @@ class Verdict:
 
     @property
     def record(self) -> dict[str, str]:
-        """For env.json: of each part "passed", or what failed."""
-        return {"kernels": self.kernels or "passed", "graph": self.graph or "passed"}
+        """For env.json: of each part "passed", "not tried", or what failed."""
+        parts = {"kernels": self.kernels, "graph": self.graph}
+        return {name: found or ("passed" if name in self.tried else "not tried") for name, found in parts.items()}
 
 
 def verdict_for(network: str, branches: str, device: torch.device) -> Verdict | None:
@@ -62,12 +64,15 @@ def check(device: torch.device) -> Verdict:
 @functools.cache
 def _check(kind: str, index: int | None) -> Verdict:
     device = torch.device(kind, index) if index is not None else torch.device(kind)
-    wrong = None
+    wrong, tried = None, set()
     if kernels.of(torch.empty(0, device=device)).NAME != "pytorch":
+        tried.add("kernels")
         wrong = _asked(lambda: _kernel_fault(device))
         if wrong:
             kernels.switch_off(kind, wrong)
-    return Verdict(wrong, _asked(lambda: _graph_fault(device)) if kind == "cuda" else None)
+    if kind != "cuda":
+        return Verdict(wrong, None, frozenset(tried))
+    return Verdict(wrong, _asked(lambda: _graph_fault(device)), frozenset(tried | {"graph"}))
 
 
 def _asked(question: Callable[[], str | None]) -> str | None:

@@ -62,7 +62,7 @@ class Environment(_Frozen):
     threads: int
     kernel: str
     data_checksum: str
-    #: Of the fast path's parts "passed", or what failed and was not used. Empty: the network has no fast path.
+    #: Of the parts of the fast path "passed", "not tried", or what failed. Empty: the network has no fast path.
     self_check: dict[str, str] = {}
     changes: tuple[str, ...] = ()
 
