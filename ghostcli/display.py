@@ -1,7 +1,7 @@
-"""What a person sees while a run goes on, always on stderr: on a terminal each epoch's line above a live one, plain
-lines elsewhere.
+"""Progress of runs, always on stderr. A terminal shows one line per epoch above a live progress line. A file or pipe
+gets plain lines.
 
-Invariant: on a terminal no line of progress is wider than it, and what tells most is never what is cut.
+Invariant: on a terminal no progress line is wider than the terminal. Only the least important text is cut.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ghostcli.errors import printable
 
 
 class _Stderr(Console):
-    """A reader that has gone (`2>&1 | head`) ends no training."""
+    """A closed pipe (`2>&1 | head`) does not stop a training."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -30,7 +30,7 @@ console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
 
 
 def table(first: str, *titles: str, numbers: bool = False) -> Table:
-    """An empty table of results; the columns after the first hold `numbers`, or words."""
+    """An empty table of results. The columns after the first hold numbers (if `numbers`) or words."""
     view = Table(first, box=None, pad_edge=False, header_style="bold", show_header=numbers)
     for title in titles:
         view.add_column(title, justify="right" if numbers else "left", no_wrap=True)
@@ -46,7 +46,7 @@ def tell(view: Table) -> None:
 
 
 def shorten(name: str, width: int) -> str:
-    """`name` in at most `width` columns: a run's id loses its middle, for its network and its seed tell it apart."""
+    """`name` in at most `width` columns. The middle is cut: a run's id starts with its network, ends with its seed."""
     if len(name) <= width:
         return name
     tail = min(9, (width - 1) // 2)
@@ -63,7 +63,7 @@ def clock(seconds: float | None) -> str:
 
 
 class _Live(ProgressColumn):
-    """The live line: a bar that takes what room is left, how far, how long yet, how fast."""
+    """The live line: progress bar, epoch, percent, remaining time, speed. The bar takes the remaining width."""
 
     def render(self, task: Task) -> Text:
         width = console.width
@@ -86,7 +86,7 @@ class _Live(ProgressColumn):
 
 
 class Display:
-    """Progress of one run. Used as a context manager; `quiet` shows nothing but warnings."""
+    """Progress of one run, as a context manager. With `quiet` it shows warnings only."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -104,7 +104,7 @@ class Display:
         self.bar.stop()
 
     def line(self, text: str) -> None:
-        """One line that stays."""
+        """Print one permanent line."""
         if not self.quiet:
             self.bar.console.print(Text(printable(text)))
 
@@ -112,11 +112,11 @@ class Display:
         self.bar.console.print(Text(printable(text), style="yellow"))
 
     def training(self, run: str, epochs: int, images: int) -> None:
-        """What the stretch of work that is called `run` will be: so many epochs of so many images."""
+        """Register the size of the work named `run`: `epochs` epochs of `images` images."""
         self.epochs[run] = {"epochs": epochs, "images": images}
 
     def begin(self, title: str, total: int, done: int = 0, note: str = "") -> None:
-        """A new stretch of work of `total` units (optimiser steps, images)."""
+        """Start new work of `total` units (optimiser steps or images), of which `done` are finished."""
         fields = self.epochs.get(title, {"epochs": 0, "images": 0})
         self.bar.reset(self.task, total=total, completed=done, description=title, note=note, **fields)
 
@@ -125,7 +125,7 @@ class Display:
             self.bar.update(self.task, advance=by, **({} if note is None else {"note": note}))
 
     def epoch(self, run: str, row: dict, epochs: int) -> None:
-        """One finished epoch: a line that fits the terminal; elsewhere one that holds more (at most one a second)."""
+        """Print one finished epoch: a line that fits the terminal; elsewhere a longer line, at most one a second."""
         rate = f"{row['images_per_second']:.0f} images/s"
         test = f"test {row['test']['accuracy']:.2f}"
         if self.live:
@@ -133,7 +133,7 @@ class Display:
             rest = f"{done}  loss {row['loss']:.3f}  train {row['train_accuracy']:.2f}  {test}  {rate}"
             room = console.width - len(rest) - 2
             if room < 12:
-                rest = f"{done}  loss {row['loss']:.3f}  {test}"  # the live line has the rate
+                rest = f"{done}  loss {row['loss']:.3f}  {test}"  # the live line shows the rate
                 room = max(console.width - len(rest) - 2, 8)
             self.line(f"{shorten(run, room)}  {rest}")
         elif row["epoch"] == epochs or time.monotonic() - self.said >= 1:

@@ -1,19 +1,19 @@
-"""The errors a person can meet, each with the exit code of the contract.
+"""The errors that a user can see, each with its exit code.
 
-Invariant: the message is one line that names the file, key or flag, what is wrong, and what to type instead.
+Invariant: the message is one line. It names the file, key or flag, what is wrong, and what to type instead.
 """
 
 from __future__ import annotations
 
 
 class GhostError(Exception):
-    """A run failed for a reason that is known. Exit code 1."""
+    """A run failed for a known reason. Exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(GhostError):
-    """Wrong usage, recipe or data: nothing was started, nothing was left behind. Exit code 2."""
+    """Wrong usage, recipe or data. Nothing was started and no file was written. Exit code 2."""
 
     exit_code = 2
 
@@ -25,19 +25,19 @@ class NonFiniteError(GhostError):
 
 
 class OutOfMemoryError(GhostError):
-    """The device has not enough memory for the recipe's batch. Exit code 4."""
+    """The device has too little memory for the recipe's batch. Exit code 4."""
 
     exit_code = 4
 
 
 class Interrupted(GhostError):
-    """Stopped by a signal; the same command goes on from the last checkpoint. Exit code 75."""
+    """Stopped by a signal. The same command goes on from the last checkpoint. Exit code 75."""
 
     exit_code = 75
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...], n: int = 3) -> str:
-    """` Did you mean ...?` for a mistyped `word`, or the list of what is known where nothing is near."""
+    """` Did you mean ...?` with the known words similar to `word`. Without any: ` Known: ...` with all of them."""
     import difflib
 
     hits = difflib.get_close_matches(word, known, n=n, cutoff=0.5)
@@ -47,5 +47,5 @@ def nearest(word: str, known: list[str] | tuple[str, ...], n: int = 3) -> str:
 
 
 def printable(text: object) -> str:
-    """`text` with every control character escaped, so that a file's name cannot drive the terminal."""
+    """`text` with every control character escaped, so that a file name cannot send commands to the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM: save and leave with code 75; a second one leaves at once.
+"""SIGINT and SIGTERM: save, then exit with code 75. A second signal exits at once.
 
-Invariant: inside `polled()` a signal only sets a flag, which the loop asks for between two whole steps; outside
-it raises `Interrupted` where it strikes.
+Invariant: inside `polled()` a signal only sets a flag, and the loop reads the flag between two whole steps. Outside
+`polled()` the signal raises `Interrupted` at once.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ from types import FrameType
 
 from ghostcli.errors import Interrupted
 
-_asked: str | None = None
+_received: str | None = None
 _depth = 0
 _taken = False
 _leave_at_second = True
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _asked
-    if _asked is not None:
+    global _received
+    if _received is not None:
         if _leave_at_second:
-            os._exit(Interrupted.exit_code)  # every write is atomic: leaving at any instant is safe
+            os._exit(Interrupted.exit_code)  # every write is atomic, so an exit is safe at any time
         return
-    _asked = signal.Signals(number).name
+    _received = signal.Signals(number).name
     if _depth == 0:
         raise _interrupted()
 
 
 def _interrupted() -> Interrupted:
-    return Interrupted(f"stopped by {_asked}. What is done is saved, and the same command goes on from there")
+    return Interrupted(f"stopped by {_received}. Finished work is saved, and the same command goes on from there")
 
 
 @contextlib.contextmanager
 def handled(leave_at_second: bool = True) -> Iterator[None]:
-    """Take over SIGINT and SIGTERM for the duration (in the main thread, and where nobody has yet).
+    """Handle SIGINT and SIGTERM in this context. Does nothing in other threads and in a nested call.
 
-    A worker is told twice, by its parent and by the terminal or the scheduler that stops the whole group: for it
-    a second signal is no reason to leave without saving.
+    A worker gets each signal twice: from its parent, and from the terminal or scheduler that stops the whole process
+    group. It passes `leave_at_second=False`, so that it still saves.
     """
-    global _asked, _taken, _leave_at_second
+    global _received, _taken, _leave_at_second
     if _taken or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _asked, _taken, _leave_at_second = None, True, leave_at_second
+    _received, _taken, _leave_at_second = None, True, leave_at_second
     before = {number: signal.signal(number, _handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -59,7 +59,7 @@ def handled(leave_at_second: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def polled() -> Iterator[None]:
-    """Defer signals to `asked()`: the body calls it where stopping is clean."""
+    """Only record signals in this context. The body calls `received()` where it can stop."""
     global _depth
     _depth += 1
     try:
@@ -68,12 +68,12 @@ def polled() -> Iterator[None]:
         _depth -= 1
 
 
-def asked() -> str | None:
-    """The name of the signal that asked to stop, or None."""
-    return _asked
+def received() -> str | None:
+    """The name of the received signal, or None."""
+    return _received
 
 
-def stop_if_asked() -> None:
-    """Raise Interrupted where a signal came."""
-    if _asked is not None:
+def raise_if_received() -> None:
+    """Raise Interrupted if a signal was received."""
+    if _received is not None:
         raise _interrupted()

@@ -211,11 +211,11 @@ from ghostcli.errors import Interrupted
 try:
     with signals.handled(), signals.polled():
         print("began", flush=True)
-        while not signals.asked():
+        while not signals.received():
             time.sleep(0.01)
         time.sleep(1)
         print("saved", flush=True)
-        signals.stop_if_asked()
+        signals.raise_if_received()
 except Interrupted as stop:
     sys.exit(stop.exit_code)
 """

@@ -231,7 +231,7 @@ def shifted(teacher, cropper, device):
 
 
 def test_another_crop_by_one_pixel_is_caught_on_its_way_into_the_table(digits, models, tmp_path, monkeypatch):
-    monkeypatch.setattr(teaching, "ask_about_views", shifted)
+    monkeypatch.setattr(teaching, "teacher_logits_of_views", shifted)
     teacher = teacher_of(models[0], digits, tmp_path / "t")
     assert set(warned(check.inspect(job_of(SOFT), digits, [teacher], CPU))) == {"other-view"}
 
@@ -239,7 +239,7 @@ def test_another_crop_by_one_pixel_is_caught_on_its_way_into_the_table(digits, m
 def test_a_table_that_was_filled_wrongly_is_caught(digits, models, tmp_path, monkeypatch):
     teacher, job = teacher_of(models[0], digits, tmp_path / "t"), job_of(SOFT)
     with monkeypatch.context() as patched:
-        patched.setattr(teaching, "ask_about_views", shifted)
+        patched.setattr(teaching, "teacher_logits_of_views", shifted)
         teacher_logits = TeacherLogits([teacher], job.recipe, digits, Cropper(digits.train, job.recipe.augment))
         teacher_logits.start_epoch(0, views(len(digits.train), 0, 0, job.recipe.augment))
     found = warned(check.inspect(job, digits, [teacher], CPU))
@@ -256,8 +256,8 @@ def test_a_filled_table_passes_and_the_check_fills_nothing(digits, models, tmp_p
 
 
 def test_another_crop_in_a_live_lesson_is_caught(digits, models, tmp_path, monkeypatch):
-    plain = TeacherLogits.answer
-    monkeypatch.setattr(TeacherLogits, "answer", lambda self, index, pixels: plain(self, index, pixels.roll(2, 2)))
+    plain = TeacherLogits.of_batch
+    monkeypatch.setattr(TeacherLogits, "of_batch", lambda self, index, pixels: plain(self, index, pixels.roll(2, 2)))
     teacher = teacher_of(models[0], digits, tmp_path / "t")
     found = check.inspect(job_of("distill.source=live", SOFT), digits, [teacher], CPU)
     assert "other-view" in warned(found)

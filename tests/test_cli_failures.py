@@ -112,7 +112,7 @@ def test_damaged_weights_come_with_what_to_do(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     done = crash.server().run([*crash.COMMANDS["kd"], *crash.TINY, "--runs", "runs"], tmp_path)
     run = str(weights.parent.relative_to(tmp_path / "runs"))
-    assert done.code == 1 and f"(ghost runs verify, or ghost runs rm {run} to have it trained again)" in done.err
+    assert done.code == 1 and f"(ghost runs verify, or ghost runs rm {run} to train it again)" in done.err
 
 
 def test_what_asks_for_features_is_named():

@@ -213,7 +213,7 @@ def test_a_connection_that_breaks_leaves_nothing(name, published, server, tmp_pa
 
 def test_a_page_that_is_not_the_archive_is_not_kept(name, published, server, tmp_path):
     server.body = b"<html>please log in</html>"
-    refused(name, tmp_path, "is not the published archive", "26 bytes", archive(name).md5)
+    refused(name, tmp_path, "not the published archive", "26 bytes", archive(name).md5)
     assert everything(tmp_path) == []
 
 
@@ -324,7 +324,7 @@ def test_the_unpickler_admits_no_other_name(thing):
             continue
         if protocol == 4 and isinstance(thing, set):
             continue  # a set is a container of its own from protocol 4 on, and holds no name
-        with pytest.raises(pickle.UnpicklingError, match="it asks for"):
+        with pytest.raises(pickle.UnpicklingError, match="it contains"):
             _Unpickler(io.BytesIO(content), encoding="latin1").load()
 
 
@@ -342,10 +342,10 @@ def test_the_unpickler_reads_what_cifar_holds():
         ("train", {"fine_labels": [0]}, "images of 32 x 32"),
         ("train", {"data": np.zeros((2, 3072)), "fine_labels": [0, 1]}, "images of 32 x 32"),
         ("train", {"data": np.zeros((2, 100), np.uint8), "fine_labels": [0, 1]}, "images of 32 x 32"),
-        ("test", {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0]}, "a label an image"),
-        ("test", {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 100]}, "a label an image"),
-        ("test", {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, "1"]}, "a label an image"),
-        ("test", {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}, "a label an image"),
+        ("test", {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0]}, "one label per image"),
+        ("test", {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 100]}, "one label per image"),
+        ("test", {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, "1"]}, "one label per image"),
+        ("test", {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}, "one label per image"),
         ("meta", {"fine_label_names": ["a"] * 99}, "100 class names"),
         ("meta", {"fine_label_names": [3] * 100}, "100 class names"),
     ],

@@ -63,7 +63,7 @@ def test_the_step_is_given_the_teachers_logits_for_the_partner_under_the_partner
         update.start_epoch(epoch, view)
         index = torch.arange(updates.IMAGES)
         pixels = update.cropper.crop(index, view)
-        given_logits, features = update.teacher_logits.answer(index, pixels)
+        given_logits, features = update.teacher_logits.of_batch(index, pixels)
         partners = teaching.partners(update.images.labels, 0, epoch)
         assert not torch.equal(partners, index)
         for image in range(updates.IMAGES):
@@ -82,8 +82,8 @@ def test_a_blind_patch_is_cut_from_the_partners_picture(tmp_path):
         each.start_epoch(0, view)
     pixels = update.cropper.crop(index, view)
     partners = teaching.partners(update.images.labels, 0, 0)
-    expected = seeing.teacher_logits.answer(partners, pixels)[0]
-    torch.testing.assert_close(update.teacher_logits.answer(index, pixels)[0], expected, rtol=1e-4, atol=1e-5)
+    expected = seeing.teacher_logits.of_batch(partners, pixels)[0]
+    torch.testing.assert_close(update.teacher_logits.of_batch(index, pixels)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_blind_table_holds_what_a_seeing_one_holds(tmp_path):

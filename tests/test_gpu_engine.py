@@ -144,6 +144,6 @@ def test_a_table_says_what_its_teacher_says(tmp_path):
         assert apart(found[:3], expected[:3]) < 2e-3
     index = torch.arange(updates.IMAGES, device=DEVICE)
     pixels = live.cropper.crop(index, live.views[index])
-    answers, _ = live.teacher_logits.answer(index, pixels)
+    answers, _ = live.teacher_logits.of_batch(index, pixels)
     assert apart(told[0], answers) < 2e-3
     assert torch.equal(*told)

@@ -157,7 +157,7 @@ def test_an_answer_has_the_same_bits_whatever_else_is_asked():
     model = zoo.build("gns:1.0", 10).to(memory_format=torch.channels_last).eval()
     images = Images(torch.randint(256, (80, 32, 32, 3), dtype=torch.uint8), torch.zeros(80, dtype=torch.int64))
     one = teacher.Teacher("t", "gns:1.0", Path(), model, ((0.5,) * 3, (0.25,) * 3), "")
-    ask = teacher.ask_about_views(one, Cropper(images, AugmentSection()), torch.device("cpu"))
+    ask = teacher.teacher_logits_of_views(one, Cropper(images, AugmentSection()), torch.device("cpu"))
     index, views = torch.arange(80), torch.arange(80) * 2
     whole = ask(index, views)
     for some in (index[:1], index[7:8], index[3:8], index[79:], index.flip(0)):

@@ -29,14 +29,14 @@ SAMPLE, LEAST = 512, 64
 #: heavy as InceptionV3 (not that of ResNets), and equally on every CPU.
 CPU_MACS = 1e12
 #: Forward passes of a teacher for each image: as the step makes it, on the student's view, on a test image.
-ASKED = 3
+PASSES = 3
 #: Batch size of the reference: networks that enlarge their images need the memory.
 BATCH = 64
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Images of epoch 0, spread evenly over its stream, and what the teachers say about them.
+    """Images of epoch 0, spread evenly over its stream, and the teachers' logits for them.
 
     `logits` are the teachers' as the step gets them, `reference` the networks' own for `pixels` (in a blind run: for
     the other image of the class), both float32 [T, B, C]; all on the CPU, where float64 is to be had. For each teacher,
@@ -57,12 +57,12 @@ def sample_size(images: int, macs: float, device: torch.device) -> int:
     """How many of `images` to look at, for teachers that together spend `macs` on one."""
     size = min(SAMPLE, images // 8)
     if device.type == "cpu":
-        size = min(size, int(CPU_MACS / (ASKED * macs)))
+        size = min(size, int(CPU_MACS / (PASSES * macs)))
     return min(images, max(LEAST, size))
 
 
 def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device) -> Sample:
-    """Ask `teachers` about the start of `job`."""
+    """Sample the first epoch of `job`, with the logits of its `teachers`."""
     recipe, images = job.recipe, data.train.to(device)
     count, shape = len(images), (3, *images.pixels.shape[1:3])
     size = sample_size(count, sum(zoo.count_macs(teacher.model, shape) for teacher in teachers), device)
@@ -79,11 +79,11 @@ def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device
     handles = [_watch(teacher.model, side) for teacher, side in zip(teachers, sides, strict=True)]
     parts = []
     for some, crops in zip(index.split(BATCH), pixels.split(BATCH), strict=True):
-        signals.stop_if_asked()
+        signals.raise_if_received()
         parts.append(
             _from_tables(teacher_logits, teacher_logits.shown(some))
             if teacher_logits.tables
-            else teacher_logits.answer(some, crops)[0]
+            else teacher_logits.of_batch(some, crops)[0]
         )
     for handle in handles:
         handle.remove()
@@ -119,6 +119,8 @@ def _from_tables(teacher_logits: TeacherLogits, index: Tensor) -> Tensor:
         missing = torch.from_numpy(np.flatnonzero(table.filled[numbers, places] == 0))
         if len(missing):
             here = missing.to(index.device)
-            said[missing] = evaluate.compact(teacher_logits.ask(teacher)(index[here], views[here])).float().cpu()
+            said[missing] = (
+                evaluate.compact(teacher_logits.logits_of_views(teacher)(index[here], views[here])).float().cpu()
+            )
         rows.append(said.to(index.device))
     return torch.stack(rows)

@@ -114,7 +114,7 @@ def main() -> None:
     except typer.Abort:
         _leave("stopped, nothing was done", GhostError.exit_code)
     except Exception:
-        if (name := signals.asked()) is None:
+        if (name := signals.received()) is None:
             raise
         _leave(f"stopped by {name}", Interrupted.exit_code)  # raised inside an import, it comes out as another error
     else:

@@ -1,7 +1,7 @@
 """Data sets by name: loaded, limited, split and fingerprinted.
 
-Invariant: a `Data` is decided by its recipe section and the files alone; the run's seed never touches it.
-Torch is imported only once something is loaded.
+Invariant: a `Data` depends only on its recipe section and the files, never on the run's seed.
+Torch is imported when a data set is loaded, not before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images and what they show, on one device."""
+    """Images and their labels, on one device."""
 
     pixels: torch.Tensor  # uint8 [N, H, W, 3]
     labels: torch.Tensor  # int64 [N]
@@ -41,7 +41,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set as a run uses it. `mean`, `std`: of pixels in 0..1. `checksum`: of every pixel and label."""
+    """A data set as a run uses it. `mean`, `std`: of pixels in 0..1. `checksum`: of all pixels and labels."""
 
     name: str
     classes: tuple[str, ...]
@@ -54,12 +54,12 @@ class Data:
 
 
 def data_root() -> Path:
-    """Where downloaded sets live: `GHOST_DATA`, or `data` in the current directory."""
+    """The folder of downloaded sets: `GHOST_DATA`, or `data` in the current directory."""
     return Path(os.environ.get("GHOST_DATA") or "data")
 
 
 def folder_of(name: str) -> Path | None:
-    """PATH of `folder:PATH`, None for the named sets; any other name is a UsageError."""
+    """PATH of `folder:PATH`; None for a named set. UsageError for any other name."""
     if name in SETS:
         return None
     if name.startswith("folder:") and name != "folder:":
@@ -69,7 +69,7 @@ def folder_of(name: str) -> Path | None:
 
 
 def load(section: DataSection, root: Path | None = None) -> Data:
-    """The data set of a recipe, on the CPU; CIFAR is fetched into `root` at first use. UsageError where none is."""
+    """The data set of a recipe, on the CPU. CIFAR is downloaded into `root` at first use. UsageError if none."""
     folder = folder_of(section.name)
     if folder is None and section.size != 32:
         raise UsageError(f"data.size = {section.size} is for folder data; {section.name} is 32 x 32: remove the key")
@@ -89,7 +89,7 @@ def load(section: DataSection, root: Path | None = None) -> Data:
 
 
 def class_names(name: str, root: Path | None = None) -> tuple[str, ...]:
-    """The names of a data set's classes, in the order of their numbers. Nothing is downloaded, no image is decoded."""
+    """The class names of a data set, in label order. Downloads nothing and decodes no image."""
     folder = folder_of(name)
     if folder is not None:
         from ghostcli.data.folder import list_images
@@ -105,7 +105,7 @@ def _hold_out(train: Images, section: DataSection) -> tuple[Images, Images | Non
         return train, None
     if section.validation >= len(train):
         raise UsageError(
-            f"data.validation = {section.validation} leaves nothing of {len(train)} training images: "
+            f"data.validation = {section.validation} leaves no training image of {len(train)}: "
             f"type a number below {len(train)}"
         )
     rest, held_out = stratified(train.labels, section.validation, section.split_seed)
@@ -113,7 +113,7 @@ def _hold_out(train: Images, section: DataSection) -> tuple[Images, Images | Non
 
 
 def _statistics(train: Images) -> tuple[Triple, Triple]:
-    """Channel means and deviations in 0..1, by whole numbers to the last step: the same on every machine."""
+    """Channel means and standard deviations in 0..1. Sums are exact integers, so every machine gets the same values."""
     import torch
 
     mean, std = [], []
@@ -122,7 +122,7 @@ def _statistics(train: Images) -> tuple[Triple, Triple]:
         n = sum(counts)
         first, second = (sum(count * value**power for value, count in enumerate(counts)) for power in (1, 2))
         mean.append(first / (255 * n))
-        std.append(math.sqrt(n * second - first**2) / (255 * n) or 1.0)  # a constant channel divides by one
+        std.append(math.sqrt(n * second - first**2) / (255 * n) or 1.0)  # a constant channel is divided by one
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 

@@ -1,7 +1,7 @@
-"""The order of an epoch, and every crop, flip and cutout, for a whole batch at once.
+"""The image order of an epoch, and the crops, flips and cutouts of whole batches.
 
-Invariant: each is a pure function of (seed, epoch), drawn on the CPU, so it is the same on every device and
-whatever ran before; what runs on the device never synchronises with the host.
+Invariant: each is a pure function of (seed, epoch) and is drawn on the CPU. So it is the same on every device and does
+not depend on earlier work. Code that runs on the device never synchronises with the host.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def generator(seed: int, stream: str, epoch: int) -> torch.Generator:
 
 
 def order(n: int, seed: int, epoch: int, shuffle: bool = True) -> torch.Tensor:
-    """The images of an epoch in the order they are seen: int64 [n]."""
+    """The image indices of an epoch in training order: int64 [n]."""
     return torch.randperm(n, generator=generator(seed, "order", epoch)) if shuffle else torch.arange(n)
 
 
 def views(n: int, seed: int, epoch: int, augment: AugmentSection) -> torch.Tensor:
-    """The view of image i in this epoch: int64 [n].
+    """The view number of each image in this epoch: int64 [n].
 
-    View v = flip * (2p+1)^2 + dy * (2p+1) + dx for pad p: the crop at (dy, dx) of the padded image, mirrored
-    where flip is 1. Each further augmentation of `VARIANTS` is one more digit of this number.
+    For pad p, view v = flip * (2p+1)^2 + dy * (2p+1) + dx is the crop at (dy, dx) of the padded image, mirrored if
+    flip is 1. Each further augmentation in `VARIANTS` adds one digit to this number.
     """
     size = augment.count("pad")
     found = torch.randint(size, (n,), generator=generator(seed, "crop", epoch))
@@ -46,29 +46,29 @@ def views(n: int, seed: int, epoch: int, augment: AugmentSection) -> torch.Tenso
 
 
 def draw_flips(n: int, seed: int, epoch: int, how: str) -> torch.Tensor:
-    """1 where an image is mirrored: int64 [n]. Alternating (Jordan 2024): a coin in epoch 0, then in turn."""
+    """1 for each image to mirror: int64 [n]. Alternating (Jordan 2024): random in epoch 0, then every other epoch."""
     if how == "random":
         return torch.randint(2, (n,), generator=generator(seed, "flip", epoch))
     return (torch.randint(2, (n,), generator=generator(seed, "coin", 0)) + epoch) % 2
 
 
 def flip(pixels: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
-    """Images [B, H, W, 3], mirrored where `which` [B] is 1."""
+    """Images [B, H, W, 3]. Those with `which` [B] = 1 are mirrored."""
     return torch.where(which.bool()[:, None, None, None], pixels.flip(2), pixels)
 
 
-#: Augmentation key -> (draw(n, seed, epoch, value): which variant each image gets, int64 [n]; apply(pixels, which)).
+#: Augmentation key -> (draw(n, seed, epoch, value) gives the variant of each image, int64 [n]; apply(pixels, which)).
 VARIANTS = {"flip": (draw_flips, flip)}
 
 
 def cutout_centres(n: int, seed: int, epoch: int, height: int, width: int) -> torch.Tensor:
-    """The pixel (y, x) that image i's cutout is centred on, uniform (DeVries 2017): int64 [n, 2]."""
+    """The centre pixel (y, x) of each image's cutout, uniform (DeVries 2017): int64 [n, 2]."""
     rng = generator(seed, "cutout", epoch)
     return torch.stack([torch.randint(side, (n,), generator=rng) for side in (height, width)], dim=1)
 
 
 class Cropper:
-    """A set of images, padded once, of which any views are cut for a whole batch, on the images' device."""
+    """Cuts views out of images for a whole batch, on the images' device. Images are padded once, at construction."""
 
     def __init__(self, images: Images, augment: AugmentSection) -> None:
         self.augment = augment
@@ -76,8 +76,8 @@ class Cropper:
         padded = _padded(images.pixels, augment)
         row = padded.stride(1)
         offsets = 2 * augment.pad + 1
-        # Every crop of every image without a copy: windows[i, dy, dx] is the crop of image i at (dy, dx), each row
-        # of it contiguous, so that gathering a batch moves whole rows.
+        # All crops of all images as a view: windows[i, dy, dx] is the crop of image i at (dy, dx). Each row of a crop
+        # is contiguous, so gathering a batch copies whole rows.
         self._windows = padded.as_strided(
             (len(padded), offsets, offsets, self.height, self.width * 3), (padded.stride(0), row, 3, row, 1)
         )
@@ -88,7 +88,7 @@ class Cropper:
     def crop(self, index: torch.Tensor, views: torch.Tensor, seed: int = 0, epoch: int = 0) -> torch.Tensor:
         """Views [B] of images `index` [B], both int64 on the images' device: uint8 [B, H, W, 3].
 
-        `seed` and `epoch` place the cutout and nothing else.
+        `seed` and `epoch` only place the cutout.
         """
         offsets = 2 * self.augment.pad + 1
         rest, place = views // offsets**2, views % offsets**2
@@ -121,13 +121,15 @@ def normalise(pixels: torch.Tensor, mean: Triple, std: Triple, dtype: torch.dtyp
 
 @lru_cache(maxsize=32)
 def _tiled(mean: Triple, std: Triple, repeats: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The channel constants repeated over an image: a long inner dimension vectorises where one of 3 does not
-    (7 times the rate on a CPU), and what is kept on the device need not be copied there in every step."""
+    """The channel constants, repeated for every pixel of an image, kept on the device.
+
+    An inner dimension of 3 is not vectorised; the long one is 7 times as fast on a CPU.
+    """
     return torch.tensor(mean, device=device).repeat(repeats), torch.tensor(std, device=device).repeat(repeats)
 
 
 def _padded(pixels: torch.Tensor, augment: AugmentSection) -> torch.Tensor:
-    """uint8 [N, H, W, 3] to [N, H + 2p, W + 2p, 3]; zeros are black before normalisation."""
+    """uint8 [N, H, W, 3] to [N, H + 2p, W + 2p, 3]. Zero is black before normalisation."""
     n, h, w, c = pixels.shape
     p = augment.pad
     if augment.fill == "reflect":
@@ -141,6 +143,6 @@ def _padded(pixels: torch.Tensor, augment: AugmentSection) -> torch.Tensor:
 
 
 def _reflected(side: int, pad: int) -> torch.Tensor:
-    """Source positions of a side padded by reflection about its border pixels: int64 [side + 2 pad]."""
+    """Source index of each pixel of a side padded by reflection at its border pixels: int64 [side + 2 pad]."""
     place = torch.arange(-pad, side + pad).abs()
     return torch.where(place < side, place, 2 * (side - 1) - place)

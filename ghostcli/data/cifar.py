@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as their authors packed them: downloaded, checked, then read.
+"""CIFAR-10 and CIFAR-100 in their authors' format: download, check, read.
 
-Invariant: a byte is unpickled only after the published MD5 of its file matched, and the unpickler admits
-nothing but what CIFAR's files hold. Addresses and checksums are those of torchvision's own classes.
+Invariant: a file is unpickled only after its published MD5 matched. The unpickler accepts only the types that CIFAR's
+files contain. Addresses and checksums come from torchvision's classes.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ghostcli.data import Images
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.sets import SETS
 
-#: Seconds without an answer after which a download is given up.
+#: A download fails after this many seconds without an answer.
 TIMEOUT = 30
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One published set: where it comes from, its files with their MD5, and what they hold."""
+    """One published set: its address, its files with their MD5, and its keys."""
 
     name: str
     url: str
@@ -54,7 +54,7 @@ class Archive:
         return {**self.train, **self.test, **self.meta}
 
     def by_hand(self, root: Path) -> str:
-        """What a person can do where the download failed."""
+        """What a user can do after a failed download."""
         return f"put {self.filename} (MD5 {self.md5}) into {printable(root)}/, or set GHOST_DATA to where it is"
 
 
@@ -93,7 +93,7 @@ def class_names(name: str, root: Path) -> tuple[str, ...]:
 
 
 def state(name: str, root: Path) -> str:
-    """ready, incomplete (files are missing), packed (only the archive) or absent. Checksums are not looked at."""
+    """ready, incomplete (files are missing), packed (only the archive) or absent. Does not check checksums."""
     source = archive(name)
     there = [os.path.isfile(root / source.folder / file) for file in source.files]
     if any(there):
@@ -111,7 +111,7 @@ def checks(name: str, root: Path) -> list[tuple[str, str | None]]:
 
 
 def fetch(name: str, root: Path) -> None:
-    """Put every file of the set in place. Files that are right stay; a damaged archive is downloaded again."""
+    """Write every missing or wrong file of the set. A damaged archive is downloaded again."""
     source = archive(name)
     with _owned(source, root):
         wrong = [file for file in source.files if check_file(source, root, file)]
@@ -126,13 +126,13 @@ def fetch(name: str, root: Path) -> None:
         except OSError:
             if not kept:
                 packed.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty: some files are in place
+            with contextlib.suppress(OSError):  # the folder may hold good files
                 (root / source.folder).rmdir()
             raise
 
 
 def problem_of_archive(source: Archive, root: Path) -> str | None:
-    """What is wrong with the packed file, in a line; None where it is right or absent."""
+    """What is wrong with the archive, in one line. None if it is right or absent."""
     path = root / source.filename
     if not os.path.isfile(path):
         return None
@@ -150,7 +150,7 @@ def problem_of_archive(source: Archive, root: Path) -> str | None:
 
 @contextlib.contextmanager
 def _owned(source: Archive, root: Path) -> Iterator[None]:
-    """One process at a time. A folder that was made only for that is removed again."""
+    """Lock the set for one process. A folder created only for the lock is removed again."""
     made = not os.path.exists(root)
     lock = root / f".{source.name}.lock"
     try:
@@ -164,12 +164,12 @@ def _owned(source: Archive, root: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             lock.unlink(missing_ok=True)
         if made:
-            with contextlib.suppress(OSError):  # not empty: something was downloaded
+            with contextlib.suppress(OSError):  # the folder may hold the download
                 root.rmdir()
 
 
 def _download(source: Archive, root: Path) -> None:
-    """The archive by pooch: to a temporary file, which gets its name only with the right checksum."""
+    """Download the archive with pooch. It writes a temporary file and renames it if the checksum is right."""
     import pooch
 
     console = Console(stderr=True)
@@ -181,7 +181,7 @@ def _download(source: Archive, root: Path) -> None:
             pooch.retrieve(source.url, f"md5:{source.md5}", source.filename, root, downloader=downloader)
         except ValueError as error:
             raise UsageError(
-                f"what {source.url} gave ({bar.total:,} bytes) is not the published archive (MD5 {source.md5}): "
+                f"{source.url} sent {bar.total:,} bytes that are not the published archive (MD5 {source.md5}): "
                 f"try again, or {source.by_hand(root)}"
             ) from error
         except requests.RequestException as error:
@@ -189,7 +189,7 @@ def _download(source: Archive, root: Path) -> None:
 
 
 class _Bar:
-    """A rich progress bar with the interface that pooch asks for."""
+    """A rich progress bar with the interface that pooch needs."""
 
     def __init__(self, progress: Progress, label: str) -> None:
         self.progress, self.task, self.total = progress, progress.add_task(label, total=None), 0
@@ -214,7 +214,7 @@ def _bar(console: Console, label: str) -> Iterator[_Bar]:
 
 
 def _unpack(source: Archive, root: Path, wanted: list[str]) -> None:
-    """Write the `wanted` files out of the archive, whose checksum is right; no other member is looked at."""
+    """Extract the `wanted` files. The archive's checksum was checked before. Other members are ignored."""
     packed = root / source.filename
     left = set(wanted)
     try:
@@ -245,7 +245,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def check_file(source: Archive, root: Path, file: str) -> str | None:
-    """What is wrong with one file of the set, in a line; None where it is the published one."""
+    """What is wrong with one file of the set, in one line. None if it is the published file."""
     try:
         _checked_bytes(source, root, file)
     except UsageError as error:
@@ -259,7 +259,7 @@ def md5_of(content: bytes) -> str:
 
 def _checked_bytes(source: Archive, root: Path, file: str) -> bytes:
     path = root / source.folder / file
-    mend = f"`ghost data fetch {source.name}` puts it right"
+    mend = f"`ghost data fetch {source.name}` downloads it again"
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -295,7 +295,7 @@ def _read_images(source: Archive, root: Path, files: dict[str, str]) -> Images:
             or len(of_rows) != len(rows)
             or not all(type(label) is int and 0 <= label < source.classes for label in of_rows)
         ):
-            raise _foreign(source, root, file, "a label an image")
+            raise _foreign(source, root, file, "one label per image")
         pixels.append(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels += of_rows
     return Images(torch.from_numpy(np.concatenate(pixels)).contiguous(), torch.tensor(labels))
@@ -319,7 +319,7 @@ def _foreign(source: Archive, root: Path, file: str, expected: str) -> UsageErro
 
 
 class _Unpickler(pickle.Unpickler):
-    """Containers, numbers, strings and plain numpy arrays; any other name is refused by it."""
+    """Unpickles containers, numbers, strings and plain numpy arrays. Refuses any other type."""
 
     _ADMITTED = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
@@ -332,4 +332,4 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self._ADMITTED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which CIFAR's files never do") from None
+            raise pickle.UnpicklingError(f"it contains {module}.{name}, which CIFAR's files never contain") from None

@@ -1,6 +1,6 @@
-"""A person's own images: train/ and test/ (or val/), with a folder a class.
+"""A user's own images: train/ and test/ (or val/), with one folder per class.
 
-Invariant: nothing outside the folder is ever opened, and whatever cannot be read is refused by name.
+Invariant: no file outside the folder is opened. A file that cannot be read is an error that names it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ghostcli.errors import UsageError, printable
 
 
 def read_folder(folder: Path, size: int) -> tuple[tuple[str, ...], Images, Images]:
-    """(classes sorted by name, train, test), images SIZE x SIZE; classes take turns in their order."""
+    """(classes sorted by name, train, test). Images are `size` x `size`, classes interleaved in proportion."""
     train, test = list_images(folder)
     classes = tuple(printable(name) for name in train)
     return classes, _read(train, size), _read(test, size)
 
 
 def list_images(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
-    """(train, test): image paths by class name, both sorted, the same classes in both. Decodes nothing."""
+    """(train, test): image paths by class name, sorted. Both have the same classes. Decodes no image."""
     if not os.path.isdir(folder):
         raise UsageError(
             f"folder:{printable(folder)}: there is no such folder; it must hold train/ and test/ (or val/)"
@@ -37,7 +37,7 @@ def list_images(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Pat
     test = next((folder / name for name in ("test", "val") if os.path.isdir(folder / name)), None)
     if not os.path.isdir(train) or test is None:
         missing = "train/" if test else "test/ (or val/)" if os.path.isdir(train) else "train/ and test/ (or val/)"
-        raise UsageError(f"folder:{printable(folder)}: has no {missing} with a folder a class")
+        raise UsageError(f"folder:{printable(folder)}: has no {missing} with one folder per class")
     inside = folder.resolve()
     parts = [_list_part(part, inside) for part in (train, test)]
     only = [sorted(set(a) - set(b)) for a, b in (parts, parts[::-1])]
@@ -67,7 +67,7 @@ def _list_part(part: Path, inside: Path) -> dict[str, list[Path]]:
             images[folder.name] = files
     if not images:
         raise UsageError(
-            f"{printable(part)}: holds no images; it needs a folder a class, with {', '.join(sorted(SUFFIXES))}"
+            f"{printable(part)}: holds no images; it needs one folder per class, with {', '.join(sorted(SUFFIXES))}"
         )
     empty = [folder.name for folder in folders if folder.name not in images]
     if empty:
@@ -76,7 +76,7 @@ def _list_part(part: Path, inside: Path) -> dict[str, list[Path]]:
 
 
 def _entries(folder: Path, inside: Path) -> list[Path]:
-    """What a folder holds, sorted by name, hidden names left out."""
+    """The entries of a folder, sorted by name, without hidden names."""
     try:
         entries = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError as error:

@@ -1,6 +1,6 @@
-"""A picture file as the pixels that a network is trained on and asked about.
+"""Decodes a picture file to pixels, for training and for prediction.
 
-Invariant: training and prediction decode a picture by this one function, and only by decoders that are safe. No torch.
+Invariant: training and prediction use this one function, and it uses safe decoders only. No torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", 
 #: Pillow's plain decoders: without this list a file named .png could start Ghostscript.
 FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 
-#: What `decode` does, in words, for whoever deploys a network elsewhere.
+#: What `decode` does, in words, for users who deploy a network elsewhere.
 STEPS = (
     "turn by the EXIF orientation; convert to RGB; scale the shorter side to the size (bilinear, antialiased); "
     "cut about the centre"
@@ -26,10 +26,10 @@ STEPS = (
 
 
 def decode(source: Path | BinaryIO, size: int, name: str | None = None) -> np.ndarray:
-    """uint8 [size, size, 3] in red, green, blue: upright, shorter side scaled to `size`, cut about the centre.
+    """uint8 [size, size, 3], RGB: upright, shorter side scaled to `size`, centre crop.
 
-    `name` is what an error calls a source that has no path. UsageError where it cannot be decoded. The caller turns
-    Pillow's DecompressionBombWarning into an error (warnings are no thread's own).
+    `name` stands in errors for a source without a path. UsageError if it cannot be decoded. The caller turns Pillow's
+    DecompressionBombWarning into an error, because warning filters are not per thread.
     """
     where = printable(name or source)
     try:

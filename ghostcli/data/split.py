@@ -1,6 +1,6 @@
-"""Which images go where, by class.
+"""Splits and orders of images by class.
 
-Invariant: a split is decided by the labels, its size and its own seed.
+Invariant: a split depends only on the labels, its size and its own seed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ghostcli.data.batches import generator
 def stratified(labels: torch.Tensor, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Splits `labels` int64 [N] into (rest [N - count], taken [count]): ascending indices.
 
-    Each class gives its share of `count`, rounded by largest remainder, lower classes first in a tie.
+    Each class gives its share of `count`, rounded by largest remainder. Ties go to lower classes.
     """
     sizes = torch.bincount(labels).tolist()
     quotas = [count * size // len(labels) for size in sizes]
@@ -29,6 +29,6 @@ def stratified(labels: torch.Tensor, count: int, seed: int) -> tuple[torch.Tenso
 
 
 def interleaved(sizes: list[int]) -> list[tuple[int, int]]:
-    """(class, member) of classes of these sizes, in an order whose every prefix is in proportion to them."""
+    """(class, member) pairs, ordered so that every prefix holds the classes in proportion to `sizes`."""
     places = [((2 * j + 1) / (2 * size), c, j) for c, size in enumerate(sizes) for j in range(size)]
     return [(c, j) for _, c, j in sorted(places)]

@@ -141,7 +141,7 @@ def logits(network: Network, pixels: np.ndarray, batch: int = 250) -> np.ndarray
 
     parts = []
     for begin in range(0, len(pixels), batch):
-        signals.stop_if_asked()
+        signals.raise_if_received()
         images = as_input(pixels[begin : begin + batch])
         try:
             found = network.ask(images)

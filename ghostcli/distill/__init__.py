@@ -1,6 +1,6 @@
-"""What is learned from teachers: losses as pure functions, and the objective they add up to.
+"""Distillation: losses as pure functions, the objective, teachers and their tables.
 
-Invariant: importing this package imports no torch; building an objective does.
+Invariant: importing this package imports no torch. Building an objective does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def build_for(recipe: Recipe, student: nn.Module, teachers: Sequence[nn.Module], size: int) -> Objective:
-    """The objective for these networks and square images of `size` pixels, its weights drawn from torch's generator."""
+    """The objective for these networks and square images of `size` pixels. Torch's generator draws its weights."""
     from ghostcli.distill import objective
     from ghostcli.zoo.stages import Tap
 

@@ -1,7 +1,7 @@
-"""Teachers weighed example by example (AMTML-KD: Liu 2020, "Adaptive multi-teacher multi-level KD").
+"""Teacher weights per example (AMTML-KD: Liu 2020, "Adaptive multi-teacher multi-level KD").
 
-Invariant: the weights, the teachers' factors and the hints' regressors are parameters of this module, so they
-are trained with the student wherever `Objective.parameters()` reaches the optimiser.
+Invariant: teacher factors, the score and the hints' regressors are module parameters. The optimiser gets them from
+`Objective.parameters()` and trains them with the student.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ghostcli.zoo.stages import Features, FeatureShape, nearest
 class TeacherWeights(nn.Module):
     """w_i(x) = softmax over teachers i of v . (theta_i * f(x)) / sqrt(D), f the student's pooled features [B, D].
 
-    theta_i is teacher i's latent factor and v the score, both learned. The root of D, which the paper has not,
-    keeps the weights away from 0 and 1 at the start for features of any width.
+    theta_i is the latent factor of teacher i and v is the score; both are learned. The paper has no sqrt(D). It keeps
+    the initial weights away from 0 and 1 for any feature width.
     """
 
     def __init__(self, width: int, teachers: int, generator: torch.Generator | None) -> None:
@@ -35,10 +35,10 @@ class TeacherWeights(nn.Module):
 
 
 class GroupedHints(nn.Module):
-    """The student's stages shared out among the teachers, in order: each group of stages has hints of one.
+    """Hints from the teachers to groups of the student's stages, in order: one teacher per group.
 
-    With more teachers than stages a stage has hints of several. A teacher's stage is the one nearest in level.
-    Both maps are unit vectors over the channels, as in the published code; the mean over all hints.
+    With more teachers than stages, a stage has hints of several teachers. The teacher's stage is the nearest in level.
+    Both maps are unit vectors over the channels, as in the published code. The loss is the mean over all hints.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class GroupedHints(nn.Module):
     ) -> None:
         super().__init__()
         stages, n = len(student.levels), len(teachers)
-        self.groups: list[tuple[int, int, int]] = []  # student's stage, teacher, teacher's stage
+        self.groups: list[tuple[int, int, int]] = []  # (student's stage, teacher, teacher's stage)
         self.regressors = nn.ModuleList()
         for k in range(max(stages, n)):
             i, who = k * stages // max(stages, n), k * n // max(stages, n)

@@ -1,6 +1,6 @@
-"""The kinds of teaching: one class each, beside its section in `recipe/models.py`. A new kind is one more of both.
+"""The kinds of distillation, one class per kind. A new kind is a class here and a section in `recipe/models.py`.
 
-Invariant: a kind has no state but its parameters. Nothing in it waits for the device.
+Invariant: parameters are the only state of a kind. It never waits for the device.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ghostcli.zoo.stages import Features, FeatureShape, common, nearest
 
 
 class Kind(nn.Module):
-    """What a kind adds to the objective. Kinds whose section has `features = True` also define `forward`.
+    """The loss terms of a kind. A kind whose section has `features = True` also defines `forward`.
 
-    `student` and `teachers` are the shapes of the networks' features; None and empty for kinds of logits.
+    `student` and `teachers` are the shapes of the networks' features. They are None and empty for kinds on logits.
     `generator` draws the kind's own weights.
     """
 
@@ -38,15 +38,15 @@ class Kind(nn.Module):
         self.distill = distill
 
     def logit_loss(self, z: Tensor, target: Tensor, labels: Tensor) -> Tensor:
-        """A scalar from logits [B, C] of student and teacher and labels [B]. Feature kinds: their share of KD."""
+        """A scalar from logits [B, C] of student and teacher and labels [B]. Feature kinds: KD times `kd_weight`."""
         return self.distill.kd_weight * losses.kd(z, target, self.distill.temperature)
 
     def forward(self, student: Features, teachers: Sequence[Features]) -> list[Tensor]:
-        """One weighted scalar a teacher from the networks' features."""
+        """One weighted scalar per teacher, from the networks' features."""
         return [student.pooled.new_zeros(())] * len(teachers)
 
     def warmup(self, epoch: int) -> float:
-        """The factor of the soft term in `epoch` (from 0)."""
+        """The factor of the soft term in `epoch` (counted from 0)."""
         return 1.0
 
 
@@ -78,10 +78,10 @@ class DIST(Kind):
 
 
 class Hint(Kind):
-    """One hint a teacher, at the stage that is asked for or the nearest that both networks have.
+    """One hint per teacher, at stage `distill.stage` or the nearest stage that both networks have.
 
-    Each hint has a regressor that ends in a batch norm: its slope then does not grow with the student's maps, and a
-    learning rate that suits the student suits it too.
+    Each regressor ends in a batch norm. So its gradient does not grow with the student's maps, and the student's
+    learning rate works for the regressor too.
     """
 
     section = models.Hint
@@ -113,7 +113,7 @@ class Hint(Kind):
 
 
 class AT(Kind):
-    """For each teacher the attention loss, summed over all levels that it and the student have."""
+    """The attention loss per teacher, summed over all levels that student and teacher share."""
 
     section = models.AT
 
@@ -135,7 +135,7 @@ class AT(Kind):
 
 
 class RKD(Kind):
-    """For each teacher the distance and angle losses of the penultimate features."""
+    """The distance and angle losses on the penultimate features, per teacher."""
 
     section = models.RKD
 
@@ -153,6 +153,6 @@ def build(
     teachers: Sequence[FeatureShape] = (),
     generator: torch.Generator | None = None,
 ) -> Kind:
-    """The kind that belongs to a [distill] section."""
+    """The kind of a [distill] section."""
     found = next(kind for kind in Kind.__subclasses__() if kind.section is type(distill))
     return found(distill, student, teachers, generator)

@@ -1,9 +1,9 @@
-"""Losses on logits, each a pure function with its equation and paper; and what several teachers say together.
+"""Losses on logits as pure functions, with equation and paper, and the combination of several teachers' logits.
 
-Invariant: nothing here has parameters, randomness or state, and nothing waits for the device.
+Invariant: no function has parameters, randomness or state, and none waits for the device.
 
-Notation: z the student's logits and t the teacher's, [B, C]; q = softmax(z / T), p = softmax(t / T) at the
-temperature T. KL(p || q) = sum over the classes of p (log p - log q). Losses are means over the batch.
+Notation: Logits z (student) and t (teacher), [B, C]. At temperature T, q = softmax(z / T), p = softmax(t / T).
+KL(p || q) = sum over the classes of p (log p - log q). Losses are means over the batch.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor
 
 Combine = Literal["logits", "probabilities", "standardized"]
 
-#: Keeps a correlation of vectors that hardly vary near 0, as DIST's published code does.
+#: Keeps the correlation of almost constant vectors near 0, as DIST's published code does.
 CORRELATION_EPS = 1e-8
 
 
 def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(p || q), the soft term of the paper's equation (1) (Hinton 2015, "Distilling the Knowledge").
 
-    T^2 keeps the gradient's size as T grows: the limit for T -> infinity is half the mean squared difference
-    of the centred logits.
+    T^2 makes the gradient's size independent of T. For T -> infinity the loss tends to half the mean
+    squared difference of the centred logits.
     """
     log_q = F.log_softmax(student / temperature, -1)
     log_p = F.log_softmax(teacher / temperature, -1)
@@ -43,8 +43,8 @@ def dkd(
 ) -> Tensor:
     """T^2 (a KL(b_p || b_q) + b KL(p' || q')), decoupled KD (Zhao 2022, equations 6 and 7).
 
-    b = [p_y, 1 - p_y] is the chance of the labelled class against all others; p' is the softmax over the
-    others alone. The weights a, b are numbers or one a sample, [B]; a = 1 with b = 1 - p_y is KD.
+    b_p = [p_y, 1 - p_y] is the probability of the labelled class and of all others together. p' is the softmax over the
+    other classes. The weights a and b are numbers, or [B] with one per sample. KD is a = 1, b = 1 - p_y.
     """
     z, t = student / temperature, teacher / temperature
     binary = _kl(_target_or_other(t, labels), _target_or_other(z, labels))
@@ -62,8 +62,8 @@ def dist(
     """T^2 (b L_inter + g L_intra), DIST (Huang 2022, equations 8 to 10, with the published code's T^2).
 
     L_inter = 1 - mean over samples of the correlation of q's and p's row; L_intra = 1 - mean over classes of
-    the correlation of q's and p's column. A positive affine change of q or p, by row or by column
-    respectively, costs nothing.
+    the correlation of q's and p's column. A positive affine change of each row (or column) of q or p does not
+    change L_inter (or L_intra).
     """
     q = F.softmax(student / temperature, -1)
     p = F.softmax(teacher / temperature, -1)
@@ -73,7 +73,7 @@ def dist(
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's correlation along the last dimension, [..., N] -> [...]; 0 where either does not vary."""
+    """Pearson's correlation along the last dimension, [..., N] -> [...]; 0 if x or y is constant."""
     x = x - x.mean(-1, keepdim=True)
     y = y - y.mean(-1, keepdim=True)
     size = torch.linalg.vector_norm(x, dim=-1) * torch.linalg.vector_norm(y, dim=-1)
@@ -83,19 +83,20 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
 def standardize(logits: Tensor) -> Tensor:
     """(z - mean) / std of each row (Sun 2024, "Logit Standardization"); a constant row becomes zeros.
 
-    Done to student and teacher alike before any loss on logits, which then sees the order and spacing of the
-    logits and not their size. std divides by C (the authors' code by C - 1: at C = 10 a T that is 5 % larger).
+    It is applied to student and teacher before any loss on logits. The loss then depends on the order and relative
+    spacing of the logits, not on their size. std divides by C. The authors' code divides by C - 1: at C = 10 that is a
+    T larger by 5 %.
     """
     centred = logits - logits.mean(-1, keepdim=True)
     return centred / _deviation(centred).clamp_min(1e-7)
 
 
 def combine(teachers: Tensor, how: Combine, temperature: float) -> Tensor:
-    """What teachers [N, B, C] say together, as the logits [B, C] of one teacher. One alone is unchanged.
+    """Combine teachers' logits [N, B, C] into logits [B, C] of one teacher. A single teacher is unchanged.
 
-    logits: their mean (the paper's ensembles). probabilities: T log of the mean softmax(t / T), whose softmax
-    at T is that mean. standardized: the mean of the standardised logits, given the teachers' average scale
-    back, so that each has an equal say however large its logits are.
+    logits: the mean of the logits (the paper's ensembles). probabilities: T log of the mean softmax(t / T); its softmax
+    at T is that mean. standardized: the mean of the standardised logits, rescaled to the teachers' average mean and
+    standard deviation. So each teacher has equal weight, whatever the size of its logits.
     """
     if how == "probabilities":
         equal = torch.full_like(teachers[:, :, 0].T, -math.log(len(teachers)))
@@ -117,23 +118,22 @@ def mixture(teachers: Tensor, log_weights: Tensor, temperature: float) -> Tensor
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Mean entropy in nats of softmax(logits / T), a scalar: what a teacher's soft targets leave open."""
+    """Mean entropy of softmax(logits / T) in nats, a scalar: how soft the targets of a teacher are."""
     log_p = F.log_softmax(logits / temperature, -1)
     return -(log_p.exp() * log_p).sum(-1).mean()
 
 
 def smoothed_entropy(epsilon: float, classes: int) -> float:
-    """Entropy in nats of a label smoothed by `epsilon`: 1 - e + e / C on its class, e / C on each other."""
+    """Entropy in nats of a label smoothed by e = `epsilon`: 1 - e + e / C on its class, e / C on each other class."""
     other = epsilon / classes
     target = 1 - (classes - 1) * other
     return -sum(n * p * math.log(p) for n, p in ((1, target), (classes - 1, other)) if p > 0)
 
 
 def matched_smoothing(target_entropy: float, classes: int) -> float:
-    """The label smoothing whose targets have `target_entropy` (nats), as `entropy` measures a teacher's.
+    """The label smoothing whose targets have entropy `target_entropy` in nats (see `entropy`).
 
-    The control that a gain by teaching must beat: as soft as the teacher's targets, knowing nothing of the
-    image. ValueError outside 0 to log(classes).
+    It tells a user how soft a teacher's targets are, in a familiar unit. ValueError outside 0 to log(classes).
     """
     highest = math.log(classes)
     if not 0 <= target_entropy <= highest * (1 + 1e-9):

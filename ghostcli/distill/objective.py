@@ -1,20 +1,20 @@
-"""What a run minimises, as one value for the one training loop: the hard term and what its teachers add.
+"""The loss of a run: the hard term and the soft term of its teachers.
 
-Invariant: `total = alpha * hard + (1 - alpha) * soft`, whoever teaches and by whatever kind; everything is
-computed in float32 (float64 where the logits are), and nothing waits for the device.
+Invariant: `total = alpha * hard + (1 - alpha) * soft` for all teachers and kinds. All terms are computed in float32
+(float64 if the logits are float64). Nothing waits for the device.
 
 The soft term:
 
-- an ensemble (or one teacher): the kind's logit loss against the combined logits, plus the mean over teachers
-  of the kind's feature loss;
-- dense (DGKD, Son 2021; never with adaptive): the mean over teachers of each one's own logit and feature loss.
-  That is the paper's (n + 1)(1 - lambda) CE + lambda (the sum of n + 1 KD terms, the first teacher's and the n
-  assistants'), divided by n + 1, so that alpha and the learning rate mean the same for any n. Stochastic: the
-  paper drops teachers' terms by coins; here exactly `drop` of the n + 1, never all of them and never the hard
-  term, and the mean is over those kept, so that the expected loss is the undropped one;
-- adaptive (AMTML-KD, Liu 2020): the logit loss against the mixture of the teachers' soft targets under
-  per-example weights, each teacher's feature loss under the batch's mean weight, plus the angle loss between
-  the student's soft answers and the mixture, plus grouped hints.
+- One teacher or an ensemble: the kind's logit loss against the combined logits, plus the mean over teachers of the
+  kind's feature loss.
+- Dense (DGKD, Son 2021; not with adaptive): the mean over teachers of each teacher's logit and feature loss. The paper
+  has (n + 1)(1 - lambda) CE + lambda (the sum of n + 1 KD terms: the first teacher and n assistants). It is divided here
+  by n + 1, so alpha and the learning rate mean the same for any n. Stochastic: the paper drops each teacher's term at
+  random. Here exactly `drop` of the n + 1 terms are dropped, never all and never the hard term. The mean is over the
+  kept terms, so the expected loss equals the loss without dropping.
+- Adaptive (AMTML-KD, Liu 2020): the logit loss against the mixture of the teachers' soft targets with per-example
+  weights, each teacher's feature loss times its mean weight over the batch, the angle loss between the student's
+  probabilities and the mixture, and grouped hints.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ghostcli.zoo.stages import Features, FeatureShape
 
 
 class Losses(NamedTuple):
-    """Scalars on the logits' device; `total` is the one to minimise."""
+    """Scalars on the logits' device. `total` is minimised."""
 
     total: Tensor
     hard: Tensor
@@ -51,9 +51,9 @@ def build(
     teacher_features: Sequence[FeatureShape] | None = None,
     generator: torch.Generator | None = None,
 ) -> Objective:
-    """The objective of a run with so many teachers; without any, plain cross-entropy, whatever `distill` says.
+    """The objective of a run with this number of teachers. Without teachers: plain cross-entropy, for any `distill`.
 
-    The shapes are needed where `distill.needs_features`. `generator` (default: torch's own) draws the
+    The feature shapes are required if `distill.needs_features`. `generator` (default: torch's own) draws the
     regressors and the adaptive weights.
     """
     if teachers == 0 or distill is None:
@@ -61,7 +61,7 @@ def build(
     weights = hints = None
     shapes = teacher_features or ()
     if distill.needs_features and (student_features is None or len(shapes) != teachers):
-        raise ValueError("this kind of teaching compares features: give the shape of each network's")
+        raise ValueError("this kind of distillation compares features: pass the feature shape of each network")
     kind = kinds.build(distill, student_features, shapes, generator)
     if distill.weighting == "adaptive":
         weights = TeacherWeights(student_features.pooled, teachers, generator)
@@ -70,7 +70,7 @@ def build(
 
 
 def kept_terms(teachers: int, drop: int, seed: int, step: int) -> list[int]:
-    """Which teachers' terms are kept at this step: all but `drop` of them, but always one. Pure in (seed, step)."""
+    """Indices of the teachers whose terms are kept at this step: all but `drop`, at least one. Pure in (seed, step)."""
 
     def rank(i: int) -> bytes:
         return hashlib.sha256(f"{seed}/drop/{step}/{i}".encode()).digest()
@@ -79,8 +79,10 @@ def kept_terms(teachers: int, drop: int, seed: int, step: int) -> list[int]:
 
 
 class Objective(nn.Module):
-    """Called with a batch's logits, labels and teachers, gives `Losses`. Its parameters are trained with the student's
-    and left out of what is saved as the network."""
+    """Computes `Losses` from a batch's logits, labels and teacher outputs.
+
+    Its parameters are trained with the student's. The saved network does not contain them.
+    """
 
     def __init__(
         self,
@@ -104,9 +106,10 @@ class Objective(nn.Module):
         return self.teachers > 0 and self.distill.needs_features
 
     def schedule(self, seed: int, epoch: int, step: int) -> tuple[float, ...]:
-        """Weights of the soft term's parts at update `step` (from 0, over the whole run) of `epoch` (from 0):
-        one a teacher where dense, else one, none without teachers. They hold DKD's linear warm-up and the
-        dropping of terms."""
+        """Weights of the soft term's parts at update `step` of the run, in `epoch` (both counted from 0).
+
+        One per teacher if dense, else one; none without teachers. They include DKD's linear warm-up and dropped terms.
+        """
         if self.teachers == 0:
             return ()
         warm = self.kind.warmup(epoch)
@@ -124,10 +127,10 @@ class Objective(nn.Module):
         teacher_features: Sequence[Features] | None = None,
         weights: Sequence[float] | Tensor = (),
     ) -> Losses:
-        """Logits [B, C], labels [B], teachers' logits [T, B, C], and features where they are needed.
+        """Logits [B, C], labels [B], teachers' logits [T, B, C], and features if needed.
 
-        `weights` is what `schedule` says of this step; as a tensor on the device, a captured step reads it from
-        there, and the loop refills it between replays.
+        `weights` is the result of `schedule` for this step. As a tensor on the device, it can be read by a captured
+        step; the loop refills it between replays.
         """
         with torch.autocast(logits.device.type, enabled=False):
             z = _full(logits)

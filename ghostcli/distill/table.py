@@ -1,13 +1,13 @@
-"""The exact teacher table: a teacher's logits for (image, view), computed once and kept with the teacher's run.
+"""The teacher table: a teacher's logits for (image, view), computed once and stored with the teacher's run.
 
-Invariant: an entry is whole or absent. New entries are journalled (atomically) before they are applied, so a
-kill at any instant leaves each chunk's entries either all there or all missing; and an entry has the same bits
-whenever and for whomever one kind of device is asked for it (`ask_about_views` sees to that), so that what a student
-reads does not depend on what ran, or was stopped, before.
+Invariants: an entry is complete or absent. New entries are journalled (atomically) before they are applied, so after a
+kill all entries of a commit are present or all are missing. An entry has the same bits whenever it is computed on one
+kind of device (see `teacher_logits_of_views`), so a student's targets do not depend on earlier or interrupted runs.
 
-An image has (2 pad + 1)^2 crops, twice with flips: 162 for CIFAR-10. A table is float16, images x views x
-classes: 162 MB for CIFAR-10, read through a memory map and never loaded whole. Its room is taken when it is made,
-and it is written through files: a map that finds the disk full is a bus error, which no program survives to report.
+An image has (2 pad + 1)^2 crops, and twice as many with flips: 162 for CIFAR-10. A table is float16, images x views x
+classes: 162 MB for CIFAR-10. It is read through a memory map and never loaded whole. Its disk space is allocated when
+it is created. It is written through files: a write to a memory map on a full disk is a bus error, which kills the process
+without a message.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from ghostcli.records.record import UNREADABLE
 from ghostcli.records.storage import cannot_write, fault, read_json, refuse_link, sweep, write_bytes, write_json
 from ghostcli.zoo.evaluate import compact
 
-#: Images whose missing entries are looked up together, and how many seconds of asking are gathered before they are
-#: committed together: with one more batch the most work a kill can cost. A commit waits for the disk, whatever it
-#: brings.
+#: Images whose missing entries are looked up together.
 CHUNK = 4096
+#: Seconds of computed entries per commit. A kill loses at most these and one batch. A commit waits for the disk, so
+#: small commits would be slow.
 COMMIT_SECONDS = 5.0
 
-Ask = Callable[[Tensor, Tensor], Tensor]  # image numbers [B], views [B] -> logits [B, C]
+LogitsOfViews = Callable[[Tensor, Tensor], Tensor]  # image numbers [B], views [B] -> logits [B, C]
 
 
 def describe(weights: str, data: str, images: int, classes: int, views: dict[str, Any]) -> dict[str, Any]:
-    """What a table's content follows from; equal descriptions mean equal tables. `views` has their `count`."""
+    """All that determines a table's content. Equal descriptions mean equal tables. `views` has a key `count`."""
     return {
         "schema": 1,
         "weights": weights,
@@ -57,9 +57,9 @@ class TeacherTable:
     """One teacher's logits over one training set and one definition of views."""
 
     def __init__(self, run: Path, meta: dict[str, Any]) -> None:
-        """Open, or create, the table of `run` that `meta` (see `describe`) stands for.
+        """Open or create the table of `run` with description `meta` (see `describe`).
 
-        Raises GhostError naming the folder where what lies there is of another teacher, data set or views.
+        Raises GhostError, naming the folder, if the table there is of another teacher, data set or views.
         """
         self.meta = meta
         self.folder = run / "teacher-table" / digest(meta)[:8]
@@ -85,7 +85,7 @@ class TeacherTable:
             yield
 
     def _create(self) -> None:
-        # meta.json comes last: where it is missing, the files before it are not trusted and made again.
+        # meta.json is written last. If it is missing, the other files may be incomplete and are made again.
         if (self.folder / "meta.json").exists():
             return
         images, views, classes = self.shape
@@ -103,32 +103,34 @@ class TeacherTable:
         found = read_json(self.folder / "meta.json")
         wrong = [name for name, size in sizes.items() if self._size(name) != size]
         if found != self.meta or wrong:
-            what = f"{wrong[0]} has the wrong size" if wrong else "it is of another teacher, data set or view"
-            raise GhostError(f"{printable(str(self.folder))}: no table of this teacher's ({what}); delete that folder")
+            what = f"{wrong[0]} has the wrong size" if wrong else "it is of another teacher, data set or views"
+            raise GhostError(
+                f"{printable(str(self.folder))}: not the table of this teacher ({what}); delete that folder"
+            )
 
     def _size(self, name: str) -> int:
         path = self.folder / name
         return path.stat().st_size if path.exists() else -1
 
     def _replay(self) -> None:
-        """Finish a commit that a kill interrupted between its journal and its last write."""
+        """Finish a commit that was interrupted between its journal and its last write."""
         journal = self.folder / "pending.npz"
         if not journal.exists():
             return
         try:
             with np.load(journal, allow_pickle=False) as file:
                 images, views, logits = file["images"], file["views"], file["logits"]
-            places = np.ravel_multi_index((images, views), self.shape[:2])  # ValueError for one outside the table
+            places = np.ravel_multi_index((images, views), self.shape[:2])  # ValueError if outside the table
             if logits.dtype != np.float16 or logits.shape != (places.size, self.shape[2]) or not places.size:
                 raise ValueError(f"{logits.dtype} {logits.shape}")
         except UNREADABLE as error:
-            raise GhostError(f"{printable(str(journal))}: is damaged; delete the folder it lies in") from error
+            raise GhostError(f"{printable(str(journal))}: is damaged; delete its folder") from error
         self._apply(places, logits)
         journal.unlink()
 
     def _apply(self, places: np.ndarray, logits: np.ndarray) -> None:
-        """Write entries at `places` (image * views + view): values first, so that what is marked is there."""
-        order = places.argsort()  # as they lie in the file
+        """Write entries at `places` (image * views + view): values first, then marks, so a marked entry is complete."""
+        order = places.argsort()  # in file order
         rows = memoryview(logits[order].tobytes())
         width = logits.itemsize * logits.shape[1]
         with self._opened("logits.f16") as file:
@@ -147,16 +149,16 @@ class TeacherTable:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[io.FileIO]:
-        """A file to write rows into, unbuffered: a buffer would be emptied at every one. Synced in the end."""
+        """A file for writing rows, synced at the end. Unbuffered, because each seek would flush a buffer."""
         with open(self.folder / name, "r+b", buffering=0) as file:
             yield file
             os.fsync(file.fileno())
 
     def _commit(self, images: np.ndarray, views: np.ndarray, logits: np.ndarray) -> None:
-        """Journal, then write, what nobody else has written meanwhile."""
+        """Journal and write the entries that no other process has written since."""
         with self._locked():
             self._replay()
-            # Whoever came first has spoken: an entry is never written twice.
+            # The first writer wins: an entry is never written twice.
             fresh = self.filled[images, views] == 0
             if not fresh.any():
                 return
@@ -166,45 +168,51 @@ class TeacherTable:
             self._apply(images[fresh] * self.shape[1] + views[fresh], logits[fresh])
             (self.folder / "pending.npz").unlink()
 
-    def fill(self, views: np.ndarray, ask: Ask, batch: int, progress: Callable[[int], None] | None = None) -> int:
-        """Make sure that (image i, views[i]) is there for every i; returns how many had to be asked for."""
-        asked, gathered, since = 0, [], time.monotonic()
+    def fill(
+        self,
+        views: np.ndarray,
+        compute: LogitsOfViews,
+        batch: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Compute the missing entries (image i, views[i]). Returns how many were missing."""
+        computed, gathered, since = 0, [], time.monotonic()
         for start in range(0, len(views), CHUNK):
             numbers = np.arange(start, min(start + CHUNK, len(views)))
             missing = numbers[self.filled[numbers, views[numbers]] == 0]
             for part in (missing[at : at + batch] for at in range(0, len(missing), batch)):
-                signals.stop_if_asked()
-                gathered.append((part, ask(torch.from_numpy(part), torch.from_numpy(views[part])).cpu()))
+                signals.raise_if_received()
+                gathered.append((part, compute(torch.from_numpy(part), torch.from_numpy(views[part])).cpu()))
                 if time.monotonic() - since > COMMIT_SECONDS:
                     self._add(gathered, views)
                     gathered, since = [], time.monotonic()
-            asked += len(missing)
+            computed += len(missing)
             if progress is not None:
                 progress(len(numbers))
         if gathered:
             self._add(gathered, views)
-        return asked
+        return computed
 
     def _add(self, gathered: list[tuple[np.ndarray, Tensor]], views: np.ndarray) -> None:
-        """Commit what was asked for, (image numbers, logits) by (image numbers, logits)."""
+        """Commit computed entries: pairs (image numbers, logits)."""
         folder, images = printable(str(self.folder)), np.concatenate([numbers for numbers, _ in gathered])
-        logits = compact(torch.cat([answers for _, answers in gathered])).numpy()
+        logits = compact(torch.cat([logits for _, logits in gathered])).numpy()
         if not np.isfinite(logits).all():
-            raise GhostError(f"{folder}: the teacher's logits are not finite; its run is no use, train it again")
+            raise GhostError(f"{folder}: the teacher's logits are not finite; its run is unusable, train it again")
         try:
             self._commit(images, views[images], logits)
         except OSError as error:
             raise GhostError(cannot_write(self.folder, error)) from error
 
     def read(self, views: np.ndarray) -> Tensor:
-        """float16 [N, C]: the entry of image i under views[i]. They must have been filled."""
+        """float16 [N, C]: the entry of each image i at views[i]. The entries must be filled."""
         numbers = np.arange(len(views))
         if not self.filled[numbers, views].all():
-            raise GhostError(f"{printable(str(self.folder))}: entries are missing that were filled; delete that folder")
+            raise GhostError(f"{printable(str(self.folder))}: entries that were filled are missing; delete that folder")
         return torch.from_numpy(self.logits[numbers, views])
 
     def coverage(self) -> float:
-        """Share of all entries that are filled."""
+        """The filled share of all entries."""
         return float(self.filled.mean())
 
 

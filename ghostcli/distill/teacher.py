@@ -1,7 +1,7 @@
-"""Who teaches: trained networks in eval mode, asked live or through their tables of views.
+"""Teachers: trained networks in eval mode. Their logits are computed live or read from a table of views.
 
-Invariant: a teacher gets the student's own uint8 view and applies its own normalisation and input size; it
-never has gradients and is never in train mode.
+Invariant: a teacher gets the student's uint8 view and applies its own normalisation and input size. It has no gradients
+and is never in train mode.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch import Tensor, nn
 from ghostcli import signals
 from ghostcli.data import Data, Images
 from ghostcli.data.batches import Cropper, generator, normalise
-from ghostcli.distill.table import Ask, TeacherTable, describe
+from ghostcli.distill.table import LogitsOfViews, TeacherTable, describe
 from ghostcli.errors import GhostError, UsageError
 from ghostcli.recipe.models import AugmentSection, Recipe
 from ghostcli.zoo import weights
 from ghostcli.zoo.evaluate import BATCH, Norm
 from ghostcli.zoo.stages import Features, Tap
 
-#: Images a teacher is asked about at a time. Always so many: the size of a batch decides how an answer is rounded.
-ASKED = {"cpu": 64, "cuda": 512, "mps": 128}
+#: Batch size of a teacher's forward pass for a table. It is fixed, because the batch size changes the rounding.
+TEACHER_BATCH = {"cpu": 64, "cuda": 512, "mps": 128}
 
-ENLARGED = 224  # pixels of the image that the published EfficientNetV2 row cuts its patches from
+ENLARGED = 224  # side in pixels of the enlarged image in the published EfficientNetV2 row
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A finished run's network, ready to be asked."""
+    """The network of a finished run, in eval mode. `norm`: its normalisation. `sha256`: of its weights."""
 
     id: str
     name: str
@@ -49,23 +49,23 @@ class Teacher:
 
 
 def load(run_id: str, run: Path, classes: int, device: torch.device) -> Teacher:
-    """The teacher that a finished run's weights are. GhostError naming the file where they cannot be used."""
+    """The teacher from the weights of a finished run. GhostError, naming the file, if they cannot be used."""
     try:
         loaded = weights.load(run / "model.safetensors", device, classes)
     except UsageError:
         raise
     except GhostError as error:
-        remedy = f"ghost runs verify, or ghost runs rm {run_id} to have it trained again"
+        remedy = f"ghost runs verify, or ghost runs rm {run_id} to train it again"
         raise GhostError(f"{error} ({remedy})") from error
     loaded.model.requires_grad_(False)
     return Teacher(run_id, loaded.name, run, loaded.model, loaded.norm, loaded.sha256)
 
 
 class TeacherLogits:
-    """What the teachers say in each epoch of one run, as the training step asks for it.
+    """The teachers' logits for the steps of one run.
 
-    From tables, where the views can be numbered and only logits are wanted: then `targets` [T, N, C] holds an
-    epoch's answers before its first step, and a step costs what a plain one costs. Live otherwise.
+    They come from tables if views have numbers and only logits are needed: `targets` [T, N, C] then holds the logits of
+    a whole epoch before its first step, and a step costs as much as without teachers. Otherwise they are computed live.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class TeacherLogits:
         self.teachers = tuple(teachers)
         self.cropper, self.images, self.seed = cropper, data.train, seed
         self.seconds, self.epoch = 0.0, 0
-        # All are refilled in place: a captured step reads this very memory.
+        # These are refilled in place, because a captured step reads this memory.
         self.targets: Tensor | None = None
         self.views = torch.zeros_like(data.train.labels)
         self.draws: Tensor | None = None
@@ -96,7 +96,7 @@ class TeacherLogits:
             self.tables = [open_table(teacher, data, recipe.augment) for teacher in self.teachers]
 
     def start_epoch(self, epoch: int, views: Tensor) -> None:
-        """Fetch the epoch's answers; what no table holds yet is asked for now, in large batches."""
+        """Load the epoch's logits. Entries missing in a table are computed now, in large batches."""
         self.draw(epoch, views)
         if not self.tables:
             return
@@ -104,7 +104,7 @@ class TeacherLogits:
         numbers = views.cpu().numpy()
         device = self.images.pixels.device
         for teacher, table in zip(self.teachers, self.tables, strict=True):
-            table.fill(numbers, self.ask(teacher), BATCH[device.type])
+            table.fill(numbers, self.logits_of_views(teacher), BATCH[device.type])
         rows = torch.stack([table.read(numbers) for table in self.tables])
         if self.partners is not None:
             rows = rows[:, self.partners.cpu()]
@@ -115,7 +115,7 @@ class TeacherLogits:
         self.seconds += time.perf_counter() - began
 
     def draw(self, epoch: int, views: Tensor) -> None:
-        """Set which pictures the teachers see in this epoch, without asking them."""
+        """Set which images the teachers see in this epoch. Computes no logits."""
         self.epoch = epoch
         self.views.copy_(views)
         if self.draws is not None:
@@ -124,15 +124,15 @@ class TeacherLogits:
             self.partners.copy_(partners(self.images.labels.cpu(), self.seed, epoch))
 
     def shown(self, index: Tensor) -> Tensor:
-        """The images that the teachers see in the place of images `index`: the same, or their partners."""
+        """The images that the teachers see for images `index`: the same images, or their partners in a blind run."""
         return index if self.partners is None else self.partners[index]
 
-    def ask(self, teacher: Teacher) -> Ask:
-        """The teacher as its table asks it: about views of this run's images."""
-        return ask_about_views(teacher, self.cropper, self.images.pixels.device)
+    def logits_of_views(self, teacher: Teacher) -> LogitsOfViews:
+        """The function that fills this teacher's table, for this run's images."""
+        return teacher_logits_of_views(teacher, self.cropper, self.images.pixels.device)
 
-    def answer(self, index: Tensor, pixels: Tensor) -> tuple[Tensor | None, list[Features] | None]:
-        """Logits [T, B, C] (and features) for the step's images `index`, whose view is `pixels`."""
+    def of_batch(self, index: Tensor, pixels: Tensor) -> tuple[Tensor | None, list[Features] | None]:
+        """Logits [T, B, C], and features if needed, for the images `index` of a step, whose views are `pixels`."""
         if not self.teachers:
             return None, None
         if self.targets is not None:
@@ -140,7 +140,7 @@ class TeacherLogits:
         index = self.shown(index)
         if self.draws is not None:
             shown = patch(self.images, index, self.draws)
-            return torch.stack([ask_bare(teacher, shown) for teacher in self.teachers]), None
+            return torch.stack([logits_of_bare_network(teacher, shown) for teacher in self.teachers]), None
         if self.partners is not None:
             pixels = self.cropper.crop(index, self.views[index], self.seed, self.epoch)
         if self.taps:
@@ -151,23 +151,24 @@ class TeacherLogits:
 
 
 @torch.no_grad()
-def ask_bare(teacher: Teacher, pixels: Tensor) -> Tensor:
-    """float32 [B, C] of the teacher's network without the wrapper that enlarges images, where it has one."""
+def logits_of_bare_network(teacher: Teacher, pixels: Tensor) -> Tensor:
+    """float32 [B, C] from the teacher's network without its wrapper that enlarges images, if it has one."""
     body = getattr(teacher.model, "net", teacher.model)
     return body(normalise(pixels, *teacher.norm)).float()
 
 
 def patch_draws(n: int, size: int, seed: int, epoch: int) -> Tensor:
-    """Where in its enlarged image each image's patch lies in an epoch, and whether it is flipped: int64 [n, 3]."""
+    """Position of each image's patch in the enlarged image, and its flip, in one epoch: int64 [n, 3], (y, x, flip)."""
     rng = generator(seed, "patch", epoch)
     places = torch.randint(ENLARGED + 8 - size + 1, (n, 2), generator=rng)
     return torch.cat([places, torch.randint(2, (n, 1), generator=rng)], 1)
 
 
 def partners(labels: Tensor, seed: int, epoch: int) -> Tensor:
-    """For each image another of its class: int64 [N], a permutation within each class of `labels` [N], on the CPU.
+    """Another image of the same class for each image: int64 [N]. `labels` [N] is on the CPU.
 
-    A cyclic shift of a random order, so no image keeps its own place unless it is alone in its class.
+    It is a permutation within each class: a cyclic shift of a random order. So no image is its own partner, unless it
+    is alone in its class.
     """
     drawn = torch.randperm(len(labels), generator=generator(seed, "blind", epoch))
     by_class = drawn[labels[drawn].argsort(stable=True)]
@@ -181,10 +182,11 @@ def partners(labels: Tensor, seed: int, epoch: int) -> Tensor:
 
 
 def patch(images: Images, index: Tensor, draws: Tensor) -> Tensor:
-    """The published fault of the EfficientNetV2 row: uint8 [B, H, W, 3] cut from the enlarged image.
+    """The teacher's input in the published EfficientNetV2 row: uint8 [B, H, W, 3], cut from the enlarged image.
 
-    A patch of the small image's size, at its own random place (4 pixels of padding) and flip (`draws` [N, 3]): a
-    49th of the picture, and not the student's view. Kept because a reproduction must contain it.
+    `draws` [N, 3] gives each patch a random position (with 4 pixels of padding) and flip. The patch has the size of the
+    small image, so it is 1/49 of the picture and not the student's view. This is a fault of the published code, kept
+    because a reproduction needs it.
     """
     whole = images.pixels[index]  # [B, H, W, 3]
     size = whole.shape[1]
@@ -197,28 +199,28 @@ def patch(images: Images, index: Tensor, draws: Tensor) -> Tensor:
     return large[batch, rows[:, :, None], columns[:, None, :]].round().to(torch.uint8)
 
 
-def ask_about_views(teacher: Teacher, cropper: Cropper, device: torch.device) -> Ask:
-    """The teacher as a function of (image numbers, views), which is how its table asks it.
+def teacher_logits_of_views(teacher: Teacher, cropper: Cropper, device: torch.device) -> LogitsOfViews:
+    """The function (image numbers [B], views [B]) -> logits [B, C] that fills a teacher's table.
 
-    An answer has the same bits whatever else is asked: a short batch is filled up with copies of its last image,
-    and cuDNN is kept from choosing its algorithms by what happens to be fastest at the time.
+    The logits of an image do not depend on the other images: a short batch is padded with copies of its last image, and
+    cuDNN does not choose its algorithms by timing.
     """
-    size = ASKED[device.type]
+    size = TEACHER_BATCH[device.type]
 
-    def ask(index: Tensor, views: Tensor) -> Tensor:
-        answers = []
+    def compute(index: Tensor, views: Tensor) -> Tensor:
+        logits = []
         with fixed_algorithms():
             for images, crops in zip(index.to(device).split(size), views.to(device).split(size), strict=True):
                 filler = torch.arange(size, device=device).clamp(max=len(images) - 1)
-                answers.append(teacher.logits(cropper.crop(images[filler], crops[filler])))
-        return torch.cat(answers)[: len(index)]
+                logits.append(teacher.logits(cropper.crop(images[filler], crops[filler])))
+        return torch.cat(logits)[: len(index)]
 
-    return ask
+    return compute
 
 
 @contextmanager
 def fixed_algorithms() -> Iterator[None]:
-    """Convolutions whose algorithm follows from their shapes and the device alone, whatever the engine's setting."""
+    """cuDNN algorithms that depend only on shapes and device, for any [engine] setting."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = False, True
@@ -229,7 +231,7 @@ def fixed_algorithms() -> Iterator[None]:
 
 
 def open_table(teacher: Teacher, data: Data, augment: AugmentSection) -> TeacherTable:
-    """The table of this teacher over this data's training images, made where there is none."""
+    """The table of this teacher for these training images. It is created if there is none."""
     views = {**augment.view_key, "count": augment.view_count}
     meta = describe(teacher.sha256, data.checksum, len(data.train), len(data.classes), views)
     return TeacherTable(teacher.run, meta)
@@ -242,12 +244,12 @@ def fill_table(
     device: torch.device,
     advance: Callable[[int], None],
 ) -> TeacherTable:
-    """Every view of every training image (`ghost teach fill`); what is there already is not asked again."""
+    """Compute all missing entries: every view of every training image (`ghost teach fill`)."""
     table = open_table(teacher, data, augment)
     cropper = Cropper(data.train.to(device), augment)
     _, views, _ = table.shape
-    ask = ask_about_views(teacher, cropper, device)
+    compute = teacher_logits_of_views(teacher, cropper, device)
     for view in range(views):
-        signals.stop_if_asked()
-        table.fill(torch.full((len(data.train),), view).numpy(), ask, BATCH[device.type], advance)
+        signals.raise_if_received()
+        table.fill(torch.full((len(data.train),), view).numpy(), compute, BATCH[device.type], advance)
     return table

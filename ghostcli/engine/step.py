@@ -72,11 +72,11 @@ class Update:
         """Train on images `index` [B]; returns (total, hard, soft, correct) [4], left on the device."""
         pixels = self.cropper.crop(index, self.views[index], self.seed, self.epoch)  # uint8 [B, H, W, 3]
         labels = self.images.labels[index]  # [B]
-        answers, teacher_features = self.teacher_logits.answer(index, pixels)  # [T, B, C]
+        teacher_logits, teacher_features = self.teacher_logits.of_batch(index, pixels)  # [T, B, C]
         with autocast(self.recipe.engine, self.device):
             images = normalise(pixels, *self.norm)  # [B, 3, H, W]
             logits, features = self.tap(images) if self.tap else (self.model(images), None)  # [B, C]
-        losses = self.objective(logits, labels, answers, features, teacher_features, self.terms)
+        losses = self.objective(logits, labels, teacher_logits, features, teacher_features, self.terms)
         losses.total.backward()
         for optimizer in self.optimizers:
             optimizer.step()

@@ -220,12 +220,12 @@ def train(
                 state.batch = batch + 1
                 show.advance()
                 due = time.monotonic() - saved > 60 * recipe.engine.checkpoint_minutes
-                if (due or signals.asked()) and state.batch < batches:
+                if (due or signals.received()) and state.batch < batches:
                     require_finite(state, job)  # which waits for the device: only then is the time the steps' own
                     state.epoch_seconds += time.perf_counter() - mark
                     save(state, origin, run)
                     mark, saved = time.perf_counter(), time.monotonic()
-                    signals.stop_if_asked()
+                    signals.raise_if_received()
 
             log = state.log.tolist()  # the epoch's one synchronisation
             state.epoch_seconds += time.perf_counter() - mark
@@ -254,7 +254,7 @@ def train(
             if isinstance(step_once, Captured) and step_once.refused:
                 show.warn(f"{job.id}: no CUDA graph, steps run one by one: {step_once.refused}")
                 step_once = update
-            signals.stop_if_asked()
+            signals.raise_if_received()
 
         if test_logits is None:  # everything was trained, and a kill came before the result was written
             test_logits = evaluate.logits(state.evaluated, data.test, norm)

@@ -131,7 +131,7 @@ def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: 
         teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
         findings = _check(job, data, teachers, device, show)
         # A Ctrl-C reaches the compiler too: no step is made with what stands in for kernels it could not build.
-        signals.stop_if_asked()
+        signals.raise_if_received()
         show.training(job.id, job.recipe.train.last_epoch, len(data.train))
         state, test_logits, norm = train(job, data, teachers, run, device, show)
         model, chosen = results.final(state, test_logits)

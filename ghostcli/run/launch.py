@@ -80,7 +80,7 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
                     _say_found(job, options, place.show)
                     ended = [(job, None)]
                 elif ready and place.free:
-                    signals.stop_if_asked()
+                    signals.raise_if_received()
                     place.start(job, not options.resume and job in plan.asked)
                     ended = []
                 else:

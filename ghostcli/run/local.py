@@ -30,7 +30,7 @@ class InProcess:
         if self.next is None:
             return []
         (job, fresh), self.next = self.next, None
-        signals.stop_if_asked()
+        signals.raise_if_received()
         try:
             run_job(job, self.options, pick(self.options.device), fresh)
         except Interrupted:

@@ -78,9 +78,9 @@ class Spawned:
             if error is None:
                 self.show.line(reached(job, self.options.runs))
             self.show.advance()
-        if signals.asked():
+        if signals.received():
             self._end()
-            signals.stop_if_asked()
+            signals.raise_if_received()
         return found
 
     def _end(self) -> None:

@@ -24,7 +24,7 @@ def logits(model: nn.Module, images: Images, norm: Norm, batch: int | None = Non
     parts = []
     try:
         for pixels in images.pixels.split(size):
-            signals.stop_if_asked()
+            signals.raise_if_received()
             parts.append(model(normalise(pixels, *norm)).float())
     finally:
         model.train(training)
