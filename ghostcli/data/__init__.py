@@ -105,7 +105,7 @@ def _hold_out(train: Images, section: DataSection) -> tuple[Images, Images | Non
         return train, None
     if section.validation >= len(train):
         raise UsageError(
-            f"data.validation = {section.validation} leaves no training image of {len(train)}: "
+            f"data.validation = {section.validation} leaves none of {len(train)} training images: "
             f"type a number below {len(train)}"
         )
     rest, held_out = stratified(train.labels, section.validation, section.split_seed)
