@@ -8,7 +8,7 @@ The soft term:
 - One teacher or an ensemble: the kind's logit loss against the combined logits, plus the mean over teachers of the
   kind's feature loss.
 - Dense (DGKD, Son 2021; not with adaptive): the mean over teachers of each teacher's logit and feature loss. The paper
-  has (n + 1)(1 - lambda) CE + lambda (the sum of n + 1 KD terms: the first teacher and n assistants). It is divided here
+  has (n + 1)(1 - lambda) CE + lambda (the sum of n + 1 KD terms: first teacher and n assistants). Here it is divided
   by n + 1, so alpha and the learning rate mean the same for any n. Stochastic: the paper drops each teacher's term at
   random. Here exactly `drop` of the n + 1 terms are dropped, never all and never the hard term. The mean is over the
   kept terms, so the expected loss equals the loss without dropping.

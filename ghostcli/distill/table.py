@@ -6,8 +6,8 @@ kind of device (see `teacher_logits_of_views`), so a student's targets do not de
 
 An image has (2 pad + 1)^2 crops, and twice as many with flips: 162 for CIFAR-10. A table is float16, images x views x
 classes: 162 MB for CIFAR-10. It is read through a memory map and never loaded whole. Its disk space is allocated when
-it is created. It is written through files: a write to a memory map on a full disk is a bus error, which kills the process
-without a message.
+it is created. It is written through files: a write to a memory map on a full disk is a bus error, and the process
+dies without a message.
 """
 
 from __future__ import annotations
