@@ -20,14 +20,26 @@ from ghostcli.recipe.digest import SEMANTICS
 STORED = Path(__file__).parent / "golden" / "semantics.json"
 SMALL = [
     *("--data", "digits", "--epochs", "2", "-s", "data.limit=128", "-s", "data.limit_test=64"),
-    *("-s", "train.batch_size=32", "-s", "optim.lr=0.02"),
+    *("-s", "train.batch_size=32"),
 ]
+#: Rates are low: after a step of a high rate, rounding alone makes trainings differ.
 WAYS = {
-    "plain": ["train-teacher", "gns:0.1", "-s", "train.label_smoothing=0.1", "-s", "train.ema=0.9"],
-    "adamw": ["train-teacher", "gns:0.1", "-s", "optim.name=adamw", "-s", "optim.lr=0.002"],
-    "muon": ["train-teacher", "gns:0.1", "-s", "optim.name=muon", "-s", "optim.anneal=linear"],
-    "kd": ["distill", "gns:0.2", "--student", "gns:0.1", "--temperature", "4"],
+    "plain": ["train-teacher", "gns:0.1", "-s", "optim.lr=0.002", "-s", "train.label_smoothing=0.1"],
+    "adamw": ["train-teacher", "gns:0.1", "-s", "optim.name=adamw", "-s", "optim.lr=0.0005"],
+    "muon": [
+        "train-teacher",
+        "gns:0.1",
+        "-s",
+        "optim.name=muon",
+        "-s",
+        "optim.lr=0.0002",
+        *("-s", "optim.rest_lr=0.002"),
+    ],
+    "kd": ["distill", "gns:0.2", "--student", "gns:0.1", "-s", "optim.lr=0.001", "--temperature", "4"],
 }
+
+#: Ten times what torch 2.11, 2.14 and 2.15 differ by (2e-5); taught, also by what their teachers' trainings differ.
+ROUNDING = {"kd": 8e-3}
 
 
 def command(way: str, runs: Path) -> list[str]:
@@ -38,7 +50,7 @@ def figures(runs: Path, printed: str) -> list[dict[str, float]]:
     """An epoch a line: what follows from every part of the arithmetic."""
     lines = (runs / json.loads(printed)["run"] / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    return [{**{key: row[key] for key in ("loss", "hard", "soft")}, "test": row["test"]["loss"]} for row in rows]
+    return [{key: row[key] for key in ("loss", "hard", "soft")} for row in rows]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -48,7 +60,7 @@ def test_what_is_computed_is_what_its_version_says(way, tmp_path, ghost):
     done = ghost(*command(way, tmp_path))
     assert done.code == 0, done.err
     for now, then in zip(figures(tmp_path, done.out), stored["ways"][way], strict=True):
-        assert now == pytest.approx(then, rel=5e-3, abs=1e-4), "the arithmetic changed: raise SEMANTICS"
+        assert now == pytest.approx(then, rel=ROUNDING.get(way, 2e-4)), "the arithmetic changed: raise SEMANTICS"
 
 
 if __name__ == "__main__":
