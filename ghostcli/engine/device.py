@@ -17,8 +17,10 @@ import torch
 from ghostcli.errors import OutOfMemoryError, UsageError, printable
 from ghostcli.recipe.models import EngineSection
 
-#: How torch's allocators, and oneDNN where it gets no room for itself, say that there is no memory.
+#: How torch's allocators, oneDNN where it gets no room for itself, and a thread that gets no stack say that there is no
+#: memory.
 NO_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive", "could not create a memory")
+NO_MEMORY += ("can't start new thread",)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 LARGE = 128 << 20  # bytes from which a map is given back all the same: holes that large would be wasted
 

@@ -48,6 +48,8 @@ def load_data(section: DataSection) -> Data:
 
 def run_job(job: Job, options: Options, device: torch.device, fresh: bool = False) -> None:
     """Carry out one job, or find that another process has done it. How it ended is written into the run's status."""
+    from ghostcli.engine.device import memory_errors
+
     with Display(options.quiet) as show:
         run = RunWriter(options.runs, job.id)
         with run.locked(show.line):
@@ -58,7 +60,7 @@ def run_job(job: Job, options: Options, device: torch.device, fresh: bool = Fals
                 show.line(f"{job.id}: the earlier run now lies in {aside}")
             run.open()
             try:
-                with signals.polled(), run.leased():
+                with memory_errors(job.recipe.train.batch_size), signals.polled(), run.leased():
                     run.set_status("running")
                     run.write("recipe.json", dump(setup := setup_of(job, options)))
                     _train(job, setup, run, options, device, show)
@@ -116,29 +118,27 @@ def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseEx
 def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: torch.device, show: Display) -> None:
     from ghostcli.distill import teacher
     from ghostcli.engine import selfcheck
-    from ghostcli.engine.device import memory_errors
     from ghostcli.engine.train import train
     from ghostcli.run import results
     from ghostcli.zoo import weights
 
-    with memory_errors(job.recipe.train.batch_size):
-        data = load_data(job.recipe.data)
-        verdict = selfcheck.verdict_for(job.student, job.recipe.engine.branches, device)
-        for warning in verdict.warnings if verdict else ():
-            show.warn(f"{job.id}: {warning}")
-        now = environment.now(device, data.checksum, verdict.record if verdict else None)
-        surroundings, notes = environment.note(run, now, show)
-        teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
-        findings = _check(job, data, teachers, device, show)
-        # A Ctrl-C reaches the compiler too: no step is made with what stands in for kernels it could not build.
-        signals.raise_if_received()
-        show.training(job.id, job.recipe.train.last_epoch, len(data.train))
-        state, test_logits, norm = train(job, data, teachers, run, device, show)
-        model, chosen = results.final(state, test_logits)
-        files = {
-            "model.safetensors": weights.encode(model, norm),
-            "predictions.npz": results.predictions(chosen, data.test.labels),
-        }
+    data = load_data(job.recipe.data)
+    verdict = selfcheck.verdict_for(job.student, job.recipe.engine.branches, device)
+    for warning in verdict.warnings if verdict else ():
+        show.warn(f"{job.id}: {warning}")
+    now = environment.now(device, data.checksum, verdict.record if verdict else None)
+    surroundings, notes = environment.note(run, now, show)
+    teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
+    findings = _check(job, data, teachers, device, show)
+    # A Ctrl-C reaches the compiler too: no step is made with what stands in for kernels it could not build.
+    signals.raise_if_received()
+    show.training(job.id, job.recipe.train.last_epoch, len(data.train))
+    state, test_logits, norm = train(job, data, teachers, run, device, show)
+    model, chosen = results.final(state, test_logits)
+    files = {
+        "model.safetensors": weights.encode(model, norm),
+        "predictions.npz": results.predictions(chosen, data.test.labels),
+    }
     for name, content in files.items():
         run.write_file(name, content)
     agreement = results.agreements(record_of(job, options.runs).predictions(), job.teachers, options.runs)
