@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ghostcli import zoo
 from ghostcli.data import Data
 from ghostcli.data.batches import normalise
+from ghostcli.deploy.program import Program
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes
@@ -44,20 +45,6 @@ class Proof:
     accuracy: float
     from_train_form: float  # largest difference of the deploy form's logits from the train form's
     from_deploy_form: float  # largest difference of the reloaded file's logits from the deploy form's
-
-
-class Program(nn.Module):
-    """A deployed network behind its own normalisation: float32 [N, 3, H, W] in 0..1 to logits [N, classes]."""
-
-    def __init__(self, net: nn.Module, norm: Norm) -> None:
-        super().__init__()
-        self.net = net
-        for name, value in zip(("mean", "std"), norm, strict=True):
-            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = (images - self.mean) / self.std
-        return self.net(x.contiguous(memory_format=torch.channels_last))
 
 
 def export(run: RunRecord, out: Path, half: bool = False) -> Proof:
