@@ -56,11 +56,6 @@ def shaffer(apart: Sequence[float | None], alike: Sequence[float | None]) -> lis
     return [(p, equivalent) for p, equivalent in pairs]
 
 
-def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's (1979) step-down adjustment over the values that are there; None stays None."""
-    return [adjusted for adjusted, _ in shaffer(p, [None] * len(p))]
-
-
 def verdict(
     delta: Difference, adjusted_p: float | None, margin: float, adjusted_equivalent: float | None = None
 ) -> str | None:
