@@ -23,6 +23,7 @@ from ghostcli.cli import (
     plot,
     predict,
     recipe,
+    report,
     reproduce,
     runs,
     table,
@@ -86,6 +87,7 @@ app.add_typer(train.teach_app, name="teach", rich_help_panel=TRAIN)
 app.command(rich_help_panel=READ)(table.table)
 app.command(name="plan-seeds", rich_help_panel=READ)(plan_seeds.plan_seeds)
 app.command(rich_help_panel=READ)(plot.plot)
+app.command(rich_help_panel=READ)(report.report)
 app.command(rich_help_panel=READ)(predict.predict)
 app.command(rich_help_panel=READ)(evaluate.evaluate)
 app.command(rich_help_panel=READ)(bench.bench)

@@ -20,12 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ghostcli.compare.admission import Admitted
-    from ghostcli.compare.groups import Cohort, RunGroup
+    from ghostcli.compare.groups import Cohort
     from ghostcli.compare.rows import Table
     from ghostcli.records.record import RunRecord
-    from ghostcli.render.figures import Curve
 
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 COSTS = ("parameters", "hours")
 
 
@@ -65,12 +63,12 @@ def plot(
     if out.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--out {printable(out)}: its name must end in {', '.join(SUFFIXES)}")
     records = record.scan(runs)
-    chosen = [run for name in names or () for run in _named(name, records, runs)]
+    chosen = [run for name in names or () for run in named(name, records, runs)]
     figure = KINDS[kind](records, chosen, family, cost)
     typer.echo(str(save(figure, out)))
 
 
-def _named(name: str, records: Sequence[RunRecord], runs: Path) -> list[RunRecord]:
+def named(name: str, records: Sequence[RunRecord], runs: Path) -> list[RunRecord]:
     """The runs of an id: one seed, or all of a job's."""
     from ghostcli.records import record
 
@@ -84,60 +82,18 @@ def learning_curves(
     """Test accuracy by epoch of the chosen runs (none: all that fit), beside their students' untaught runs."""
     from ghostcli.compare.admission import admit
     from ghostcli.compare.groups import cohorts
-    from ghostcli.render import figures
+    from ghostcli.render import figures, gather
 
     good = admit(records).runs
-    ids = {run.id for run in chosen}
     shown = cohorts([run for run in good if family in (None, run.setup.family)])
-    found = [curve for cohort in shown for curve in _of_cohort(cohort, ids)]
+    found = gather.curves(shown, {run.id for run in chosen})
     finished = {run.id for run in good}
     found += [
-        figures.Curve(run.id.partition("/")[0], f"{run.id} ({run.status})", accuracy)
+        gather.Curve(run.id.partition("/")[0], f"{run.id} ({run.status})", accuracy)
         for run in chosen
-        if run.id not in finished and (accuracy := _accuracies([run])) is not None
+        if run.id not in finished and (accuracy := gather.accuracies([run])) is not None
     ]
     return figures.curves(found)
-
-
-def _of_cohort(cohort: Cohort, ids: set[str]) -> list[Curve]:
-    """The curves of the runs in `ids` (none: of every taught student) and of their baselines."""
-    from ghostcli.paper import label
-    from ghostcli.render.figures import Curve
-
-    named = {group: [run for run in group.runs if run.id in ids] for group in cohort.groups}
-    students = {group.student for group in cohort.groups if (named[group] if ids else group.teachers)}
-    if not ids and not students:
-        students = {group.student for group in cohort.groups}
-    found = []
-    for group in cohort.groups:
-        runs = named[group] or (group.runs if not (ids and group.teachers) else [])
-        accuracy = _accuracies(runs) if group.student in students else None
-        if accuracy is not None:
-            name = _taught_by(group) if group.teachers else "alone"
-            panel = f"{label(group.student)}\n{cohort.families}: {cohort.describe()}"
-            found.append(Curve(panel, name, accuracy, baseline=not group.teachers))
-    return found
-
-
-def _accuracies(runs: Sequence[RunRecord]) -> np.ndarray | None:
-    """Test accuracy [n, epochs] as far as all the runs have it; None where that is nowhere."""
-    import numpy as np
-
-    curves = [[row["test"]["accuracy"] for row in run.metrics()] for run in runs]
-    epochs = min(map(len, curves), default=0)
-    return np.array([curve[:epochs] for curve in curves]) if epochs else None
-
-
-def _taught_by(group: RunGroup) -> str:
-    """Teachers and method in few words: a legend has little room."""
-    from ghostcli.paper import label
-
-    if len(group.teachers) == 1:
-        return f"{label(group.teachers[0])}, {group.how}"
-    if group.method.startswith("born-again"):
-        return f"{group.how}, generation {len(group.teachers)}"
-    several = group.strategy in ("ensemble", "adaptive")
-    return f"{group.how}, " + (f"{len(group.teachers)} teachers" if several else f"from {label(group.teachers[0])}")
 
 
 def _width(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
@@ -178,24 +134,18 @@ def _with_cohort(table: Table, admitted: Admitted) -> Table:
 
 def _front(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
     from ghostcli.compare.admission import admit
-    from ghostcli.compare.cost import costs, of_group
+    from ghostcli.compare.cost import costs
     from ghostcli.compare.groups import cohorts
-    from ghostcli.paper import label
-    from ghostcli.render import figures
+    from ghostcli.render import figures, gather
 
     found = cohorts([run for run in admit(chosen or records).runs if family in (None, run.setup.family)])
     if not found:
         raise UsageError("plot front: there is no finished run to draw; `ghost runs list` shows what there is")
     # Accuracies on different images or budgets share no axis: the cohort with the most to show is drawn.
     cohort = max(found, key=lambda one: (len(one.groups), one.budget))
-    known = costs(records)
-    points = []
-    for group in cohort.groups:
-        ours = group.summary()
-        spent = of_group(group, known).full if cost == "hours" else group.about.parameters / 1e6
-        points.append(figures.Point(label(group.student), spent, ours.mean, ours.sd, group.method))
-    axis = "Training hours, teachers included" if cost == "hours" else "Parameters, training form (millions)"
-    return figures.front(points, axis, f"{cohort.families}: {cohort.describe()}")
+    hours = cost == "hours"
+    points = gather.points(cohort, costs(records), hours)
+    return figures.front(points, gather.AXES[hours], f"{cohort.families}: {cohort.describe()}")
 
 
 def _forest(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
@@ -203,11 +153,7 @@ def _forest(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: s
     from ghostcli.compare.admission import admit
     from ghostcli.render import figures
 
-    admitted = admit(records)
-    families = (family,) if family else tables.families(admitted)
-    built = [tables.build(t.name, admitted, f) for f in families for t in paper().tables]
-    besides = tables.also_run(admitted, built, only=(family,) if family else FAMILIES)
-    shown = tables.judged([*built, besides] if besides else built)
+    shown = tables.judged(tables.every(admit(records), family))
     if chosen:
         ids = {run.id for run in chosen}
         shown = [tables.only(table, ids) for table in shown]
@@ -216,10 +162,11 @@ def _forest(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: s
 
 def _confusion(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
     from ghostcli.render import pictures
+    from ghostcli.render.facts import class_names
 
     run = _one(chosen, "confusion")
     logits, labels = _predictions(run)
-    return pictures.confusion(logits, labels, _classes(run), run.id)
+    return pictures.confusion(logits, labels, class_names(run.result), run.id)
 
 
 def _reliability(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:
@@ -264,11 +211,6 @@ def _predictions(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
     if found is None:
         raise UsageError(f"{run.id}: has no predictions ({run.problem or 'predictions.npz is gone'})")
     return found
-
-
-def _classes(run: RunRecord) -> Sequence[str]:
-    """Class names where they are known without opening the data, numbers elsewhere."""
-    return CIFAR10 if run.result.data == "cifar10" else [str(i) for i in range(run.result.classes)]
 
 
 KINDS: dict[str, Callable[[Sequence[RunRecord], Sequence[RunRecord], str | None, str], Figure]] = {

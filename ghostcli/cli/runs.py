@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,32 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from ghostcli.cli.options import Json, Runs
-from ghostcli.display import clock
 from ghostcli.errors import GhostError, UsageError, printable
-from ghostcli.recipe.diff import config_diff
 from ghostcli.records import record
-from ghostcli.records.model import RunResult, RunSetup, dump
+from ghostcli.records.model import dump
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes, write_json
+from ghostcli.render.facts import overview, page
 
 app = typer.Typer(no_args_is_help=True, help="Run directories: list, show, verify, remove.")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="A run's id, as `ghost runs list` prints it.")]
-
-
-def overview(run: RunRecord) -> dict[str, Any]:
-    rows, setup, result = run.metrics(), run.setup, run.result
-    last = rows[-1] if rows else None
-    return {
-        "run": run.id,
-        "status": run.status,
-        "epoch": last["epoch"] if last else 0,
-        "epochs": setup.recipe.train.epochs if setup else None,
-        "accuracy": result.accuracy.selected if result else last["test"]["accuracy"] if last else None,
-        "recipe": setup.recipe_name if setup else None,
-        "data": setup.data if setup else None,
-        "problem": run.problem,
-    }
 
 
 @app.command("list")
@@ -115,58 +98,6 @@ def show(run: Id, runs: Runs = Path("runs"), as_json: Json = False) -> None:
         view.add_row(title, Text(printable(text)))
     console = Console(highlight=False)
     console.print(view) if console.is_terminal else Console(highlight=False, width=10_000).print(view)
-
-
-def page(run: RunRecord) -> list[tuple[str, str]]:
-    """A run as a person reads it: titles and texts, a line each."""
-    setup, result, made, seen = run.setup, run.result, run.environment, overview(run)
-    lines = [("run", run.id), ("status", f"{run.status}" + (f": {run.problem}" if run.problem else ""))]
-    if setup:
-        weights = f", {result.parameters:,} parameters, {result.start} start" if result else ""
-        lines.append(("network", f"{setup.student}{weights}, seed {setup.seed}"))
-        lines += [("taught by", teacher.run) for teacher in setup.teachers] or [("taught by", "nobody")]
-        counts = [f"{count:,} {part}" for part, count in _images(result).items() if count]
-        lines.append(("data", setup.data + (f": {', '.join(counts)} images" if counts else "")))
-        lines.append(("recipe", f"{setup.recipe_name}, {seen['epoch']} of {seen['epochs']} epochs done"))
-        lines += [("", text) for text in changes(setup)]
-    if result:
-        scores = result.accuracy
-        text = f"{scores.selected:.2f} % (last {scores.last:.2f}, best {scores.best:.2f})"
-        lines.append(("test accuracy", text))
-        shares = {teacher: share for teacher, share in result.agreement.items() if share is not None}
-        lines += [("agreement", f"{share:.2f} % with {teacher}") for teacher, share in shares.items()]
-        lines.append(("time", f"{clock(result.seconds)}, on {result.environment.device}"))
-    elif seen["accuracy"] is not None:
-        lines.append(("test accuracy", f"{seen['accuracy']:.2f} % so far"))
-    if made:
-        lines.append(
-            ("made with", f"ghost {made.ghost}, python {made.python}, torch {made.torch}, kernel {made.kernel}")
-        )
-    if result:
-        lines += [("check", f"{found.level}: {found.message}") for found in result.check]
-        lines += [("note", note) for note in result.notes]
-    if setup and setup.command:
-        lines.append(("command", shlex.join(["ghost", *setup.command])))
-    files = sorted(path.name for path in run.path.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [*lines, ("in", str(run.path)), ("files", ", ".join(files))]
-
-
-def _images(result: RunResult | None) -> dict[str, int]:
-    if result is None:
-        return {}
-    return {"train": result.train_images, "validation": result.validation_images, "test": result.test_images}
-
-
-def changes(setup: RunSetup) -> list[str]:
-    """`key = value (theirs)` for each key of a run's recipe that differs from the recipe it was made from."""
-    from ghostcli.recipe import load
-
-    try:
-        named = load(setup.recipe_name).recipe
-    except UsageError:
-        return [f"the recipe {setup.recipe_name} is not found here; --json has every key"]
-    diff = config_diff(setup.recipe, named)
-    return [f"{key} = {json.dumps(value)} ({json.dumps(theirs)})" for key, (value, theirs) in diff.items()]
 
 
 @app.command()

@@ -103,12 +103,9 @@ def _tables(which: str, admitted: Admitted, family: str | None, options: Options
 
     if which == "main":
         return [tables.build(t.name, admitted, f, options) for f in MAIN for t in paper().tables]
-    found = (family,) if family else tables.families(admitted)
-    every = [tables.build(t.name, admitted, f, options) for f in found for t in paper().tables]
-    if which not in ("all", "also"):
-        return [table for table in every if table.name == which]
-    besides = tables.also_run(admitted, every, options, (family,) if family else FAMILIES)
-    return (every if which == "all" else []) + ([besides] if besides else [])
+    found = tables.every(admitted, family, options)
+    wanted = {"all": None, "also": tables.ALSO}.get(which, which)
+    return [table for table in found if wanted in (None, table.name)]
 
 
 def _print(which: str, shown: Sequence[Table], records: Sequence[RunRecord], form: str, cost: bool, more: bool) -> None:

@@ -35,6 +35,8 @@ from ghostcli.records.record import RunRecord
 
 #: A group of which a larger share of seeds became non-finite gets no verdict.
 MOST_FAILED = 0.2
+#: The name of the table of all other runs.
+ALSO = "also run"
 UNSHUFFLED = "not shuffled, while its baseline is"
 
 
@@ -218,6 +220,17 @@ def _named(rows: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(replace(row, name=name) for row, name in zip(rows, names(rows), strict=True))
 
 
+def every(admitted: Admitted, family: str | None = None, options: Options = Options()) -> list[Table]:
+    """The paper's tables and, last, what fills none of their rows; without verdicts. All families with runs, or one."""
+    shown = [
+        build(t.name, admitted, f, options)
+        for f in ([family] if family else families(admitted))
+        for t in paper().tables
+    ]
+    besides = also_run(admitted, shown, options, (family,) if family else FAMILIES)
+    return [*shown, *([besides] if besides else [])]
+
+
 def also_run(
     admitted: Admitted, shown: Sequence[Table], options: Options = Options(), only: Sequence[str] = FAMILIES
 ) -> Table | None:
@@ -245,7 +258,7 @@ def also_run(
     if not rows and not left_out:
         return None
     rows.sort(key=lambda row: (row.group.about.data, FAMILIES.index(row.group.family), row.taught, row.student))
-    return Table("also run", "Runs that fill no row of the paper", "any", _named(rows), options, None, tuple(left_out))
+    return Table(ALSO, "Runs that fill no row of the paper", "any", _named(rows), options, None, tuple(left_out))
 
 
 def _runs_of(row: Row) -> frozenset[str]:

@@ -88,6 +88,12 @@ def load(section: DataSection, root: Path | None = None) -> Data:
     return Data(printable(section.name), classes, train, validation, test, mean, std, _checksum(parts))
 
 
+def is_here(name: str, root: Path | None = None) -> bool:
+    """Whether a data set lies on this machine, so that `load` downloads nothing."""
+    folder = folder_of(name)
+    return folder.is_dir() if folder is not None else SETS[name].state(root or data_root()) == "ready"
+
+
 def class_names(name: str, root: Path | None = None) -> tuple[str, ...]:
     """The class names of a data set, in label order. Downloads nothing and decodes no image."""
     folder = folder_of(name)

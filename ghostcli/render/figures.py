@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,10 @@ import numpy as np
 from ghostcli.compare.groups import RunGroup
 from ghostcli.compare.rows import Row, Table
 from ghostcli.compare.stats import Difference, Summary
+from ghostcli.compare.tables import ALSO
 from ghostcli.errors import UsageError, printable
 from ghostcli.paper import label, paper
+from ghostcli.render.gather import Curve, Point, pareto
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,16 +87,6 @@ def save(figure: Figure, file: Path) -> Path:
     except OSError as error:
         raise UsageError(f"{printable(file)}: cannot be written ({error.strerror or error})") from error
     return file
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Accuracy by epoch of one run group: `accuracy` [n, epochs] in percent; `panel` is the title of its panel."""
-
-    panel: str
-    name: str
-    accuracy: np.ndarray
-    baseline: bool = False
 
 
 @styled
@@ -205,17 +196,6 @@ def _width(student: str) -> float:
     return float(student.partition(":")[2])
 
 
-@dataclass(frozen=True)
-class Point:
-    """A network at a cost: `error` is its standard deviation over seeds, or None."""
-
-    name: str
-    cost: float
-    accuracy: float
-    error: float | None = None
-    series: str = ""
-
-
 @styled
 def front(points: Sequence[Point], cost: str = "Parameters, training form (millions)", title: str = "") -> Figure:
     """Accuracy against cost (log axis) by series, and the front: what nothing cheaper beats."""
@@ -269,15 +249,6 @@ def front(points: Sequence[Point], cost: str = "Parameters, training form (milli
     return figure
 
 
-def pareto(points: Sequence[Point]) -> list[Point]:
-    """The points that none of equal or lower cost reaches in accuracy, by rising cost."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.cost, -point.accuracy)):
-        if not kept or point.accuracy > kept[-1].accuracy:
-            kept.append(point)
-    return kept
-
-
 @styled
 def forest(tables: Sequence[Table]) -> Figure:
     """Deltas with their 95 % intervals, a panel a table and family; the printed delta beside as a hollow diamond."""
@@ -310,7 +281,7 @@ def forest(tables: Sequence[Table]) -> Figure:
         panel.grid(axis="y", visible=False)
         panel.tick_params(axis="y", length=0)
         family = "" if table.family == "any" else f" · {table.family}"
-        panel.set_title(f"Table {table.name}{family}" if table.name != "also run" else "Also run")
+        panel.set_title(f"Table {table.name}{family}" if table.name != ALSO else "Also run")
     axes[-1, 0].set_xlabel("Δ accuracy against the untaught student (points)")
     said = {row.verdict for _, rows in shown for row in rows if row.delta}
     said |= {row.control.verdict for _, rows in shown for row in rows if row.control}

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ghostcli.compare.cost import Cost, of_group
+from ghostcli.compare.groups import RunGroup
 from ghostcli.compare.labels import protocol
 from ghostcli.compare.rows import Row, Table
 from ghostcli.compare.stats import Difference, Summary
+from ghostcli.compare.tables import ALSO
 from ghostcli.paper import joined, label
 from ghostcli.render import notes
 from ghostcli.render.notes import SINGLE, Lack, Marks
@@ -34,6 +36,7 @@ class Column:
 @dataclass(frozen=True)
 class TextTable:
     """`rows`: column key -> cell; a missing cell is blank. `parts`: numbers of the rows that begin a new part.
+    `behind`: the ids of the runs behind each row, where that is known.
 
     `notes` are footnotes of this table, `general` those that several tables share. `commands`: (row's name, command).
     """
@@ -46,6 +49,7 @@ class TextTable:
     commands: tuple[tuple[str, str], ...] = ()
     lacking: tuple[Lack, ...] = ()
     parts: tuple[int, ...] = ()
+    behind: tuple[tuple[str, ...], ...] = ()
 
 
 STUDENT = Column("student", "Student", "left")
@@ -75,19 +79,25 @@ def results(table: Table) -> TextTable:
     columns += [OURS, *(verdicts if taught else [])]
     teachers = f"\nTeachers: {joined(table.rows[0].teachers, table.rows[0].strategy)}" if taught and one_set else ""
     control_key = TEACHERS.key if TEACHERS in columns else STUDENT.key
+    lines = [line for row in table.rows for line in _lines(row, marks, control_key)]
     return TextTable(
         heading(table) + teachers,
         tuple(columns),
-        tuple(line for row in table.rows for line in _lines(row, marks, control_key)),
+        tuple(cells for cells, _ in lines),
         (*notes.footnotes([table], marks), *notes.remarks(table)),
         tuple(notes.general([table])),
         tuple(empty_commands(table)),
         tuple(notes.lacks(table)),
+        behind=tuple(_ids(group) for _, group in lines),
     )
 
 
-def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[dict[str, str]]:
-    """A row's cells and, below them, its control's."""
+def _ids(group: RunGroup | None) -> tuple[str, ...]:
+    return tuple(run.id for run in group.runs) if group else ()
+
+
+def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str, str], RunGroup | None]]:
+    """A row's cells and, below them, its control's; each with the runs behind them."""
     cells = {
         STUDENT.key: label(row.student),
         PARAMETERS.key: EMPTY if row.parameters is None else f"{row.parameters / 1e6:.3f}",
@@ -102,15 +112,16 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[dict[str, str]]
         cells[PRINTED_DELTA.key] = points(row.printed.delta)
     elif row.group:
         cells[STRATEGY.key], cells[PROTOCOL.key] = row.group.how, protocol(row.group)
-    yield cells
+    yield cells, row.group
     if (control := row.control) and control.ours:
-        yield {
+        cells = {
             control_key: "control: blind",
             OURS.key: accuracy(control.ours, len(control.group.failed)) + SINGLE * (control.ours.n == 1),
             DELTA.key: interval(control.delta),
             FINDS.key: finds(control.finds),
             VERDICT.key: control.verdict or EMPTY,
         }
+        yield cells, control.group
 
 
 def _verdict_column(table: Table) -> Column:
@@ -123,7 +134,7 @@ def _verdict_column(table: Table) -> Column:
 
 
 def heading(table: Table) -> str:
-    name = "Also run" if table.name == "also run" else f"Table {table.name}"
+    name = "Also run" if table.name == ALSO else f"Table {table.name}"
     made = table.cohort.describe() if table.cohort else "no runs yet"
     family = "" if table.family == "any" else f" · {table.family}: {made}"
     return f"{name}. {table.title}{family}"

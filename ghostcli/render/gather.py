@@ -1,0 +1,98 @@
+"""From records and run groups to the plain values that figures and reports draw.
+
+Invariant: nothing is drawn here, and no file is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ghostcli.compare.cost import Cost, of_group
+from ghostcli.compare.groups import Cohort, RunGroup
+from ghostcli.paper import label
+from ghostcli.records.record import RunRecord
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy by epoch of one run group: `accuracy` [n, epochs] in percent; `panel` is the title of its panel."""
+
+    panel: str
+    name: str
+    accuracy: np.ndarray
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network at a cost: `error` is its standard deviation over seeds, or None."""
+
+    name: str
+    cost: float
+    accuracy: float
+    error: float | None = None
+    series: str = ""
+
+
+def curves(cohorts: Iterable[Cohort], ids: set[str] | None = None) -> list[Curve]:
+    """The curves of the runs in `ids` (none: of every taught student) and of their students' untaught runs."""
+    return [curve for cohort in cohorts for curve in _of_cohort(cohort, ids or set())]
+
+
+def _of_cohort(cohort: Cohort, ids: set[str]) -> list[Curve]:
+    named = {group: [run for run in group.runs if run.id in ids] for group in cohort.groups}
+    students = {group.student for group in cohort.groups if (named[group] if ids else group.teachers)}
+    if not ids and not students:
+        students = {group.student for group in cohort.groups}
+    found = []
+    for group in cohort.groups:
+        runs = named[group] or (group.runs if not (ids and group.teachers) else [])
+        accuracy = accuracies(runs) if group.student in students else None
+        if accuracy is not None:
+            name = taught_by(group) if group.teachers else "alone"
+            panel = f"{label(group.student)}\n{cohort.families}: {cohort.describe()}"
+            found.append(Curve(panel, name, accuracy, baseline=not group.teachers))
+    return found
+
+
+def accuracies(runs: Sequence[RunRecord]) -> np.ndarray | None:
+    """Test accuracy [n, epochs] as far as all the runs have it; None where that is nowhere."""
+    found = [[row["test"]["accuracy"] for row in run.metrics()] for run in runs]
+    epochs = min(map(len, found), default=0)
+    return np.array([curve[:epochs] for curve in found]) if epochs else None
+
+
+def taught_by(group: RunGroup) -> str:
+    """Teachers and method in few words: a legend has little room."""
+    if len(group.teachers) == 1:
+        return f"{label(group.teachers[0])}, {group.how}"
+    if group.method.startswith("born-again"):
+        return f"{group.how}, generation {len(group.teachers)}"
+    several = group.strategy in ("ensemble", "adaptive")
+    return f"{group.how}, " + (f"{len(group.teachers)} teachers" if several else f"from {label(group.teachers[0])}")
+
+
+def points(cohort: Cohort, known: dict[str, Cost], hours: bool = False) -> list[Point]:
+    """Accuracy of each group against its parameters in millions or, with `hours`, the hours of all its trainings."""
+    found = []
+    for group in cohort.groups:
+        ours = group.summary()
+        spent = of_group(group, known).full if hours else group.about.parameters / 1e6
+        found.append(Point(label(group.student), spent, ours.mean, ours.sd, group.method))
+    return found
+
+
+#: What `points` draws against, by `hours`.
+AXES = {False: "Parameters, training form (millions)", True: "Training hours, teachers included"}
+
+
+def pareto(found: Sequence[Point]) -> list[Point]:
+    """The points that none of equal or lower cost reaches in accuracy, by rising cost."""
+    kept: list[Point] = []
+    for point in sorted(found, key=lambda point: (point.cost, -point.accuracy)):
+        if not kept or point.accuracy > kept[-1].accuracy:
+            kept.append(point)
+    return kept

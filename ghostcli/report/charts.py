@@ -1,0 +1,280 @@
+"""The report's charts, as SVG. The page's script adds what answers the mouse; without it every chart still shows.
+
+Invariant: a chart's colours are classes of the page's style sheet, so that one chart serves light, dark and print.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from ghostcli.compare.calibration import calibration, ece
+from ghostcli.compare.stats import Difference
+from ghostcli.render.gather import Point, pareto
+from ghostcli.report.svg import element, log_ticks, points, scale, ticks
+
+WIDTH, HEIGHT = 440, 280
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 38
+#: Colours of the style sheet; more series begin again.
+COLOURS = 7
+#: The most points of a line: more would be invisible, and make the file large.
+MOST_POINTS = 240
+MANY_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: `values` by epoch; `low` and `high` bound a band around it. `base` lines are grey and dashed."""
+
+    name: str
+    values: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    base: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """`legend`: (class of the colour, text) of each series. `words`: what the chart shows, for those who hear it."""
+
+    title: str
+    svg: Markup
+    legend: tuple[tuple[str, str], ...] = ()
+    note: str = ""
+
+
+def lines(title: str, found: Sequence[Series], what: str, zoom: bool = False, note: str = "") -> Chart:
+    """Values by epoch. With `zoom` the first tenth of a training does not set the scale."""
+    epochs = max(len(series.values) for series in found)
+    begin = [min(len(s.values) - 1, len(s.values) // 10) if zoom else 0 for s in found]
+    bounds = [
+        value
+        for s, i in zip(found, begin, strict=True)
+        for value in (*(s.low or s.values)[i:], *(s.high or s.values)[i:])
+    ]
+    low, high = min(bounds), max(bounds)
+    margin = 0.05 * (high - low) or 0.1 * abs(high) or 0.5
+    low, high = low - margin, high + margin
+    x, y = scale(1, max(epochs, 2), LEFT, WIDTH - RIGHT), scale(low, high, HEIGHT - BOTTOM, TOP)
+    drawn: list[Markup] = []
+    legend = []
+    own = 0
+    for series in found:
+        colour = "base" if series.base else f"s{own % COLOURS}"
+        own += not series.base
+        at = _thinned(len(series.values))
+        xs = [x(i + 1) for i in at]
+        values = [series.values[i] for i in at]
+        if series.low is not None and series.high is not None:
+            edge = points([*xs, *xs[::-1]], [*(y(series.low[i]) for i in at), *(y(series.high[i]) for i in at[::-1])])
+            drawn.append(element("polygon", points=edge, class_=f"band {colour}"))
+        line = {"class_": f"line {colour}", "data_name": series.name, "data_epochs": " ".join(str(i + 1) for i in at)}
+        shown = " ".join(f"{value:.4g}" for value in values)
+        if len(at) == 1:
+            dot = {"cx": xs[0], "cy": y(values[0]), "r": 3, "data_values": shown}
+            drawn.append(element("circle", **dot, **(line | {"class_": f"line dot {colour}"})))
+        else:
+            drawn.append(element("polyline", points=points(xs, [y(v) for v in values]), data_values=shown, **line))
+        legend.append((colour, f"{series.name}, {series.values[-1]:.4g}"))
+    box = {"x": LEFT, "y": TOP, "width": WIDTH - LEFT - RIGHT, "height": HEIGHT - TOP - BOTTOM}
+    inside = element("svg", *drawn, viewBox="{x} {y} {width} {height}".format(**box), **box)  # clips what is outside
+    marks = [int(tick) for tick in ticks(1, max(epochs, 2)) if tick == int(tick)]
+    frame = _frame(x, y, [1] if epochs == 1 else marks, ticks(low, high), "epoch", what)
+    ruler = element("line", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM, class_="ruler")
+    return Chart(title, _svg(title, frame, inside, ruler, class_="chart lines"), tuple(legend), note)
+
+
+def _thinned(n: int) -> list[int]:
+    """Indices of the points drawn, the first and the last among them."""
+    return list(range(n)) if n <= MOST_POINTS else sorted({round(i) for i in np.linspace(0, n - 1, MOST_POINTS)})
+
+
+def _svg(title: str, *children: Markup, width: float = WIDTH, height: float = HEIGHT, class_: str = "chart") -> Markup:
+    return element("svg", *children, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=title, class_=class_)
+
+
+def _frame(x, y, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str) -> Markup:
+    """Grid, numbers and titles of two axes."""
+    parts = []
+    for value in y_ticks:
+        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y(value), y2=y(value), class_="grid"))
+        parts.append(element("text", f"{value:g}", x=LEFT - 6, y=y(value) + 4, text_anchor="end"))
+    for value in x_ticks:
+        parts.append(element("line", x1=x(value), x2=x(value), y1=TOP, y2=HEIGHT - BOTTOM, class_="grid"))
+        parts.append(element("text", f"{value:g}", x=x(value), y=HEIGHT - BOTTOM + 15, text_anchor="middle"))
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    parts.append(element("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle"))
+    turned = f"rotate(-90 12 {middle:g})"
+    parts.append(element("text", y_label, x=12, y=middle, text_anchor="middle", transform=turned))
+    return element("g", *parts)
+
+
+def front(title: str, found: Sequence[Point], what: str) -> Chart:
+    """Accuracy against cost by method, and the front: what nothing cheaper beats."""
+    costs = [point.cost for point in found]
+    log = min(costs) > 0 and max(costs) > min(costs)
+    wide = max(costs) / min(costs) if log else 1
+    left, right = (min(costs) / wide**0.06, max(costs) * wide**0.06) if log else (min(costs) - 1, max(costs) + 1)
+    spread = [point.error or 0 for point in found]
+    low = min(point.accuracy - error for point, error in zip(found, spread, strict=True))
+    high = max(point.accuracy + error for point, error in zip(found, spread, strict=True))
+    margin = 0.1 * (high - low) or 0.5
+    x, y = scale(left, right, LEFT, WIDTH - RIGHT, log), scale(low - margin, high + margin, HEIGHT - BOTTOM, TOP)
+    best = pareto(found)
+    steps = [(x(best[0].cost), y(best[0].accuracy))]
+    for before, after in itertools.pairwise(best):
+        steps += [(x(after.cost), y(before.accuracy)), (x(after.cost), y(after.accuracy))]
+    steps.append((WIDTH - RIGHT, y(best[-1].accuracy)))
+    parts = [element("polyline", points=points(*zip(*steps, strict=True)), class_="front")]
+    methods = list(dict.fromkeys(point.series for point in found))
+    for point in found:
+        colour = f"s{methods.index(point.series) % COLOURS}"
+        at = {"cx": x(point.cost), "cy": y(point.accuracy)}
+        error = point.error or 0
+        said = f"{point.name}, {point.series}: {point.accuracy:.2f} %" + (f" ± {error:.2f}" if point.error else "")
+        reach = {"y1": y(point.accuracy - error), "y2": y(point.accuracy + error)}
+        parts.append(element("line", x1=at["cx"], x2=at["cx"], **reach, class_=f"whisker {colour}"))
+        parts.append(element("circle", **at, r=4.5, class_=f"dot {colour}", data_tip=f"{said} at {point.cost:.3g}"))
+    named: set[str] = set()
+    for point in best:
+        if point.name not in named:
+            place = min(max(x(point.cost), LEFT + 30), WIDTH - RIGHT - 30)
+            parts.append(element("text", point.name, x=place, y=y(point.accuracy) - 9, text_anchor="middle"))
+        named.add(point.name)
+    x_ticks = log_ticks(left, right) if log else [tick for tick in ticks(left, right) if tick >= 0]
+    frame = _frame(x, y, x_ticks, ticks(low - margin, high + margin), what, "test accuracy (%)")
+    legend = tuple((f"s{i % COLOURS}", method) for i, method in enumerate(methods))
+    return Chart(title, _svg(title, frame, *parts), legend)
+
+
+#: Size of a forest plot's row.
+ROW_WIDTH, ROW_HEIGHT = 300, 22
+
+
+@dataclass(frozen=True)
+class Forest:
+    """The scale that all rows of a forest plot share: differences in points, and the margin around zero."""
+
+    low: float
+    high: float
+    margin: float
+
+    @classmethod
+    def of(cls, deltas: Sequence[Difference], margin: float, printed: Sequence[float] = ()) -> Forest:
+        ends = [value for d in deltas for value in (d.low, d.high, d.mean) if value is not None]
+        low, high = min([*ends, *printed, -margin]), max([*ends, *printed, margin])
+        return cls(low - 0.04 * (high - low), high + 0.04 * (high - low), margin)
+
+    def _x(self):
+        return scale(self.low, self.high, 6, ROW_WIDTH - 6)
+
+    def row(
+        self, delta: Difference | None, verdict: str | None, printed: float | None = None, said: str = ""
+    ) -> Markup:
+        """A difference with its interval; the paper's printed difference as a hollow diamond."""
+        x, middle = self._x(), ROW_HEIGHT / 2
+        parts = self._ground()
+        if printed is not None:
+            at = x(printed)
+            shape = points([at, at + 4.5, at, at - 4.5], [middle - 4.5, middle, middle + 4.5, middle])
+            parts.append(element("polygon", points=shape, class_="printed", data_tip=f"printed: {printed:+.2f} points"))
+        if delta is not None:
+            colour = "v-" + (verdict or "none").replace(" ", "-")
+            if delta.low is not None and delta.high is not None:
+                ends = {"x1": x(delta.low), "x2": x(delta.high), "y1": middle, "y2": middle}
+                parts.append(element("line", **ends, class_=f"interval {colour}"))
+            parts.append(element("circle", cx=x(delta.mean), cy=middle, r=4.5, class_=f"dot {colour}", data_tip=said))
+        return _svg(said or "no difference", *parts, width=ROW_WIDTH, height=ROW_HEIGHT, class_="row")
+
+    def _ground(self) -> list[Markup]:
+        x = self._x()
+        band = {"x": x(-self.margin), "width": x(self.margin) - x(-self.margin), "y": 0, "height": ROW_HEIGHT}
+        zero = element("line", x1=x(0), x2=x(0), y1=0, y2=ROW_HEIGHT, class_="zero")
+        return [element("rect", **band, class_="margin"), zero]
+
+    def axis(self) -> Markup:
+        x = self._x()
+        marks = [
+            element(
+                "text",
+                f"{tick:+g}" if tick else "0",
+                x=min(max(x(tick), 12), ROW_WIDTH - 12),
+                y=14,
+                text_anchor="middle",
+            )
+            for tick in ticks(self.low, self.high, 6)
+        ]
+        return _svg("scale, in points", *marks, width=ROW_WIDTH, height=ROW_HEIGHT, class_="row")
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str]) -> Chart:
+    """What each true class (row) was taken for: counts [true, given]. Shares are of the true class."""
+    n = len(classes)
+    names = n <= MANY_CLASSES
+    cell = 30.0 if names else 380 / n
+    left, top = (90.0, 70.0) if names else (24.0, 24.0)
+    totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares = counts / totals
+    most = max(float((shares * (1 - np.eye(n))).max()), 1e-9)  # the diagonal would drown the errors
+    parts = []
+    for i, j in np.argwhere(counts > 0):
+        x, y = left + j * cell, top + i * cell
+        said = f"{classes[i]}, taken for {classes[j]}: {counts[i, j]:,} of {totals[i, 0]:,} ({shares[i, j]:.1%})"
+        strong = 1.0 if i == j else float(shares[i, j]) / most
+        box = {"x": x, "y": y, "width": cell - 1, "height": cell - 1, "data_tip": said}
+        level = "right" if i == j else f"wrong w{max(1, min(5, round(5 * strong)))}"
+        parts.append(element("rect", **box, class_=level))
+        if names:
+            middle = {"x": x + cell / 2 - 0.5, "y": y + cell / 2 + 3.5, "text_anchor": "middle"}
+            parts.append(
+                element("text", f"{counts[i, j]}", **middle, class_="count" + " on" * bool(i != j and strong > 0.7))
+            )
+    for i, name in enumerate(classes if names else ()):
+        short = name if len(name) <= 12 else name[:11] + "…"
+        parts.append(element("text", short, x=left - 5, y=top + (i + 0.5) * cell + 4, text_anchor="end"))
+        x = left + (i + 0.5) * cell
+        parts.append(element("text", short, x=x, y=top - 6, transform=f"rotate(-45 {x:g} {top - 6:g})"))
+    if not names:
+        parts.append(element("text", f"{n} classes, given", x=left, y=top - 8))
+    size = {"width": left + n * cell + (40 if names else 4), "height": top + n * cell + 4}
+    note = "Rows: the true class; columns: what the network said. Counts of test images."
+    return Chart("Confusion", _svg("Confusion of classes", *parts, **size), note=note)
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray) -> Chart:
+    """Accuracy against confidence in 15 bins; a well calibrated network lies on the diagonal."""
+    found = calibration(logits, labels)
+    x, y = scale(0, 1, LEFT, WIDTH - RIGHT), scale(0, 1, HEIGHT - BOTTOM, TOP)
+    parts = [element("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), class_="diagonal")]
+    there = np.flatnonzero(found.count)
+    xs, ys = (
+        [place(float(values[i])) for i in there] for place, values in ((x, found.confidence), (y, found.accuracy))
+    )
+    parts.append(element("polyline", points=points(xs, ys), class_="line s0"))
+    for i, at_x, at_y in zip(there, xs, ys, strict=True):
+        said = f"confidence {found.confidence[i]:.0%}, accuracy {found.accuracy[i]:.0%}: {found.count[i]:,} images"
+        size = 2.5 + 6 * float(np.sqrt(found.count[i] / found.count.max()))
+        parts.append(element("circle", cx=at_x, cy=at_y, r=size, class_="dot s0", data_tip=said))
+    marks = ticks(0, 1)
+    frame = _frame(x, y, marks, marks, "confidence (largest probability)", "accuracy")
+    error = 100 * ece(logits, labels)
+    note = f"Expected calibration error {error:.2f} points (15 bins). The area of a dot is its share of images."
+    return Chart("Reliability", _svg("Accuracy against confidence", frame, *parts), note=note)
+
+
+def bars(title: str, values: Sequence[tuple[str, float, str]], note: str = "") -> Chart:
+    """Horizontal bars in percent: (name, value in 0..100, what is said of it)."""
+    row, left = 20, 110
+    x = scale(0, 100, left, WIDTH - 50)
+    parts = []
+    for i, (name, value, said) in enumerate(values):
+        short = name if len(name) <= 16 else name[:15] + "…"
+        parts.append(element("text", short, x=left - 6, y=i * row + 15, text_anchor="end"))
+        size = {"x": left, "y": i * row + 4, "width": x(value) - left, "height": row - 6}
+        parts.append(element("rect", **size, class_="bar", data_tip=said))
+        parts.append(element("text", f"{value:.1f}", x=x(value) + 5, y=i * row + 15))
+    return Chart(title, _svg(title, *parts, height=len(values) * row + 6), note=note)
