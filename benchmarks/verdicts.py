@@ -54,6 +54,7 @@ class Cell:
     images: str = "resampled"
     teachers: int = 0
     teacher_sd: float = 0.0
+    crossed: bool = False
     pairs: float | None = None
     effect: float = 0.0
     promised: bool = True
@@ -77,6 +78,9 @@ def cells() -> list[Cell]:
     for k, each in ((2, 3), (3, 1), (3, 3), (5, 2), (5, 3)):
         for sd in (0.0, TEACHER_SD):
             made.append(Cell("teachers", (k * each, 5), (EVEN, EVEN), teachers=k, teacher_sd=sd))
+    for k, n in ((2, 3), (3, 3), (3, 5)):  # each of n seeds under every teacher, all its spread the seed's own
+        for sd in (0.0, TEACHER_SD):
+            made.append(Cell("teachers", (k * n, 5), (EVEN, EVEN), teachers=k, teacher_sd=sd, crossed=True))
     made += [Cell("pairs", (n, n), (EVEN, EVEN), pairs=r) for n in (5, 10) for r in (0.0, 0.4, 0.8)]
     made += [Cell("looks", (10, 10), spread, images="none") for spread in ((0.5, 0.5), (0.87, 0.2))]
     made += [Cell("answer", (n, n), (EVEN, EVEN), effect=e) for n in (3, 10) for e in (0.0, MARGIN)]
@@ -152,6 +156,8 @@ class Networks:
         a, b = (s * _standard(rng, cell.tails, n) for s, n in zip(cell.spreads, cell.sizes, strict=True))
         if cell.pairs is not None:
             b = cell.pairs * a + math.sqrt(1 - cell.pairs**2) * b
+        if cell.crossed:
+            a = np.repeat(a[: len(a) // cell.teachers], cell.teachers)
         if cell.teachers:
             a = a + np.resize(rng.normal(0, cell.teacher_sd, cell.teachers), len(a))  # run j has teacher j mod K
         return [a, b]
@@ -167,8 +173,8 @@ class Networks:
             )
             correct = base[i] + luck < top[:, None].astype(np.float32)
             teachers = [j % cell.teachers for j in range(len(ability))] if i == 0 and cell.teachers else None
-            pairs = range(len(ability)) if cell.pairs is not None else None
-            made.append(Sample(100 * correct.mean(axis=1), correct, teachers, pairs))
+            seeds = [j // cell.teachers if i == 0 and cell.crossed else j for j in range(len(ability))]
+            made.append(Sample(100 * correct.mean(axis=1), correct, teachers, seeds))
         return tuple(made)
 
     def truth(self) -> float:
@@ -258,7 +264,7 @@ def simulate(cell: Cell, times: int, images: int = IMAGES) -> dict[str, float]:
     runs: list[tuple[np.ndarray, np.ndarray, float]] = []
     for _ in range(times):
         a, b = networks.sides()
-        delta = difference(a, b)
+        delta = difference(a, b, paired=cell.pairs is not None)
         row = {"half_width": (delta.high - delta.low) / 2 / networks.scale}
         if cell.kind == "one run":
             row["false"] = judge([delta], networks.scale * MARGIN)[0].verdict != "not distinguished"
@@ -325,7 +331,8 @@ def table(record: dict) -> str:
             power.append(f"| {cell.sizes[0]} | {cell.effect:g} | {shares} |")
             continue
         more = [cell.tails] * (cell.tails != "normal") + ["fixed images"] * (cell.images == "fixed")
-        more += [f"{cell.teachers} teachers, SD {cell.teacher_sd:g}"] * bool(cell.teachers)
+        shared = " of the same seeds" * cell.crossed
+        more += [f"{cell.teachers} teachers{shared}, SD {cell.teacher_sd:g}"] * bool(cell.teachers)
         more += [f"correlation {cell.pairs}"] * (cell.pairs is not None)
         more += ["each one margin apart" if cell.effect else "no difference"] * (cell.kind == "answer")
         more += ["not promised"] * (not cell.promised)

@@ -51,6 +51,7 @@ def write_run(
     predictions: bool = True,
     test_images: int = 1000,
     teacher_runs: tuple[str, ...] = (),
+    planned: tuple[int, ...] = (),
     best: float | None = None,
     best_epoch: int | None = None,
     environment: dict[str, Any] | None = None,
@@ -75,7 +76,14 @@ def write_run(
     resolved = Recipe.model_validate(recipe)
     described = taught_by(strategy, teachers, teacher_runs)
     finished = tuple(
-        Finished(one["run"], one["network"], digest_of(runs, one["run"]), (*one["path"], one["network"]), 10)
+        Finished(
+            one["run"],
+            one["network"],
+            digest_of(runs, one["run"]),
+            (*one["path"], one["network"]),
+            10,
+            digest_of(runs, one["run"], "group"),
+        )
         for one in described
     )
     job = Job(student, seed, resolved, recipe_name or family, finished)
@@ -86,7 +94,7 @@ def write_run(
     setup = {
         "schema": 2, "semantics": SEMANTICS, "run": run, "student": student, "seed": seed, "strategy": strategy,
         "teachers": described, "recipe_name": recipe_name or family, "digest": job.digest, "protocol": job.protocol,
-        "command": [], "recipe": resolved.model_dump(mode="json"),
+        "group": job.group, "planned": planned, "command": [], "recipe": resolved.model_dump(mode="json"),
     }  # fmt: skip
     (folder / "recipe.json").write_text(json.dumps(setup))
     logits, labels = scores(accuracy, seed, test_images)
@@ -183,13 +191,15 @@ def taught_by(strategy: str, teachers: tuple[str, ...], runs: tuple[str, ...]) -
         teachers, path = teachers[-1:], list(teachers[:-1])
     runs = runs or tuple(f"{slug(name)}-plain-{i:08x}/s0" for i, name in enumerate(teachers))  # records that are gone
     pairs = zip(teachers, runs, strict=True)
-    return [{"run": run, "network": name, "seed": 0, "path": path} for name, run in pairs]
+    return [
+        {"run": run, "network": name, "seed": int(run.rpartition("/s")[2]), "path": path} for name, run in pairs
+    ]
 
 
-def digest_of(runs: Path, run: str) -> str:
-    """The digest of a teacher's run, or one of its name where it has no record."""
+def digest_of(runs: Path, run: str, which: str = "digest") -> str:
+    """The digest of a teacher's run, or one of its job's name where it has no record."""
     file = runs / run / "recipe.json"
-    return json.loads(file.read_text())["digest"] if file.exists() else sha(run)
+    return json.loads(file.read_text())[which] if file.exists() else sha(run.rpartition("/s")[0])
 
 
 def _epoch(epoch: int, epochs: int, final: float) -> dict[str, Any]:

@@ -79,15 +79,30 @@ def test_with_teachers_the_teacher_is_the_unit() -> None:
     assert alone.one_teacher and not found.one_teacher and alone.units == (9, 4)
 
 
+def test_seeds_that_teachers_share_are_a_source_of_chance_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    luck, teacher, baseline = rng.normal(0, 0.5, 4), rng.normal(0, 0.1, 3), Sample(rng.normal(89, 0.2, 4))
+    accuracy = (90 + luck[:, None] + teacher).ravel()  # every seed under every teacher
+    crossed = Sample(accuracy, teachers=list("abc") * 4, seeds=np.repeat(range(4), 3))
+    found = stats.difference(crossed, baseline)
+    nested = stats.difference(Sample(accuracy, teachers=list("abc") * 4, seeds=range(12)), baseline)
+    assert found.mean == pytest.approx(nested.mean) and found.units == (3, 4)
+    by_seed = accuracy.reshape(4, 3).mean(axis=1)
+    assert sum(found.parts[0].down) == pytest.approx(sum(nested.parts[0].down) + by_seed.var(ddof=1) / 4)
+    assert found.high - found.low > nested.high - nested.low
+    # One seed under three teachers says nothing of other seeds.
+    assert stats.difference(Sample(accuracy[:3], teachers=list("abc"), seeds=[0] * 3), baseline).p is None
+
+
 def test_pairs_are_used_from_five_on_whatever_they_show() -> None:
     rng = np.random.default_rng(1)
     start = rng.normal(0, 1, 6)
     a, b = 90 + start + rng.normal(0, 0.1, 6), 89 + start + rng.normal(0, 0.1, 6)
     order = rng.permutation(6)
-    found = stats.difference(Sample(a, pairs=range(6)), Sample(b[order], pairs=order))
+    found = stats.difference(Sample(a, seeds=range(6)), Sample(b[order], seeds=order), paired=True)
     assert found.paired and found.high - found.low < 0.5
     for n, names in ((4, range(4)), (6, [9, 1, 2, 3, 4, 5])):
-        apart = stats.difference(Sample(a[:n], pairs=range(n)), Sample(b[:n], pairs=names))
+        apart = stats.difference(Sample(a[:n], seeds=range(n)), Sample(b[:n], seeds=names), paired=True)
         assert not apart.paired
 
 

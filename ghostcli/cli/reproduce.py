@@ -18,7 +18,7 @@ import typer
 
 from ghostcli import signals
 from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs, Set, quoted, words
-from ghostcli.cli.train import STATES
+from ghostcli.cli.train import STATES, TeacherSeeds
 from ghostcli.display import console
 from ghostcli.errors import UsageError
 from ghostcli.paper import FAMILIES, PaperRow, joined, label, paper
@@ -56,6 +56,7 @@ def reproduce(
     controls: Annotated[
         bool, typer.Option("--controls", help="Also every taught row with image-blind teachers.")
     ] = False,
+    teacher_seeds: TeacherSeeds = 1,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before hours of work.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +68,7 @@ def reproduce(
     adds what a gain by teaching must beat: the same training with teachers that say nothing about the image.
     """
     chosen = [*settings(quoted(data) if data is not None else None, limit, epochs), *overrides]
-    todo = study(tables, family, seeds, chosen, skip, runs, controls)
+    todo = study(tables, family, seeds, chosen, skip, runs, controls, teacher_seeds)
     with signals.handled():
         from ghostcli.engine.device import pick
 

@@ -15,7 +15,7 @@ import typer
 
 from ghostcli import plan
 from ghostcli.cli.options import Common, Device, Json, Runs, with_common, words
-from ghostcli.errors import GhostError, UsageError
+from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.plan import Job, record_of
 from ghostcli.recipe.models import Recipe
 from ghostcli.records import record
@@ -46,12 +46,36 @@ Alpha = Annotated[
 Temperature = Annotated[
     float | None, typer.Option("--temperature", help="Softens the logits.", show_default="the recipe's")
 ]
+TeacherSeeds = Annotated[
+    int,
+    typer.Option(
+        "--teacher-seeds",
+        min=1,
+        metavar="K",
+        help="Train the teachers K times and share the seeds out among them: student seed S learns from number S mod K.",
+    ),
+]
 
 
 def distilling(kind: str | None, alpha: float | None, temperature: float | None) -> list[tuple[str, str]]:
     """The distillation flags as overrides, each with its name."""
     flags = {"kind": kind, "alpha": alpha, "temperature": temperature}
     return [(f"--{name}", f"distill.{name}={value}") for name, value in flags.items() if value is not None]
+
+
+def shared_out(recipe: Recipe, seeds: list[int], teachers: int, named: list[str]) -> Callable[[int], Recipe]:
+    """The recipe of each student's seed, under which one of `teachers` trainings of its teachers teaches it."""
+    if teachers > 1:
+        for name in named:
+            if name.startswith("run/"):
+                raise UsageError(f"--teacher-seeds {teachers}: {printable(name)} is one training; name a model instead")
+        if len(seeds) > 1 and len({seed % teachers for seed in seeds}) == 1:
+            listed = ", ".join(map(str, seeds))
+            raise UsageError(
+                f"--teacher-seeds {teachers}: the seeds {listed} all fall to one teacher (seed mod {teachers}); "
+                "name seeds that spread, such as --seed 0 --seed 1"
+            )
+    return lambda seed: plan.teacher_of(recipe, seed, teachers)
 
 
 @with_common
@@ -73,6 +97,7 @@ def distill(
     kind: Kind = None,
     alpha: Alpha = None,
     temperature: Temperature = None,
+    teacher_seeds: TeacherSeeds = 1,
     generations: Annotated[
         int, typer.Option("--generations", min=1, max=100, help="Born-again: the student teaches its like, N times.")
     ] = 1,
@@ -83,8 +108,9 @@ def distill(
     """
     found = common.resolve(*distilling(kind, alpha, temperature))
     stages = [teacher, *[student] * (generations - 1)]
+    recipe = shared_out(found.recipe, common.seeds, teacher_seeds, stages[:1])
     act(
-        ctx, common, found.recipe, lambda seed: plan.chain(stages, student, seed, found.recipe, found.name, common.runs)
+        ctx, common, found.recipe, lambda seed: plan.chain(stages, student, seed, recipe(seed), found.name, common.runs)
     )
 
 
@@ -98,6 +124,7 @@ def assist_chain(
     kind: Kind = None,
     alpha: Alpha = None,
     temperature: Temperature = None,
+    teacher_seeds: TeacherSeeds = 1,
 ) -> None:
     """Distil down a chain of teacher assistants, each taught by the one before.
 
@@ -105,11 +132,12 @@ def assist_chain(
     """
     flags = [*distilling(kind, alpha, temperature), *([("--dense", "distill.dense=true")] if dense else [])]
     found = common.resolve(*flags)
+    recipe = shared_out(found.recipe, common.seeds, teacher_seeds, teachers)
     act(
         ctx,
         common,
         found.recipe,
-        lambda seed: plan.chain(teachers, student, seed, found.recipe, found.name, common.runs),
+        lambda seed: plan.chain(teachers, student, seed, recipe(seed), found.name, common.runs),
     )
 
 
@@ -125,6 +153,7 @@ def ensemble(
     kind: Kind = None,
     alpha: Alpha = None,
     temperature: Temperature = None,
+    teacher_seeds: TeacherSeeds = 1,
 ) -> None:
     """Distil several teachers at once.
 
@@ -134,11 +163,12 @@ def ensemble(
         raise UsageError(f"ensemble: {teachers[0]} alone is no ensemble; name two or more, or use ghost distill")
     flags = distilling(kind, alpha, temperature)
     found = common.resolve(*flags, *([("--weighting", f"distill.weighting={weighting}")] if weighting else []))
+    recipe = shared_out(found.recipe, common.seeds, teacher_seeds, teachers)
     act(
         ctx,
         common,
         found.recipe,
-        lambda seed: plan.ensemble(teachers, student, seed, found.recipe, found.name, common.runs),
+        lambda seed: plan.ensemble(teachers, student, seed, recipe(seed), found.name, common.runs),
     )
 
 

@@ -14,6 +14,7 @@ from ghostcli.compare.rows import LeftOut
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.records.contents import content_problems
+from ghostcli.records.model import RunSetup
 from ghostcli.records.record import RunRecord
 from ghostcli.zoo import names
 
@@ -46,10 +47,10 @@ def admit(records: Iterable[RunRecord]) -> Admitted:
 
 def contradictions(records: Sequence[RunRecord]) -> dict[str, str]:
     """Run id -> why a finished run cannot be believed: its record contradicts itself, or another run of its job."""
-    digests = {run.id: run.setup.digest for run in records if run.setup}
+    setups = {run.id: run.setup for run in records if run.setup}
     done = [run for run in records if run.status == "done"]
     found = {
-        run.id: problems[0] for run in done if (problems := [*content_problems(run), *identity_problems(run, digests)])
+        run.id: problems[0] for run in done if (problems := [*content_problems(run), *identity_problems(run, setups)])
     }
     for runs in _by_job(run for run in done if run.id not in found):
         found |= _job_problems(runs)
@@ -75,8 +76,8 @@ def _unfinished(run: RunRecord) -> str | None:
             return run.problem
 
 
-def identity_problems(run: RunRecord, digests: dict[str, str]) -> list[str]:
-    """Whether the recipe of a finished run gives its digest and protocol. `digests`: run id -> digest of all runs.
+def identity_problems(run: RunRecord, setups: dict[str, RunSetup]) -> list[str]:
+    """Whether the recipe of a finished run gives its digests and protocol. `setups`: those of all runs by id.
 
     The digest depends on the teachers' digests, so it is only checked where all their records are there; and that of
     a user's own network on its source, which may have changed since.
@@ -84,10 +85,13 @@ def identity_problems(run: RunRecord, digests: dict[str, str]) -> list[str]:
     about = run.result
     if about is None or about.semantics != SEMANTICS:
         return []
-    teachers = [Finished(t.run, t.network, digests.get(t.run, ""), (), about.classes) for t in about.teachers]
+    known = all(t.run in setups for t in about.teachers) and not names.is_own(about.student)
+    taught_by = [(t, setups.get(t.run, about)) for t in about.teachers]
+    teachers = [Finished(t.run, t.network, one.digest, (), about.classes, one.of_group) for t, one in taught_by]
     job = Job(about.student, about.seed, about.recipe, about.recipe_name, tuple(teachers))
-    known = all(teacher.digest for teacher in teachers) and not names.is_own(about.student)
-    if job.protocol != about.protocol or (known and job.digest != about.digest):
+    if job.protocol != about.protocol or (
+        known and (job.digest, job.group) != (about.digest, about.group or job.group)
+    ):
         return ["its recipe does not give its digest: the recipe or the digest was changed"]
     if about.epochs != (about.recipe.train.stop or about.recipe.train.epochs):
         return [f"it has {about.epochs} epochs, its recipe says {about.recipe.train.epochs}"]
@@ -118,12 +122,13 @@ def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def _second_records(runs: Sequence[RunRecord]) -> dict[str, str]:
-    """Of several records of one seed, that of the digest with the most seeds counts; then that of the lowest id."""
+    """Of several records of one seed and the same teachers, that of the digest with the most seeds counts; then that
+    of the lowest id."""
     seeds = Counter(run.result.digest for run in runs)
-    first: dict[int, str] = {}
+    first: dict[Any, str] = {}
     found: dict[str, str] = {}
     for run in sorted(runs, key=lambda run: (-seeds[run.result.digest], run.id)):
-        kept = first.setdefault(run.result.seed, run.id)
+        kept = first.setdefault((run.result.seed, *(teacher.run for teacher in run.result.teachers)), run.id)
         if kept != run.id:
             found[run.id] = f"a second record of one seed; {kept} counts"
     return found

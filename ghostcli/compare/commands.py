@@ -44,9 +44,21 @@ def of_control(group: RunGroup, runs: Path = RUNS) -> str:
     teachers = tuple(f"run/{teacher.run}" for teacher in about.teachers) if by_id else group.teachers
     together = about.strategy in ("ensemble", "adaptive")
     verb = "ensemble" if together else "distill" if len(teachers) == 1 else "assist-chain"
-    settings = _settings(about.recipe_name, group.recipe, {"distill.blind": True}, taught=True)
+    recipe, shared = group.recipe, _teacher_seeds(group)
+    if shared:  # what the flag says is not said again
+        recipe = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"teacher_seed": 0})})
+    settings = (*_settings(about.recipe_name, recipe, {"distill.blind": True}, taught=True), *shared)
     words = (verb, *teachers, "--student", group.student, *_recipe(group), *settings, *_seeds(group))
     return _line(*words, runs=runs)
+
+
+def _teacher_seeds(group: RunGroup) -> tuple[str, ...]:
+    """The flag that shares a group's seeds out among its teachers; nothing where it has one, or shares otherwise."""
+    count = group.teacher_count
+    numbers = [(run.result.seed, run.result.recipe.distill.teacher_seed) for run in group.runs]
+    if count > 1 and all(seed % count == number for seed, number in numbers):
+        return ("--teacher-seeds", str(count))
+    return ()
 
 
 def _line(*words: str, runs: Path) -> str:

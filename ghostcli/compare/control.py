@@ -36,5 +36,6 @@ def controls(other: RunGroup, group: RunGroup) -> bool:
     if not other.blind or group.blind or (other.student, other.strategy) != (group.student, group.strategy):
         return False
     same = same_conditions(other.about) == same_conditions(group.about)
-    same = same and other.about.teachers == group.about.teachers and other.about.start == group.about.start
-    return same and config_diff(other.recipe, group.recipe).keys() - UNDIGESTED - {"engine.branches"} == {BLIND}
+    same = same and other.lessons == group.lessons and other.about.start == group.about.start
+    other_keys = UNDIGESTED | {"engine.branches", "distill.teacher_seed"}  # the seed is in `lessons`
+    return same and config_diff(other.recipe, group.recipe).keys() - other_keys == {BLIND}

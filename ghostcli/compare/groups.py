@@ -19,7 +19,7 @@ from ghostcli.compare.stats import Difference, Sample, Summary, difference, summ
 from ghostcli.paper import paper
 from ghostcli.recipe.diff import teaching_changes, training_changes, typed
 from ghostcli.recipe.models import Recipe
-from ghostcli.records.model import Finding, RunResult, RunSetup
+from ghostcli.records.model import Finding, RunResult, RunSetup, TeacherRun
 from ghostcli.records.record import RunRecord
 from ghostcli.zoo.names import is_own
 
@@ -88,7 +88,8 @@ class RunGroup:
         values = {"T": (distill.temperature, source.temperature), "α": (distill.alpha, source.alpha)}
         words = [f"{sign}={ours:g}" for sign, (ours, theirs) in values.items() if ours != theirs]
         changes = teaching_changes(self.recipe, self.family)
-        words += [f"{key}={value}" for key, value in changes.items() if key not in SHOWN]
+        shown = SHOWN if self.one_teacher else {*SHOWN, "teacher_seed"}
+        words += [f"{key}={value}" for key, value in changes.items() if key not in shown]
         return words + ["blind teachers"] * self.blind
 
     @property
@@ -133,9 +134,25 @@ class RunGroup:
         return tuple(" ".join(teacher.run for teacher in run.result.teachers) for run in self.runs)
 
     @property
+    def lessons(self) -> frozenset[tuple[TeacherRun, ...]]:
+        """The teachers of its runs."""
+        return frozenset(run.result.teachers for run in self.runs)
+
+    @property
+    def teacher_count(self) -> int:
+        """How many trainings of its teachers taught it, 0 where nobody teaches."""
+        return len(set(self.teacher_runs or ()))
+
+    @property
     def one_teacher(self) -> bool:
         """Whether every seed had the same teachers."""
-        return len(set(self.teacher_runs or ())) == 1
+        return self.teacher_count == 1
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Seeds that were planned with those that are there, and have no result: the plan was not kept (yet)."""
+        planned = {seed for run in self.runs for seed in run.result.planned}
+        return tuple(sorted(planned - {*self.seeds, *(run.setup.seed for run in self.failed)}))
 
     @cached_property
     def environments(self) -> dict[str, set[str]]:
@@ -175,9 +192,10 @@ class RunGroup:
         )
         return difference(
             *(
-                Sample(group.accuracy(metric), correct, group.teacher_runs, group.seeds if paired else None)
+                Sample(group.accuracy(metric), correct, group.teacher_runs, group.seeds)
                 for group, correct in ((self, ours), (baseline, theirs))
-            )
+            ),
+            paired=paired,
         )
 
     @property
@@ -280,7 +298,7 @@ def members(teachers: tuple[str, ...], strategy: str) -> tuple[str, ...]:
 def job_of(about: RunSetup) -> tuple[Any, ...]:
     """Equal for runs of one job. Untaught runs of one protocol do the same work even where digests differ (folded
     and plain branches), unless the network is the user's own, whose source is in the digest alone."""
-    identity = about.digest if about.teachers or is_own(about.student) else about.protocol
+    identity = about.of_group if about.teachers or is_own(about.student) else about.protocol
     return about.student, about.strategy, members(about.path, about.strategy), identity
 
 

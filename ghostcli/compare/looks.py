@@ -51,7 +51,7 @@ def _counts(row: Row) -> tuple[int, int] | None:
 
 
 def _key(row: Row) -> str:
-    return f"{row.group.about.digest} {row.baseline.about.protocol}"
+    return f"{row.group.about.of_group} {row.baseline.about.protocol}"
 
 
 def _read(file: Path) -> dict[str, list[tuple[int, int]]]:

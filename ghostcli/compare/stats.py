@@ -16,9 +16,10 @@ widest of three:
   squares. Where none of N images tells the sides apart, 1 - 0.025^(1/N), some 3.7/N, stays open.
 
 The unit of a side with several teachers is the teacher: the runs of each are averaged first, so that its spread is that
-of teachers with the seeds within them (three levels). With one teacher the unit is the run, and the statement holds for
-that teacher. Where both sides have the same starts and orders (`pairs`) and at least `PAIRED_FROM` of them, the unit is
-the difference of a pair.
+of teachers with the seeds within them (three levels). Where a seed was used under several teachers, the teachers share
+its luck, so the spread of the seeds' means is added; what teachers and seeds have in common then counts twice, which
+can only widen the interval. With one teacher the unit is the run, and the statement holds for that teacher. Where both
+sides have the same starts and orders (`paired`) and at least `PAIRED_FROM` seeds, the unit is the difference of a pair.
 
 A side of one unit has no spread, and nobody else's is borrowed. Such an interval is of the images alone and of no use
 for a verdict: two seeds of one and the same job part as far.
@@ -57,14 +58,13 @@ class Summary:
 class Sample:
     """One side: `accuracy` [n] in percent, a value a run; `correct` [n, N] bool, or None where not recorded.
 
-    `teachers`: the name of each run's teacher. `pairs`: what each run's start and order of images follow from (its
-    seed); given only where equal names on both sides mean the same start and order.
+    `teachers`: the name of each run's teacher. `seeds`: what each run's start and order of images follow from.
     """
 
     accuracy: np.ndarray
     correct: np.ndarray | None = None
     teachers: Sequence[str] | None = None
-    pairs: Sequence[str | int] | None = None
+    seeds: Sequence[str | int] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,18 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
 
 
-def difference(a: Sample, b: Sample) -> Difference:
-    """Side `a` minus baseline `b`. Both `correct` must be over the same images in the same order."""
-    sides, by_teacher, paired = _units(a, b)
+def difference(a: Sample, b: Sample, paired: bool = False) -> Difference:
+    """Side `a` minus baseline `b`. Both `correct` must be over the same images in the same order.
+
+    `paired`: equal seeds on both sides mean the same start and order of images.
+    """
+    sides, by_teacher, paired = _units(a, b, paired)
     one_teacher = any(side.teachers is not None and len(set(side.teachers)) == 1 for side in (a, b))
     mean = float(sum(accuracy.mean() for accuracy, _ in sides))
+    shared = [_by_shared_seed(side) for side in (a, b)]
     counts = [len(accuracy) for accuracy, _ in sides]
-    units = (counts[0], counts[-1])
+    counts += [len(means) for means in shared if means is not None]
+    units = (len(sides[0][0]), len(sides[-1][0]))
     seen = all(correct is not None for _, correct in sides)
     floor = [_images_alone(sum(correct.mean(axis=0) for _, correct in sides))] if seen else []
 
@@ -184,10 +189,10 @@ def difference(a: Sample, b: Sample) -> Difference:
         low, high = _limits(mean, floor, LEVEL)
         return Difference(mean, low, high, found, test, None, IMAGES_ONLY, tuple(floor), units, paired, one_teacher)
 
-    cross = _t_test(sides[0][0], np.zeros(counts[0]) if paired else -sides[1][0], paired)
+    cross = _t_test(sides[0][0], np.zeros(units[0]) if paired else -sides[1][0], paired)
     if not seen and cross is None:
         return Difference(mean, units=units, one_teacher=one_teacher)
-    parts = [_two_level(sides), *([] if cross is None else [_as_part(cross)]), *floor]
+    parts = [_two_level(sides, [means for means in shared if means is not None]), *([] if cross is None else [_as_part(cross)]), *floor]
     low, high = _limits(mean, parts, LEVEL)
     return Difference(
         mean,
@@ -210,41 +215,55 @@ def _covers(by_teacher: bool, seen: bool) -> str:
     return "seeds and test images" if seen else "seeds only"
 
 
-def _units(a: Sample, b: Sample) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], bool, bool]:
+def _units(a: Sample, b: Sample, paired: bool) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], bool, bool]:
     """Accuracies and correctness by unit, those of `b` negative, so that sides add up; or one side of paired units.
 
     Also: whether teachers are units, and whether pairs are.
     """
     seen = a.correct is not None and b.correct is not None
-    several = [side.teachers is not None and len(set(side.teachers)) > 1 for side in (a, b)]
-    if not any(several) and _paired(a, b):
-        ours, theirs = (np.argsort(np.asarray(side.pairs, dtype=object).astype(str)) for side in (a, b))
+    several = [_several(side.teachers) for side in (a, b)]
+    if paired and not any(several) and _pairs(a, b):
+        ours, theirs = (np.argsort(np.asarray(side.seeds, dtype=object).astype(str)) for side in (a, b))
         correct = a.correct[ours].astype(np.float64) - b.correct[theirs] if seen else None
         return [(a.accuracy[ours] - b.accuracy[theirs], correct)], False, True
     sides = []
     for sign, side, by_teacher in zip((1, -1), (a, b), several, strict=True):
         values = (side.accuracy, side.correct if seen else None)
         if by_teacher:
-            names = np.asarray(side.teachers)
-            values = [
-                None if v is None else np.stack([v[names == name].mean(axis=0) for name in sorted(set(names))])
-                for v in values
-            ]
+            values = [None if v is None else _means(v, side.teachers) for v in values]
         sides.append(tuple(None if v is None else sign * np.asarray(v, dtype=np.float64) for v in values))
     return sides, any(several), False
 
 
-def _paired(a: Sample, b: Sample) -> bool:
+def _several(names: Sequence[str | int] | None) -> bool:
+    return names is not None and len(set(names)) > 1
+
+
+def _means(values: np.ndarray, names: Sequence[str | int]) -> np.ndarray:
+    """The means of `values` [n, ...] over the runs of one name, a row for each name."""
+    labels = np.asarray(names, dtype=object).astype(str)
+    return np.stack([values[labels == name].mean(axis=0) for name in sorted(set(labels))])
+
+
+def _pairs(a: Sample, b: Sample) -> bool:
     """Whether the runs are compared pair by pair: a rule that looks at no result."""
-    if a.pairs is None or b.pairs is None or len(set(a.pairs)) < len(a.pairs):
+    if a.seeds is None or b.seeds is None or len(set(a.seeds)) < len(a.seeds):
         return False
-    return len(a.pairs) >= PAIRED_FROM and sorted(map(str, a.pairs)) == sorted(map(str, b.pairs))
+    return len(a.seeds) >= PAIRED_FROM and sorted(map(str, a.seeds)) == sorted(map(str, b.seeds))
 
 
-def _two_level(sides: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> Part:
-    """The spread of each side's units and, where images were seen, what is left of their variance."""
-    variances = [float(accuracy.var(ddof=1)) / len(accuracy) for accuracy, _ in sides]
-    dfs = [float(len(accuracy) - 1) for accuracy, _ in sides]
+def _by_shared_seed(side: Sample) -> np.ndarray | None:
+    """Mean accuracy of each seed where several teachers share one; None where no seed is shared."""
+    if side.seeds is None or not _several(side.teachers) or len(set(side.seeds)) == len(side.seeds):
+        return None
+    return _means(side.accuracy, side.seeds)
+
+
+def _two_level(sides: Sequence[tuple[np.ndarray, np.ndarray | None]], seeds: Sequence[np.ndarray]) -> Part:
+    """The spread of each side's units, that of seeds which units share, and what is left of the images' variance."""
+    spread = [*(accuracy for accuracy, _ in sides), *seeds]
+    variances = [float(values.var(ddof=1)) / len(values) for values in spread]
+    dfs = [float(len(values) - 1) for values in spread]
     if sides[0][1] is not None:
         variances.append(_item_variance([correct for _, correct in sides]))
         dfs.append(math.inf)

@@ -29,6 +29,7 @@ class Finished:
     digest: str
     lineage: tuple[str, ...]
     classes: int
+    group: str
     teachers: tuple[()] = ()
 
     @property
@@ -102,6 +103,15 @@ class Job:
         return digest(self.content)
 
     @cached_property
+    def group(self) -> str:
+        """Digest of the job without its teachers' seeds: equal for the runs that are seeds of one run group."""
+        if not self.taught:
+            return self.digest
+        content = {**self.content, "teachers": [teacher.group for teacher in self.teachers]}
+        content["recipe"] = {**content["recipe"], "distill": {**content["recipe"]["distill"], "teacher_seed": None}}
+        return digest(content)
+
+    @cached_property
     def protocol(self) -> str:
         """Digest of data, budget and training alone: equal means that accuracies may be compared."""
         recipe = canonical(self.recipe)
@@ -148,7 +158,13 @@ def finished(name: str, runs: Path) -> Finished:
         raise UsageError(f"{run.id}: cannot teach, {run.problem}; name a finished run")
     result = run.result
     lineage = (*result.path, result.student) if result.strategy in ("kd", "chain") else (result.student,)
-    return Finished(run.id, result.student, result.digest, lineage, result.classes)
+    return Finished(run.id, result.student, result.digest, lineage, result.classes, result.of_group)
+
+
+def teacher_of(recipe: Recipe, seed: int, teachers: int) -> Recipe:
+    """The recipe for a student's `seed` where the seeds are shared out among `teachers` trainings of the teachers."""
+    number = recipe.distill.teacher_seed + seed % teachers
+    return recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"teacher_seed": number})})
 
 
 def chain(path: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:
@@ -191,6 +207,14 @@ class Plan:
 
     jobs: tuple[Job, ...]
     asked: tuple[Job, ...]
+
+    @cached_property
+    def seeds(self) -> dict[str, tuple[int, ...]]:
+        """Run group -> the seeds that are planned of it."""
+        found: dict[str, set[int]] = {}
+        for job in self.jobs:
+            found.setdefault(job.group, set()).add(job.seed)
+        return {group: tuple(sorted(seeds)) for group, seeds in found.items()}
 
 
 def order(asked: Iterable[Job]) -> Plan:

@@ -74,8 +74,11 @@ def study(
     skip: Sequence[str] = (),
     runs: Path = Path("runs"),
     controls: bool = False,
+    teachers: int = 1,
 ) -> Study:
     """Plan every row of `tables` for the seeds 0 to `seeds` - 1, but those in which a network of `skip` takes part.
+
+    `teachers`: how many times the teachers are trained; the seeds of their students are shared out among them.
 
     `overrides` (`key.path=value`) apply to every recipe. Taught rows bring their students' baselines along, without
     which there is no difference to show, and with `controls` the same trainings with image-blind teachers.
@@ -97,7 +100,7 @@ def study(
 
     def job_of(row: PaperRow, seed: int) -> Job:
         found = resolved(row.published if family == "published" else family)
-        recipe, name = found.recipe, found.name
+        recipe, name = plan.teacher_of(found.recipe, seed, teachers), found.name
         if not row.teachers:
             return plan.plain(row.student, seed, recipe, name)
         if row.strategy == "ensemble":
@@ -105,8 +108,9 @@ def study(
         job = plan.chain(row.teachers, row.student, seed, recipe, name, runs)
         if family == "published" and len(row.teachers) > 1:
             first = resolved(PUBLISHED_ASSISTANTS)
+            assisted = plan.teacher_of(first.recipe, seed, teachers)
             *path, last = row.teachers
-            assistant = plan.chain(path, last, first.recipe.distill.teacher_seed, first.recipe, first.name, runs)
+            assistant = plan.chain(path, last, assisted.distill.teacher_seed, assisted, first.name, runs)
             job = replace(job, teachers=(assistant,))
         return job
 

@@ -136,6 +136,10 @@ class RunSetup(_Frozen):
     recipe_name: str
     digest: str
     protocol: str
+    #: Digest without the teachers' seeds, equal in all runs of a run group; None in records from before it was kept.
+    group: str | None = None
+    #: The seeds of its run group that were planned together, before the first of them had a result.
+    planned: tuple[int, ...] = ()
     #: The command line that began the run, word by word, without the program's name.
     command: tuple[str, ...] = ()
     recipe: Recipe
@@ -146,6 +150,10 @@ class RunSetup(_Frozen):
         if len(self.teachers) == 1:
             return (*self.teachers[0].path, self.teachers[0].network)
         return tuple(teacher.network for teacher in self.teachers)
+
+    @property
+    def of_group(self) -> str:
+        return self.group or self.digest
 
     @property
     def family(self) -> str:

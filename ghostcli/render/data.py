@@ -63,6 +63,8 @@ def _object(row: Row, known: dict[str, Cost] | None, more: bool) -> dict[str, An
         "runs": [run.id for run in group.runs] if group else [],
         "failed": [run.id for run in group.failed] if group else [],
         "environment_differs": list(row.mixed),
+        "teacher_trainings": group.teacher_count if group and row.taught else None,
+        "seeds_missing": list(group.missing) if group else [],
         "same_teacher": group.one_teacher if group and row.taught else None,
         "command": row.command,
     }

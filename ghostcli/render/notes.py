@@ -79,6 +79,13 @@ def remarks(table: Table) -> Iterable[str]:
                 f"No verdict for {row.name}: more than {MOST_FAILED:.0%} of the seeds of one side became non-finite, "
                 "and what the others reached depends on which failed."
             )
+        for group in (row.group, row.baseline if row.delta else None):
+            if group and group.missing:
+                yield (
+                    f"The plan of {group.runs[0].id.rpartition('/')[0]} is not kept yet: of the seeds planned together, "
+                    f"{', '.join(map(str, group.missing))} {'has' if len(group.missing) == 1 else 'have'} no result. "
+                    "A verdict before they are there depends on when somebody looked."
+                )
         if row.looks:
             before = ", ".join(f"{n} and {m}" for n, m in row.looks)
             yield (
@@ -133,6 +140,12 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
         yield (
             "Verdicts are for this teacher: every seed of a row had the same teacher networks, and what another "
             "training of the teacher would change is not in the interval."
+        )
+    if several := sorted({row.group.teacher_count for row in rows if row.delta and row.group.teacher_count > 1}):
+        counts = " or ".join(map(str, several))
+        yield (
+            f"Verdicts of rows with {counts} teachers hold for other trainings of the teacher too: the runs of each "
+            "teacher are averaged, and the spread of these means is in the interval."
         )
     if controls:
         yield (

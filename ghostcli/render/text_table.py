@@ -102,7 +102,7 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str,
         STUDENT.key: label(row.student),
         PARAMETERS.key: EMPTY if row.parameters is None else f"{row.parameters / 1e6:.3f}",
         TEACHERS.key: joined(row.teachers, row.strategy) or EMPTY,
-        OURS.key: accuracy(row.ours, row.group and len(row.group.failed)) + marks.of_ours(row),
+        OURS.key: accuracy(row.ours, row.group) + marks.of_ours(row),
         DELTA.key: interval(row.delta),
         FINDS.key: finds(row.finds),
         VERDICT.key: row.verdict or EMPTY,
@@ -116,7 +116,7 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str,
     if (control := row.control) and control.ours:
         cells = {
             control_key: "control: blind",
-            OURS.key: accuracy(control.ours, len(control.group.failed)) + SINGLE * (control.ours.n == 1),
+            OURS.key: accuracy(control.ours, control.group) + SINGLE * (control.ours.n == 1),
             DELTA.key: interval(control.delta),
             FINDS.key: finds(control.finds),
             VERDICT.key: control.verdict or EMPTY,
@@ -202,8 +202,7 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> TextTable:
             control = "\n\n  minus its control" * any(row.control and row.control.ours for row in lines)
             cells = {STUDENT.key: _short(lines[0]) + control, PRINTED.key: text}
             for family, row in zip(by_family, lines, strict=True):
-                failed = row.group and len(row.group.failed)
-                cells[family] = accuracy(row.ours, failed) + marks.of_ours(row) + _deltas(row)
+                cells[family] = accuracy(row.ours, row.group) + marks.of_ours(row) + _deltas(row)
             rows.append(cells)
     said = list(notes.footnotes(every, marks))
     for family, tables in by_family.items():
@@ -263,11 +262,12 @@ def points(delta: float | None) -> str:
     return EMPTY if delta is None else f"{delta:+.2f}"
 
 
-def accuracy(ours: Summary | None, failed: int | None = 0) -> str:
-    """`91.20 ± 0.10 (3)`; seeds that became non-finite stand beside n."""
-    if ours is None:
+def accuracy(ours: Summary | None, group: RunGroup | None) -> str:
+    """`91.20 ± 0.10 (3)`; several teachers, and seeds that became non-finite, stand beside n."""
+    if ours is None or group is None:
         return EMPTY
-    lost = f", {failed} failed" if failed else ""
+    lost = f", {group.teacher_count} teachers" if group.teacher_count > 1 else ""
+    lost += f", {len(group.failed)} failed" if group.failed else ""
     spread = f" ± {ours.sd:.2f} ({ours.n}{lost})" if ours.sd is not None else f" (1{lost})" if lost else ""
     return f"{ours.mean:.2f}{spread}"
 

@@ -5,7 +5,8 @@ Invariant: whoever calls this for a job, and however often, there is one run of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ class Options:
     jobs: int = 1
     quiet: bool = False
     command: tuple[str, ...] = ()  # the command line, as the record keeps it
+    seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # run group -> the seeds planned together
 
 
 @lru_cache(maxsize=2)
@@ -62,14 +64,19 @@ def run_job(job: Job, options: Options, device: torch.device, fresh: bool = Fals
             try:
                 with memory_errors(job.recipe.train.batch_size), signals.polled(), run.leased():
                     run.set_status("running")
-                    run.write("recipe.json", dump(setup := setup_of(job, options)))
+                    run.write("recipe.json", dump(setup := setup_of(job, options, record_of(job, options.runs).setup)))
                     _train(job, setup, run, options, device, show)
             except BaseException as error:
                 raise _note(error, job, run, fresh) from error
 
 
-def setup_of(job: Job, options: Options) -> RunSetup:
-    """recipe.json: the resolved recipe with every default, who takes part, and the command line that began it."""
+def setup_of(job: Job, options: Options, begun: RunSetup | None = None) -> RunSetup:
+    """recipe.json: the resolved recipe with every default, who takes part, and the command line that began it.
+
+    `begun`: what an earlier attempt wrote. Its command and its planned seeds stay, so that a run that was stopped
+    and one that was not have equal records.
+    """
+    same = begun is not None and begun.run == job.id
     return RunSetup(
         semantics=SEMANTICS,
         run=job.id,
@@ -81,7 +88,9 @@ def setup_of(job: Job, options: Options) -> RunSetup:
         recipe_name=job.recipe_name,
         digest=job.digest,
         protocol=job.protocol,
-        command=tuple(options.command),
+        group=job.group,
+        planned=begun.planned if same else options.seeds.get(job.group, ()),
+        command=begun.command if same else tuple(options.command),
         recipe=job.recipe,
     )
 

@@ -7,7 +7,7 @@ ends the work is the same for every executor.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rich.text import Text
@@ -66,6 +66,7 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
     A failure, of whatever kind, costs the jobs that rest on it and no other. Interrupted ends everything, and so does
     a UsageError that can be seen before the first job starts.
     """
+    options = replace(options, seeds=plan.seeds)
     prepare(plan, options)
     waiting, pending = list(plan.jobs), {job.id for job in plan.jobs}
     failed: dict[str, GhostError] = {}
