@@ -50,7 +50,6 @@ HANGS = 600
 
 def serve() -> None:
     """Fork a child for each line of JSON on stdin: {"argv", "env", "cwd", "out"}; answer its pid, later its status."""
-    import sklearn.datasets  # noqa: F401 (slow to import, and every child needs it)
     import torch
 
     torch.set_num_threads(1)

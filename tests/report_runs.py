@@ -191,9 +191,7 @@ def taught_by(strategy: str, teachers: tuple[str, ...], runs: tuple[str, ...]) -
         teachers, path = teachers[-1:], list(teachers[:-1])
     runs = runs or tuple(f"{slug(name)}-plain-{i:08x}/s0" for i, name in enumerate(teachers))  # records that are gone
     pairs = zip(teachers, runs, strict=True)
-    return [
-        {"run": run, "network": name, "seed": int(run.rpartition("/s")[2]), "path": path} for name, run in pairs
-    ]
+    return [{"run": run, "network": name, "seed": int(run.rpartition("/s")[2]), "path": path} for name, run in pairs]
 
 
 def digest_of(runs: Path, run: str, which: str = "digest") -> str:

@@ -112,7 +112,9 @@ def test_a_plan_of_seeds_that_is_not_kept_is_told(tmp_path: Path) -> None:
     assert row.group.missing == (3, 4)
     assert "of the seeds planned together, 3, 4 have no result" in " ".join(said("II", "--runs", tmp_path).split())
     kept = study(tmp_path / "kept", 1, seeds=3, planned=(0, 1, 2))
-    assert kept.group.missing == () and "is not kept yet" not in " ".join(said("II", "--runs", tmp_path / "kept").split())
+    assert kept.group.missing == () and "is not kept yet" not in " ".join(
+        said("II", "--runs", tmp_path / "kept").split()
+    )
 
 
 def test_an_attempt_that_goes_on_keeps_the_plan_it_began_with(tmp_path: Path) -> None:

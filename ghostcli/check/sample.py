@@ -32,6 +32,7 @@ CPU_MACS = 1e12
 PASSES = 3
 #: Batch size of the reference: networks that enlarge their images need the memory.
 BATCH = 64
+_COUNTED: dict[tuple[str | int, ...], int] = {}
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,19 @@ def sample_size(images: int, macs: float, device: torch.device) -> int:
     return min(images, max(LEAST, size))
 
 
+def _macs(teacher: Teacher, shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of a teacher for one image; counted once for each kind of network."""
+    key = teacher.name, *shape
+    if key not in _COUNTED:
+        _COUNTED[key] = zoo.count_macs(teacher.model, shape)
+    return _COUNTED[key]
+
+
 def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device) -> Sample:
     """Sample the first epoch of `job`, with the logits of its `teachers`."""
     recipe, images = job.recipe, data.train.to(device)
     count, shape = len(images), (3, *images.pixels.shape[1:3])
-    size = sample_size(count, sum(zoo.count_macs(teacher.model, shape) for teacher in teachers), device)
+    size = sample_size(count, sum(_macs(teacher, shape) for teacher in teachers), device)
     index = loop.order(count, job.seed, 0, job.shuffled)[torch.arange(size) * count // size].to(device)
     views = loop.views(count, job.seed, 0, recipe.augment).to(device)
     cropper = Cropper(images, recipe.augment)

@@ -237,16 +237,18 @@ def unfinished(job: Job, runs: Path) -> dict[str, Any]:
 
 
 def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
-    """curves.png in each run's directory: its learning curve beside its baseline's, where that is there."""
+    """curves.png in the directory of each run of several epochs: its learning curve, and its baseline's if there."""
+    done = [run for run in done if run.result.epochs > 1 and not (run.path / "curves.png").exists()]
+    if not done:
+        return
     from ghostcli.cli.plot import learning_curves
     from ghostcli.render.figures import save
 
     known = record.scan(runs)
     for run in done:
-        if not (run.path / "curves.png").exists():
-            drawn = run.path / f".curves.{os.getpid()}.png"  # renamed when whole: a kill leaves no half picture
-            save(learning_curves(known, [run]), drawn)
-            os.replace(drawn, run.path / "curves.png")
+        drawn = run.path / f".curves.{os.getpid()}.png"  # renamed when whole: a kill leaves no half picture
+        save(learning_curves(known, [run]), drawn)
+        os.replace(drawn, run.path / "curves.png")
 
 
 def summary(result: RunResult) -> dict[str, Any]:

@@ -192,7 +192,11 @@ def difference(a: Sample, b: Sample, paired: bool = False) -> Difference:
     cross = _t_test(sides[0][0], np.zeros(units[0]) if paired else -sides[1][0], paired)
     if not seen and cross is None:
         return Difference(mean, units=units, one_teacher=one_teacher)
-    parts = [_two_level(sides, [means for means in shared if means is not None]), *([] if cross is None else [_as_part(cross)]), *floor]
+    parts = [
+        _two_level(sides, [means for means in shared if means is not None]),
+        *([] if cross is None else [_as_part(cross)]),
+        *floor,
+    ]
     low, high = _limits(mean, parts, LEVEL)
     return Difference(
         mean,

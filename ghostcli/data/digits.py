@@ -1,6 +1,8 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 (Alpaydin and Kaynak 1998). No download is needed.
+"""Handwritten digits, embedded: 1,797 grey images of 8 x 8 (Alpaydin and Kaynak 1998), for demos and tests.
 
-Invariant: every machine gets the same 1,437 training and 360 test images, bit for bit.
+They are the test part of "Optical Recognition of Handwritten Digits" of the UCI repository (CC BY 4.0), the same
+images and order as scikit-learn's. Invariant: every machine gets the same 1,437 training and 360 test images, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -16,7 +19,8 @@ from ghostcli.data.split import stratified
 
 TEST_IMAGES = 360
 
-PLACE = "within scikit-learn"
+FILE = Path(__file__).with_name("digits.npz")
+PLACE = "within ghost"
 CLASSES = tuple("0123456789")
 
 #: Checksum of the 8 x 8 images and the labels, as bytes.
@@ -25,10 +29,8 @@ SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 def raw_digits() -> tuple[torch.Tensor, torch.Tensor]:
     """Grey values 0..16, uint8 [1797, 8, 8], and labels, int64 [1797]."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return torch.from_numpy(digits.images).to(torch.uint8), torch.from_numpy(digits.target).to(torch.int64)
+    with np.load(FILE, allow_pickle=False) as file:
+        return torch.from_numpy(file["images"]), torch.from_numpy(file["labels"]).to(torch.int64)
 
 
 def raw_checksum() -> str:
@@ -37,10 +39,10 @@ def raw_checksum() -> str:
 
 
 def checks(name: str, root: Path) -> list[tuple[str, str | None]]:
-    """Check that the images are those of scikit-learn's releases."""
+    """Check that the images are those that were shipped."""
     same = raw_checksum() == SHA256
-    problem = None if same else "scikit-learn's digits are not the 1,797 images of its releases: install it again"
-    return [("sklearn.datasets.load_digits", problem)]
+    problem = None if same else "the digits are not the 1,797 images that ghost ships: install it again"
+    return [(FILE.name, problem)]
 
 
 def read(name: str, root: Path) -> tuple[tuple[str, ...], Images, Images]:

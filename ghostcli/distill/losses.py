@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import brentq
 from torch import Tensor
 
 Combine = Literal["logits", "probabilities", "standardized"]
@@ -135,6 +134,8 @@ def matched_smoothing(target_entropy: float, classes: int) -> float:
 
     It tells a user how soft a teacher's targets are, in a familiar unit. ValueError outside 0 to log(classes).
     """
+    from scipy.optimize import brentq  # slow to import, and no training needs it
+
     highest = math.log(classes)
     if not 0 <= target_entropy <= highest * (1 + 1e-9):
         raise ValueError(f"the entropy of {classes} classes is 0 to {highest:.4f} nats, not {target_entropy}")

@@ -15,20 +15,15 @@ from ghostcli.run.job import Options, load_data
 from ghostcli.zoo import names, own
 
 if TYPE_CHECKING:
-    import torch
-
     from ghostcli.data import Data
 
 
-def prepare(plan: Plan, options: Options) -> torch.device:
-    """Check device, data, class counts and widths; returns the device.
+def prepare(plan: Plan, options: Options) -> None:
+    """Check device, data, class counts and widths.
 
-    Raises UsageError, and OutOfMemoryError for a width that no memory holds.
+    Raises UsageError, and OutOfMemoryError for a width that no memory holds. Torch is not imported for a plan whose
+    runs are all found.
     """
-    from ghostcli.engine.device import pick
-    from ghostcli.engine.train import require_room, require_two_images
-
-    device = pick(options.device)
     for job in plan.jobs:
         if not RUN_ID.fullmatch(job.id):
             raise UsageError(f"{printable(job.student)}: no run's folder can have this name; name a model as timm/NAME")
@@ -36,6 +31,10 @@ def prepare(plan: Plan, options: Options) -> torch.device:
         done = is_done(job, options.runs) and (options.resume or job not in plan.asked)
         if done and not job.recipe.data.name.startswith("folder:"):
             continue  # the other data sets are what their checksums say
+        from ghostcli.engine.device import pick
+        from ghostcli.engine.train import require_room, require_two_images
+
+        device = pick(options.device)
         data = load_data(job.recipe.data)
         if done:
             _require_same_images(record_of(job, options.runs), data)
@@ -46,7 +45,6 @@ def prepare(plan: Plan, options: Options) -> torch.device:
         require_two_images(job, data)
         for teacher in job.teachers:
             _require_teacher(teacher, data, options)
-    return device
 
 
 def _require_teacher(teacher: Job | Finished, data: Data, options: Options) -> None:
