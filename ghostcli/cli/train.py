@@ -52,7 +52,7 @@ TeacherSeeds = Annotated[
         "--teacher-seeds",
         min=1,
         metavar="K",
-        help="Train the teachers K times and share the seeds out among them: student seed S learns from number S mod K.",
+        help="Train the teachers K times; the student of seed S learns from number S mod K.",
     ),
 ]
 

@@ -174,9 +174,8 @@ def difference(a: Sample, b: Sample, paired: bool = False) -> Difference:
     sides, by_teacher, paired = _units(a, b, paired)
     one_teacher = any(side.teachers is not None and len(set(side.teachers)) == 1 for side in (a, b))
     mean = float(sum(accuracy.mean() for accuracy, _ in sides))
-    shared = [_by_shared_seed(side) for side in (a, b)]
-    counts = [len(accuracy) for accuracy, _ in sides]
-    counts += [len(means) for means in shared if means is not None]
+    shared = [means for side in (a, b) if (means := _by_shared_seed(side)) is not None]
+    counts = [len(values) for values in (*(accuracy for accuracy, _ in sides), *shared)]
     units = (len(sides[0][0]), len(sides[-1][0]))
     seen = all(correct is not None for _, correct in sides)
     floor = [_images_alone(sum(correct.mean(axis=0) for _, correct in sides))] if seen else []
@@ -193,7 +192,7 @@ def difference(a: Sample, b: Sample, paired: bool = False) -> Difference:
     if not seen and cross is None:
         return Difference(mean, units=units, one_teacher=one_teacher)
     parts = [
-        _two_level(sides, [means for means in shared if means is not None]),
+        _two_level(sides, shared),
         *([] if cross is None else [_as_part(cross)]),
         *floor,
     ]

@@ -81,9 +81,9 @@ def remarks(table: Table) -> Iterable[str]:
             )
         for group in (row.group, row.baseline if row.delta else None):
             if group and group.missing:
+                job, seeds = group.runs[0].id.rpartition("/")[0], ", ".join(map(str, group.missing))
                 yield (
-                    f"The plan of {group.runs[0].id.rpartition('/')[0]} is not kept yet: of the seeds planned together, "
-                    f"{', '.join(map(str, group.missing))} {'has' if len(group.missing) == 1 else 'have'} no result. "
+                    f"The plan of {job} is not kept yet. Seeds planned together that have no result: {seeds}. "
                     "A verdict before they are there depends on when somebody looked."
                 )
         if row.looks:

@@ -1,0 +1,154 @@
+"""The search behind the `ghost` recipes: every trial, its settings, and its accuracy on held-out images.
+
+    nice -n 19 python benchmarks/search.py [STAGE...]      goes on where it was stopped; a trial is a run of ghost's own
+    python benchmarks/search.py --table                    the record as Markdown
+
+Trials are judged by the last epoch's accuracy on 5,000 images held out of the training set. The test set plays no part:
+only 100 of its images are looked at, because a run needs some, and their figure is not kept. The record is
+benchmarks/results/search.json, a trial at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ghostcli.records import record
+from ghostcli.records.storage import write_json
+
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "benchmarks" / "results" / "search.json"
+HELD_OUT, TEST_IMAGES = 5_000, 100
+
+#: What the first trials of this project found good together; each stage changes a part of it.
+SGD = {
+    "optim.name": "sgd",
+    "optim.lr": 0.4,
+    "optim.anneal": "linear",
+    "optim.warmup": 0.2,
+    "optim.weight_decay": 5e-4,
+    "train.ema": 0.0,
+    "train.label_smoothing": 0.1,
+    "augment.pad": 2,
+}
+MUON = SGD | {"optim.name": "muon", "optim.lr": 0.05, "optim.rest_lr": 0.2}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: `settings` are what differs from the recipe `ghost`."""
+
+    stage: str
+    name: str
+    settings: dict[str, object]
+    student: str = "gns:0.25"
+    epochs: int = 8
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.stage}/{self.name}/{self.student}/{self.epochs}/s{self.seed}"
+
+    def command(self, runs: Path) -> list[str]:
+        settings = self.settings | {"data.validation": HELD_OUT, "data.limit_test": TEST_IMAGES}
+        words = [word for key, value in settings.items() for word in ("-s", f"{key}={value}")]
+        common = ["--recipe", "ghost", "--epochs", str(self.epochs), "--seed", str(self.seed), "--runs", str(runs)]
+        return ["train-teacher", self.student, *common, *words]
+
+
+def trials() -> list[Trial]:
+    """All trials in order. A stage only changes values that earlier stages left open."""
+    made = [Trial("optimiser", "as ghost ships", {})]
+    made += [Trial("optimiser", f"sgd {lr:g}", SGD | {"optim.lr": lr}) for lr in (0.4, 0.2, 0.8)]
+    made += [
+        Trial("optimiser", f"muon {lr:g}, rest {rest:g}", MUON | {"optim.lr": lr, "optim.rest_lr": rest})
+        for lr, rest in ((0.05, 0.2), (0.1, 0.2), (0.025, 0.2), (0.05, 0.4), (0.05, 0.1))
+    ]
+    made += [
+        Trial("optimiser", f"adamw {lr:g}", SGD | {"optim.name": "adamw", "optim.lr": lr, "optim.weight_decay": 0.05})
+        for lr in (0.004, 0.012)
+    ]
+    ways: dict[str, dict[str, object]] = {
+        "average of 0.98": {"train.ema": 0.98},
+        "average of 0.99": {"train.ema": 0.99},
+        "average of 0.995": {"train.ema": 0.995},
+        "smoothing 0.05": {"train.label_smoothing": 0.05},
+        "smoothing 0": {"train.label_smoothing": 0.0},
+        "padding 4": {"augment.pad": 4},
+        "padding 1": {"augment.pad": 1},
+        "zeros around": {"augment.fill": "zeros"},
+        "random flips": {"augment.flip": "random"},
+        "cosine": {"optim.anneal": "cosine"},
+        "warm-up 0.1": {"optim.warmup": 0.1},
+        "warm-up 0.4": {"optim.warmup": 0.4},
+        "decay 1e-3": {"optim.weight_decay": 1e-3},
+        "decay 1e-4": {"optim.weight_decay": 1e-4},
+        "batch 128": {"train.batch_size": 128},
+        "batch 512": {"train.batch_size": 512},
+    }
+    made += [Trial("one at a time", name, MUON | changed) for name, changed in ways.items()]
+    return made
+
+
+def carry_out(trial: Trial, runs: Path) -> dict[str, object]:
+    """Train (or find) the trial's run; returns its line of the record."""
+    command = trial.command(runs)
+    done = subprocess.run(
+        [sys.executable, "-m", "ghostcli", *command, "--json"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode == 75:
+        raise KeyboardInterrupt
+    found = json.loads(done.stdout) if done.stdout else {}
+    line = asdict(trial) | {"status": found.get("status")}
+    if found.get("status") == "done":
+        run = record.find(runs, found["run"])
+        last = run.metrics()[-1]
+        line |= {
+            "validation": round(last["validation"]["accuracy"], 2),
+            "train": round(last["train_accuracy"], 2),
+            "seconds": round(run.result.train_seconds, 1),
+            "run": run.id,
+            "torch": run.result.environment.torch,
+        }
+    return line
+
+
+def table(lines: dict[str, dict]) -> str:
+    rows = [
+        "| stage | trial | student | epochs | seed | validation, % | training, % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for line in lines.values():
+        reached = f"{line['validation']:.2f} | {line['train']:.2f}" if "validation" in line else f"{line['status']} |"
+        rows.append(
+            f"| {line['stage']} | {line['name']} | {line['student']} | {line['epochs']} | {line['seed']} | {reached} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    asks = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asks.add_argument("stages", nargs="*", help="only these stages")
+    asks.add_argument("--runs", type=Path, default=ROOT / "runs" / "search", help="where the runs lie")
+    asks.add_argument("--table", action="store_true", help="print the record as Markdown and leave")
+    chosen = asks.parse_args()
+    lines: dict[str, dict] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    if chosen.table:
+        print(table(lines))
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for trial in trials():
+        if trial.key in lines or (chosen.stages and trial.stage not in chosen.stages):
+            continue
+        lines[trial.key] = carry_out(trial, chosen.runs)
+        write_json(RECORD, lines, "search record")
+        print(trial.key, lines[trial.key].get("validation"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
