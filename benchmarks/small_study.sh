@@ -5,8 +5,7 @@
 set -euo pipefail
 ghost=${GHOST:-.venv/bin/ghost}
 with="--recipe ghost --epochs 8 -s data.limit=5000 -s train.batch_size=128 --runs runs/studies/cifar10-5000x8"
-for seed in 0 1 2; do
-  $ghost train-teacher gns:0.5 --seed $seed $with
-  $ghost distill resnet18 --student gns:0.5 --seed $seed $with
-  $ghost distill resnet18 --student gns:0.5 --seed $seed -s distill.blind=true $with
-done
+seeds="--seed 0 --seed 1 --seed 2"
+$ghost train-teacher gns:0.5 $seeds $with
+$ghost distill resnet18 --student gns:0.5 $seeds $with
+$ghost distill resnet18 --student gns:0.5 $seeds -s distill.blind=true $with

@@ -1,7 +1,8 @@
 """Do verdicts hold? Simulated comparisons whose truth is known, judged by the functions that judge real ones.
 
     nice -n 10 python benchmarks/verdicts.py            some 10 minutes of one core; goes on where it was stopped
-    python benchmarks/verdicts.py --table               the record as Markdown
+    python benchmarks/verdicts.py --table               the record as Markdown (docs/verdicts.md)
+    python benchmarks/verdicts.py --summary             its worst cells (docs/comparisons.md)
 
 The record is benchmarks/results/verdicts.json, a cell at a time. Every cell is seeded by its own name.
 
@@ -345,20 +346,41 @@ def table(record: dict) -> str:
     return "\n".join([*lines, "", *power])
 
 
+def summary(record: dict) -> str:
+    """The worst cell of each kind of design, as Markdown."""
+    lines = ["| design | cells | worst: false verdicts, % | Welch, % | pooled t, % | mixed model, % |"]
+    lines.append("|---|---|---|---|---|---|")
+    kinds: dict[str, list[dict]] = {}
+    for cell in cells():
+        shared = " of the same seeds" * cell.crossed
+        several = f"several teachers{shared}, SD {cell.teacher_sd:g}" if cell.teachers else cell.kind
+        name = several if cell.promised else f"{cell.kind}, not promised"
+        if cell.kind != "power" and cell.name in record["cells"]:
+            kinds.setdefault(name, []).append(record["cells"][cell.name])
+    for name, rows in kinds.items():
+        worst = {key: [row for row in rows if key in row] for key in ("false", "welch", "pooled", "mixed")}
+        shares = " | ".join(
+            percent(max(found, key=lambda row, key=key: row[key]), key) if found else "" for key, found in worst.items()
+        )
+        lines.append(f"| {name} | {len(rows)} | {shares} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     asks = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asks.add_argument("--times", type=int, default=300, help="comparisons a cell (of accuracies alone 50 times that)")
     asks.add_argument("--table", action="store_true", help="print the record as Markdown and leave")
-    asked = asks.parse_args()
+    asks.add_argument("--summary", action="store_true", help="print its worst cells as Markdown and leave")
+    chosen = asks.parse_args()
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    if asked.table:
-        print(table(record))
+    if chosen.table or chosen.summary:
+        print(table(record) if chosen.table else summary(record))
         return
-    if record.get("times") != asked.times:
-        record = {"times": asked.times, "images": IMAGES, "recorded": RECORDED, "cells": {}}
+    if record.get("times") != chosen.times:
+        record = {"times": chosen.times, "images": IMAGES, "recorded": RECORDED, "cells": {}}
     for cell in cells():
         if cell.name not in record["cells"]:
-            record["cells"][cell.name] = {k: round(v, 5) for k, v in simulate(cell, asked.times).items()}
+            record["cells"][cell.name] = {k: round(v, 5) for k, v in simulate(cell, chosen.times).items()}
             RECORD.write_text(json.dumps(record, indent=1) + "\n")
             print(cell.name, record["cells"][cell.name], flush=True)
     failed = [c.name for c in cells() if c.promised and not holds(c, record["cells"][c.name])]
