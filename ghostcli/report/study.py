@@ -180,7 +180,7 @@ def _group(anchor: str, cohort: Cohort, group: RunGroup) -> Group:
     name = label(group.student)
     title = f"{name} taught by {gather.taught_by(group)}" if group.teachers else f"{name} alone"
     details = tuple(_detail(f"{anchor}-{i}", run) for i, run in enumerate(group.runs))
-    summary = f"{text_table.accuracy(group.summary())} %, {cohort.families}: {cohort.describe()}"
+    summary = f"{text_table.accuracy(group.summary(), group)} %, {cohort.families}: {cohort.describe()}"
     return Group(anchor, title, summary, details)
 
 
