@@ -223,7 +223,7 @@ def memory(setting: Setting, keep: Keep) -> dict[str, Any]:
         one.choose_kernel()
         command = [sys.executable, __file__, "--peak", name, "--model", setting.model]
         command += ["--batch", str(setting.batch), "--device", str(setting.device)]
-        peak, problem = measured_apart(command, f"batch {setting.batch}")
+        peak, problem = measured_apart(command, f"a training step at batch {setting.batch}")
         print(f"  {name}: {problem or f'{peak:.0f} MiB'}", file=sys.stderr)
         if peak is not None:
             found[name] = peak

@@ -31,7 +31,8 @@ console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
 
 def table(first: str, *titles: str, numbers: bool = False) -> Table:
     """An empty table of results. The columns after the first hold numbers (if `numbers`) or words."""
-    view = Table(first, box=None, pad_edge=False, header_style="bold", show_header=numbers)
+    view = Table(box=None, pad_edge=False, header_style="bold", show_header=numbers)
+    view.add_column(first, no_wrap=True)
     for title in titles:
         view.add_column(title, justify="right" if numbers else "left", no_wrap=True)
     return view
@@ -41,7 +42,7 @@ def tell(view: Table) -> None:
     """A table of results on standard output; in a file, which has no edge to wrap at, as wide as it is."""
     out = Console(highlight=False, soft_wrap=True)
     if not out.is_terminal:
-        out = Console(highlight=False, soft_wrap=True, width=max(120, out.measure(view).maximum))
+        out = Console(highlight=False, soft_wrap=True, width=1000)
     out.print(view)
 
 

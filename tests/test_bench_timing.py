@@ -110,7 +110,7 @@ def test_peak_memory_is_what_the_work_held_at_most(tmp_path):
 
 @pytest.mark.parametrize("killed", ["import os; os.kill(os.getpid(), 9)", "raise MemoryError('out of memory')"])
 def test_a_step_that_does_not_fit_into_memory_is_no_error(killed):
-    assert measured_apart([sys.executable, "-c", killed], "batch 7") == (
+    assert measured_apart([sys.executable, "-c", killed], "a training step at batch 7") == (
         None,
         "a training step at batch 7 does not fit into memory",
     )

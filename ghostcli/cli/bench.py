@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,12 +34,20 @@ def bench(
     runs: Runs = Path("runs"),
     device: Device = "auto",
     plot: Plot = None,
+    formats: Annotated[
+        str | None,
+        typer.Option("--formats", metavar="all|F,F...", help="Instead: prove one run in each format and runtime."),
+    ] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="With --formats: the table as Markdown.")] = False,
     as_json: Json = False,
 ) -> None:
     """Parameters, MACs, speed and memory of networks: train form (branches apart) and deploy form (folded).
 
-    ghost bench gns:1.0 gns:2.8 resnet18        ghost bench gns:1.0 resnet50 --no-timing --json
+    ghost bench gns:1.0 gns:2.8 resnet18        ghost bench run/gns-1.0-kd-1a2b3c4d/s0 --formats all
     """
+    if formats is not None:
+        _formats(models, formats, runs, timing, rounds, plot, as_markdown, as_json)
+        return
     from ghostcli.deploy import bench as room
 
     networks = room.resolve(models, classes, runs)
@@ -61,6 +70,52 @@ def bench(
         _print(rows)
     if plot is not None:
         _plot(rows, runs, plot)
+
+
+def _formats(
+    models: list[str],
+    formats: str,
+    runs: Path,
+    timing: bool,
+    rounds: int,
+    plot: Path | None,
+    as_markdown: bool,
+    as_json: bool,
+) -> None:
+    """One run in every format and every runtime that is here; nothing is written."""
+    from ghostcli.deploy.formats import choose
+    from ghostcli.records import record
+
+    if len(models) != 1:
+        raise UsageError("--formats: takes one finished run; type ghost bench run/ID --formats all")
+    files = [(form, None) for form in choose(formats)]
+    run = record.find(runs, models[0])
+    if plot is not None:
+        _drawable(plot)
+        if not timing:
+            raise UsageError("--plot: draws latencies, which --no-timing leaves out; remove one of the two")
+
+    from ghostcli.cli import proofs
+    from ghostcli.deploy import export
+    from ghostcli.display import Display
+
+    with Display() as show:
+        show.begin("bench", len(files))
+        network = export.prepare(run)
+        rows, errors = export.prove(
+            network, files, timing, everywhere=True, rounds=rounds, say=lambda note: show.advance(0, note=note)
+        )
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False))
+    else:
+        proofs.tell(rows, as_markdown)
+    if plot is not None:
+        from ghostcli.render.figures import save
+
+        save(proofs.figure(rows), plot)
+        typer.echo(f"{printable(plot)}: written", err=True)
+    if errors and all(row.problem for row in rows[1:]):
+        raise typer.Exit(errors[0].exit_code)
 
 
 def _drawable(file: Path) -> None:

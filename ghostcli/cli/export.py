@@ -1,4 +1,4 @@
-"""`ghost export`: a finished run as a deployable file. Invariant: the figures it prints are of the file it wrote."""
+"""`ghost export`: a finished run as files for devices. Invariant: the figures it prints are of the files it wrote."""
 
 from __future__ import annotations
 
@@ -9,37 +9,63 @@ from typing import Annotated
 
 import typer
 
+from ghostcli.cli import proofs
 from ghostcli.cli.options import Json, Runs
 from ghostcli.errors import printable
 from ghostcli.records import record
 
+Markdown = Annotated[bool, typer.Option("--markdown", help="The table as Markdown.")]
+
 
 def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run: ID or run/ID.")],
-    out: Annotated[
-        Path,
-        typer.Option("--out", "-o", metavar="FILE", help="NAME.pt2 (torch alone runs it) or NAME.safetensors."),
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="A file, or a folder for several formats.")],
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="F,F...",
+            help="onnx, pt2, safetensors, safetensors-float16; several with commas, or all.",
+            show_default="by the ending of --out",
+        ),
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Weights as float16 (.safetensors).")] = False,
+    timing: Annotated[
+        bool, typer.Option("--timing/--no-timing", help="Time the files too, or only check them.")
+    ] = True,
     runs: Runs = Path("runs"),
+    as_markdown: Markdown = False,
     as_json: Json = False,
 ) -> None:
-    """The deploy form of a run's network as a file, proven on the run's test images before it is written.
+    """The deploy form of a run's network as files, each loaded again and proven on all test images.
 
-    ghost export gns-1.0-kd-1a2b3c4d/s0 --out student.pt2
+    ghost export gns-1.0-kd-1a2b3c4d/s0 --out student.onnx        ghost export ... --format onnx,pt2 --out folder
     """
-    from ghostcli.deploy import export as room
+    from ghostcli.deploy import formats
 
     chosen = record.find(runs, run)
-    proof = room.export(chosen, out, half)
+    files = formats.destinations(chosen.id, out, form, half)
+
+    from ghostcli.deploy import export as room
+    from ghostcli.display import Display
+
+    with Display() as show:
+        show.begin("export", len(files))
+        network = room.prepare(chosen)
+        rows, errors = room.prove(network, files, timing, say=lambda note: show.advance(0, note=note))
+    if errors and len(files) == 1:
+        raise errors[0]
     if as_json:
-        typer.echo(json.dumps({"run": chosen.id, **asdict(proof)}, indent=1))
-        return
-    typer.echo(
-        f"{printable(proof.file)}: {proof.parameters:,} parameters, {proof.form}, {proof.bytes:,} bytes\n"
-        f"reloaded, on {proof.images:,} test images: {proof.accuracy:.2f} % (recorded {proof.recorded:.2f} %)\n"
-        f"largest difference of logits: {proof.from_deploy_form:.2g} from the deploy form, which differs from the "
-        f"train form by {proof.from_train_form:.2g}"
-    )
-    if out.suffix == ".pt2":
-        typer.echo("use: torch.export.load(FILE).module()(images), float32 [N, 3, H, W] in 0..1; no ghost needed")
+        typer.echo(json.dumps([asdict(row) for row in rows[1:]], indent=1, ensure_ascii=False))
+    else:
+        proofs.tell(rows, as_markdown)
+        typer.echo(
+            f"{network.about.model}, {rows[0].images:,} test images of {network.data.name}; the run recorded "
+            f"{chosen.result.accuracy.selected:.2f} %. Deploy form and train form differ "
+            f"in their logits by {room.from_train_form(network):.2g} at most."
+        )
+        for row in rows:
+            if row.file is not None:
+                typer.echo(f"{printable(row.file)}: written")
+    if errors:
+        raise typer.Exit(errors[0].exit_code)

@@ -65,12 +65,17 @@ def predict(network: Network, files: Sequence[str], top: int) -> list[dict[str, 
         for begin in range(0, len(files), BATCH):
             part = files[begin : begin + BATCH]
             pixels = np.stack(list(pool.map(lambda name: _pixels(name, size), part)))
-            probabilities = calibration.softmax(logits(network, pixels))
+            probabilities = calibration.softmax(answers(network, pixels))
             order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
             for name, row, best in zip(part, probabilities, order, strict=True):
                 said = [{"class": classes[i], "probability": round(float(row[i]), 6)} for i in best]
                 rows.append({"image": name, "predictions": said})
     return rows
+
+
+def answers(network: Network, pixels: np.ndarray) -> np.ndarray:
+    """Logits [N, classes] of uint8 pixels [N, S, S, 3]."""
+    return logits(network.ask, pixels, len(network.about.classes), network.label)
 
 
 def _pixels(name: str, size: int) -> np.ndarray:
@@ -113,7 +118,7 @@ def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.nd
             f"{printable(data.name)}: its images have a side of {pixels.shape[1]} pixels, "
             f"{printable(network.label)} takes {network.about.size}"
         )
-    found = logits(network, pixels)
+    found = answers(network, pixels)
     said = found.argmax(axis=1)
     right = int((said == labels).sum())
     low, high = binomtest(right, len(labels)).proportion_ci(LEVEL, method="wilson")

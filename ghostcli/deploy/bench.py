@@ -253,7 +253,9 @@ def training_peak(network: Network, batch: int, device: torch.device) -> tuple[f
     if device.type != "cpu":
         return _device_peak(network, batch, device)
     work = {"model": network.model, "classes": network.classes, "batch": batch}
-    return measured_apart([sys.executable, "-m", "ghostcli.deploy.bench", json.dumps(work)], f"batch {batch}")
+    return measured_apart(
+        [sys.executable, "-m", "ghostcli.deploy.bench", json.dumps(work)], f"a training step at batch {batch}"
+    )
 
 
 def _device_peak(network: Network, batch: int, device: torch.device) -> tuple[float | None, str | None]:

@@ -1,158 +1,159 @@
-"""From a finished run to a file that deploys it, proven on the run's own test images before it is written.
+"""From a finished run to files that deploy it, each proven on the run's own test images before it is written.
 
-Invariant: what is written is what was proven: the file's very bytes were loaded again and asked.
+Invariant: what is written is what was proven: the file's very bytes were loaded again and asked. A file that was not
+proven does not exist.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ghostcli import zoo
 from ghostcli.data import Data
-from ghostcli.data.batches import normalise
+from ghostcli.deploy import onnxwrite, program, proof, source
+from ghostcli.deploy.about import About
+from ghostcli.deploy.formats import FORMATS, Format
+from ghostcli.deploy.onnxfile import Ask
 from ghostcli.deploy.program import Program
-from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.deploy.proof import Proof
+from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes
 from ghostcli.run.job import load_data
 from ghostcli.zoo import evaluate, weights
-from ghostcli.zoo.evaluate import Norm
+from ghostcli.zoo.weights import Loaded
 
-SUFFIXES = (".pt2", ".safetensors")
-BATCH = 500
-COMPARED = 1000  # images on which the logits of the three forms are compared; accuracy is of all
-PROGRAM_TOLERANCE = 1e-3  # largest difference of logits that rounding may make between program and network
-ACCURACY_TOLERANCE = 0.1  # points, and one image: ties may fall the other way
+COMPARED = 1000  # images on which train form and deploy form are compared
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What was measured on the run's test images; accuracies in percent, differences in logits."""
+class Exported:
+    """A run's network, ready to be written in any format."""
 
-    file: str
-    bytes: int
-    form: str
-    parameters: int
-    images: int
-    recorded: float
-    accuracy: float
-    from_train_form: float  # largest difference of the deploy form's logits from the train form's
-    from_deploy_form: float  # largest difference of the reloaded file's logits from the deploy form's
+    run: RunRecord
+    loaded: Loaded
+    about: About
+    data: Data
+
+    @cached_property
+    def deployed(self) -> torch.nn.Module:
+        return zoo.deploy(self.loaded.model).to(memory_format=torch.channels_last)
+
+    @cached_property
+    def program(self) -> Program:
+        return Program(self.deployed, self.loaded.norm).eval()
+
+    @cached_property
+    def pixels(self) -> np.ndarray:
+        return self.data.test.pixels.numpy()
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return self.data.test.labels.numpy()
+
+    @cached_property
+    def wanted(self) -> np.ndarray:
+        """Logits of all test images as the deploy form in torch gives them."""
+        return self.answers(source.ask_torch(self.program), "torch")
+
+    def answers(self, ask: Ask, name: str) -> np.ndarray:
+        return source.logits(ask, self.pixels, len(self.about.classes), name)
 
 
-def export(run: RunRecord, out: Path, half: bool = False) -> Proof:
-    """Fold the run's network, write it to `out`, and say how the written file does on the test set.
-
-    `.safetensors`: the deploy form's weights (float16 where `half`), for ghost and for whoever reads tensors.
-    `.pt2`: a program that torch runs without ghost. UsageError where the run cannot be exported; GhostError,
-    and no file, where the reloaded one does not answer as the network does.
-    """
-    _check(run, out, half)
-    result = run.result
-    data = load_data(result.recipe.data)
-    if data.checksum != result.data_checksum:
+def prepare(run: RunRecord) -> Exported:
+    """UsageError where the run cannot be exported: unfinished, without weights, or its test images have changed."""
+    loaded, about, section = source.trained(run)
+    data = load_data(section)
+    if data.checksum != run.result.data_checksum:
         raise UsageError(f"{run.id}: the images of {data.name} are no longer those it was tested on; put them back")
-    trained = weights.load(run.weights, classes=result.classes, model=result.student)
-    deployed = zoo.deploy(trained.model).to(memory_format=torch.channels_last)
-    theirs, wanted = (evaluate.logits(form, data.test[:COMPARED], trained.norm) for form in (trained.model, deployed))
-    if out.suffix == ".pt2":
-        content = program_bytes(deployed, trained.norm, data, run)
-        found = _ask_program(content, data)
-    else:
-        content = weights.encode(deployed.half() if half else deployed, trained.norm, form="deploy")
-        found = _ask_weights(content, trained.name, data, trained.norm)
-    proof = Proof(
-        file=str(out),
-        bytes=len(content),
-        form="float16" if half else "float32",
-        parameters=zoo.count_parameters(deployed),
-        images=len(data.test),
-        recorded=result.accuracy.selected,
-        accuracy=evaluate.score(found, data.test.labels)["accuracy"],
-        from_train_form=_difference(theirs, wanted),
-        from_deploy_form=_difference(wanted, found[:COMPARED]),
-    )
-    _accept(proof, wanted, half)
-    write_bytes(out, content, "export")
-    return proof
+    return Exported(run, loaded, replace(about, classes=data.classes), data)
 
 
-def _check(run: RunRecord, out: Path, half: bool) -> None:
-    if run.status != "done" or run.result is None:
-        raise UsageError(f"{run.id}: cannot be exported, {run.problem}; finish it with the command that began it")
-    if not run.weights.exists():
-        raise UsageError(
-            f"{run.id}: its weights are not here (records travel without them); export where it was trained"
-        )
-    if out.suffix not in SUFFIXES:
-        raise UsageError(f"--out {printable(out)}: its name must end in {' or '.join(SUFFIXES)}")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out {printable(out)}: there is no folder {printable(out.parent)}; make it first")
-    if half and out.suffix == ".pt2":
-        raise UsageError(
-            f"--half: a .pt2 program computes in float32; use --out {printable(out.with_suffix('.safetensors'))}"
-        )
+def from_train_form(network: Exported) -> float:
+    """The largest difference of the deploy form's logits from the train form's, on the first test images."""
+    few = network.data.test[:COMPARED]
+    theirs = evaluate.logits(network.loaded.model, few, network.loaded.norm).numpy()
+    return float(np.abs(theirs - network.wanted[:COMPARED]).max())
 
 
-def program_bytes(deployed: nn.Module, norm: Norm, data: Data, run: RunRecord) -> bytes:
-    """A `torch.export` program for any batch size, with what its user must know as the extra file `ghost.json`."""
-    side = data.test.pixels.shape[1]
-    program = Program(deployed, norm).eval()
-    example = torch.rand(2, 3, side, side)
-    batch = torch.export.Dim("batch", min=1)
-    exported = torch.export.export(program, (example,), dynamic_shapes=({0: batch},))
-    about = {
-        "input": f"float32 [N, 3, {side}, {side}], red, green, blue in 0..1; it normalises them itself",
-        "output": f"logits [N, {len(data.classes)}]",
-        "classes": list(data.classes),
-        "model": deployed.spec.name,
-        "run": run.id,
-        "accuracy": run.result.accuracy.selected,
-    }
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of weights in channels_last, which it keeps as they are
-        torch.export.save(exported, content, extra_files={"ghost.json": json.dumps(about, indent=1)})
-    return content.getvalue()
+def encode(network: Exported, form: Format) -> bytes:
+    """The file of one format."""
+    if form.name == "pt2":
+        return program.encode(network.program, network.about)
+    if form.name == "onnx":
+        return onnxwrite.encode(network.program, network.about)
+    deployed = zoo.deploy(network.loaded.model)
+    return weights.encode(deployed.half() if form.half else deployed, network.loaded.norm, form="deploy")
 
 
-@torch.no_grad()
-def _ask_program(content: bytes, data: Data) -> Tensor:
-    """Logits of the test images, given as anybody would give them: float32 in 0..1."""
-    program = torch.export.load(io.BytesIO(content)).module()
-    parts = data.test.pixels.split(BATCH)
-    return torch.cat([program((part.permute(0, 3, 1, 2) / 255).contiguous()) for part in parts])
+def prove(
+    network: Exported,
+    files: Sequence[tuple[Format, Path | None]],
+    timing: bool = True,
+    everywhere: bool = False,
+    rounds: int = proof.ROUNDS,
+    say: Callable[[str], None] = lambda note: None,
+) -> tuple[list[Proof], list[GhostError]]:
+    """Prove each format and write it where its path says (None: nowhere): a row a format, the baseline's first.
+
+    `everywhere` adds a row for every other runtime that reads the same file. A format that fails says why in its row
+    and is among the errors; the others go on.
+    """
+    baseline = Proof("torch", run=network.run.id, bytes=network.run.weights.stat().st_size)
+    baseline = replace(baseline, runtime=f"torch {torch.__version__}", note="the run, in its deploy form")
+    rows = [proof.compare(baseline, network.wanted, network.wanted, network.labels)]
+    asks: list[Ask | None] = [source.ask_torch(network.program)]
+    made: dict[str, bytes] = {}
+    errors = []
+    for form, path in files:
+        for runtime in form.runtimes if everywhere else form.runtimes[:1]:
+            say(f"{form.name}: {runtime}")
+            row, ask = Proof(form.name, str(path) if path else None, network.run.id, runtime=runtime), None
+            try:
+                row, ask = _attempt(network, form, row, made)
+            except Interrupted:
+                raise
+            except GhostError as error:
+                errors.append(error)
+            except Exception as error:  # an exporter or a runtime that does not know a layer raises what it likes
+                reason = printable((str(error).splitlines() or [""])[0][:200])
+                errors.append(GhostError(f"{form.name}: cannot be made ({type(error).__name__}: {reason})"))
+            if ask is None:
+                row = replace(row, file=None, problem=str(errors[-1]))
+            rows.append(row)
+            asks.append(ask)
+    good = [i for i, ask in enumerate(asks) if ask is not None]
+    if timing and len(good) > 1:
+        say("timing")
+        images = source.as_input(network.pixels[: proof.BATCH])
+        timed = proof.time_all([rows[i] for i in good], [asks[i] for i in good], images, rounds)
+        for i, row in zip(good, timed, strict=True):
+            rows[i] = row
+            if row.format in made:
+                say(f"{row.format}: memory")
+                suffix = FORMATS[row.format].suffix
+                peak = proof.memory(made[row.format], suffix, row.runtime, network.about.size)
+                rows[i] = replace(row, peak_memory_mb=peak)
+    for row in rows:
+        if row.file is not None:
+            write_bytes(Path(row.file), made[row.format], "export")
+    return rows, errors
 
 
-@torch.no_grad()
-def _ask_weights(content: bytes, name: str, data: Data, norm: Norm) -> Tensor:
-    from safetensors.torch import load
-
-    network = zoo.build_deployed(name, len(data.classes))
-    network.load_state_dict(load(content))
-    network = network.to(memory_format=torch.channels_last)
-    return torch.cat([network(normalise(part, *norm)) for part in data.test.pixels.split(BATCH)])
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    return (a - b).abs().max().item()
-
-
-def _accept(proof: Proof, wanted: Tensor, half: bool) -> None:
-    """GhostError where the reloaded file is not the network, by more than rounding explains."""
-    allowed = PROGRAM_TOLERANCE * max(1.0, wanted.abs().max().item())
-    if not half and not proof.from_deploy_form <= allowed:
-        raise GhostError(f"{printable(proof.file)}: not written: its logits are off by {proof.from_deploy_form:.3g}")
-    gap, image = abs(proof.accuracy - proof.recorded), 100 / proof.images
-    if gap > ACCURACY_TOLERANCE + image:
-        raise GhostError(
-            f"{printable(proof.file)}: not written, it reaches {proof.accuracy:.2f} % where the run recorded "
-            f"{proof.recorded:.2f} %"
-        )
+def _attempt(network: Exported, form: Format, row: Proof, made: dict[str, bytes]) -> tuple[Proof, Ask]:
+    """The row before timing, and what asks the file; `made` keeps its bytes. GhostError where it is another network."""
+    if form.name not in made:
+        made[form.name] = encode(network, form)
+    content = made[form.name]
+    ask, version = source.opened(f"network{form.suffix}", content, row.runtime)
+    row = replace(row, bytes=len(content), runtime=version)
+    row = proof.compare(row, network.answers(ask, form.name), network.wanted, network.labels)
+    scale = float(np.abs(network.wanted).max())
+    proof.accept(row, network.run.result.accuracy.selected, exact=not form.half, scale=scale)
+    return row, ask

@@ -130,3 +130,18 @@ def ask_onnxruntime(content: bytes, file: str) -> tuple[Ask, str]:
     """(float32 [N, 3, S, S] in 0..1 -> logits [N, classes], the runtime's name and version)."""
     held = session(content, file)
     return lambda images: held.run([OUTPUT], {INPUT: images})[0], f"onnxruntime {version('onnxruntime')}"
+
+
+def ask_openvino(content: bytes, file: str) -> tuple[Ask, str]:
+    """The same through OpenVINO, which reads the same file."""
+    require("openvino", "openvino")
+    import openvino
+
+    core = openvino.Core()
+    try:
+        options = {"INFERENCE_NUM_THREADS": threads(), "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        compiled = core.compile_model(core.read_model(content), "CPU", options)
+    except RuntimeError as error:
+        raise UsageError(f"{printable(file)}: OpenVINO cannot load it ({printable(str(error)[:160])})") from error
+    request = compiled.create_infer_request()
+    return lambda images: request.infer([images])[0].copy(), f"openvino {version('openvino')}"

@@ -6,6 +6,7 @@ weights, its classes' names) is looked up here alone.
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import numpy as np
 
 from ghostcli.deploy import about as room
 from ghostcli.deploy.about import About
-from ghostcli.deploy.onnxfile import Ask, ask_onnxruntime, read
+from ghostcli.deploy.onnxfile import Ask, ask_onnxruntime, ask_openvino, read
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.recipe.models import DataSection
 from ghostcli.records import record
@@ -55,11 +56,28 @@ def open_network(asked: str, runs: Path) -> Network:
 def open_file(name: str, content: bytes) -> Network:
     """An exported file's bytes, in the runtime that its name's ending stands for."""
     if name.endswith(".onnx"):
-        _, about = read(content, name)
+        about = read(content, name)[1]
         ask, runtime = ask_onnxruntime(content, name)
     else:
         ask, runtime, about = _ask_program(content, name)
     return Network(name, about, runtime, ask, section_of(about.data, about.size))
+
+
+def opened(name: str, content: bytes, runtime: str) -> tuple[Ask, str]:
+    """(what asks an exported file of any format, its runtime with the version) for one of a format's runtimes."""
+    if name.endswith(".onnx"):
+        read(content, name)
+        return (ask_openvino if runtime == "openvino" else ask_onnxruntime)(content, name)
+    if name.endswith(".pt2"):
+        return _ask_program(content, name)[:2]
+    return _ask_weights(content)
+
+
+def warm(runtime: str) -> None:
+    """Import what asking takes, before memory is measured."""
+    import importlib
+
+    importlib.import_module({"onnxruntime": "onnxruntime", "openvino": "openvino"}.get(runtime, "torch"))
 
 
 def section_of(data: str, size: int) -> DataSection:
@@ -128,6 +146,19 @@ def _ask_program(content: bytes, name: str) -> tuple[Ask, str, About]:
     return ask_torch(module), f"torch {torch.__version__}", about
 
 
+def _ask_weights(content: bytes) -> tuple[Ask, str]:
+    import torch
+
+    from ghostcli.deploy.program import Program
+    from ghostcli.zoo import weights
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.safetensors"
+        file.write_bytes(content)
+        loaded = weights.load(file)
+    return ask_torch(Program(loaded.model, loaded.norm).eval()), f"torch {torch.__version__}"
+
+
 def _content(file: Path) -> bytes:
     try:
         return file.read_bytes()
@@ -135,8 +166,8 @@ def _content(file: Path) -> bytes:
         raise UsageError(f"{printable(file)}: cannot be read ({error.strerror})") from error
 
 
-def logits(network: Network, pixels: np.ndarray, batch: int = 250) -> np.ndarray:
-    """float32 [N, classes] for uint8 pixels [N, S, S, 3]. UsageError where the file answers in another shape."""
+def logits(ask: Ask, pixels: np.ndarray, classes: int, name: str, batch: int = 250) -> np.ndarray:
+    """float32 [N, classes] for uint8 pixels [N, S, S, 3]. UsageError naming the file where it answers otherwise."""
     from ghostcli import signals
 
     parts = []
@@ -144,16 +175,13 @@ def logits(network: Network, pixels: np.ndarray, batch: int = 250) -> np.ndarray
         signals.raise_if_received()
         images = as_input(pixels[begin : begin + batch])
         try:
-            found = network.ask(images)
-        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
-            reason = printable(str(error).splitlines()[0][:160] if str(error) else type(error).__name__)
-            raise UsageError(f"{printable(network.label)}: cannot be run ({reason}); export it again") from error
-        except Exception as error:  # onnxruntime's own exceptions share no base
-            raise UsageError(f"{printable(network.label)}: cannot be run ({type(error).__name__})") from error
-        if np.shape(found) != (len(images), len(network.about.classes)):
+            found = ask(images)
+        except Exception as error:  # the runtimes' exceptions share no base
+            reason = printable((str(error).splitlines() or [type(error).__name__])[0][:160])
+            raise UsageError(f"{printable(name)}: cannot be run ({reason}); export it again") from error
+        if np.shape(found) != (len(images), classes):
             raise UsageError(
-                f"{printable(network.label)}: answers {np.shape(found)} where it says {len(network.about.classes)} "
-                "classes; export it again"
+                f"{printable(name)}: answers {np.shape(found)} where it says {classes} classes; export it again"
             )
         parts.append(found)
     return np.concatenate(parts)

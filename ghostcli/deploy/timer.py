@@ -120,8 +120,8 @@ def measured_apart(command: Sequence[str], what: str) -> tuple[float | None, str
         return float(done.stdout), None
     last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
     if done.returncode == -9 or "memory" in last.lower():
-        return None, f"a training step at {what} does not fit into memory"
-    raise UsageError(f"a training step at {what} failed: {last}") if "ValueError" in last else GhostError(last)
+        return None, f"{what} does not fit into memory"
+    raise UsageError(f"{what} failed: {last}") if "ValueError" in last else GhostError(last)
 
 
 def resident_peak(work: Callable[[], Any]) -> float:

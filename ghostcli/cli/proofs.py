@@ -1,0 +1,77 @@
+"""The table of exported formats: text, Markdown, a figure. Invariant: a value that is not there is a dash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from ghostcli.display import table
+from ghostcli.display import tell as show
+from ghostcli.errors import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ghostcli.deploy.proof import Proof
+
+TITLES = (
+    "bytes",
+    "accuracy",
+    "difference [95 %]",
+    "disagree",
+    "logits off by",
+    "ms (p90)",
+    "images/s",
+    "MiB",
+    "runtime",
+)
+
+
+def cells(row: Proof) -> list[str]:
+    """One row under `TITLES`; memory is that of loading the file and asking about one image."""
+    if row.accuracy is None:
+        return ["-"] * (len(TITLES) - 1) + [row.runtime or "-"]
+    gap = "-" if row.low is None else f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+    latency = row.latency_ms and f"{row.latency_ms['median']:.2f} ({row.latency_ms['p90']:.2f})"
+    return [
+        "-" if row.bytes is None else f"{row.bytes:,}",
+        f"{row.accuracy:.2f} %",
+        gap,
+        f"{row.disagreements:,}",
+        f"{row.largest_difference:.2g}",
+        latency or "-",
+        "-" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
+        "-" if row.peak_memory_mb is None else f"{row.peak_memory_mb:,.0f}",
+        row.runtime or "-",
+    ]
+
+
+def tell(rows: Sequence[Proof], markdown: bool = False) -> None:
+    """The table on standard output, and under it why a format failed."""
+    lines = [[row.format, *cells(row)] for row in rows]
+    if markdown:
+        typer.echo("| " + " | ".join(("format", *TITLES)) + " |\n|---" + "|---:" * (len(TITLES) - 1) + "|---|")
+        for line in lines:
+            typer.echo("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in line) + " |")
+    else:
+        view = table("format", *TITLES, numbers=True)
+        for line in lines:
+            view.add_row(*line)
+        show(view)
+    for row in rows:
+        if row.problem:
+            typer.echo(f"{row.format}: {printable(row.problem)}")
+
+
+def figure(rows: Sequence[Proof]) -> Figure:
+    """Accuracy against latency at batch 1."""
+    from ghostcli.render.figures import Point, front
+
+    points = [
+        Point(row.format, row.latency_ms["median"], row.accuracy, None, (row.runtime or "").split()[0])
+        for row in rows
+        if row.latency_ms
+    ]
+    return front(points, "Latency at batch 1 (ms)")

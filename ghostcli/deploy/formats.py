@@ -1,0 +1,84 @@
+"""The formats by name, and which file each becomes. No torch.
+
+Invariant: a format's file is known by its ending, and every format names the runtimes that its file is proven in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ghostcli.errors import UsageError, nearest, printable
+
+
+@dataclass(frozen=True)
+class Format:
+    """`runtimes`: the first proves the file; `half`: weights as float16."""
+
+    name: str
+    suffix: str
+    runtimes: tuple[str, ...]
+    half: bool = False
+
+
+FORMATS = {
+    form.name: form
+    for form in (
+        Format("pt2", ".pt2", ("torch",)),
+        Format("safetensors", ".safetensors", ("torch",)),
+        Format("safetensors-float16", ".safetensors", ("torch",), half=True),
+        Format("onnx", ".onnx", ("onnxruntime", "openvino")),
+    )
+}
+ALL = "all"
+SUFFIXES = tuple(dict.fromkeys(form.suffix for form in FORMATS.values()))
+
+
+def choose(text: str, half: bool = False) -> list[Format]:
+    """The formats of a list such as `onnx,pt2`, or of `all`; UsageError for a name that is none."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if words == [ALL]:
+        return list(FORMATS.values())
+    if not words:
+        raise UsageError(f"--format: names no format; type {', '.join(FORMATS)}, or several with commas")
+    found = []
+    for word in dict.fromkeys(words):
+        if word not in FORMATS:
+            raise UsageError(f"--format {printable(word)}: is no format.{nearest(word, list(FORMATS))}")
+        form = FORMATS[word]
+        found.append(FORMATS.get(f"{form.name}-float16", form) if half else form)
+    return found
+
+
+def destinations(run: str, out: Path, text: str | None, half: bool) -> list[tuple[Format, Path]]:
+    """The file of each format: `out` itself for one whose ending it has, otherwise files in the folder `out`.
+
+    UsageError where the ending is no format's, several formats would be one file, or the folder is not there.
+    """
+    where = printable(out)
+    if text is None:
+        form = next((form for form in FORMATS.values() if form.suffix == out.suffix), None)
+        if form is None:
+            raise UsageError(f"--out {where}: its name must end in {', '.join(SUFFIXES)}; or add --format")
+        text = form.name
+    forms = choose(text, half)
+    if half and not any(form.half for form in forms):
+        other = printable(out.with_suffix(".safetensors"))
+        raise UsageError(f"--half: {forms[0].name} computes in float32; use --format safetensors, or --out {other}")
+    if len(forms) == 1 and out.suffix == forms[0].suffix and not out.is_dir():
+        targets = [(forms[0], out)]
+    elif out.suffix in SUFFIXES and not out.is_dir():
+        raise UsageError(
+            f"--out {where}: is one file, not of the format {' and '.join(form.name for form in forms)}; name a folder"
+        )
+    else:
+        if not out.is_dir():
+            raise UsageError(f"--out {where}: there is no such folder; make it first")
+        name = run.replace("/", "-")
+        targets = [(form, out / f"{name}{'-float16' if form.half else ''}{form.suffix}") for form in forms]
+    for _, path in targets:
+        if not path.parent.is_dir():
+            raise UsageError(f"--out {printable(path)}: there is no folder {printable(path.parent)}; make it first")
+        if path.is_dir():
+            raise UsageError(f"--out {printable(path)}: is a folder; name a file, or move it away")
+    return targets

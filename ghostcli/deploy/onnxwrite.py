@@ -1,0 +1,145 @@
+"""A deploy form as an ONNX file of few, plain operators.
+
+Invariant: the graph computes the network's function; what differs is only how a layer is spelled, so that runtimes and
+the quantiser meet operators which they have integer kernels for.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghostcli import __version__
+from ghostcli.deploy import about as room
+from ghostcli.deploy.about import About
+from ghostcli.deploy.onnxfile import INPUT, OUTPUT, require
+from ghostcli.zoo.ghost import GhostModule, SqueezeExcite
+
+OPSET = 18  # the lowest that torch's exporter writes by itself
+
+
+def spelled(program: nn.Module) -> nn.Module:
+    """A copy whose layers are spelled in the operators that ONNX has, by the same weights."""
+    plain = copy.deepcopy(program)
+    plain.forward = lambda images: plain.net((images - plain.mean) / plain.std)  # a layout is no operator
+    for module in plain.modules():
+        if isinstance(module, SqueezeExcite):
+            module.forward = _excite(module)
+        elif isinstance(module, GhostModule):
+            module.forward = _ghost(module)
+    return plain.to(memory_format=torch.contiguous_format)
+
+
+def _excite(module: SqueezeExcite) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        return x * F.hardsigmoid(module.expand(F.relu(module.reduce(F.adaptive_avg_pool2d(x, 1)))))
+
+    return forward
+
+
+def _ghost(module: GhostModule) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        y = module.primary(x)
+        y = torch.cat([y, module.cheap(y)], dim=1)
+        if y.shape[1] != module.out_channels:
+            y = y[:, : module.out_channels]
+        if module.gate is None:
+            return y
+        gate = module.gate(x)
+        if all(2 * small == large for small, large in zip(gate.shape[-2:], y.shape[-2:], strict=True)):
+            return y * F.interpolate(gate, scale_factor=2.0, mode="nearest")
+        return y * F.interpolate(gate, y.shape[-2:], mode="nearest")
+
+    return forward
+
+
+def encode(program: nn.Module, about: About) -> bytes:
+    """The ONNX file of a program (float32 [N, 3, S, S] in 0..1 to logits), with its description inside."""
+    require("onnx", "onnx", "onnxscript", "onnxruntime")
+    import logging
+
+    example = torch.rand(2, 3, about.size, about.size)
+    batch = torch.export.Dim("batch", min=1)
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.onnx.export(
+                spelled(program),
+                (example,),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: batch},),
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+            )
+    finally:
+        quiet.setLevel(level)
+    return finish(found.model_proto, about)
+
+
+def finish(model: object, about: About) -> bytes:
+    """The model's bytes: described, without the exporter's notes, each constant once, names as short as numbers."""
+    import onnx
+
+    graph = model.graph
+    for entry in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        entry.doc_string = ""
+        if hasattr(entry, "metadata_props"):
+            del entry.metadata_props[:]
+    del graph.value_info[:]
+    _share_constants(graph)
+    _shorten(graph)
+    graph.name = about.model
+    model.producer_name, model.producer_version = "ghost", __version__
+    onnx.helper.set_model_props(model, {room.KEY: room.encode(about)})
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].Clear()
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def _share_constants(graph: object) -> None:
+    """Initialisers of equal type, shape and value become one."""
+    kept: dict[tuple, str] = {}
+    same: dict[str, str] = {}
+    left = []
+    for tensor in graph.initializer:
+        content = tensor.SerializeToString() if not tensor.raw_data else tensor.raw_data
+        key = (tensor.data_type, tuple(tensor.dims), content)
+        if not tensor.raw_data:
+            bare = copy.deepcopy(tensor)
+            bare.name = ""
+            key = (*key[:2], bare.SerializeToString())
+        same[tensor.name] = kept.setdefault(key, tensor.name)
+        if same[tensor.name] == tensor.name:
+            left.append(copy.deepcopy(tensor))
+    del graph.initializer[:]
+    graph.initializer.extend(left)
+    for node in graph.node:
+        node.input[:] = [same.get(name, name) for name in node.input]
+
+
+def _shorten(graph: object) -> None:
+    """Rename tensors and nodes; a large part of a small network's file is their names."""
+    names = {"": "", INPUT: INPUT, OUTPUT: OUTPUT}
+
+    def short(name: str) -> str:
+        return names.setdefault(name, f"t{len(names):x}")
+
+    for tensor in graph.initializer:
+        tensor.name = short(tensor.name)
+    for node in graph.node:
+        node.name = ""
+        node.input[:] = [short(name) for name in node.input]
+        node.output[:] = [short(name) for name in node.output]

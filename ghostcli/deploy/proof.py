@@ -1,0 +1,135 @@
+"""The proof of a format: what a file answers on all test images, how fast, and in how much memory.
+
+Invariant: every figure is of the very bytes that are written, loaded again in the runtime that is named; the baseline
+is the deploy form in torch, on the same images.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ghostcli.compare import stats
+from ghostcli.deploy.onnxfile import Ask
+from ghostcli.deploy.timer import Meter, interleave, measured_apart, p90, resident_peak, spread
+from ghostcli.errors import GhostError, UsageError, printable
+
+BATCH = 256  # images of a throughput
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A row of the table. Accuracies in percent; `difference`, `low`, `high` in points against the float network
+    (95 %, paired, over the test images); `largest_difference` in logits; memory in MiB. Where `problem` says what
+    failed, the figures are None and no file is there.
+    """
+
+    format: str
+    file: str | None = None
+    run: str | None = None
+    bytes: int | None = None
+    images: int | None = None
+    accuracy: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    disagreements: int | None = None
+    largest_difference: float | None = None
+    latency_ms: dict[str, float] | None = None
+    images_per_second: float | None = None
+    peak_memory_mb: float | None = None
+    runtime: str | None = None
+    note: str | None = None
+    problem: str | None = None
+
+
+def compare(row: Proof, found: np.ndarray, wanted: np.ndarray, labels: np.ndarray) -> Proof:
+    """The row with what `found` logits [N, C] are against `wanted`, those of the float network."""
+    right, reference = (logits.argmax(axis=1) == labels for logits in (found, wanted))
+    accuracy = 100 * right.mean()
+    sides = [stats.Sample(np.array([100 * side.mean()]), side[None]) for side in (right, reference)]
+    gap = stats.difference(*sides)
+    return replace(
+        row,
+        images=len(labels),
+        accuracy=round(float(accuracy), 4),
+        difference=round(gap.mean, 4),
+        low=None if gap.low is None else round(gap.low, 4),
+        high=None if gap.high is None else round(gap.high, 4),
+        disagreements=int((found.argmax(axis=1) != wanted.argmax(axis=1)).sum()),
+        largest_difference=float(np.abs(found.astype(np.float64) - wanted).max()),
+    )
+
+
+def time_all(rows: Sequence[Proof], asks: Sequence[Ask], images: np.ndarray, rounds: int = ROUNDS) -> list[Proof]:
+    """The rows with their speeds, taken in turns: latency at batch 1, throughput at the batch of `images`."""
+    one = images[:1].copy()
+    single = [Meter(_call(ask, one), apart=True) for ask in asks]
+    many = [Meter(_call(ask, images)) for ask in asks]
+    interleave([meter for pair in zip(single, many, strict=True) for meter in pair], rounds)
+    timed = []
+    for row, alone, together in zip(rows, single, many, strict=True):
+        latency = None
+        if alone.seconds:
+            middle = spread([1000 * s for s in alone.seconds]).median
+            latency = {"median": float(f"{middle:.4g}"), "p90": float(f"{1000 * p90(alone.seconds):.4g}")}
+        speed = float(f"{len(images) / spread(together.seconds).median:.4g}") if together.seconds else None
+        timed.append(replace(row, latency_ms=latency, images_per_second=speed))
+    return timed
+
+
+def _call(ask: Ask, images: np.ndarray) -> Callable[[], object]:
+    return lambda: ask(images)
+
+
+def memory(content: bytes, suffix: str, runtime: str, size: int) -> float | None:
+    """MiB that a process of its own needs to load the file and to ask it about one image; None where unmeasured."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"network{suffix}"
+        path.write_bytes(content)
+        try:
+            found, _ = measured_apart(
+                [sys.executable, "-m", "ghostcli.deploy.proof", str(path), runtime.split()[0], str(size)], "the file"
+            )
+        except (GhostError, ValueError):
+            return None
+    return found
+
+
+def accept(row: Proof, recorded: float, exact: bool, scale: float) -> None:
+    """GhostError where a float file is not the network that the run recorded, by more than rounding explains.
+
+    `exact`: its logits must agree as well, to 1e-3 of their size `scale`.
+    """
+    name = printable(row.file or row.format)
+    if exact and not row.largest_difference <= 1e-3 * max(1.0, scale):
+        raise GhostError(f"{name}: not written: its logits are off by {row.largest_difference:.3g}")
+    allowed = 0.1 + 100 / row.images  # points, and one image: ties may fall the other way
+    if not abs(row.accuracy - recorded) <= allowed:
+        raise GhostError(
+            f"{name}: not written, it reaches {row.accuracy:.2f} % where the run recorded {recorded:.2f} %"
+        )
+
+
+def _main(file: str, runtime: str, size: int) -> None:
+    """The body of the process that `memory` measures in."""
+    from ghostcli.deploy import source
+
+    def work() -> None:
+        source.opened(Path(file).name, Path(file).read_bytes(), runtime)[0](np.zeros((1, 3, size, size), np.float32))
+
+    source.warm(runtime)
+    print(round(resident_peak(work), 1))
+
+
+if __name__ == "__main__":
+    try:
+        _main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    except UsageError as error:
+        sys.exit(str(error))

@@ -1,0 +1,315 @@
+"""`ghost export`: a written file, loaded elsewhere, is the run's network; what is not is never written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from report_runs import edit
+
+from ghostcli.deploy import about as description
+from ghostcli.records import record
+from ghostcli.zoo import weights
+
+
+@pytest.fixture(scope="module")
+def exported(digits_runs, tmp_path_factory):
+    """(folder, rows): one run in three formats at once."""
+    [run] = record.scan(digits_runs)
+    folder = tmp_path_factory.mktemp("exported")
+    words = ["export", run.id, "--format", "onnx,pt2,safetensors", "--out", folder, "--runs", digits_runs, "--json"]
+    done = subprocess.run([sys.executable, "-m", "ghostcli", *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+@pytest.fixture
+def files(exported, tmp_path):
+    """Copies that a test may damage, by ending."""
+    folder, _ = exported
+    return {file.suffix: shutil.copy(file, tmp_path / f"network{file.suffix}") for file in folder.iterdir()}
+
+
+@pytest.fixture
+def run(digits_run, tmp_path):
+    """A copy of the run that a test may damage."""
+    copy = tmp_path / "runs" / digits_run.id
+    shutil.copytree(digits_run.path, copy)
+    return record.RunRecord(copy, digits_run.id)
+
+
+@pytest.fixture
+def images():
+    """The digits' test images as anybody would give them: float32 [N, 3, H, W] in 0..1."""
+    from ghostcli import data
+    from ghostcli.recipe.models import DataSection
+
+    pixels = data.load(DataSection(name="digits")).test.pixels.numpy()
+    return (pixels / 255).astype(np.float32).transpose(0, 3, 1, 2)
+
+
+def test_every_format_comes_with_its_proof(exported, digits_run):
+    folder, rows = exported
+    assert [row["format"] for row in rows] == ["onnx", "pt2", "safetensors"]
+    recorded = digits_run.result.accuracy.selected
+    for row in rows:
+        assert row["file"].startswith(str(folder)) and row["run"] == digits_run.id
+        assert row["accuracy"] == pytest.approx(recorded, abs=0.01)
+        assert row["low"] <= 0 <= row["high"] and row["disagreements"] == 0 and row["images"] == 360
+        assert row["largest_difference"] < 1e-4
+        assert row["latency_ms"]["median"] <= row["latency_ms"]["p90"] and row["images_per_second"] > 0
+        assert row["problem"] is None and row["runtime"].split()[0] in ("torch", "onnxruntime")
+    assert sorted(file.stat().st_size for file in folder.iterdir()) == sorted(row["bytes"] for row in rows)
+    assert rows[0]["peak_memory_mb"] > 0
+
+
+def test_the_onnx_file_runs_without_ghost_for_any_batch(files, images, digits_run):
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    model = onnx.load(files[".onnx"])
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 18}
+    about = json.loads({entry.key: entry.value for entry in model.metadata_props}[description.KEY])
+    assert about["classes"] == list("0123456789") and about["run"] == digits_run.id
+    assert about["data_licence"] and about["accuracy"] == digits_run.result.accuracy.selected
+    kinds = {node.op_type for node in model.graph.node}
+    assert "BatchNormalization" not in kinds and kinds & {"Shape", "Gather", "Range", "Identity", "Cast"} == set()
+    session = onnxruntime.InferenceSession(files[".onnx"], providers=["CPUExecutionProvider"])
+    logits, _ = digits_run.predictions()
+    for part in (slice(0, 1), slice(1, 8), slice(8, 360)):
+        found = session.run(["logits"], {"images": images[part]})[0]
+        np.testing.assert_allclose(found, logits[part].astype(np.float32), rtol=2e-3, atol=2e-3)
+
+
+def test_the_program_runs_without_ghost(files, images, digits_run, tmp_path):
+    np.save(tmp_path / "images.npy", images)
+    program = (
+        "import sys, numpy as np, torch\n"
+        "extra = {'ghost.json': ''}\n"
+        "program = torch.export.load('network.pt2', extra_files=extra).module()\n"
+        "images = torch.from_numpy(np.load('images.npy'))\n"
+        "np.save('logits.npy', torch.cat([program(images[:1]), program(images[1:])]).detach().numpy())\n"
+        "assert not any(name.startswith('ghostcli') for name in sys.modules)\n"
+        "print(extra['ghost.json'])"
+    )
+    away = subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert away.returncode == 0, away.stderr
+    logits, _ = digits_run.predictions()
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), logits.astype(np.float32), rtol=2e-3, atol=2e-3)
+    assert json.loads(away.stdout)["classes"] == list("0123456789")
+
+
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_exported_files_are_evaluated_and_asked_in_their_own_runtime(
+    ghost, exported, files, digits_run, tmp_path, ending
+):
+    from PIL import Image
+
+    done = ghost("evaluate", files[ending], "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["accuracy"] == pytest.approx(digits_run.result.accuracy.selected, abs=0.01)
+    assert found["runtime"].split()[0] == {".onnx": "onnxruntime", ".pt2": "torch"}[ending]
+    Image.new("RGB", (40, 50), (9, 9, 9)).save(tmp_path / "grey.png")
+    done = ghost("predict", files[ending], tmp_path / "grey.png", "--json", "--top", 10)
+    [row] = json.loads(done.out)
+    assert sum(each["probability"] for each in row["predictions"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_an_onnx_file_is_asked_without_torch(files, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (40, 50), (9, 9, 9)).save(tmp_path / "grey.png")
+    program = (
+        "import sys; sys.argv = ['ghost', 'predict', 'network.onnx', 'grey.png']\n"
+        "from ghostcli.cli import main\n"
+        "main()\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "grey.png" in done.stdout, done.stderr
+
+
+def spoiled(kind, file):
+    """A hostile or damaged ONNX file made of a good one, and what the refusal must say."""
+    import onnx
+
+    model = onnx.load(file)
+    if kind == "cut short":
+        return open(file, "rb").read()[:20_000], "ONNX"
+    if kind == "no model":
+        return b"this is no model", "ONNX"
+    if kind == "empty":
+        return b"", "ONNX"
+    if kind == "custom operator":
+        model.graph.node[3].domain = "evil.example"
+        return model.SerializeToString(), "custom operators"
+    if kind == "weights elsewhere":
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../../../etc/passwd")
+        return model.SerializeToString(), "in another file"
+    if kind == "huge":
+        model.graph.initializer[0].dims[:] = [1 << 40, 1 << 20]
+        return model.SerializeToString(), "claims more values"
+    if kind == "other input":
+        model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
+        return model.SerializeToString(), "images are not"
+    if kind == "other classes":
+        entry = next(entry for entry in model.metadata_props if entry.key == description.KEY)
+        entry.value = json.dumps(json.loads(entry.value) | {"classes": ["cat", "dog"]})
+        return model.SerializeToString(), "logits are not"
+    del model.metadata_props[:]
+    return model.SerializeToString(), "ghost export"
+
+
+KINDS = [
+    *("cut short", "no model", "empty", "custom operator", "weights elsewhere", "huge", "other input"),
+    *("other classes", "undescribed"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_or_hostile_onnx_file_is_refused_in_a_line(ghost, files, tmp_path, kind):
+    pytest.importorskip("onnx")
+    content, told = spoiled(kind, files[".onnx"])
+    (tmp_path / "bad.onnx").write_bytes(content)
+    done = ghost("evaluate", tmp_path / "bad.onnx")
+    assert done.code == 2, done
+    assert told in done.err and len(done.err.strip().splitlines()) == 1 and "Traceback" not in done.err
+    assert done.out == ""
+
+
+def test_a_program_that_holds_code_is_refused(ghost, files, tmp_path):
+    """torch evaluates a program's symbolic expressions, so a foreign one could run anything."""
+    import zipfile
+
+    bad = tmp_path / "bad.pt2"
+    with zipfile.ZipFile(files[".pt2"]) as good, zipfile.ZipFile(bad, "w") as out:
+        for name in good.namelist():
+            content = good.read(name)
+            if name.endswith("models/model.json"):
+                content = content.replace(b"Symbol(", b"open('ran', 'w') or Symbol(")
+            out.writestr(name, content)
+    done = ghost("evaluate", bad)
+    assert done.code == 2 and "refused" in done.err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_half_precision_weights_load_as_the_deploy_form(ghost, digits_runs, files, tmp_path, digits_run):
+    half = tmp_path / "half.safetensors"
+    done = ghost("export", digits_run.id, "-o", half, "--half", "--runs", digits_runs, "--no-timing")
+    assert done.code == 0, done.err
+    assert f"recorded {digits_run.result.accuracy.selected:.2f} %" in done.out
+    assert half.stat().st_size < 0.6 * (tmp_path / "network.safetensors").stat().st_size
+    trained, folded = weights.load(digits_run.weights), weights.load(half)
+    assert sum(p.numel() for p in folded.model.parameters()) < sum(p.numel() for p in trained.model.parameters())
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        wanted = trained.model(x)
+        torch.testing.assert_close(folded.model(x), wanted, rtol=0, atol=3e-3 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("out", "more", "told"),
+    [
+        ("student.gguf", [], ".pt2"),
+        ("nowhere/student.pt2", [], "nowhere"),
+        ("student.pt2", ["--half"], "student.safetensors"),
+        ("student.pt2", ["--format", "onnx,pt2"], "folder"),
+        ("nowhere", ["--format", "onnx,pt2"], "nowhere"),
+        ("student.onnx", ["--format", "onxx"], "onnx"),
+    ],
+)
+def test_a_wrong_destination_is_exit_code_2_and_nothing_is_written(
+    ghost, digits_run, digits_runs, tmp_path, out, more, told
+):
+    done = ghost("export", digits_run.id, "--out", tmp_path / out, "--runs", digits_runs, *more)
+    assert done.code == 2
+    assert told in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_extra_that_is_not_installed_is_named_and_the_others_go_on(
+    ghost, digits_run, digits_runs, tmp_path, monkeypatch
+):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
+    words = ("export", digits_run.id, "--runs", digits_runs, "--no-timing")
+    done = ghost(*words, "--out", tmp_path / "student.onnx")
+    assert done.code == 2 and "pip install 'ghostcli[onnx]'" in done.err
+    assert list(tmp_path.iterdir()) == []
+    done = ghost(*words, "--format", "onnx,safetensors", "--out", tmp_path, "--markdown")
+    assert done.code == 2 and "pip install 'ghostcli[onnx]'" in done.out
+    assert done.out.startswith("| format | bytes |") and [file.suffix for file in tmp_path.iterdir()] == [
+        ".safetensors"
+    ]
+
+
+def test_runs_that_cannot_be_exported_are_refused(ghost, run, tmp_path):
+    out, runs = tmp_path / "student.pt2", tmp_path / "runs"
+    assert ghost("export", "gns-1.0-plain-00000000", "--out", out, "--runs", runs).code == 2
+    run.weights.rename(run.path / "elsewhere")
+    done = ghost("export", run.id, "--out", out, "--runs", runs)
+    assert (done.code, "weights are not here" in done.err) == (2, True)
+    (run.path / "status.json").write_text('{"status": "interrupted"}')
+    done = ghost("export", run.id, "--out", out, "--runs", runs)
+    assert (done.code, "unfinished" in done.err) == (2, True)
+    assert not out.exists()
+
+
+def test_damaged_weights_are_never_exported(ghost, run, tmp_path):
+    content = bytearray(run.weights.read_bytes())
+    content[-7] ^= 4
+    run.weights.write_bytes(content)
+    done = ghost("export", run.id, "--out", tmp_path / "student.pt2", "--runs", tmp_path / "runs")
+    assert done.code == 1
+    assert "checksum" in done.err
+    assert not (tmp_path / "student.pt2").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "code", "told"),
+    [("environment", {"data_checksum": "other"}, 2, "no longer"), ("accuracy", {"selected": 99.0}, 1, "99.00")],
+)
+def test_what_does_not_match_the_record_is_never_written(ghost, run, tmp_path, key, value, code, told):
+    result = json.loads((run.path / "result.json").read_text())
+    edit(run.path / "result.json", **{key: result[key] | value})
+    done = ghost("export", run.id, "--out", tmp_path / "student.safetensors", "--runs", tmp_path / "runs")
+    assert done.code == code
+    assert told in done.err
+    assert not (tmp_path / "student.safetensors").exists()
+
+
+def test_a_file_that_answers_otherwise_is_never_written(ghost, run, tmp_path, monkeypatch):
+    from ghostcli.deploy import source
+
+    opened = source.opened
+
+    def wrong(*arguments):
+        ask, version = opened(*arguments)
+        return lambda images: ask(images) + 0.5, version
+
+    monkeypatch.setattr(source, "opened", wrong)
+    done = ghost("export", run.id, "--out", tmp_path / "student.safetensors", "--runs", tmp_path / "runs")
+    assert done.code == 1
+    assert "0.5" in done.err
+    assert not (tmp_path / "student.safetensors").exists()
+
+
+def test_bench_proves_a_run_in_every_runtime_and_draws_it(ghost, digits_run, digits_runs, tmp_path):
+    figure = tmp_path / "figure.png"
+    words = ("bench", f"run/{digits_run.id}", "--runs", digits_runs, "--rounds", 1)
+    done = ghost(*words, "--formats", "safetensors", "--plot", figure, "--json")
+    assert done.code == 0, done.err
+    baseline, row = json.loads(done.out)
+    assert baseline["format"] == "torch" and baseline["disagreements"] == row["disagreements"] == 0
+    assert row["file"] is None and figure.read_bytes().startswith(b"\x89PNG")
+    assert ghost(*words, "gns:1.0", "--formats", "all").code == 2
+    assert ghost(*words, "--formats", "tflite").code == 2
