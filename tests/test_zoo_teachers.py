@@ -99,7 +99,7 @@ def test_efficientnet_without_a_network_says_that_it_starts_from_scratch(hub, of
     model = zoo.build("efficientnetv2", pretrained=True)
     assert zoo.count_parameters(model) == 20_190_298
     assert (model.spec.input_size, model.spec.mean, model.spec.std) == (224, None, None)
-    assert "could not be had" in model.spec.note
+    assert "are not available" in model.spec.note
     assert "from scratch" in model.spec.note
     assert capsys.readouterr() == ("", "")
     assert not list(hub.parent.iterdir())
@@ -108,7 +108,7 @@ def test_efficientnet_without_a_network_says_that_it_starts_from_scratch(hub, of
 
 def test_efficientnet_with_a_broken_cached_file_says_so(hub, capsys) -> None:
     hub.write_bytes(b"half a download")
-    assert "could not be had" in zoo.build("efficientnetv2", pretrained=True).spec.note
+    assert "are not available" in zoo.build("efficientnetv2", pretrained=True).spec.note
     assert capsys.readouterr() == ("", "")
 
 
@@ -186,7 +186,7 @@ def test_timm_keeps_its_own_size_and_normalisation(timm, offline) -> None:
     assert model(x).shape == (2, 5)
     torch.testing.assert_close(zoo.deploy(model)(x), model.eval()(x))
     scratch = zoo.build("timm/tiny24", 5, pretrained=True)
-    assert scratch.spec.note == "timm/tiny24's weights could not be had (hub is away): it starts from scratch"
+    assert scratch.spec.note == "the weights of timm/tiny24 are not available (hub is away): it starts from scratch"
     with pytest.raises(UsageError, match="Did you mean tiny24"):
         zoo.build("timm/tiny42")
 

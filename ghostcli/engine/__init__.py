@@ -1,1 +1,1 @@
-"""The training engine: one loop, a schedule in closed form, checkpoints, results."""
+"""The training engine: loop, learning rate schedule, optimisers, devices."""

@@ -1,6 +1,6 @@
-"""Which device, which arithmetic.
+"""Selects device and arithmetic.
 
-Invariant: a device that was asked for and is not there is an error, never a fallback.
+Invariant: a requested device that is missing is an error. There is no fallback.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import torch
 from ghostcli.errors import OutOfMemoryError, UsageError, printable
 from ghostcli.recipe.models import EngineSection
 
-#: How torch's allocators, oneDNN where it gets no room for itself, and a thread that gets no stack say that there is no
-#: memory.
+#: Error texts of torch's allocators, of oneDNN and of thread creation for missing memory.
 NO_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive", "could not create a memory")
 NO_MEMORY += ("can't start new thread",)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-LARGE = 128 << 20  # bytes from which a map is given back all the same: holes that large would be wasted
+LARGE = 128 << 20  # blocks of at least this many bytes are still returned, because unused ones would waste memory
 
 
 def pick(name: str) -> torch.device:
-    """`auto | cpu | cuda[:N] | mps` -> a device that is there, and this process made ready for it: on a CPU it keeps
-    the memory it frees, on a GPU its float32 is float32 in convolutions too."""
+    """`auto | cpu | cuda[:N] | mps` -> an existing device. UsageError if there is none.
+
+    It also sets up the process: on a CPU freed memory is kept; on a GPU convolutions use float32, not TF32.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
@@ -51,9 +52,9 @@ def pick(name: str) -> torch.device:
 
 
 def _keep_freed_memory() -> None:
-    """Where the allocator is glibc's: what one step frees, the next one takes, and no page is asked for twice.
+    """Make glibc's allocator keep freed memory, so the next step reuses it.
 
-    By default it gives every large map back and faults it in anew, zeroed, page by page.
+    By default glibc returns each large block to the system and gets it again page by page, zeroed.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -63,9 +64,9 @@ def _keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
-    """Deterministic algorithms where asked for (always so on a CPU, whose kernels are), restored afterwards.
+    """Deterministic algorithms if the recipe requests them; the settings are restored afterwards.
 
-    UsageError where an operation on this device has none.
+    CPU kernels are always deterministic. UsageError if an operation has no deterministic algorithm on this device.
     """
     strict = engine.deterministic and device.type == "cuda"
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
@@ -81,7 +82,9 @@ def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
         if "deterministic implementation" not in str(error):
             raise
         what = str(error).partition(" does not have")[0]
-        raise UsageError(f"engine.deterministic=true: {what} cannot be so on this device; leave it out") from error
+        raise UsageError(
+            f"engine.deterministic=true: {what} cannot be deterministic on this device; remove the key"
+        ) from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[0])
         torch.backends.cudnn.benchmark = before[1]
@@ -89,12 +92,12 @@ def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
 
 
 def autocast(engine: EngineSection, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """bfloat16 for the network's own arithmetic where the recipe says so; moments and losses stay float32."""
+    """bfloat16 for the network's arithmetic if the recipe sets it. Moments and losses stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=engine.precision == "bfloat16")
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that can still be had on the device; None where nobody says."""
+    """Free memory of the device in bytes; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with contextlib.suppress(OSError), open("/proc/meminfo") as info:
@@ -106,7 +109,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 @contextlib.contextmanager
 def memory_errors(batch_size: int) -> Iterator[None]:
-    """Turn the allocators' errors into the one line that names the lever."""
+    """Turn allocation errors into OutOfMemoryError, whose message names what to change."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:

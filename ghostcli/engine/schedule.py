@@ -1,4 +1,4 @@
-"""What changes with the step, in closed form. Invariant: no object, no memory; resuming needs nothing."""
+"""Values that depend on the step only. Invariant: pure functions without state, so resuming needs no schedule state."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ghostcli.recipe.models import OptimBase
 
 
 def learning_rate(step: int, total: int, optim: OptimBase, extra: int = 0) -> float:
-    """Rate of update `step` (from 0) of `total`: linear to the peak, then half a cosine or a line to the end.
+    """Learning rate of update `step` (from 0) of `total`: linear warm-up, then a half cosine or a line.
 
-    `extra` is how many steps the schedule ran ahead (one an epoch in the published KD scripts). A cosine that runs
-    past its end turns and rises again, as theirs did.
+    `extra`: how many steps the schedule is ahead (one per epoch in the published KD scripts). A cosine past its end
+    rises again, as in those scripts.
     """
     warm = optim.warmup * total
     at = step + extra
@@ -25,6 +25,6 @@ def learning_rate(step: int, total: int, optim: OptimBase, extra: int = 0) -> fl
 def averaging_decay(step: int, decay: float) -> float:
     """Decay of the weights' moving average at update `step` (from 0): (1 + step) / (10 + step) until `decay` is less.
 
-    So an average looks back over a tenth of what was trained at most, and is never held back by the untrained start.
+    So the average covers at most about a tenth of the training so far, and the initial weights do not dominate it.
     """
     return min(decay, (1 + step) / (10 + step))

@@ -1,5 +1,7 @@
-"""One update of a student. Invariant: the same arithmetic whether run eagerly or replayed as a CUDA graph, and
-never a synchronisation with the host."""
+"""One update of a student.
+
+Invariant: eager steps and CUDA graph replays do the same arithmetic. A step never synchronises with the host.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from ghostcli.zoo.stages import Tap
 
 @dataclass
 class Update:
-    """Everything one update touches; called with the numbers of a batch's images."""
+    """The state of one update. Called with the image indices of a batch."""
 
     recipe: Recipe
     model: nn.Module
@@ -54,22 +56,22 @@ class Update:
         return torch.tensor([self.objective.schedule(self.seed, epoch, step) for step in steps], device=self.device)
 
     def start_epoch(self, epoch: int, views: Tensor) -> None:
-        """All that the epoch's steps need of the host. What a step reads stays where it is: it may be a graph."""
+        """Load the epoch's data from the host. Tensors are refilled in place, because a graph may read them."""
         self.epoch = epoch
         self.views.copy_(views)
         self.schedule = self.schedule_of(epoch)
         self.teacher_logits.start_epoch(epoch, views)
 
     def set_rates(self, rate: float, step: int) -> None:
-        """What changes from step to step besides the batch: kept out of `__call__`, which may be a graph."""
+        """Set the values that change per step, besides the batch. Not in `__call__`, which may be a graph."""
         optimizers.set_rate(self.optimizers, rate)
-        # Dropout (VGG13's, say) draws from the device's own generator: seeded by the step, it has no state to lose.
+        # Dropout (e.g. in VGG13) uses the device's generator. A seed per step means that checkpoints need no state.
         self.random.manual_seed(generator(self.seed, "dropout", step).initial_seed())
         self.toward.fill_(1 - averaging_decay(step, self.recipe.train.ema))
         self.terms.copy_(self.schedule[step % self.batches])
 
     def __call__(self, index: Tensor) -> Tensor:
-        """Train on images `index` [B]; returns (total, hard, soft, correct) [4], left on the device."""
+        """Train on images `index` [B]; returns (total, hard, soft, correct) [4] on the device."""
         pixels = self.cropper.crop(index, self.views[index], self.seed, self.epoch)  # uint8 [B, H, W, 3]
         labels = self.images.labels[index]  # [B]
         teacher_logits, teacher_features = self.teacher_logits.of_batch(index, pixels)  # [T, B, C]
@@ -89,7 +91,7 @@ class Update:
 
 
 def device_generator(device: torch.device) -> torch.Generator:
-    """The generator that random layers draw from on `device`."""
+    """The generator of random layers on `device`."""
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index or 0]
     return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator
@@ -97,7 +99,7 @@ def device_generator(device: torch.device) -> torch.Generator:
 
 @torch.no_grad()
 def follow(ema: nn.Module, model: nn.Module, toward: Tensor) -> None:
-    """Move the average `toward` (a scalar share, on the device) the weights and running statistics."""
+    """Move the average by the share `toward` (a scalar on the device) to the weights and running statistics."""
     mine = [t for t in (*ema.parameters(), *ema.buffers()) if t.is_floating_point()]
     theirs = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
     gap = torch._foreach_sub(theirs, mine)

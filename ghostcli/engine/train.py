@@ -191,16 +191,16 @@ def train(
     teacher_logits, norm = update.teacher_logits, update.norm
     teacher_logits.seconds = state.teacher_seconds
     if teacher_logits.why_live and teachers:
-        show.line(f"{job.id}: teachers are asked at every step ({teacher_logits.why_live})")
+        show.line(f"{job.id}: teacher logits are computed at every step ({teacher_logits.why_live})")
     if zoo.recomputing(state.model):
-        show.line(f"{job.id}: blocks are run again in the backward pass (engine.recompute), to fit into memory")
+        show.line(f"{job.id}: blocks are recomputed in the backward pass (engine.recompute), to save memory")
     step_once = update if why_eager(update) else Captured(update, recipe.train.batch_size)
 
     images, batches = len(data.train), len(state.log)
     total = recipe.train.epochs * batches
     last_epoch = recipe.train.last_epoch
     if state.epoch == state.batch == 0 and last_epoch * batches < FEW_STEPS:
-        show.warn(f"{job.id}: {last_epoch * batches} steps in all, too few to learn from: this shows only that it runs")
+        show.warn(f"{job.id}: {last_epoch * batches} steps are too few to learn from: this only shows that it runs")
     ahead = 1 if job.taught and recipe.distill.extra_step else 0  # schedule steps beyond the updates, per epoch
     test_logits: Tensor | None = None
     show.begin(job.id, last_epoch * batches, state.epoch * batches + state.batch)

@@ -1,6 +1,6 @@
-"""Recipes: what a person writes, and the resolved values the other rooms are handed.
+"""Recipes: files that users write, and the resolved values for the other packages.
 
-Invariant: importing this needs no torch; a `Recipe` that exists is valid.
+Invariant: importing this package needs no torch. Every `Recipe` object is valid.
 """
 
 from __future__ import annotations

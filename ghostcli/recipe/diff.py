@@ -1,4 +1,4 @@
-"""The difference of two recipes, and of a run's recipe from those that ship.
+"""The difference between two recipes, and between a run's recipe and the shipped ones.
 
 Invariant: `config_diff` is the only place where the values of two recipes are compared.
 """
@@ -17,7 +17,7 @@ SHOWN_ELSEWHERE = UNDIGESTED | {"data.name", "data.limit", "data.limit_test", "t
 
 
 def flat(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a recipe by full key (`train.epochs`); the labels `family` and `summary` are left out."""
+    """The values of a recipe by full key (`train.epochs`); without the labels `family` and `summary`."""
     sections = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
     return {
         f"{section}.{key}": value
@@ -28,7 +28,7 @@ def flat(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_diff(a: Recipe | Mapping[str, Any], b: Recipe | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Full key -> (value in `a`, value in `b`) where they differ. A key that one side lacks counts as None there."""
+    """Full key -> (value in `a`, value in `b`) for keys that differ. A missing key counts as None."""
     values, others = flat(a), flat(b)
     pairs = {key: (values.get(key), others.get(key)) for key in {**values, **others}}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
@@ -40,14 +40,14 @@ def typed(values: Mapping[str, Any], most: int = 3) -> str:
 
 
 def untaught(keys: Iterable[str]) -> set[str]:
-    """The keys that matter without a teacher: all but [distill] and those that do not change a result."""
+    """The keys that matter without a teacher: all except [distill] and keys that do not change a result."""
     return {key for key in keys if not key.startswith("distill.")} - UNDIGESTED - {"engine.branches"}
 
 
 def training_changes(recipe: Recipe, family: str) -> dict[str, Any]:
-    """Key -> value where the training of `recipe` differs from the nearest recipe that `family` ships.
+    """Key -> value for keys whose training settings differ from the nearest shipped recipe of `family`.
 
-    Data, budget and [distill] are left out.
+    Data, budget and [distill] are ignored.
     """
     diffs = [config_diff(recipe, known) for known in shipped(family)]
     found = [{key: diff[key][0] for key in diff if key in untaught(diff) - SHOWN_ELSEWHERE} for diff in diffs]
@@ -57,14 +57,14 @@ def training_changes(recipe: Recipe, family: str) -> dict[str, Any]:
 def teaching_changes(recipe: Recipe, family: str) -> dict[str, Any]:
     """Keys in [distill] whose values match no shipped recipe of this family and kind -> value.
 
-    Where the family ships no recipe of the kind, the kind's defaults are compared with.
+    If the family has no recipe of the kind, the comparison is with the kind's defaults.
     """
     kind = recipe.distill.kind
     known = [other for other in shipped(family) if other.distill.kind == kind]
     if not known:
         try:
             known = [_load("paper", f"distill.kind={kind}")]
-        except UsageError:  # a kind that needs more keys than its name has no defaults
+        except UsageError:  # the kind has required keys, so it has no defaults
             return {}
     diffs = [config_diff(recipe, other) for other in known]
     return {
@@ -76,7 +76,7 @@ def teaching_changes(recipe: Recipe, family: str) -> dict[str, Any]:
 
 @cache
 def shipped(family: str) -> tuple[Recipe, ...]:
-    """The recipes of `family` that come with ghost, its base first."""
+    """The shipped recipes of `family`, its base first."""
     from ghostcli.recipe.files import names
 
     return tuple(_load(name) for name in names() if name.partition("/")[0] == family)

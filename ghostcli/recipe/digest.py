@@ -1,10 +1,12 @@
-"""The fingerprint of what decides a result. Invariants: equal digests mean equal work, whatever the path there; and
-the digest of a recipe that exists never moves.
+"""The digest of all settings that change a result.
 
-A key that is added later carries `Before(value)`: the value at which it means what was done before it existed. At
-that value it is left out, so ids stay. All other keys are spelled out, so a changed default moves no id either.
+Invariants: equal digests mean equal work. The digest of an existing recipe never changes.
 
-Neither imports torch nor touches a file.
+A key that is added later has a mark `Before(value)`: at this value the training is the same as before the key existed.
+At this value the key is left out, so ids stay the same. All other keys are included with their values, so a changed
+default changes no id either.
+
+This module imports no torch and reads no file.
 """
 
 from __future__ import annotations
@@ -15,16 +17,16 @@ from typing import Any
 
 from ghostcli.recipe.models import UNDIGESTED, Before, Recipe
 
-#: Version of what a training computes from a job. It is part of every digest. Raise it with each change of the
-#: arithmetic that is more than rounding: `tests/test_engine_semantics.py` fails where that was forgotten.
+#: Version of the training arithmetic. It is part of every digest. Raise it with each change of the arithmetic that is
+#: more than rounding. `tests/test_engine_semantics.py` fails if this is forgotten.
 SEMANTICS = 2
 
 
 def canonical(recipe: Recipe) -> dict[str, Any]:
     """A fresh, JSON-able dict of every key that changes the result.
 
-    Left out: `UNDIGESTED`; keys at their value from before they existed; and the labels `family` and `summary`, so
-    that a teacher trained under one family is found again by another with the same protocol.
+    Left out: `UNDIGESTED`, keys at their `Before` value, and the labels `family` and `summary`. So two families with
+    the same protocol share their teachers.
     """
     sections = recipe.model_dump(mode="json", exclude={"family", "summary"})
     return {
@@ -38,7 +40,7 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
 
 
 def _as_before(section: Any, key: str) -> bool:
-    """Whether a key that was added later stands at the value that means what was done before."""
+    """Whether a key that was added later has its `Before` value."""
     marks = [mark for mark in type(section).model_fields[key].metadata if isinstance(mark, Before)]
     return bool(marks) and getattr(section, key) == marks[0].value
 
@@ -48,6 +50,6 @@ def _plain(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """sha256, in hex, of `value` as JSON with sorted keys and floats in their shortest exact form."""
+    """sha256 in hex of `value` as JSON, with sorted keys and floats in shortest exact form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""A recipe's mistakes, gathered so that all are told at once.
+"""Collects the mistakes in a recipe, to report all of them at once.
 
-Invariant: a line is `place: key: what is wrong`, printable whatever the file held, and their number is bounded.
+Invariant: a line is `place: key: what is wrong`. It is printable for any file content. The number of lines is limited.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe import keys
 
-#: So many mistakes are spelled out; of a file that is no recipe at all nobody reads more.
+#: The maximum number of mistakes in a message.
 SHOWN = 20
 
 
 class Problems:
-    """Mistakes in the order of their finding; `raise_any` tells them by file and line."""
+    """Mistakes in the order found. `raise_any` reports them sorted by file and line."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, int, str], None] = {}
@@ -30,19 +30,19 @@ class Problems:
         return len(self._found) >= SHOWN
 
     def add(self, file: str, line: int | None, text: str) -> None:
-        """`file` is a file's label or a flag; `line` counts from 1, None where it is not known."""
+        """`file` is a file's label or a flag. `line` counts from 1; None if unknown."""
         if self.full:
             self._more += 1
         else:
             self._found[(file, line or 0, text)] = None
 
     def raise_any(self) -> None:
-        """UsageError with a line a mistake, unless there is none."""
+        """UsageError with one line per mistake, if there are any."""
         if not self._found:
             return
         files = list(dict.fromkeys(file for file, _, _ in self._found))
-        told = sorted(self._found, key=lambda found: (files.index(found[0]), found[1]))
-        lines = [place(file, line) + ": " + text for file, line, text in told]
+        ordered = sorted(self._found, key=lambda found: (files.index(found[0]), found[1]))
+        lines = [place(file, line) + ": " + text for file, line, text in ordered]
         if self._more:
             lines.append(f"... and {self._more} more")
         raise UsageError("\n".join(map(printable, lines)))
@@ -53,7 +53,7 @@ def place(file: str, line: int | None) -> str:
 
 
 def unknown_key(section: str, key: str, is_table: bool) -> str:
-    """One line for a key that [section] has not; `section` is empty for what stands above all sections."""
+    """One line about a key that does not exist in [section]. `section` is empty for keys above all sections."""
     prefix = f"{section}." if section else ""
     wrong = f"{prefix}{shown_key(key)}: unknown {'section' if is_table and not section else 'key'}"
     if moved := [path for path in keys.PATHS if path.rpartition(".")[2] == key]:
@@ -71,7 +71,7 @@ def _meant(names: list[str]) -> str:
 
 
 def shown_key(key: str) -> str:
-    """A key as TOML would spell it, cut where it is absurdly long."""
+    """A key in TOML's spelling. A very long key is cut."""
     bare = key.isascii() and key.replace("-", "_").isidentifier()
     return shorten(key) if bare else f'"{shorten(key)}"'
 
@@ -81,7 +81,7 @@ def shorten(text: str, most: int = 60) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """A value as a person wrote it, or its kind where it has no short form."""
+    """A value as the user wrote it, or its kind if it has no short form."""
     match value:
         case None:
             return "null"

@@ -1,7 +1,7 @@
-"""Where recipes lie and how their text is had.
+"""Finds and reads recipe files.
 
-Invariant: a name leads only into the shipped recipes, and `extends` only to a shipped recipe or a file in the
-folder of the recipe that was asked for (or below it).
+Invariant: a name finds shipped recipes only. `extends` finds a shipped recipe, or a file in the folder of the
+requested recipe (or below it).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ghostcli.errors import UsageError, printable
 from ghostcli.recipe import keys
 from ghostcli.recipe.errors import shorten
 
-#: No recipe is longer, and none has a longer line: tomllib's time is quadratic in the length of a dotted key.
+#: Limits of a recipe file. tomllib's time is quadratic in the length of a dotted key.
 MOST_BYTES, MOST_COLUMNS = 1 << 16, 2000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?", re.ASCII)
 
 
 class Unreadable(Exception):
-    """Text that is not TOML or not JSON, and the line where that shows (None: unknown)."""
+    """Text that is not TOML or JSON, with the line of the error (None: unknown)."""
 
     def __init__(self, line: int | None, text: str) -> None:
         super().__init__(text)
@@ -36,7 +36,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Source:
-    """A recipe file: what messages call it, and the folder its `extends` may name files of."""
+    """A recipe file. `label`: its name in messages. `fence`: the folder whose files `extends` may name."""
 
     path: Path
     name: str
@@ -45,7 +45,7 @@ class Source:
 
 
 def folder() -> Path:
-    """The shipped recipes: inside the installed package, or beside it in a checkout."""
+    """The folder of the shipped recipes: in the installed package, or beside it in a checkout."""
     package = Path(ghostcli.__file__).resolve().parent
     for place in (package / "_recipes", package.parent / "recipes"):
         if place.is_dir():
@@ -54,7 +54,7 @@ def folder() -> Path:
 
 
 def names() -> tuple[str, ...]:
-    """Every shipped recipe: a family's base by the family alone, before its variants."""
+    """The names of all shipped recipes. A family's base has the family's name and comes before its variants."""
     files = sorted(folder().glob("*/*.toml"), key=lambda file: (file.parent.name, file.stem != "base", file.stem))
     return tuple(_name(file) for file in files)
 
@@ -63,51 +63,51 @@ def _name(file: Path) -> str:
     return file.parent.name if file.stem == "base" else f"{file.parent.name}/{file.stem}"
 
 
-def find(asked: str) -> Source:
-    """The recipe that a person calls `asked`: a shipped one's name, or a .toml (or a run's .json) file."""
-    if is_file_name(asked):
-        path = _regular(Path(asked), asked)
-        return Source(path, path.name, asked, path.parent.resolve())
-    return _shipped(asked)
+def find(name: str) -> Source:
+    """The recipe with this name: a shipped recipe, a .toml file, or a run's .json file."""
+    if is_file_name(name):
+        path = _regular(Path(name), name)
+        return Source(path, path.name, name, path.parent.resolve())
+    return _shipped(name)
 
 
-def find_parent(asked: str, child: Source) -> Source:
-    """The recipe that `child` extends: by name, or by a file's path relative to it."""
-    if not is_file_name(asked):
-        return _shipped(asked)
-    label = os.path.normpath(os.path.join(os.path.dirname(child.label), asked))
-    path = child.path.parent / asked
-    inside = "\0" not in asked and Path(os.path.realpath(path)).is_relative_to(child.fence)
-    if os.path.isabs(asked) or not inside:
-        raise UsageError(f"{_told(asked)}: leads out of the recipe's folder; name a recipe or a file beside it")
-    return Source(_regular(path, asked), path.name, label, child.fence)
+def find_parent(name: str, child: Source) -> Source:
+    """The recipe that `child` extends: a name, or a file path relative to `child`."""
+    if not is_file_name(name):
+        return _shipped(name)
+    label = os.path.normpath(os.path.join(os.path.dirname(child.label), name))
+    path = child.path.parent / name
+    inside = "\0" not in name and Path(os.path.realpath(path)).is_relative_to(child.fence)
+    if os.path.isabs(name) or not inside:
+        raise UsageError(f"{_quoted(name)}: is outside the recipe's folder; name a recipe or a file beside it")
+    return Source(_regular(path, name), path.name, label, child.fence)
 
 
-def is_file_name(asked: str) -> bool:
-    return asked.lower().endswith((".toml", ".json"))
+def is_file_name(name: str) -> bool:
+    return name.lower().endswith((".toml", ".json"))
 
 
-def _shipped(asked: str) -> Source:
+def _shipped(name: str) -> Source:
     root = folder()
-    if _NAME.fullmatch(asked):
-        family, _, variant = asked.partition("/")
+    if _NAME.fullmatch(name):
+        family, _, variant = name.partition("/")
         file = root / family / f"{variant or 'base'}.toml"
         if file.is_file() and file.resolve().is_relative_to(root.resolve()):
             label = f"recipes/{family}/{file.name}"
             return Source(file, _name(file), label, root.resolve())
-    raise UsageError(f"{_told(asked)}: no such recipe{_nearest(asked)}; a file of your own is named with its .toml")
+    raise UsageError(f"{_quoted(name)}: no such recipe{_nearest(name)}; a file of your own is named with its .toml")
 
 
-def _nearest(asked: str) -> str:
+def _nearest(name: str) -> str:
     known = names()
-    near = get_close_matches(asked[:60].lower(), known, n=2)
+    near = get_close_matches(name[:60].lower(), known, n=2)
     if near:
         return f"; did you mean {' or '.join(near)}?"
     return f"; known: {', '.join(known)}"
 
 
-def _regular(path: Path, asked: str) -> Path:
-    """`path`, or UsageError where it is no regular file that could be read."""
+def _regular(path: Path, name: str) -> Path:
+    """`path`. UsageError if it is not a readable regular file."""
     try:
         if path.is_file():
             return path
@@ -117,23 +117,21 @@ def _regular(path: Path, asked: str) -> Path:
             text = "is no regular file; name a .toml file"
         else:
             here = [entry.name for entry in os.scandir(path.parent) if is_file_name(entry.name)]
-            near = get_close_matches(path.name, here, n=2) + get_close_matches(
-                asked.removesuffix(".toml"), names(), n=1
-            )
+            near = get_close_matches(path.name, here, n=2) + get_close_matches(name.removesuffix(".toml"), names(), n=1)
             text = "no such file" + (f"; did you mean {' or '.join(near)}?" if near else "")
     except FileNotFoundError:
         text = "no such file: its folder does not exist"
     except (OSError, ValueError) as error:
         text = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-    raise UsageError(f"{_told(asked)}: {text}")
+    raise UsageError(f"{_quoted(name)}: {text}")
 
 
-def _told(asked: str) -> str:
-    return printable(shorten(asked, 200)) or '""'
+def _quoted(name: str) -> str:
+    return printable(shorten(name, 200)) or '""'
 
 
 def read(source: Source) -> str:
-    """The file's text. Unreadable where it is too long, not UTF-8, or the system refuses."""
+    """The file's text. Unreadable if it is too long, not UTF-8, or cannot be opened."""
     try:
         with open(source.path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -149,7 +147,7 @@ def read(source: Source) -> str:
 
 
 def parse(text: str, is_json: bool) -> dict[str, Any]:
-    """The document's tree. Unreadable, with the line, where the text is not TOML or not JSON."""
+    """The parsed document. Unreadable, with the line, if the text is not TOML or JSON."""
     try:
         return _parse_json(text) if is_json else _parse_toml(text)
     except RecursionError as error:

@@ -1,7 +1,6 @@
-"""Which keys there are and what each may hold, read off the models.
+"""The keys of a recipe and their allowed values, derived from the models.
 
-Invariant: nothing here is written down twice; a field added to a model is known to the loader, to its error
-messages and to the JSON schema.
+Invariant: the models are the only source. The loader, its error messages and the JSON schema know each new field.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any, get_args
 
 from ghostcli.recipe.models import Recipe, Section
 
-#: Section -> its model, that of the default variant where it has several.
+#: Section -> its model. If it has variants: the model of the default variant.
 MODELS: dict[str, type[Section]] = {
     name: type(field.default) for name, field in Recipe.model_fields.items() if isinstance(field.default, Section)
 }
@@ -21,7 +20,7 @@ MODELS: dict[str, type[Section]] = {
 
 @dataclass(frozen=True)
 class Variants:
-    """A section with one model for each value of its key `chooser`; `shared` are the keys that all of them have."""
+    """A section with one model per value of its key `chooser`. `shared`: the keys of all variants."""
 
     chooser: str
     models: dict[str, type[Section]]
@@ -42,7 +41,7 @@ def _variants(section: str) -> Variants | None:
     )
 
 
-#: Sections whose keys depend on one of them: [distill] on its kind, [optim] on its name.
+#: Sections with variants: the keys of [distill] depend on `kind`, those of [optim] on `name`.
 VARIANTS: dict[str, Variants] = {name: found for name in MODELS if (found := _variants(name))}
 
 #: Keys that stand above all sections.
@@ -79,12 +78,12 @@ def schema(section: str) -> dict[str, dict[str, Any]]:
 
 
 def optional(section: str, key: str) -> bool:
-    """Whether the key may be unset, written `none`."""
+    """Whether the key can be unset, written `none`."""
     return any(option.get("type") == "null" for option in schema(section)[key].get("anyOf", ()))
 
 
 def expected(section: str, key: str) -> str:
-    """What the key may hold, in words: 'a whole number of at least 1, or none'."""
+    """The allowed values of a key, in words: 'a whole number of at least 1, or none'."""
     known = schema(section)[key]
     options = [option for option in known.get("anyOf", [known]) if option.get("type") != "null"]
     words = " or ".join(map(_words, options))

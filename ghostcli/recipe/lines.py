@@ -1,6 +1,6 @@
-"""On which line of a TOML file a key stands, which tomllib does not tell.
+"""The line number of each key in a TOML file. tomllib does not provide it.
 
-Invariant: it is asked only about text that tomllib has accepted, so it checks nothing.
+Precondition: tomllib has accepted the text, so this module does not validate it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def key_lines(text: str) -> dict[Path, int]:
     """(section,) and (section, key) -> line from 1, of headers, dotted and quoted keys and inline tables."""
     lines: dict[Path, int] = {}
     line = 1
-    table: Path = ()  # the header above
-    brackets: list[Path | None] = []  # what is open in a value: an inline table's path, None for an array
-    prefix: Path = ()  # of the key now read
+    table: Path = ()  # the current header
+    brackets: list[Path | None] = []  # open brackets in a value: path of an inline table, None for an array
+    prefix: Path = ()  # of the current key
     parts: list[str] = []  # its parts so far
-    path: Path = ()  # of the value now read
+    path: Path = ()  # of the current value
     in_value = False
     for match in _TOKEN.finditer(text):
         token = match[0]
@@ -63,7 +63,7 @@ def key_lines(text: str) -> dict[Path, int]:
 
 
 def _record(lines: dict[Path, int], prefix: Path, parts: list[str], line: int) -> Path:
-    """Note the key's line at the two depths a recipe has; returns its path, cut to those."""
+    """Record the key's line at depths 1 and 2 (a recipe has no more). Returns its path, cut to two parts."""
     path = (*prefix, *parts[:2])[:2]
     for depth in range(1, len(path) + 1):
         lines.setdefault(path[:depth], line)

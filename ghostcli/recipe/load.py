@@ -1,7 +1,7 @@
 """From a name, a file and overrides to a resolved recipe, with the origin of every value.
 
-Invariant: whatever is put in, the outcome is a `Resolved` or one UsageError that tells every mistake found, each
-located; never another exception.
+Invariant: for any input the result is a `Resolved`, or one UsageError with all mistakes and their places. There is no
+other exception.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe with every default spelled out; `provenance` maps each key to where its value came from:
-    `recipes/paper/base.toml:7`, `--set`, another flag or `default`."""
+    """A recipe with all defaults filled in.
+
+    `provenance` maps each key to the source of its value: `recipes/paper/base.toml:7`, `--set`, a flag or `default`.
+    """
 
     recipe: Recipe
     name: str
@@ -36,7 +38,7 @@ class Resolved:
 
 @dataclass(frozen=True)
 class _Layer:
-    """What one file, or all overrides together, say: a tree, and its keys' lines."""
+    """The content of one file, or of all overrides: a tree, and the line of each key."""
 
     file: str
     tree: dict[str, Any]
@@ -44,15 +46,15 @@ class _Layer:
     flags: dict[KeyPath, str] = field(default_factory=dict)
 
     def where(self, *path: str) -> tuple[str, int | None]:
-        """The file (or the flag) and the line of a key, of its section where the key's own is not known."""
+        """The file (or flag) and line of a key; the line of its section if the key's line is unknown."""
         return self.flags.get(path, self.file), self.lines.get(path) or self.lines.get(path[:1])
 
 
 def load(name_or_path: str, overrides: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()) -> Resolved:
     """Resolve a shipped recipe's name, a .toml file, or a run's recipe.json, under `key.path=value` overrides.
 
-    Later layers win key by key: the parent (`extends`), the file, the `flags` that stand for overrides (each with the
-    name it was typed by), the overrides in their order.
+    Later layers win, key by key. The order is: the parent (`extends`), the file, `flags` (pairs of flag
+    name and override), `overrides` in their order.
     """
     problems = Problems()
     source, layers, whole = _files(name_or_path, problems)
@@ -75,12 +77,12 @@ def _paths(recipe: Recipe) -> list[KeyPath]:
     return [(name,) for name in keys.TOP] + [(name, key) for name, fields in sections.items() for key in fields]
 
 
-def _files(asked: str, problems: Problems) -> tuple[files.Source | None, list[_Layer], bool]:
-    """The recipe's source, its layers with the farthest parent first, and whether none of them is missing."""
+def _files(name: str, problems: Problems) -> tuple[files.Source | None, list[_Layer], bool]:
+    """The recipe's source, its layers (most distant parent first), and whether all layers were read."""
     layers: list[_Layer] = []
     line: list[files.Source] = []
     try:
-        source = files.find(asked)
+        source = files.find(name)
     except UsageError as error:
         problems.add(*_split(str(error)))
         return None, layers, False
@@ -115,8 +117,8 @@ def _files(asked: str, problems: Problems) -> tuple[files.Source | None, list[_L
 
 
 def _split(message: str) -> tuple[str, None, str]:
-    asked, _, text = message.partition(": ")
-    return asked, None, text
+    name, _, text = message.partition(": ")
+    return name, None, text
 
 
 def _overrides(overrides: Sequence[tuple[str, str]], problems: Problems) -> _Layer:
@@ -151,7 +153,7 @@ def _no_section(name: str, value: Any) -> str:
 
 
 def _value(text: str) -> Any:
-    """`text` as a TOML value; what is none is a bare word, and a string."""
+    """`text` as a TOML value. Text that is not TOML is a string."""
     if len(text) > files.MOST_COLUMNS:
         return text
     try:
@@ -162,7 +164,7 @@ def _value(text: str) -> Any:
 
 
 class _Merged:
-    """Layers laid over one another: known keys in `tree`, with the place that each was last set in."""
+    """The merged layers: known keys in `tree`, and in `origin` the place where each was last set."""
 
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
@@ -202,7 +204,7 @@ class _Merged:
         self.origin[path] = layer.where(*path)
 
     def _change_variant(self, section: str, chosen: Any) -> None:
-        """Under another variant, a key that only the old one has means nothing (or another thing: `weight`)."""
+        """Drop the keys of the old variant: the new one lacks them or gives them another meaning (`weight`)."""
         variants, old = keys.VARIANTS[section], self.tree.get(section, {})
         if old.get(variants.chooser, variants.default) == chosen:
             return
@@ -210,8 +212,10 @@ class _Merged:
             del old[key], self.origin[section, key]
 
     def validated(self, whole: bool) -> Recipe | None:
-        """The recipe, or None with its mistakes noted. Not `whole`: a layer is missing, so what depends on
-        another key is not judged."""
+        """The recipe, or None after recording its mistakes.
+
+        If not `whole`, a layer is missing, so conflicts between keys are not checked.
+        """
         tree = dict(self.tree)
         for section in keys.VARIANTS:
             tree[section] = self._of_variant(section, tree.get(section, {}), whole)
@@ -223,7 +227,7 @@ class _Merged:
             return None
 
     def _of_variant(self, section: str, said: dict[str, Any], whole: bool) -> dict[str, Any]:
-        """A section with its variant spelled out, less the keys that are refused here."""
+        """A section with its variant filled in, without keys of other variants, which are recorded as mistakes."""
         variants = keys.VARIANTS[section]
         chosen = said.get(variants.chooser, variants.default)
         if not isinstance(chosen, str) or chosen not in variants.models:
@@ -259,5 +263,5 @@ class _Merged:
         self.problems.add(*self._place(path), text)
 
     def _place(self, *paths: KeyPath) -> tuple[str, int | None]:
-        """Where the first of `paths` that was set at all was set; else the recipe's own file."""
+        """The place of the first of `paths` that was set; if none was set, the recipe's own file."""
         return next((self.origin[path] for path in paths if path in self.origin), (self.file, None))

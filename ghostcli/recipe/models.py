@@ -1,7 +1,7 @@
-"""What a recipe may say: frozen pydantic models, unknown keys forbidden, every default spelled out.
+"""The keys of a recipe as frozen pydantic models. Unknown keys are forbidden; every default is explicit.
 
-Invariant: a `Recipe` holds everything that decides a training's result, and nothing else (no path, no
-device, no seed), but for the few keys of `UNDIGESTED`.
+Invariant: a `Recipe` holds all settings that change the result of a training, and the few keys of `UNDIGESTED`. It
+holds no device, no seed and no output path.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from ghostcli.recipe.sets import SETS
 
-#: Optimiser steps below which a training has hardly begun: a student of the paper takes 39,200.
+#: Fewer optimiser steps than this are too few to learn from. The paper's students take 39,200.
 FEW_STEPS = 100
-#: Keys that change how fast or how safely a run is made, never its result: left out of the digest.
+#: Keys that change speed or safety of a run, never its result. The digest leaves them out.
 UNDIGESTED = frozenset(
     {"engine.deterministic", "engine.capture", "engine.checkpoint_minutes", "engine.recompute", "distill.source"}
 )
@@ -37,7 +37,7 @@ def _data_name(name: str) -> str:
     if name in SETS:
         return name
     if (path := name.removeprefix("folder:")) not in ("", name):
-        return f"folder:{PurePath(path)}"  # pics, pics/ and ./pics are one folder, and one run
+        return f"folder:{PurePath(path)}"  # pics, pics/ and ./pics are one folder, so one run id
     near = get_close_matches(name[:40].lower(), SETS, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(f"needs {', '.join(SETS)} or folder:PATH{hint}")
@@ -48,7 +48,7 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class Conflict(ValueError):
-    """Keys that are each valid but contradict one another: `found` holds (keys, what is wrong)."""
+    """Keys that are valid alone but contradict each other. `found` holds (keys, what is wrong)."""
 
     def __init__(self, found: list[tuple[tuple[str, ...], str]]) -> None:
         super().__init__("; ".join(f"{keys[0]}: {text}" for keys, text in found))
@@ -57,7 +57,7 @@ class Conflict(ValueError):
 
 @dataclass(frozen=True)
 class Before:
-    """Marks a key that was added after runs were recorded: `value` is what it means to be without it (see digest.py).
+    """Marks a key that was added after runs were recorded. At `value` it changes nothing (see digest.py).
 
     Written `mixup: Annotated[float, Before(0.0)] = Field(0.0, ge=0, description=...)`.
     """
@@ -66,12 +66,12 @@ class Before:
 
 
 class Section(BaseModel):
-    # Strict: "yes" is no boolean and 1.0 no count. A whole number for a float key is accepted all the same.
+    # Strict: "yes" is not a boolean and 1.0 is not an integer. An integer for a float key is accepted.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class DataSection(Section):
-    """[data]: which images, and in which order they are seen."""
+    """[data]: the images and their order."""
 
     name: Annotated[Line, AfterValidator(_data_name)] = Field(
         "cifar10", description=f"{', '.join(SETS)} or folder:PATH"
@@ -86,10 +86,10 @@ class DataSection(Section):
 
 @dataclass(frozen=True)
 class Views:
-    """Marks an augmentation: `count` gives the views of an image that a value makes, None if they have no number.
+    """Marks an augmentation. `count(value)` is the number of views of an image; None if views cannot be numbered.
 
-    `keyed`: a teacher's table is of one value. Not so where the value decides only how many views there are. A key
-    without this mark makes no views of its own and is keyed, so no table is ever read under another augmentation.
+    `keyed`: each value needs its own teacher table. False if the value only changes the number of views. A key without
+    this mark adds no views and is keyed, so a table is never read under another augmentation.
     """
 
     count: Callable[[Any], int | None]
@@ -97,7 +97,7 @@ class Views:
 
 
 class AugmentSection(Section):
-    """[augment]: what is done to a training image."""
+    """[augment]: random changes to a training image."""
 
     pad: Annotated[int, Views(lambda pad: (2 * pad + 1) ** 2)] = Field(
         4, ge=0, le=64, description="pixels of padding before a crop of the original size"
@@ -111,19 +111,19 @@ class AugmentSection(Section):
     )
 
     def count(self, key: str) -> int | None:
-        """Views of an image that one key makes."""
+        """Number of views of an image from one key; None if they cannot be numbered."""
         mark = self._mark(key)
         return mark.count(getattr(self, key)) if mark else 1
 
     @property
     def view_count(self) -> int | None:
-        """Views of an image in all; None where they cannot be numbered."""
+        """Number of all views of an image; None if they cannot be numbered."""
         counts = [self.count(key) for key in type(self).model_fields]
         return None if None in counts else math.prod(counts)
 
     @property
     def view_key(self) -> dict[str, Any]:
-        """What a numbered view shows, for the description of a teacher's table."""
+        """The keys and values that define a view number, for the description of a teacher's table."""
         return {key: getattr(self, key) for key in type(self).model_fields if self._keyed(key)}
 
     def _keyed(self, key: str) -> bool:
@@ -136,17 +136,19 @@ class AugmentSection(Section):
 
 
 class ModelSection(Section):
-    """[model]: how every network starts, whoever teaches it; pretrained weights come before `init`."""
+    """[model]: the initial weights of every network, with or without teachers. Pretrained weights replace `init`."""
 
     init: Literal["kaiming", "native"] = Field(
         "kaiming",
         description="kaiming: normal, fan-out, ReLU gain, zero biases; native: the network's own rule",
     )
-    pretrained: bool = Field(True, description="ImageNet weights for networks that work at ImageNet's size, where had")
+    pretrained: bool = Field(
+        True, description="ImageNet weights, if available, for networks that work at ImageNet's size"
+    )
 
 
 class TrainSection(Section):
-    """[train]: how long, and towards what."""
+    """[train]: length of the training, batches and labels."""
 
     epochs: int = Field(200, ge=1, le=100_000, description="passes over the training set; the schedule spans all")
     stop: int | None = Field(None, ge=1, description="end after so many epochs of the full schedule")
@@ -158,12 +160,12 @@ class TrainSection(Section):
 
     @property
     def last_epoch(self) -> int:
-        """How many epochs are trained: all of the schedule, or those before `stop`."""
+        """Number of trained epochs: all of the schedule, or `stop`."""
         return min(self.epochs, self.stop or self.epochs)
 
 
 class OptimBase(Section):
-    """[optim]: the optimiser, and its rate as a closed form of the step."""
+    """[optim]: the optimiser and its learning rate schedule."""
 
     lr: float = Field(0.01, gt=0, description="peak learning rate")
     weight_decay: float = Field(0.01, ge=0, description="sgd: L2 penalty, added to the gradient; others: decoupled")
@@ -175,7 +177,7 @@ class OptimBase(Section):
 
 
 class SGD(OptimBase):
-    """Stochastic gradient descent with momentum; the paper's."""
+    """Stochastic gradient descent with momentum (the paper's optimiser)."""
 
     name: Literal["sgd"] = Field("sgd", description="the optimiser: sgd, adamw or muon")
     momentum: float = Field(0.9, ge=0, lt=1, description="share of the last update that the next one keeps")
@@ -205,13 +207,13 @@ OptimSection = Annotated[SGD | AdamW | Muon, Field(discriminator="name")]
 
 
 class DistillBase(Section):
-    """[distill]: what a taught run learns from its teachers. Ignored by a run without teachers."""
+    """[distill]: how a run learns from its teachers. Runs without teachers ignore it."""
 
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the hard-label term, equation (1)")
     temperature: float = Field(1.0, gt=0, description="softens teacher and student logits, equation (1)")
     standardize: bool = Field(False, description="logits standardised per example before the softmax (Sun 2024)")
     combine: Literal["logits", "probabilities", "standardized"] = Field(
-        "logits", description="what an ensemble's mean is taken of"
+        "logits", description="the quantity that an ensemble averages"
     )
     weighting: Literal["mean", "adaptive"] = Field("mean", description="adaptive: AMTML-KD (Liu 2020)")
     adaptive_angle: float = Field(1.0, ge=0, description="adaptive: weight of the angle loss")
@@ -235,7 +237,7 @@ class DistillBase(Section):
     source: Literal["auto", "table", "live"] = Field(
         "auto", description="teacher logits from a table of views, or computed live at every step"
     )
-    #: Whether the kind compares features; its class in `distill/kinds.py` then builds terms from them.
+    #: Whether the kind compares features. If so, its class in `distill/kinds.py` computes terms from them.
     features: ClassVar[bool] = False
 
     @property
@@ -303,22 +305,22 @@ DistillSection = Annotated[KD | DKD | DIST | Hint | AT | RKD, Field(discriminato
 
 
 class EngineSection(Section):
-    """[engine]: how the arithmetic is done."""
+    """[engine]: arithmetic, speed and checkpoints."""
 
     branches: Literal["plain", "folded"] = Field("folded", description="how re-parameterizable sums are trained")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of activations; weights stay float32")
     deterministic: bool | None = Field(None, description="bit-identical repeats; default: true on CPU, false on GPU")
     capture: bool = Field(True, description="CUDA only: the step is captured as a graph")
     recompute: bool | None = Field(
-        None, description="efficientnetv2: run blocks again in the backward pass; default: where memory is short"
+        None, description="efficientnetv2: run blocks again in the backward pass; default: if memory is short"
     )
     checkpoint_minutes: float = Field(
-        5.0, gt=0, description="a checkpoint at least so often, besides every epoch's end"
+        5.0, gt=0, description="minutes between checkpoints, besides one at the end of every epoch"
     )
 
 
 class Recipe(Section):
-    """One protocol, fully spelled out. `family` says what it stands for in tables."""
+    """One protocol with all values. `family` is its label in tables."""
 
     family: Family = Field("paper", description="the protocol it belongs to, a column of the tables")
     summary: Line = Field("", description="one line for `ghost recipe list`")
@@ -332,7 +334,7 @@ class Recipe(Section):
 
     @property
     def why_live(self) -> dict[str, str]:
-        """Key -> why it makes the teachers compute their logits at every step; empty where tables hold them."""
+        """Key -> why teacher logits must be computed at every step. Empty if tables can hold them."""
         distill, found = self.distill, {}
         if distill.source == "live":
             found["distill.source"] = "distill.source is live"
@@ -377,4 +379,4 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("distill.view", "distill.kind"), text
     if distill.source == "table":
         for key in recipe.why_live:
-            yield ("distill.source", key), f"no table can hold what {key} asks of a teacher; use auto or live"
+            yield ("distill.source", key), f"no table can hold the teacher outputs that {key} needs; use auto or live"

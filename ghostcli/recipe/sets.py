@@ -1,6 +1,6 @@
-"""The data sets that have a name: an entry each, and a module that reads it.
+"""The named data sets: one entry per set, with the module that reads it.
 
-Invariant: neither torch nor a set's module is imported before a set is used.
+Invariant: torch and a set's module are imported at first use of a set.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class DataSet:
-    """A named set of 32 x 32 images. `statistics`: channel means and deviations of images in 0..1; None: measured.
+    """A named set of 32 x 32 images. `statistics`: channel means and deviations of images in 0..1; None: computed.
 
-    `module` has `read(name, root) -> (class names, train, test)`. A set that is downloaded has more there:
+    `module` has `read(name, root) -> (class names, train, test)`. A downloaded set also has
     `place(name, root)`, `state(name, root)`, `fetch(name, root)` and `checks(name, root)`, all used below.
     """
 
@@ -38,7 +38,7 @@ class DataSet:
         return hasattr(self.reader, "fetch")
 
     def read(self, root: Path) -> tuple[tuple[str, ...], Any, Any]:
-        """(class names, train, test); UsageError where the files are missing or damaged."""
+        """(class names, train, test). UsageError if the files are missing or damaged."""
         return self.reader.read(self.name, root)
 
     def class_names(self, root: Path) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ _SETS = (
     DataSet(  # the paper's statistics
         "cifar10", "ghostcli.data.cifar", 50_000, 10_000, 10, ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
     ),
-    DataSet(  # the customary ones
+    DataSet(  # the usual statistics
         "cifar100", "ghostcli.data.cifar", 50_000, 10_000, 100, ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
     ),
     DataSet("digits", "ghostcli.data.digits", 1437, 360, 10),

@@ -1,4 +1,4 @@
-"""A resolved recipe as a TOML file. Invariant: what is written loads again to an equal recipe."""
+"""Writes a resolved recipe as TOML. Invariant: loading the text gives an equal recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ghostcli.recipe.models import Recipe
 
 
 def dumps(recipe: Recipe, provenance: Mapping[str, str] | None = None) -> str:
-    """TOML text of every key; with `provenance`, each line ends in a comment that says where it came from."""
+    """TOML text of all keys. With `provenance`, each line ends in a comment with the source of the value."""
     tree = recipe.model_dump()
     rows = [(f"{name} = {_value(tree[name])}", name) for name in keys.TOP]
     for section in keys.MODELS:

@@ -1,6 +1,6 @@
 """The networks: students, teachers, and their deploy forms.
 
-Invariant: importing this package imports no torch; building a network does.
+Invariant: importing this package imports no torch. Building a network does.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def build(
 ) -> nn.Module:
     """The network of that name on the CPU in float32, in training mode, with its `Spec` as `.spec`.
 
-    Its weights are drawn from torch's global generator by the network's own rule (see `init_kaiming` for the
-    students'). `branches` says how a Ghost network trains its sums; `pretrained` asks for ImageNet weights
-    where the network works at ImageNet's size. `run/ID` is a recorded run's, and built from its record.
+    Torch's global generator draws its weights by the network's own rule (for the students' rule see `init_kaiming`).
+    `branches` is how a Ghost network trains its sums of branches. `pretrained` requests ImageNet weights for networks
+    that work at ImageNet's size. ValueError for `run/ID`: such a network is built from its record.
     """
     parsed = parse(name)
     if parsed.family == "timm":

@@ -1,6 +1,6 @@
-"""The re-parameterizable sum of parallel convolution + batch norm branches, its parameters stacked.
+"""A re-parameterizable sum of parallel convolution + batch norm branches, with stacked parameters.
 
-Invariant: a `RepConv` computes the same function in every mode; a mode only decides how.
+Invariant: a `RepConv` computes the same function in every mode. The mode only selects the method.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ MOMENTUM = 0.1
 
 
 class RepConv(nn.Module):
-    """Sum of `branches` parallel conv + BN (1x1 dense, or k x k depthwise), then ReLU where `relu`.
+    """Sum of `branches` parallel conv + BN (1x1 dense, or k x k depthwise), then ReLU if `relu`.
 
-    Besides the branches: where kernel > 1, a 1x1 depthwise conv + BN (`scale`); where input and output agree
-    in shape, a BN of the input itself (`identity`). Input [N, I, H, W], output [N, O, ceil(H/s), ceil(W/s)].
+    Two more terms: a 1x1 depthwise conv + BN (`scale`) if kernel > 1, and a BN of the input (`identity`) if input and
+    output have the same shape. Input [N, I, H, W], output [N, O, ceil(H/s), ceil(W/s)].
 
     `weight` is [B, O, I/groups, k, k]; `gamma`, `beta`, `running_mean`, `running_var` are [B, O], and [O] for
-    scale and identity. The state dict speaks of branches one by one: `branches.J.conv.weight`,
+    scale and identity. The state dict has one entry per branch and tensor: `branches.J.conv.weight`,
     `branches.J.bn.weight`, `scale.conv.weight`, `identity.bias` and so on.
     """
 
@@ -70,12 +70,12 @@ class RepConv(nn.Module):
         self.register_buffer(prefix + "running_var", torch.ones(shape))
 
     def reset_parameters(self) -> None:
-        """torch's own initialisation of a Conv2d, for each branch apart."""
+        """torch's default initialisation of a Conv2d, for each branch separately."""
         for kernel in self.kernels():
             nn.init.kaiming_uniform_(kernel, a=math.sqrt(5))
 
     def reset_norms(self) -> None:
-        """Every batch norm as new: gain 1, shift 0, running mean 0 and variance 1."""
+        """Reset every batch norm: gain 1, shift 0, running mean 0 and variance 1."""
         for prefix in ("", "scale_", "identity_"):
             if hasattr(self, prefix + "gamma"):
                 gamma, beta, mean, var = self._norm_of(prefix)
@@ -83,7 +83,7 @@ class RepConv(nn.Module):
                     nn.init.constant_(tensor, value)
 
     def kernels(self) -> Iterator[Tensor]:
-        """Each branch's convolution weight [O, I/groups, k, k] as a view, the scale branch's last."""
+        """The convolution weight [O, I/groups, k, k] of each branch as a view; the scale branch is last."""
         yield from self.weight.detach()
         if self.has_scale:
             yield self.scale_weight.detach().view(-1, 1, 1, 1)
@@ -99,7 +99,7 @@ class RepConv(nn.Module):
 
     @torch.compiler.disable
     def folded(self, x: Tensor) -> Tensor:
-        """What `plain` gives in training, ReLU included, by one convolution; see folded.py."""
+        """The output of `plain` in training, with ReLU, computed by one convolution; see folded.py."""
         y, mean, var = folded.convolve(x, self.stacked(), self.shape)
         self.track(mean, var, y.numel() // y.shape[1])
         return y
@@ -113,8 +113,10 @@ class RepConv(nn.Module):
 
     @torch.no_grad()
     def track(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Moves the running statistics towards a batch's, [B', O] in the order of `folded.Branches`; `var` is
-        biased, over `count` values, and batch norm keeps the unbiased one."""
+        """Update the running statistics with a batch's statistics [B', O], in the order of `folded.Branches`.
+
+        `var` is the biased variance over `count` values. Batch norm stores the unbiased one.
+        """
         present = (("", True), ("scale_", self.has_scale), ("identity_", self.has_identity))
         norms = [self._norm_of(prefix)[2:] for prefix, there in present if there]
         running = [statistic for norm in norms for statistic in norm]
@@ -127,7 +129,7 @@ class RepConv(nn.Module):
         torch._foreach_lerp_(running, batch, MOMENTUM)
 
     def plain(self, x: Tensor) -> Tensor:
-        """The sum of the branches before the ReLU, each run by itself: the reference."""
+        """The reference: the sum of the branches before the ReLU, each branch computed separately."""
         y = self._normalise(x, "identity_") if self.has_identity else None
         for j in range(self.branches):
             z = F.conv2d(x, self.weight[j], None, self.stride, self.padding, 1, self.groups)
@@ -153,7 +155,7 @@ class RepConv(nn.Module):
         """One kernel [O, I/groups, k, k] and one bias [O] equal to the sum of branches in eval mode."""
         gain, bias = self._affine("")  # [B, O] each
         kernel, bias = (gain[..., None, None, None] * self.weight).sum(0), bias.sum(0)
-        centre = torch.zeros_like(bias)  # what scale and identity add to each channel's own middle weight
+        centre = torch.zeros_like(bias)  # the contribution of scale and identity to each channel's central weight
         if self.has_scale:
             gain, shift = self._affine("scale_")
             centre, bias = centre + gain * self.scale_weight, bias + shift
@@ -173,14 +175,14 @@ class RepConv(nn.Module):
         return gain, beta - gain * mean
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RepConv:
-        # torch offers a memory format to 4-D and 5-D tensors alike, but channels_last fits the 4-D ones only
+        # torch applies a memory format to 4-D and 5-D tensors, but channels_last is for 4-D tensors only
         def on_kernels(t: Tensor) -> Tensor:
             return fn(t.flatten(0, 1)).unflatten(0, t.shape[:2]) if t.dim() == 5 else fn(t)
 
         return super()._apply(on_kernels, recurse)
 
     def named_branches(self, of: Callable[[Tensor], Tensor] = lambda t: t) -> dict[str, Tensor]:
-        """The readable name of each branch's tensor -> its view into `of(stacked tensor)`."""
+        """Readable name of each branch's tensor -> its view of `of(stacked tensor)`."""
         named: dict[str, Tensor] = {}
 
         def norm(readable: str, prefix: str, index: Any = ...) -> None:
@@ -219,7 +221,7 @@ class RepConv(nn.Module):
             if given is None:
                 missing_keys.append(key)
             elif given.shape != tensor.shape:
-                error_msgs.append(f"{key} has shape {tuple(given.shape)}; this network's has {tuple(tensor.shape)}.")
+                error_msgs.append(f"{key} has shape {tuple(given.shape)}; this network needs {tuple(tensor.shape)}.")
             else:
                 tensor.copy_(given)
         if strict:

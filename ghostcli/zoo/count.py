@@ -1,6 +1,6 @@
-"""What a network costs: parameters and multiply-accumulates.
+"""Costs of a network: parameters and multiply-accumulates.
 
-Invariant: a count depends on the network's shape and the image's size only, and nothing is computed for it.
+Invariant: a count depends only on the network's shape and the image size. No forward pass is computed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ghostcli.zoo.branches import RepConv
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Learnable numbers; running statistics are none."""
+    """The number of learnable values. Running statistics do not count."""
     return sum(p.numel() for p in model.parameters())
 
 
 def build_shapes(name: str, classes: int = 10) -> nn.Module:
-    """The network of that name without numbers, on the meta device: to be counted, however wide it is.
+    """The network of that name on the meta device, without values. So any width can be counted.
 
-    UsageError for a width at which a tensor would have more numbers than can be numbered.
+    UsageError if the width makes a tensor too large for torch.
     """
     from ghostcli.zoo import build
 
@@ -33,14 +33,14 @@ def build_shapes(name: str, classes: int = 10) -> nn.Module:
     except (RuntimeError, TypeError, OverflowError) as error:
         if "overflow" not in str(error).lower():
             raise
-        raise UsageError(f"{name}: no tensor can be as large as this width asks for; use a smaller one") from error
+        raise UsageError(f"{name}: this width makes a tensor too large for torch; use a smaller width") from error
 
 
 def count_macs(model: nn.Module, image: tuple[int, int, int] = (3, 32, 32)) -> int:
     """Multiply-accumulates of the convolutions and linear layers for one image [C, H, W], by torch's own counter.
 
-    A train form counts every branch, a deploy form its one convolution; biases, norms, pooling and
-    activations count nothing, as is the custom.
+    A training form counts every branch; a deploy form counts its one convolution. By convention biases, norms, pooling
+    and activations do not count.
     """
     shadow = copy.deepcopy(model).to("meta").eval()
     for module in shadow.modules():

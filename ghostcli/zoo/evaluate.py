@@ -1,4 +1,4 @@
-"""Evaluation: logits of every image, in order. Invariant: no randomness, no augmentation, eval mode, no gradients."""
+"""Logits and scores of images, in order. Invariant: eval mode; no randomness, no augmentation, no gradients."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ghostcli.data.batches import normalise
 Norm = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 BATCH = {"cpu": 500, "cuda": 2500, "mps": 1000}
-PIXELS = 500 * 224**2  # that a batch holds at most, as the network sees it: what is enlarged takes the memory
+PIXELS = 500 * 224**2  # maximum pixels of a batch at the network's input size, because enlarged images need the memory
 
 
 @torch.no_grad()
 def logits(model: nn.Module, images: Images, norm: Norm, batch: int | None = None) -> Tensor:
-    """float32 logits [n, classes] on the images' device. The model's mode is restored."""
+    """float32 logits [n, classes] on the images' device. Restores the model's mode."""
     training = model.training
     model.eval()
     size = batch or batch_for(model, images)
@@ -32,7 +32,7 @@ def logits(model: nn.Module, images: Images, norm: Norm, batch: int | None = Non
 
 
 def batch_for(model: nn.Module, images: Images) -> int:
-    """Images to ask `model` about at a time."""
+    """Images per forward pass of `model`."""
     spec = getattr(model, "spec", None)
     side = (spec.input_size if spec else None) or images.pixels.shape[1]
     return max(1, min(BATCH[images.pixels.device.type], PIXELS // side**2))
@@ -46,10 +46,10 @@ def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def compact(logits: Tensor) -> Tensor:
-    """float16, as logits are kept: to 2^-11 of their size. Takes and keeps the shape [..., C].
+    """Logits [..., C] as float16, the stored form. The relative error is at most 2^-11.
 
-    A row that leaves float16's range (a network hardly trained) is shifted to a maximum of 0, which no softmax,
-    standardisation or correlation sees, and what is then still below the range stays at its end: a probability of 0.
+    A row outside float16's range (from a badly trained network) is shifted to a maximum of 0. Softmax, standardisation
+    and correlation do not change by a shift. Values still below the range are clamped; their probability is 0.
     """
     largest = torch.finfo(torch.float16).max
     beyond = logits.abs().amax(-1, keepdim=True) > largest

@@ -1,6 +1,6 @@
-"""The deploy form: every re-parameterizable sum and every batch norm folded into one convolution with bias.
+"""The deploy form: every re-parameterizable sum and every batch norm is folded into one convolution with bias.
 
-Invariant: outputs equal the train form's in eval mode up to rounding; the network given is left untouched.
+Invariant: outputs equal those of the training form in eval mode, up to rounding. The given network is not changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ghostcli.zoo.teachers import Enlarged
 
 
 class FoldedConv(nn.Conv2d):
-    """A convolution with bias, then ReLU where `relu`."""
+    """A convolution with bias, then ReLU if `relu`."""
 
     relu: bool = False
 
@@ -29,9 +29,11 @@ class FoldedConv(nn.Conv2d):
 
 
 class FoldedGhost(GhostModule):
-    """A ghost module of two `FoldedConv`s. Where the compiled kernels are at hand they write both outputs side by
-    side into one map and multiply the gate on in its own resolution; elsewhere, and wherever somebody looks on
-    (gradients, tracing, export), the same is done by PyTorch's own operations."""
+    """A ghost module of two `FoldedConv`s.
+
+    The compiled kernels, if available, write both outputs side by side into one map and apply the gate at its own
+    resolution. Otherwise, and under gradients, tracing or export, PyTorch's operations compute the same.
+    """
 
     def __init__(self, module: GhostModule) -> None:
         nn.Module.__init__(self)
@@ -55,7 +57,7 @@ class FoldedGhost(GhostModule):
 
 
 def _direct(x: Tensor) -> bool:
-    """Whether the compiled kernels can take `x` as it is, with nobody looking on."""
+    """Whether the compiled kernels can process `x`: no gradients, tracing or export."""
     watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or (x.requires_grad and torch.is_grad_enabled())
     return type(x) is Tensor and x.is_cpu and not watched and kernels.of(x).NAME != "pytorch"
 
@@ -63,12 +65,11 @@ def _direct(x: Tensor) -> bool:
 def deploy(model: nn.Module) -> nn.Module:
     """A new network for inference: the same function as `model.eval()`, folded, frozen, on the same device.
 
-    The running statistics are used whatever mode `model` is in; a deploy form gives an equal copy. Of the
-    other networks those batch norms are folded that directly follow a convolution (half of DenseNet's do
-    not); timm's are only copied.
+    It uses the running statistics, in any mode of `model`. A deploy form gives an equal copy. In torchvision's networks
+    each batch norm directly after a convolution is folded (half of DenseNet's are not). timm's networks are copied.
     """
     device = next(model.parameters()).device
-    # Folding is done in float64, which not every device has.
+    # Folding uses float64, which some devices lack.
     folded = copy.deepcopy(model).to("meta" if device.type == "meta" else "cpu").eval()
     net = folded.net if isinstance(folded, Enlarged) else folded
     if isinstance(net, GhostNet):
@@ -87,7 +88,7 @@ def build_deployed(name: str, classes: int = 10) -> nn.Module:
 
 
 def _fold_ghost(module: nn.Module) -> None:
-    """Replace what folds below `module`, in place."""
+    """Fold all foldable modules below `module`, in place."""
     for name, child in module.named_children():
         if isinstance(child, RepConv):
             setattr(module, name, _fold_branches(child))
@@ -132,7 +133,7 @@ def _fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool = False) -> 
 
 
 def _fold_followers(net: nn.Module) -> None:
-    """Fold each batch norm into the convolution whose output it alone reads, as traced; in place."""
+    """Fold each batch norm into its convolution, if no other module reads that output (by tracing). In place."""
     modules = dict(net.named_modules())
     for node in list(fx.symbolic_trace(net).graph.nodes):
         source = node.args[0] if node.op == "call_module" else None

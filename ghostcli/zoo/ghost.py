@@ -1,7 +1,7 @@
-"""GhostNetV3-Small (`gns`) and its deeper parent (`gnd`) at any width, train form.
+"""GhostNetV3-Small (`gns`) and the deeper GhostNetV3 (`gnd`) at any width, training form.
 
-Invariant: module and state-dict names are those of the published weights' layout, row by row, so that weights
-load directly; the deploy form has the same skeleton with every `RepConv` and batch norm folded (see fold.py).
+Invariant: module and state-dict names match the published weights, row by row, so weights load directly. The deploy
+form has the same structure, with every `RepConv` and batch norm folded (see fold.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ghostcli.zoo.names import Spec
 
 
 class Row(NamedTuple):
-    """One bottleneck before widening: `se` is the squeeze-excite's reduction ratio, 0 for none."""
+    """One bottleneck at width 1. `se` is the reduction ratio of squeeze-excite, 0 for none."""
 
     kernel: int
     expansion: int
@@ -61,16 +61,16 @@ GND: tuple[Row, ...] = (
 )
 ROWS = {"gns": GNS, "gnd": GND}
 
-# by hand in C++ or Triton, which torch.compile has nothing to add to
+# it is already a C++ or Triton kernel, so torch.compile cannot improve it
 multiply = torch.compiler.disable(folded.multiply)
 
 STEM = 16
 HEAD = 1280
-FIRST_GATED = 2  # the expanding ghost modules of this row and all later ones have a gate
+FIRST_GATED = 2  # from this row on, the expanding ghost modules have a gate
 
 
 def divisible(channels: float) -> int:
-    """The nearest multiple of 4, halves up, but never below 4 nor below 90 % of `channels`."""
+    """The nearest multiple of 4 (ties round up), at least 4 and at least 90 % of `channels`."""
     rounded = max(4, int(channels + 2) // 4 * 4)
     return rounded + 4 if rounded < 0.9 * channels else rounded
 
@@ -87,7 +87,7 @@ class ConvBN(nn.Sequential):
 
 
 class Gate(nn.Sequential):
-    """The long-range ("DFC") attention of a ghost module, at half the side of what it is to be multiplied onto."""
+    """The long-range ("DFC") attention of a ghost module. Its output has half the side of the map it multiplies."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         c = out_channels
@@ -101,13 +101,13 @@ class Gate(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # a side of one pixel, where small images have been halved away, is left as it is
+        # a side of one pixel (from small images) is not pooled
         window = [min(2, side) for side in x.shape[-2:]]
         return torch.sigmoid(super().forward(F.avg_pool2d(x, window)))
 
 
 class GhostModule(nn.Module):
-    """Half of `out_channels` by a 1x1 (`primary`), the other half by a depthwise 3x3 of that (`cheap`)."""
+    """Half of `out_channels` from a 1x1 conv (`primary`), the other half from a depthwise 3x3 of that (`cheap`)."""
 
     def __init__(self, in_channels: int, out_channels: int, *, relu: bool, gated: bool, mode: Mode) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class GhostModule(nn.Module):
 
     @torch.compiler.disable
     def folded(self, x: Tensor) -> Tensor:
-        """Both convolutions of a training step in one, their outputs side by side from the start; see folded.py."""
+        """Both convolutions in training, written side by side into one map; see folded.py."""
         y, *statistics = folded.ghost(x, self.primary.stacked(), self.cheap.stacked(), self.primary.relu)
         count = y.numel() // y.shape[1]
         self.primary.track(*statistics[:2], count)
@@ -141,7 +141,7 @@ class GhostModule(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighed by a hard sigmoid of the whole map's mean."""
+    """Channel weights from the mean of the whole map, through a hard sigmoid."""
 
     def __init__(self, channels: int, ratio: float, *, mode: Mode) -> None:
         super().__init__()
@@ -151,16 +151,16 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(reduced, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # a sum's gradient is a view of one value per channel, a mean's or a pool's a whole map
+        # the gradient of a sum is a view of one value per channel; that of a mean or pool is a whole map
         total = x.sum((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
         s = (total / (x.shape[2] * x.shape[3])).to(x.dtype)
         s = self.expand(F.relu(self.reduce(s)))
-        s = F.relu6(s + 3) / 6  # torch's hardsigmoid has a float32 sixth in its gradient
+        s = F.relu6(s + 3) / 6  # the gradient of torch's hardsigmoid uses a float32 value of 1/6
         return multiply(x, s) if s.requires_grad and self.mode == "folded" else x * s
 
 
 class Bottleneck(nn.Module):
-    """Expand, halve the side (stride 2), squeeze and excite, project, add the shortcut, as the row says."""
+    """Expand, halve the side (stride 2 only), squeeze and excite (optional), project, add the shortcut."""
 
     def __init__(self, in_channels: int, middle: int, out_channels: int, row: Row, *, gated: bool, mode: Mode) -> None:
         super().__init__()
@@ -189,10 +189,10 @@ class Bottleneck(nn.Module):
 
 
 class GhostNet(nn.Module):
-    """Rows of bottlenecks at `width` between a 3x3 stem and a 1x1 tail; [N, 3, H, W] to logits [N, classes].
+    """A 3x3 stem, rows of bottlenecks at `width`, and a 1x1 tail: [N, 3, H, W] to logits [N, classes].
 
-    Images may be as small as 8 x 8. In training each batch norm needs two values per channel: ValueError
-    where one image is too small for that.
+    Images are at least 8 x 8. In training each batch norm needs two values per channel. ValueError if a batch of one
+    small image gives only one.
     """
 
     spec: Spec
@@ -224,10 +224,10 @@ class GhostNet(nn.Module):
         return self.classifier(x.flatten(1))
 
     def _refuse_single_values(self, height: int, width: int) -> None:
-        """ValueError where a batch of one leaves some batch norm a single value per channel."""
+        """ValueError if a batch of one image gives some batch norm a single value per channel."""
         h, w = height, width
         for i, row in enumerate(self.rows):
-            if i >= FIRST_GATED and max(h, w) < 4:  # the gate halves once more
+            if i >= FIRST_GATED and max(h, w) < 4:  # the gate halves the side once more
                 break
             h, w = math.ceil(h / row.stride), math.ceil(w / row.stride)
         else:

@@ -1,6 +1,6 @@
-"""How a network starts: Kaiming normal, as the authors start their students.
+"""Kaiming normal initialisation, as in the authors' code for students.
 
-Invariant: the same generator state gives the same weights, whatever ran before.
+Invariant: the weights depend only on the generator's state.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from ghostcli.zoo.branches import RepConv
 
 
 def init_kaiming(model: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
-    """Kaiming normal, fan-out, ReLU gain, for every Conv2d, Linear and branch, in module order; in place.
+    """Kaiming normal, fan-out, ReLU gain, for every Conv2d, Linear and branch, in module order, in place.
 
-    Biases become 0, batch norms forget what they have seen. Each branch is drawn as the convolution it is, so
-    its fan-out is O k k, which torch does not divide by the groups. `generator` is on the weights' device.
+    Biases become 0 and batch norms are reset. Each branch is drawn like a convolution: its fan-out is O k k, because
+    torch does not divide it by the groups. `generator` is on the weights' device.
     """
     for module in model.modules():
         if isinstance(module, RepConv):

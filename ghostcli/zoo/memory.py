@@ -1,6 +1,6 @@
-"""Blocks that are run again in the backward pass instead of keeping what they computed (Chen 2016).
+"""Blocks that are recomputed in the backward pass to save memory (Chen 2016).
 
-Invariant: outputs, gradients, running statistics and state dict are those of the block that keeps everything.
+Invariant: outputs, gradients, running statistics and state dict are the same as without recomputing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Recomputable:
-    """Mixed into a block's class: where `recompute` is set it keeps its input alone for the backward pass."""
+    """A mixin for a block. If `recompute` is set, the block keeps only its input for the backward pass."""
 
     recompute = False
 
@@ -29,14 +29,14 @@ class Recomputable:
 
 
 def make_recomputable(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
-    """Every block of one of these `kinds` inside `module` can from now on be told to `recompute`."""
+    """Add `Recomputable` to every block of these `kinds` inside `module`."""
     for block in module.modules():
         if isinstance(block, kinds):
             block.__class__ = type(block.__class__.__name__, (Recomputable, block.__class__), {})
 
 
 def recompute(module: nn.Module) -> None:
-    """Tell the recomputable blocks inside `module` to, from now on."""
+    """Switch recomputing on for the recomputable blocks inside `module`."""
     for block in _blocks(module):
         block.recompute = True
 
@@ -46,8 +46,10 @@ def recomputing(module: nn.Module) -> bool:
 
 
 def kept_bytes(model: nn.Module, image: tuple[int, int, int]) -> int:
-    """What a training step keeps of one image [C, H, W] for its backward pass, where blocks could be recomputed
-    instead; 0 for a network that has none. Nothing is computed for it."""
+    """Bytes that a training step keeps for the backward pass, per image [C, H, W].
+
+    0 for a network without recomputable blocks. No forward pass is computed.
+    """
     if not _blocks(model):
         return 0
     kept: dict[int, int] = {}
@@ -58,7 +60,7 @@ def kept_bytes(model: nn.Module, image: tuple[int, int, int]) -> int:
         alive.append(tensor)
         return tensor
 
-    alive: list[Tensor] = []  # so that no storage is counted in another's place
+    alive: list[Tensor] = []  # keeps storages alive, so that each has its own id
     shadow = copy.deepcopy(model).to("meta").train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         shadow(torch.empty(2, *image, device="meta"))
@@ -71,7 +73,7 @@ def _blocks(module: nn.Module) -> list[Recomputable]:
 
 @contextlib.contextmanager
 def _untracked(block: Any) -> Iterator[None]:
-    """The second time a batch passes, its statistics are not to be counted again."""
+    """Do not update running statistics in the second forward pass of a batch."""
     norms = [norm for norm in block.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
     before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:

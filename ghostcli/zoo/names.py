@@ -1,4 +1,4 @@
-"""The names of networks: what a person may type, and the one canonical form of each.
+"""The names of networks: what a user can type, and the canonical form of each.
 
 Invariant: no torch here, and `canonical(canonical(name)) == canonical(name)`.
 """
@@ -15,7 +15,7 @@ from ghostcli.errors import UsageError, nearest
 
 Family = Literal["gns", "gnd", "teacher", "timm", "run", "py"]
 
-#: The rows of the paper's Table I, in its order. Any other positive width of `gns` and `gnd` is as good.
+#: The rows of the paper's Table I, in its order. `gns` and `gnd` take any other positive width too.
 KNOWN: tuple[str, ...] = (
     "gns:1.0",
     "gns:1.3",
@@ -39,7 +39,7 @@ _TEACHERS = tuple(name for name in KNOWN if ":" not in name)
 
 @dataclass(frozen=True)
 class ModelName:
-    """A parsed name. `width` is None but for `gns` and `gnd`."""
+    """A parsed name. `width` is None, except for `gns` and `gnd`."""
 
     canonical: str
     family: Family
@@ -48,11 +48,11 @@ class ModelName:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a built network says of itself, as `model.spec`.
+    """The description of a built network, at `model.spec`.
 
-    `input_size` is the side in pixels the module enlarges its input to (None: it takes any size); `mean` and
-    `std` are its own normalisation (None: the data set's); `note` is a sentence for the run record; `pretrained`
-    says whether it starts from ImageNet weights; `source` is the sha256 of the file of a user's own network.
+    `input_size`: side in pixels to which the module enlarges its input (None: no enlargement). `mean`, `std`: its own
+    normalisation (None: that of the data set). `note`: a sentence for the run record. `pretrained`: whether it starts
+    from ImageNet weights. `source`: sha256 of the file of a user's own network.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Spec:
 
 
 def parse(name: str) -> ModelName:
-    """What `name` stands for; UsageError with the nearest names where it stands for nothing."""
+    """Parse `name`. UsageError with the nearest names if it is unknown."""
     name = name.strip()
     for family, example in (("timm", "timm/resnet10t"), ("run", "run/gns-1.0-plain-1a2b3c4d/s0")):
         if name.startswith(f"{family}/"):
@@ -109,14 +109,14 @@ def _ghost(name: str, family: Literal["gns", "gnd"], text: str) -> ModelName:
 
 
 def canonical(name: str) -> str:
-    """`gns` -> `gns:1.0`, `gns:1.30` -> `gns:1.3`; other names are their own."""
+    """`gns` -> `gns:1.0`, `gns:1.30` -> `gns:1.3`. Most other names do not change."""
     return parse(name).canonical
 
 
 def slug(name: str) -> str:
     """A canonical name as part of a file name: `gns:1.3` -> `gns-1.3`, `timm/x` -> `timm-x`, without the + of 1e+20.
 
-    Of a user's own network the file's name and the function's: `py:a/net.py:tiny` -> `py-net-tiny`.
+    For a user's own network: file name and function name, `py:a/net.py:tiny` -> `py-net-tiny`.
     """
     if name.startswith("py:"):
         where, _, function = name.removeprefix("py:").rpartition(":")
@@ -136,5 +136,5 @@ def is_ghost(name: str) -> bool:
 
 
 def has_pretrained(name: str) -> bool:
-    """Whether there are ImageNet weights that `name` can start from."""
+    """Whether ImageNet weights exist for `name`."""
     return name == "efficientnetv2" or name.startswith("timm/")

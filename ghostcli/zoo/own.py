@@ -1,7 +1,7 @@
 """A user's own networks: `py:path/to/file.py:function` and `py:package.module:function`.
 
-Invariant: the user's code is not imported before a network is built. Code that only a record names is not run: its
-source must have been named on this user's command line before (`trust`).
+Invariant: the user's code is imported only when a network is built. Code that only a record names is not run: the user
+must have named this source on a command line before (`trust`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def cache_folder() -> Path:
 
 
 def source(name: str) -> Path:
-    """The file that defines a network, found without importing anything. UsageError where there is none."""
+    """The file that defines a network. Imports nothing. UsageError if there is no such file."""
     where, _, _ = name.removeprefix("py:").rpartition(":")
     if where.endswith(".py"):
         file = Path(where).expanduser()
@@ -53,7 +53,7 @@ def source(name: str) -> Path:
 
 
 def checksum(name: str) -> str:
-    """sha256 of the source file. What that file imports is not part of it."""
+    """sha256 of the source file. Files that it imports are not included."""
     try:
         return hashlib.sha256(source(name).read_bytes()).hexdigest()
     except OSError as error:
@@ -61,7 +61,7 @@ def checksum(name: str) -> str:
 
 
 def trust(name: str) -> None:
-    """Remember that the user named this source on a command line, so a run of it may load it again."""
+    """Remember that the user named this source on a command line, so its runs may load it again."""
     digest, known = checksum(name), cache_folder() / "own-networks"
     _TRUSTED.add(digest)
     try:
@@ -70,11 +70,11 @@ def trust(name: str) -> None:
             with known.open("a") as file:
                 file.write(digest + "\n")
     except OSError:
-        pass  # then the network is named again with each command
+        pass  # then the user names the network with each command
 
 
 def require_trusted(name: str, recorded: str | None) -> None:
-    """UsageError where the source is not that of the weights, or where this user never named it."""
+    """UsageError if the source has changed since training, or if this user never named it."""
     digest, known = checksum(name), cache_folder() / "own-networks"
     if digest != recorded:
         raise wrong(name, "the source has changed since these weights were trained; put it back, or train again")
@@ -83,7 +83,7 @@ def require_trusted(name: str, recorded: str | None) -> None:
 
 
 def build(name: str, classes: int) -> nn.Module:
-    """Call the user's function with the number of classes. UsageError for whatever goes wrong in it."""
+    """Call the user's function with the number of classes. UsageError for any error in it."""
     from torch import nn
 
     function_name = name.rpartition(":")[2]
@@ -107,9 +107,9 @@ def build(name: str, classes: int) -> nn.Module:
 
 
 def check(name: str, classes: int, side: int) -> None:
-    """Build the network once and show it two images of `side` pixels, as in training and as in evaluation.
+    """Build the network and run it on two images of `side` pixels, in train mode and in eval mode.
 
-    UsageError where it raises, or returns anything but logits [2, classes].
+    UsageError if it raises, or if its result is not logits [2, classes].
     """
     import torch
 

@@ -1,11 +1,10 @@
-"""Layers named by stage, so that any student and any teacher can be compared layer by layer.
+"""Layers named by stage, so that the layers of any student and any teacher can be compared.
 
-Invariant: a network is only watched. Hooks live during one call and are gone after it, so a network that has
-been tapped costs, copies and saves as if it never had been.
+Invariant: a network is not changed. Hooks exist during one call only, so speed, copies and saved files stay the same.
 
-A stage is a *level* of resolution relative to the image handed in: level 0 is its full side, level 1 half,
-level 2 a quarter, and so on (rounded to the nearest power of two). A teacher that enlarges the image first is
-measured against the image it was given, so that equal levels mean maps of about equal side.
+A stage is a *level* of resolution relative to the input image: level 0 is the full side, level 1 half, level 2 a
+quarter, and so on (rounded to the nearest power of two). For a teacher that enlarges images, the level is relative to
+the image before enlargement. So maps of equal level have about equal side.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ After = Callable[[str, Any], None]
 
 
 class Features(NamedTuple):
-    """What a network computed on the way to its logits."""
+    """The intermediate features of a network."""
 
-    maps: list[Tensor]  # [B, C, H, W], one a stage, early to late
+    maps: list[Tensor]  # [B, C, H, W], one per stage, early to late
     pooled: Tensor  # [B, D], the input of the last linear layer
 
 
 class FeatureShape(NamedTuple):
-    """The shape of `Features` without the batch; the tuples run over the stages, early to late."""
+    """The shape of `Features` without the batch. Tuples have one entry per stage, early to late."""
 
     levels: tuple[int, ...]
     channels: tuple[int, ...]
@@ -40,7 +39,7 @@ class FeatureShape(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """The module whose `call`-th call in a forward pass (from 0) gives the last map of a level."""
+    """The module `name` whose call number `call` (from 0) in a forward pass gives the last map of a level."""
 
     level: int
     name: str
@@ -50,10 +49,10 @@ class Stage(NamedTuple):
 
 
 def as_map(x: Any) -> Tensor | None:
-    """`x` as a square map [B, C, H, W], or None where it is none.
+    """`x` as a square map [B, C, H, W], or None if it is not a map.
 
-    Understood are maps, maps with the channels last, and a transformer's tokens [B, N, D], of which the last
-    largest square number are the map and the ones before (class, registers) are left out.
+    It accepts maps, channels-last maps, and a transformer's tokens [B, N, D]. The map is then the last s * s tokens for
+    the largest possible s; earlier tokens (class, registers) are dropped.
     """
     if not isinstance(x, Tensor) or x.dim() not in (3, 4):
         return None
@@ -68,18 +67,18 @@ def as_map(x: Any) -> Tensor | None:
 def stages(model: nn.Module, image_size: int = 32) -> list[Stage]:
     """The stages of `model` for square images of `image_size`, early to late.
 
-    Of the maps at one level the last is taken among those made by the outermost modules (a plain chain being
-    as far out as its links), which is the end of a stage and not the inside of a block. Maps of one pixel
-    and images (as many channels as came in) are none. ValueError where the network makes no map at all.
+    Per level it takes the last map of the outermost modules: the end of a stage, not the inside of a block. (A plain
+    `nn.Sequential` has the same depth as its members.) Maps of one pixel, and maps with as many channels as the image,
+    do not count. ValueError if the network has no map.
     """
     return _probe(model, image_size)[0]
 
 
 class Tap:
-    """`logits, features = tap(x)`: an answer, with the stages and the input of the last linear layer.
+    """`logits, features = tap(x)`: logits, the maps of all stages and the input of the last linear layer.
 
-    Gradients flow where the caller lets them. The layers are looked up for images of `image_size`, in eval mode,
-    at construction and again where the size of `x` turns out to be another.
+    Gradients flow unless the caller disables them. The layers are looked up in eval mode for images of `image_size`, at
+    construction and again if the size of `x` changes.
     """
 
     def __init__(self, model: nn.Module, image_size: int = 32) -> None:
@@ -130,7 +129,7 @@ def common(student: FeatureShape, teacher: FeatureShape) -> list[tuple[int, int]
 
 
 def nearest(levels: Sequence[int], level: int) -> int:
-    """Index of the level nearest to `level`, the deeper of two that are equally near."""
+    """Index of the level nearest to `level`. Of two equally near levels, the deeper one."""
     return min(range(len(levels)), key=lambda i: (abs(levels[i] - level), -levels[i]))
 
 
@@ -149,7 +148,7 @@ def _watched(modules: Mapping[str, nn.Module], before: Before, after: After) -> 
 
 
 class _Seen(NamedTuple):
-    depth: int  # how many blocks the module is nested in; plain chains are none
+    depth: int  # nesting depth in blocks; plain nn.Sequential modules do not count
     stage: Stage
 
 
@@ -157,7 +156,7 @@ def _probe(model: nn.Module, image_size: int) -> tuple[list[Stage], str | None, 
     """Stages, the name of the last linear layer (None: there is none), and the width of its input."""
     modules = dict(model.named_modules())
     chains = {name for name, module in modules.items() if type(module).forward is nn.Sequential.forward}
-    open_calls: list[list[_Seen]] = [[]]  # maps seen within each call that has not ended; the first is the whole
+    open_calls: list[list[_Seen]] = [[]]  # maps seen within each open call; the first entry is the whole network
     depth = 0
     calls: Counter[str] = Counter()
     linear: tuple[str, int] | None = None
@@ -177,7 +176,7 @@ def _probe(model: nn.Module, image_size: int) -> tuple[list[Stage], str | None, 
         if found is not None and found.shape[1] != image.shape[1]:
             channels, size = found.shape[1:3]
             stage = Stage(round(math.log2(image_size / size)), name, calls[name], channels, size)
-            # What was coarser inside a block than at its end is a side path (a gate, an excitation).
+            # A map inside a block that is coarser than the block's output is a side path (a gate, an excitation).
             inside = [seen for seen in inside if seen.stage.level <= stage.level]
             inside.append(_Seen(depth, stage))
         open_calls[-1] += inside
@@ -201,11 +200,11 @@ def _probe(model: nn.Module, image_size: int) -> tuple[list[Stage], str | None, 
 
 
 def _choose(seen: list[_Seen]) -> list[Stage]:
-    """The last of the outermost maps at each level, of maps `seen` in the order they were made."""
+    """The last of the outermost maps at each level. `seen` is in the order of computation."""
     best: dict[int, _Seen] = {}
     coarsest = 0
     for depth, stage in seen:
-        if stage.level < coarsest:  # a map blown up again, or larger than the image
+        if stage.level < coarsest:  # an upsampled map, or one larger than the image
             continue
         coarsest = stage.level
         if stage.size > 1 and (stage.level not in best or depth <= best[stage.level].depth):

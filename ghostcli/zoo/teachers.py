@@ -1,7 +1,7 @@
-"""Teachers: torchvision's own networks with a stem for small images, EfficientNetV2-S at 224, and timm's.
+"""Teachers: torchvision's networks with a stem for small images, EfficientNetV2-S at 224, and timm's networks.
 
-Invariant: no network is re-implemented here; stems are replaced, pools are told to keep a last odd row, and
-what a network needs of its input (size, normalisation) is said in its `Spec`.
+Invariant: no network is re-implemented here. Stems are replaced and pools keep a last odd row. A network's input size
+and normalisation are in its `Spec`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ghostcli.zoo.init import init_kaiming
 from ghostcli.zoo.memory import make_recomputable
 from ghostcli.zoo.names import Spec
 
-EFFICIENTNET_SIZE = 224  # the paper's; torchvision's own weights were made at 384
+EFFICIENTNET_SIZE = 224  # the paper's size; torchvision's weights were trained at 384
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 
 
@@ -45,7 +45,7 @@ class Enlarged(nn.Module):
 
 
 def build_teacher(name: str, classes: int, pretrained: bool) -> nn.Module:
-    """One of `names.KNOWN` that is no Ghost network. `pretrained` concerns `efficientnetv2` alone."""
+    """A network of `names.KNOWN` that is not a Ghost network. `pretrained` affects only `efficientnetv2`."""
     if name == "efficientnetv2":
         return _efficientnetv2(classes, pretrained)
     build = {"vgg13": _vgg13, "densenet161": _densenet161, "inceptionv3": _inceptionv3}.get(name)
@@ -81,7 +81,7 @@ def _vgg13(classes: int) -> nn.Module:
         model.classifier[0] = nn.Linear(512, 4096)
     init_kaiming(model.to_empty(device="cpu"))
     for layer in model.classifier:
-        if isinstance(layer, nn.Linear):  # as torchvision starts them
+        if isinstance(layer, nn.Linear):  # as in torchvision
             nn.init.normal_(layer.weight, 0, 0.01)
     return _keep_odd_rows(model)
 
@@ -100,7 +100,7 @@ def _inceptionv3(classes: int) -> nn.Module:
 
 
 def _keep_odd_rows(model: nn.Module) -> nn.Module:
-    """2 x 2 pools in ceiling mode: nothing changes for even sides, and images down to 8 x 8 reach the end."""
+    """Set 2 x 2 pools to ceiling mode. Even sides do not change; images down to 8 x 8 become possible."""
     for module in model.modules():
         if isinstance(module, nn.MaxPool2d | nn.AvgPool2d) and module.kernel_size == 2:
             module.ceil_mode = True
@@ -117,7 +117,7 @@ def _efficientnetv2(classes: int, pretrained: bool) -> nn.Module:
         weights = tv.EfficientNet_V2_S_Weights.IMAGENET1K_V1
         state, problem = _download(weights)
         if state is None:
-            note = f"ImageNet weights could not be had ({problem}): efficientnetv2 starts from scratch"
+            note = f"ImageNet weights are not available ({problem}): efficientnetv2 starts from scratch"
         else:
             own = {k: v for k, v in net.state_dict().items() if k.startswith("classifier.")}
             net.load_state_dict(state | own)
@@ -130,7 +130,7 @@ def _efficientnetv2(classes: int, pretrained: bool) -> nn.Module:
 
 
 def _download(weights: Any) -> tuple[dict[str, Tensor] | None, str | None]:
-    """A torchvision weights entry's state dict, or None and why not; prints nothing but a progress bar."""
+    """The state dict of a torchvision weights entry, or None and the reason. Prints at most a progress bar."""
     try:
         with _short_timeout(), contextlib.redirect_stdout(io.StringIO()):
             return weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True), None
@@ -151,7 +151,9 @@ def _short_timeout() -> Iterator[None]:
 def build_timm(name: str, classes: int, pretrained: bool) -> nn.Module:
     """`timm/NAME` behind an enlargement to its own input size, with its own normalisation."""
     if pretrained and not _answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read at timm's import: the cache at once, not a minute of retries
+        os.environ["HF_HUB_OFFLINE"] = (
+            "1"  # timm reads it at import and then uses its cache without a minute of retries
+        )
     try:
         import timm
         import timm.data
@@ -164,11 +166,11 @@ def build_timm(name: str, classes: int, pretrained: bool) -> nn.Module:
     try:
         with _short_timeout(), contextlib.redirect_stdout(io.StringIO()):
             net = timm.create_model(arch, pretrained=pretrained, num_classes=classes)
-    except Exception as error:  # whatever its hub client raises without a network
+    except Exception as error:  # its hub client raises many types without a network
         if not pretrained:
             raise
         net = timm.create_model(arch, pretrained=False, num_classes=classes)
-        note = f"{name}'s weights could not be had ({_first_line(error)}): it starts from scratch"
+        note = f"the weights of {name} are not available ({_first_line(error)}): it starts from scratch"
     config = timm.data.resolve_model_data_config(net)
     size = config["input_size"][-1]
     model = Enlarged(net, size)

@@ -1,5 +1,7 @@
-"""Final weights on disk and back. Invariant: a weights file says what it is (model, classes, form, normalisation)
-and is refused where it is anything else."""
+"""Reads and writes final weights.
+
+Invariant: a weights file contains its model, classes, form and normalisation. A file that does not match is refused.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ class Loaded:
 
 
 def encode(model: nn.Module, norm: Norm, form: str = "train") -> bytes:
-    """The bytes of model.safetensors: readable tensor names, one checksum over all."""
+    """The bytes of model.safetensors, with readable tensor names and one checksum over all."""
     spec = model.spec
     meta = {
         "model": spec.name,
@@ -44,10 +46,10 @@ def encode(model: nn.Module, norm: Norm, form: str = "train") -> bytes:
 def load(
     path: Path, device: torch.device | str = "cpu", classes: int | None = None, model: str | None = None
 ) -> Loaded:
-    """Build the network a weights file names and fill it.
+    """Build the network of a weights file and load its weights.
 
-    Raises GhostError, naming the file, where it is damaged, foreign, of another architecture than `model` or of
-    another class count than `classes`.
+    Raises GhostError, naming the file, if it is damaged or foreign, or has another architecture than `model` or another
+    class count than `classes`.
     """
     where = printable(str(path))
     tensors, meta = tensorfile.read(path)
@@ -64,7 +66,7 @@ def load(
     if own_network:
         own.require_trusted(name, meta.get("source"))
     try:
-        with torch.device("meta"):  # which takes no memory: a name or a class count must not ask for more than the file
+        with torch.device("meta"):  # needs no memory, so a forged name or class count cannot exhaust it
             parameters = 0 if own_network else zoo.count_parameters(zoo.build(name, count))
         if parameters > 4 * sum(tensor.numel() for tensor in tensors.values()):
             raise ValueError(f"{parameters} parameters")
