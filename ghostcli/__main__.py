@@ -1,6 +1,6 @@
-"""`python -m ghostcli` and the `ghost` command: a signal that strikes before anything is imported is one line, too.
+"""`python -m ghostcli` and the `ghost` command. A signal during the imports gives one line too, not a traceback.
 
-Invariant: importing this module costs nothing; all else is imported after the handlers stand.
+Invariant: this module imports almost nothing. All other imports follow after the signal handlers are set.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import FrameType
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    os.write(2, f"ghost: stopped by {signal.Signals(number).name}, before anything was begun\n".encode())
+    os.write(2, f"ghost: stopped by {signal.Signals(number).name}, before anything was started\n".encode())
     os._exit(75)  # errors.Interrupted's
 
 

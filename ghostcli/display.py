@@ -39,7 +39,7 @@ def table(first: str, *titles: str, numbers: bool = False) -> Table:
 
 
 def tell(view: Table) -> None:
-    """A table of results on standard output; in a file, which has no edge to wrap at, as wide as it is."""
+    """Print a table of results on standard output. In a file or pipe its lines are never wrapped."""
     out = Console(highlight=False, soft_wrap=True)
     if not out.is_terminal:
         out = Console(highlight=False, soft_wrap=True, width=1000)

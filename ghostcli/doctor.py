@@ -1,6 +1,6 @@
-"""Is everything there that a study needs? One finding a line, with what to do about it.
+"""Checks an installation. Each check gives one line, with what to do if it fails.
 
-Invariant: looking changes nothing; the trial in the run directory takes away all that it made.
+Invariant: the checks change nothing. The test in the run directory removes all its files.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ghostcli.records.record import RunRecord
 Level = Literal["ok", "note", "FAIL"]
 
 OLDEST = {"python": (3, 11), "torch": (2, 11), "torchvision": (0, 26)}
-FULL, TIGHT = 0.2e9, 2e9  # bytes: a few runs' checkpoints; a study with its teachers' tables
+FULL, TIGHT = 0.2e9, 2e9  # bytes: checkpoints of a few runs; a study with teacher tables
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`ok`; `note`: worth knowing, nothing is in the way; `FAIL`: something required is missing or damaged."""
+    """`note`: information, not an error. `FAIL`: something required is missing or damaged."""
 
     name: str
     level: Level
@@ -37,7 +37,7 @@ class Finding:
 
 
 def examine(runs: Path) -> Iterator[Finding]:
-    """Every check, in order. A check that breaks is a finding itself, and the others go on."""
+    """Run all checks in order. An exception in a check is a finding, and the other checks still run."""
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("versions", _versions),
         ("device", _device),
@@ -50,7 +50,7 @@ def examine(runs: Path) -> Iterator[Finding]:
     for name, check in checks:
         try:
             yield from check()
-        except Exception as error:  # what is wrong with a machine comes in every class
+        except Exception as error:  # a fault of the machine can raise any exception
             text = str(error).partition("\n")[0] or "no message"
             kind = "" if isinstance(error, GhostError) else f"{type(error).__name__}: "
             yield Finding(name, "FAIL", f"{kind}{text}")
@@ -93,18 +93,18 @@ def _device() -> Iterator[Finding]:
     name = f"{device.type}: {describe(device)}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device.type == "cpu" and torch.get_num_threads() < cores:
-        yield Finding("device", "note", f"{name}; {cores} cores are there (OMP_NUM_THREADS decides)")
+        yield Finding("device", "note", f"{name}; the machine has {cores} cores (OMP_NUM_THREADS limits the threads)")
     else:
         yield Finding("device", "ok", name)
     if _bfloat16(device.type):
         text = "float32, and bfloat16 in hardware (-s engine.precision=bfloat16)"
     else:
-        text = "float32; bfloat16 works but nothing here speeds it up"
+        text = "float32; bfloat16 works, but this hardware does not make it faster"
     yield Finding("precision", "ok", text)
 
 
 def _bfloat16(device: str) -> bool:
-    """Whether this device multiplies bfloat16 numbers in hardware."""
+    """Whether this device has bfloat16 arithmetic in hardware."""
     import torch
 
     if device == "cuda":
@@ -133,16 +133,18 @@ def _data() -> Iterator[Finding]:
     for name, known in SETS.items():
         there = known.state(root)
         if there == "absent":
-            yield Finding(name, "note", f"not in {printable(root)}; fetched at first use, or: ghost data fetch {name}")
+            yield Finding(
+                name, "note", f"not in {printable(root)}; downloaded at first use or by ghost data fetch {name}"
+            )
         elif there == "packed":
             problem = problem_of_archive(archive(name), root)
-            yield Finding(name, "FAIL" if problem else "ok", problem or "packed and whole; unpacked at first use")
+            yield Finding(name, "FAIL" if problem else "ok", problem or "archive intact; unpacked at first use")
         else:
             files = known.checks(root)
             problems = [problem for _, problem in files if problem]
             more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
-            whole = f"whole, {len(files)} files checked, {known.place(root)}"
-            yield Finding(name, "FAIL" if problems else "ok", problems[0] + more if problems else whole)
+            intact = f"intact, {len(files)} files checked, {known.place(root)}"
+            yield Finding(name, "FAIL" if problems else "ok", problems[0] + more if problems else intact)
 
 
 def _disk(runs: Path) -> Iterator[Finding]:
@@ -150,7 +152,9 @@ def _disk(runs: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(there).free
     text = f"{free / 1e9:.1f} GB free for {printable(runs)}"
     if free < FULL:
-        yield Finding("disk", "FAIL", f"{text}; a run's checkpoints need some: make room, or name another --runs")
+        yield Finding(
+            "disk", "FAIL", f"{text}, too little for checkpoints; free some, or name another folder with --runs"
+        )
     elif free < TIGHT:
         yield Finding("disk", "note", f"{text}; a teacher's table alone takes 0.17 GB")
     else:
@@ -158,7 +162,7 @@ def _disk(runs: Path) -> Iterator[Finding]:
 
 
 def _trial(runs: Path) -> Iterator[Finding]:
-    """Do in the run directory what a run does there, and take it all away again."""
+    """Test the file operations of a run in the run directory, then remove the files."""
     where = printable(runs)
     made = [folder for folder in (runs, *runs.parents) if not folder.exists()]
     folder = runs / f".doctor.{os.getpid()}"
@@ -168,7 +172,7 @@ def _trial(runs: Path) -> Iterator[Finding]:
         problem = _write_and_lock(folder)
     except (OSError, GhostError) as error:
         reason = getattr(error, "strerror", None) or error.__cause__ or error
-        problem = f"cannot be written ({reason}); name another with --runs"
+        problem = f"cannot be written ({reason}); name another folder with --runs"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for empty in made:
@@ -190,15 +194,15 @@ def _write_and_lock(folder: Path) -> str | None:
     for content in (b"old", b"new" * 1000):
         write_bytes(file, content, "doctor")
         if file.read_bytes() != content:
-            return "what is read back is not what was written; check the disk"
+            return "the content read back is not what was written; check the disk"
     if [entry.name for entry in folder.iterdir()] != ["trial"]:
-        return "a rename leaves its source behind; name a folder on another file system with --runs"
+        return "a rename does not remove its source; name a folder on another file system with --runs"
     with FileLock(folder / "trial.lock"):
         try:
             FileLock(folder / "trial.lock").acquire(timeout=0)
         except Timeout:
             return None
-    return "a lock that is held keeps nobody out; name a folder on another file system with --runs"
+    return "file locks do not work; name a folder on another file system with --runs"
 
 
 def _runs(runs: Path) -> Iterator[Finding]:
@@ -211,17 +215,17 @@ def _runs(runs: Path) -> Iterator[Finding]:
 
 
 def _unfinished(run: RunRecord, runs: Path) -> Finding:
-    """What became of a run that is not done, and the command that goes on with it."""
+    """The state of a run that is not done, and the command that continues it."""
     flag = "" if runs == Path("runs") else f" --runs {printable(runs)}"
     remove = f"ghost runs rm {run.id}{flag}"
     command = run.setup.command if run.setup else ()
     again = (
-        f"go on: {printable(shlex.join(['ghost', *command]))}" if command else f"give its command again, or {remove}"
+        f"continue: {printable(shlex.join(['ghost', *command]))}" if command else f"give its command again, or {remove}"
     )
     epochs = len(run.metrics())
     match run.status:
         case "running":
-            return Finding(run.id, "note", f"being made by {run.owner or 'another process'}, {epochs} epochs done")
+            return Finding(run.id, "note", f"running in {run.owner or 'another process'}, {epochs} epochs done")
         case "broken":
             return Finding(run.id, "FAIL", f"broken, {run.problem} (ghost runs verify {run.id}{flag}); {again}")
         case "failed":

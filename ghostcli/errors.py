@@ -31,7 +31,7 @@ class OutOfMemoryError(GhostError):
 
 
 class Interrupted(GhostError):
-    """Stopped by a signal. The same command goes on from the last checkpoint. Exit code 75."""
+    """Stopped by a signal. The same command continues from the last checkpoint. Exit code 75."""
 
     exit_code = 75
 

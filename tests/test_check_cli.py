@@ -92,6 +92,6 @@ def test_the_command_that_trains_a_teacher_makes_that_very_job(teachers, setting
     from ghostcli.cli import train as verbs
 
     planned = []
-    monkeypatch.setattr(verbs.launch, "carry_out", lambda graph, options: planned.extend(graph.asked) or [])
+    monkeypatch.setattr(verbs.launch, "carry_out", lambda graph, options: planned.extend(graph.requested) or [])
     app(said.split()[1:], standalone_mode=False)
     assert [job.id for job in planned] == [teacher.id]

@@ -167,7 +167,7 @@ ORDERS = {
 def test_the_real_order_is_judged_not_the_recipes_flag(planted, digits, monkeypatch):
     monkeypatch.setattr(loop, "order", ORDERS[planted])
     found = warned([check.shuffling(job_of(), digits.train.labels)])
-    assert "at fault" in found["unshuffled"].message
+    assert "fault in the code that draws the order" in found["unshuffled"].message
 
 
 def test_runs_of_one_class_are_caught_whatever_the_files_order(digits, monkeypatch):
@@ -298,7 +298,7 @@ def test_another_normalisation_is_caught_without_a_record(digits, models, tmp_pa
     tmp_path.joinpath("t").mkdir()
     assert warned(check.inspect(job_of(SOFT), digits, [teacher], CPU)) == {}
     found = warned(check.inspect(job_of(SOFT), digits, [replace(teacher, norm=((0.5,) * 3, (0.1,) * 3))], CPU))
-    assert "normalises" in found["unlike-record"].message
+    assert "its normalisation differs" in found["unlike-record"].message
 
 
 def test_other_weights_than_the_records_are_caught(digits, models, tmp_path):

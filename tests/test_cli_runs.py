@@ -51,7 +51,7 @@ def test_a_folder_that_is_none(ghost, tmp_path, monkeypatch, verb):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
-    for name, said in (("typo", "is not there"), ("file", "is a file")):
+    for name, said in (("typo", "does not exist"), ("file", "is a file")):
         done = ghost("runs", verb, "--runs", name)
         assert done.code == 2 and f"--runs {name}: {said}" in done.err and done.out == ""
     for words in ([], ["--runs", "empty"]):

@@ -47,7 +47,7 @@ def test_list_tells_what_there_is(tmp_path):
     assert (rows["digits"]["train_images"], rows["digits"]["test_images"]) == (len(digits.train), len(digits.test))
     assert rows["digits"]["classes"] == len(digits.classes)
     text = ghost_data("list")
-    for word in ("cifar10", "cifar100", "digits", "folder:PATH", "50,000", "fetched at first use"):
+    for word in ("cifar10", "cifar100", "digits", "folder:PATH", "50,000", "downloaded at first use"):
         assert word in text
     assert not (tmp_path / "data").exists()
 
@@ -96,7 +96,7 @@ def test_verify_a_folder(tmp_path):
     assert "2 classes, 6 training and 2 test images" in ghost_data("verify", f"folder:{tmp_path / 'own'}")
     shutil.rmtree(tmp_path / "own" / "test" / "b")
     assert "only train/ holds 'b'" in ghost_data("verify", f"folder:{tmp_path / 'own'}", code=2)
-    assert "not fetched" in ghost_data("fetch", f"folder:{tmp_path / 'own'}", code=2)
+    assert "need no download" in ghost_data("fetch", f"folder:{tmp_path / 'own'}", code=2)
 
 
 @pytest.mark.parametrize("verb", ["fetch", "verify"])

@@ -21,8 +21,8 @@ def test_the_recorded_command_goes_on_with_the_run(tmp_path, more):
     argv = [*crash.COMMANDS["kd"], *crash.TINY, *more, "--runs", "my runs"]
     crash.server().run(argv, tmp_path, KILLED)
     (tmp_path / "elsewhere").mkdir()
-    (line, *others) = [line for line in doctor(tmp_path, "my runs") if "go on: " in line]
-    command = line.partition("go on: ")[2]
+    (line, *others) = [line for line in doctor(tmp_path, "my runs") if "continue: " in line]
+    command = line.partition("continue: ")[2]
     assert shlex.split(command) == ["ghost", *argv]
     assert all(command in other for other in others)
     again = crash.server().run(shlex.split(command)[1:], tmp_path)
@@ -33,14 +33,16 @@ def test_the_recorded_command_goes_on_with_the_run(tmp_path, more):
 def test_the_recorded_command_never_starts_over(tmp_path):
     argv = ["train-teacher", "gns:0.1", *crash.TINY, "--runs", "runs"]
     crash.server().run([*argv, "--no-resume"], tmp_path, KILLED)
-    assert f"go on: {shlex.join(['ghost', *argv])}" in doctor(tmp_path)[0]
+    assert f"continue: {shlex.join(['ghost', *argv])}" in doctor(tmp_path)[0]
 
 
 def test_a_failed_run_goes_on_once_its_cause_is_mended(tmp_path):
     argv = ["train-teacher", "gns:0.1", *crash.TINY, "--runs", "runs"]
     crash.server().run(argv, tmp_path, {"GHOST_FAULT": "predictions:half=enospc"})
     (line,) = doctor(tmp_path)
-    assert "failed after 2 epochs" in line and "No space left" in line and "; then go on: ghost train-teacher" in line
+    assert (
+        "failed after 2 epochs" in line and "No space left" in line and "; then continue: ghost train-teacher" in line
+    )
 
 
 @pytest.mark.parametrize("harm", ["{", "[]", '{"student": 1}', "\0", None])
@@ -52,7 +54,7 @@ def test_a_damaged_record_gives_none(tmp_path, harm):
     else:
         recipe.write_text(harm)
     (line,) = doctor(tmp_path)
-    assert "give its command again" in line and "go on: " not in line
+    assert "give its command again" in line and "continue: " not in line
 
 
 @pytest.mark.parametrize("schema", [1, 3])

@@ -162,7 +162,7 @@ def test_a_table_fed_run_equals_one_that_asks_its_teacher(ghost, runs, tmp_path)
     fed = json.loads(ghost(*name).out)
     fed_weights = load_file(runs / fed["run"] / "model.safetensors")
     done = ghost(*name, "-s", "distill.source=live", "--no-resume")
-    assert "asked at every step" in done.err
+    assert "computed at every step" in done.err
     live = load_file(runs / json.loads(done.out)["run"] / "model.safetensors")
     assert fed["run"] == json.loads(done.out)["run"]
     for key, value in live.items():
@@ -172,7 +172,7 @@ def test_a_table_fed_run_equals_one_that_asks_its_teacher(ghost, runs, tmp_path)
 @pytest.mark.parametrize("extra", [["-s", "augment.cutout=8"], ["--kind", "hint"]])
 def test_what_no_table_can_hold_asks_the_teacher_and_says_so(ghost, runs, extra):
     done = ghost(*STRATEGIES["kd"], *TINY, *extra, "--runs", runs)
-    assert done.code == 0 and "asked at every step" in done.err
+    assert done.code == 0 and "computed at every step" in done.err
 
 
 def test_jobs_spread_over_processes(ghost, tmp_path):

@@ -242,7 +242,7 @@ def test_the_margin_is_what_is_called_equivalent(runs: Path) -> None:
 
 def test_also_alone(runs: Path, tmp_path: Path) -> None:
     assert len(data("also", "--runs", runs)["rows"]) == 2
-    with pytest.raises(UsageError, match="no run beyond"):
+    with pytest.raises(UsageError, match="every run fills a row"):
         ask("also", "--runs", tmp_path)
 
 

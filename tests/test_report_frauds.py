@@ -146,7 +146,7 @@ FRAUDS: dict[Callable[[Path], None], str] = {
     lambda run: edit(run / "result.json", seal=False, nll=0.1): "changed after it was written",
     lambda run: accuracy(run, selected=99.0, last=99.0): "metrics.jsonl 92.00 %",
     lambda run: accuracy(run, best=99.0): "result.json says 99.00 % (best)",
-    swapped_predictions: "not the file that the result was written with",
+    swapped_predictions: "has changed since the result was written",
     swapped_and_sealed: "its predictions give 70.00 %, result.json says 92.00 %",
     answers_without_logits: "its predictions give 70.00 %, result.json says 92.00 %",
     one_in_two_places: "the folder was copied or renamed",

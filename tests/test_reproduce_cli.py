@@ -27,18 +27,18 @@ def test_dry_run_shows_the_plan_and_writes_nothing(ghost, tmp_path):
     done = ghost("reproduce", "I", "II", "III", "IV", "--seeds", 3, "--runs", tmp_path / "runs", "--dry-run")
     assert done.code == 0 and not (tmp_path / "runs").exists()
     assert done.out.count("-plain-") == 45 and done.out.count("-ensemble-") == 9
-    assert "Table II: 8 of 8 rows, resting on 37 runs; 37 to make" in done.out
-    assert "Together: 92 of 92 runs to make, about" in done.out and "GB of disk" in done.out
+    assert "Table II: 8 of 8 rows need 37 runs; 37 to train" in done.out
+    assert "Total: 92 of 92 runs to train, about" in done.out and "GB of disk" in done.out
     assert "Rates, scaled by MACs from gns:1.0: gns:1.3" in done.out
 
 
 def test_published_counts_shared_runs_in_every_table_that_rests_on_them(ghost, tmp_path):
     out = ghost("reproduce", "all", "--family", "published", "--runs", tmp_path, "--dry-run").out
     for name, rows, runs in (("I", 15, 15), ("II", 8, 15), ("III", 4, 11), ("IV", 3, 10)):
-        assert f"Table {name}: {rows} of {rows} rows, resting on {runs} runs; {runs} to make" in out
+        assert f"Table {name}: {rows} of {rows} rows need {runs} runs; {runs} to train" in out
     assert "Warning" not in out
     small = ghost("reproduce", "I", "--limit", 200, "--epochs", 3, "--runs", tmp_path, "--dry-run").out
-    assert "trains for 3 steps a run" in small
+    assert "3 steps per run are too few" in small
 
 
 def test_dry_run_as_data(ghost, tmp_path):
@@ -84,7 +84,7 @@ def test_a_small_reproduction_runs_to_its_end_is_found_again_and_goes_on(ghost, 
     second = ghost(*command)
     assert second.code == 0, second.err
     assert second.err.count("found, finished earlier") == 2
-    assert "1 of 3 runs to make" in second.err and "Left out by --skip, 7 rows" in second.err
+    assert "1 of 3 runs to train" in second.err and "Left out by --skip, 7 rows" in second.err
     assert "Table II, GN-S 1.0x < ResNet-18, seed 0: " in second.err and "printed" not in second.err
     assert "Also run" in second.out and "24 × 1" in second.out  # the paper has no row for digits
 
@@ -97,7 +97,7 @@ def test_a_small_reproduction_runs_to_its_end_is_found_again_and_goes_on(ghost, 
 
 def test_controls_are_planned_without_a_measurement(ghost, tmp_path):
     command = ["reproduce", "II", "--data", "digits", *ROW, *TINY, "--runs", tmp_path, "--controls"]
-    assert "4 of 4 runs to make" in ghost(*command, "--dry-run").out and not any(tmp_path.iterdir())
+    assert "4 of 4 runs to train" in ghost(*command, "--dry-run").out and not any(tmp_path.iterdir())
     done = ghost(*command)
     assert done.code == 0, done.err
     assert "control: blind" in done.out
@@ -138,7 +138,7 @@ def test_hours_of_work_are_asked_about_at_a_terminal(ghost, tmp_path, monkeypatc
 
 def test_too_little_disk_is_warned_of(ghost, tmp_path, monkeypatch):
     monkeypatch.setattr(cli.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
-    assert "less room than that" in ghost("reproduce", "I", "--runs", tmp_path / "a/b", "--dry-run").out
+    assert "has less free space" in ghost("reproduce", "I", "--runs", tmp_path / "a/b", "--dry-run").out
 
 
 def test_measure(rates):

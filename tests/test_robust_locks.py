@@ -33,11 +33,11 @@ def test_the_second_process_waits_and_finds(tmp_path):
     first = crash.server().start(PLAIN, tmp_path, before=SLOWLY)
     assert begun(first, tmp_path / "runs")
     second = crash.server().start(PLAIN, tmp_path)
-    assert second.until(lambda: "waiting for it" in second.err), second.err
+    assert second.until(lambda: "working on it; waiting" in second.err), second.err
     assert first.poll() is None
-    assert f"is being made by process {first.pid} on" in second.err
+    assert f": process {first.pid} on" in second.err
     assert (first.wait(), second.wait()) == (0, 0)
-    assert "found, finished meanwhile" in second.err
+    assert "finished by another process" in second.err
     assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
 
 
@@ -46,7 +46,7 @@ def test_the_second_process_takes_over(tmp_path, number):
     first = crash.server().start([*PLAIN, "-s", "engine.checkpoint_minutes=1e-9"], tmp_path, before=SLOWLY)
     assert first.until(lambda: list(tmp_path.glob("runs/*/s0/checkpoint/last*")))
     second = crash.server().start(PLAIN, tmp_path)
-    assert second.until(lambda: "waiting for it" in second.err)
+    assert second.until(lambda: "working on it; waiting" in second.err)
     first.send(number)
     assert first.wait() in (-signal.SIGKILL, 75)
     assert second.wait() == 0 and "goes on after epoch" in second.err
@@ -57,7 +57,7 @@ def test_whoever_waits_may_leave(tmp_path):
     first = crash.server().start(PLAIN, tmp_path, before=SLOWLY)
     assert begun(first, tmp_path / "runs")
     second = crash.server().start(PLAIN, tmp_path)
-    assert second.until(lambda: "waiting for it" in second.err)
+    assert second.until(lambda: "working on it; waiting" in second.err)
     second.send(signal.SIGINT)
     assert second.wait() == 75 and "the same command goes on" in second.err and first.poll() is None
     assert first.wait() == 0

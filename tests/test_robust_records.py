@@ -159,7 +159,7 @@ def test_weights_that_did_not_travel_with_their_record(ghost, tmp_path):
     shutil.copytree(crash.teacher(), tmp_path / "runs")
     next(tmp_path.glob("runs/*/s0/model.safetensors")).unlink()
     done = ghost(*crash.COMMANDS["kd"], *crash.TINY, "--runs", "runs")
-    assert done.code == 2 and "its record is here but not its weights" in done.err and "ghost runs rm" in done.err
+    assert done.code == 2 and "its record has no weights" in done.err and "ghost runs rm" in done.err
 
 
 def test_another_teacher_in_the_place_of_the_one_the_run_began_with(ghost, tmp_path):
@@ -189,8 +189,8 @@ def test_a_run_that_goes_on_elsewhere_says_so(ghost, tmp_path):
     env = json.loads((run / "env.json").read_text())
     (run / "env.json").write_text(json.dumps(env | {"torch": "2.0.0"}))
     done = ghost(*PLAIN)
-    assert done.code == 0 and "goes on under another environment" in done.err
-    note = f"environment changed on the way: torch 2.0.0 -> {env['torch']}"
+    assert done.code == 0 and "the environment has changed (torch 2.0.0 -> " in done.err
+    note = f"environment changed during the run: torch 2.0.0 -> {env['torch']}"
     assert json.loads((run / "result.json").read_text())["notes"] == [note]
 
 

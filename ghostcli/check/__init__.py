@@ -1,1 +1,1 @@
-"""The teaching check: a sample of what a student would be taught, and what is wrong with it."""
+"""The teaching check: takes a sample of the teaching before a run starts, and reports faults."""

@@ -1,8 +1,8 @@
-"""A sample of what a student is about to be taught, as the training step would have it.
+"""Takes a sample of the teaching, as a training step would get it.
 
-Invariant: nothing is changed. Order, views and answers of epoch 0 come from the training loop's own functions, its
-Cropper and its TeacherLogits, so a fault in those is in the sample. Beside them stand the bare networks' logits, in
-eval mode, for the student's own pixels.
+Invariant: nothing is changed. Order, views and teacher logits of epoch 0 come from the training loop's own functions,
+its Cropper and its TeacherLogits, so their faults are in the sample. The reference is the logits of the bare networks,
+in eval mode, for the student's own pixels.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from ghostcli.engine import train as loop
 from ghostcli.plan import Job
 from ghostcli.zoo import evaluate
 
-#: Images looked at: an accuracy is then known to some 2 points. At most an eighth of an epoch, so that the check
-#: stays small beside the run it guards, but never fewer than LEAST.
+#: Images in a sample: enough to measure an accuracy to about 2 points. At most an eighth of an epoch, so the check is
+#: short compared with the run, and at least LEAST.
 SAMPLE, LEAST = 512, 64
-#: Multiply-accumulates a check may spend on a CPU: some 20 s on two cores. It shrinks the sample of teachers as
-#: heavy as InceptionV3 (not that of ResNets), and equally on every CPU.
+#: Maximum multiply-accumulates of a check on a CPU: about 20 s on two cores. It reduces the sample for teachers as
+#: large as InceptionV3 (not for ResNets), by the same amount on every CPU.
 CPU_MACS = 1e12
-#: Forward passes of a teacher for each image: as the step makes it, on the student's view, on a test image.
+#: Forward passes of a teacher per image: one as in a step, one for the reference, one for a test image.
 PASSES = 3
-#: Batch size of the reference: networks that enlarge their images need the memory.
+#: Batch size of the reference. It is small, because networks that enlarge images need much memory.
 BATCH = 64
 _COUNTED: dict[tuple[str | int, ...], int] = {}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Images of epoch 0, spread evenly over its stream, and the teachers' logits for them.
+    """Images of epoch 0, evenly spread over its order, and the teachers' logits for them.
 
-    `logits` are the teachers' as the step gets them, `reference` the networks' own for `pixels` (in a blind run: for
-    the other image of the class), both float32 [T, B, C]; all on the CPU, where float64 is to be had. For each teacher,
-    `sides` are the sizes of the images that reached its network (behind what enlarges them), and `moved` tells whether
-    a buffer of it changed meanwhile. `others`: share of images taught by another image of their class.
+    `logits`: as a step gets them. `reference`: of the bare networks for `pixels` (in a blind run: for the other image
+    of the class). Both are float32 [T, B, C] on the CPU, because some devices have no float64. For each teacher:
+    `sides` are the image sizes that its network got (after its own enlargement), `moved` is whether one of its buffers
+    changed. `others`: share of images with the teachers' logits of another image of their class.
     """
 
     pixels: Tensor  # uint8 [B, H, W, 3]
@@ -55,7 +55,7 @@ class Sample:
 
 
 def sample_size(images: int, macs: float, device: torch.device) -> int:
-    """How many of `images` to look at, for teachers that together spend `macs` on one."""
+    """The size of a sample of `images`, for teachers with `macs` multiply-accumulates per image in total."""
     size = min(SAMPLE, images // 8)
     if device.type == "cpu":
         size = min(size, int(CPU_MACS / (PASSES * macs)))
@@ -109,7 +109,7 @@ def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device
 
 
 def answers(teacher: Teacher, images: Images) -> Tensor:
-    """Logits [B, C] of the bare network in eval mode, on the CPU, as tables and records keep them, but float32."""
+    """Logits [B, C] of the bare network in eval mode, on the CPU: rounded to float16 as in tables, then float32."""
     return evaluate.compact(evaluate.logits(teacher.model, images, teacher.norm, BATCH)).float().cpu()
 
 
@@ -119,17 +119,17 @@ def _watch(model: nn.Module, sides: set[int]) -> torch.utils.hooks.RemovableHand
 
 
 def _from_tables(teacher_logits: TeacherLogits, index: Tensor) -> Tensor:
-    """float32 [T, B, C]: the tables' entries where they are filled, else what they would be filled with."""
+    """float32 [T, B, C]: the tables' entries. Missing entries are computed, but not stored."""
     views = teacher_logits.views[index]
     numbers, places = index.cpu().numpy(), views.cpu().numpy()
     rows = []
     for teacher, table in zip(teacher_logits.teachers, teacher_logits.tables, strict=True):
-        said = torch.from_numpy(table.logits[numbers, places]).float()
+        entries = torch.from_numpy(table.logits[numbers, places]).float()
         missing = torch.from_numpy(np.flatnonzero(table.filled[numbers, places] == 0))
         if len(missing):
             here = missing.to(index.device)
-            said[missing] = (
+            entries[missing] = (
                 evaluate.compact(teacher_logits.logits_of_views(teacher)(index[here], views[here])).float().cpu()
             )
-        rows.append(said.to(index.device))
+        rows.append(entries.to(index.device))
     return torch.stack(rows)

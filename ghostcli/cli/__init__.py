@@ -1,6 +1,6 @@
-"""The `ghost` command: verbs assembled, errors turned into the contract's exit codes.
+"""The `ghost` command: registers the verbs and maps errors to exit codes.
 
-Invariant: nothing here, and no verb that only reads, imports torch.
+Invariant: this module imports no torch. A verb that only reads records imports none either.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WrongUsage = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ =
 
 
 class Verbs(typer.core.TyperGroup):
-    """Commands that hint at the nearest where there is none of a name."""
+    """The commands. The error for an unknown name suggests the nearest ones."""
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
         word = args[0]
@@ -71,7 +71,7 @@ def _version(value: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -99,7 +99,7 @@ app.command(rich_help_panel=PREPARE)(doctor.doctor)
 
 
 def main() -> None:
-    """The entry point. Results on stdout, everything else on stderr, exit codes as the contract has them."""
+    """The entry point. Results go to stdout, everything else to stderr. The README lists the exit codes."""
     try:
         with signals.handled():
             code = app(standalone_mode=False)
@@ -118,20 +118,20 @@ def main() -> None:
     except Exception:
         if (name := signals.received()) is None:
             raise
-        _leave(f"stopped by {name}", Interrupted.exit_code)  # raised inside an import, it comes out as another error
+        _leave(f"stopped by {name}", Interrupted.exit_code)  # a signal during an import can surface as another error
     else:
         if isinstance(code, int) and code:
             sys.exit(code)
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    """One line (a recipe's mistakes: a line each) on stderr, and the contract's code."""
+    """Print the message on stderr (one line; several for a recipe's mistakes) and exit with `code`."""
     print("ghost:", "\n".join(printable(line) for line in message.split("\n")), file=sys.stderr)
     sys.exit(code)
 
 
 def _wrong_usage(error: Any) -> NoReturn:
-    """typer's complaint as a line of ours, with where the help is."""
+    """Print typer's message in our format, with a pointer to --help."""
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
@@ -141,5 +141,5 @@ def _wrong_usage(error: Any) -> NoReturn:
 
 
 def _unplug() -> None:
-    """Standard output leads nowhere any more: neither may the interpreter's own last flush."""
+    """Redirect standard output to nowhere, so the interpreter's last flush does not fail either."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

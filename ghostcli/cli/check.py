@@ -1,6 +1,6 @@
 """`ghost check`: the teaching check alone, with a training verb and its arguments.
 
-Invariant: nothing is trained; what is printed is what the run's record would hold.
+Invariant: nothing is trained. The findings printed are those that the run's record would contain.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def report(job: Job, common: Common) -> None:
-    """Check the teaching of `job` and print the findings; warnings are findings too, and no failure.
+    """Check the teaching of `job` and print the findings. Warnings are findings, not failures.
 
-    UsageError, naming the command that trains it, where a teacher has no finished run.
+    UsageError if a teacher has no finished run; it names the command that trains the teacher.
     """
     missing = [teacher for teacher in job.teachers if not is_done(teacher, common.runs)]
     if missing:
@@ -64,14 +64,14 @@ def _print(job: Job, findings: Sequence[Finding]) -> None:
     from rich.text import Text
 
     marks = {"ok": Text("ok", "green"), "info": Text("info", "cyan"), "warn": Text("warn", "yellow")}
-    view = Table("", "looked for", "found", box=None, pad_edge=False)
+    view = Table("", "check", "finding", box=None, pad_edge=False)
     for finding in findings:
         view.add_row(marks[finding.level], finding.code, Text(printable(finding.message)))
     console = Console()
     console.print(view)
     warnings = sum(finding.level == "warn" for finding in findings)
-    said = {0: "nothing to warn of", 1: "1 warning"}.get(warnings, f"{warnings} warnings")
-    console.print(Text(f"{job.id}: {said}"))
+    count = {0: "no warnings", 1: "1 warning"}.get(warnings, f"{warnings} warnings")
+    console.print(Text(f"{job.id}: {count}"))
 
 
 def command(job: Job | Finished, common: Common) -> str:

@@ -1,6 +1,6 @@
-"""`ghost data`: which sets there are, fetching them, and checking what is on disk.
+"""`ghost data`: lists data sets, downloads them, and checks the files on disk.
 
-Invariant: results go to stdout, one JSON value with --json; nothing but `fetch` writes a file.
+Invariant: results go to stdout; with --json they are one JSON value. Only `fetch` writes files.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import typer
 
 from ghostcli.errors import UsageError, printable
 
-app = typer.Typer(no_args_is_help=True, help="Data sets: what there is, fetching, checking.")
+app = typer.Typer(no_args_is_help=True, help="Data sets: list, download, check.")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout.")]
 Name = Annotated[str, typer.Argument(help="cifar10, cifar100, digits or folder:PATH")]
 
-MEANING = {"ready": "yes", "incomplete": "in part", "packed": "packed", "absent": "no"}
+MEANING = {"ready": "yes", "incomplete": "partly", "packed": "packed", "absent": "no"}
 
 
 @app.command("list")
 def list_sets(as_json: Json = False) -> None:
-    """The named data sets: where they are, whether they are there, how many images and classes."""
+    """The named data sets: folder, whether the files are there, number of images and classes."""
     rows = _sets()
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
@@ -31,26 +31,26 @@ def list_sets(as_json: Json = False) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("name", "there", box=None, pad_edge=False)
+    table = Table("name", "on disk", box=None, pad_edge=False)
     for heading in ("training", "test", "classes"):
         table.add_column(heading, justify="right")
-    table.add_column("where", overflow="fold")
+    table.add_column("folder", overflow="fold")
     for row in rows:
         counts = (f"{row[key]:,}" for key in ("train_images", "test_images", "classes"))
         table.add_row(row["name"], MEANING[row["state"]], *counts, Text(row["path"]))
     console = Console()
     console.print(table)
-    console.print("What is not there is fetched at first use, or by `ghost data fetch NAME`.")
+    console.print("A missing set is downloaded at first use, or by `ghost data fetch NAME`.")
     console.print("Your own images: folder:PATH, with PATH/train/CLASS/*.png and PATH/test/CLASS/*.png (or val/).")
 
 
 @app.command()
 def fetch(name: Name, as_json: Json = False) -> None:
-    """Download a set, or mend it: files with the published checksum stay, the others are fetched again."""
+    """Download a set, or repair it: files with the published checksum stay, all others are downloaded again."""
     from ghostcli.data import SETS, data_root, folder_of
 
     if folder_of(name) is not None:
-        raise UsageError(f"{printable(name)}: your own images are not fetched; `ghost data verify` checks them")
+        raise UsageError(f"{printable(name)}: your own images need no download; `ghost data verify` checks them")
     SETS[name].fetch(data_root())
     row = next(row for row in _sets() if row["name"] == name)
     typer.echo(json.dumps(row, indent=1) if as_json else f"{name}: ready, {row['path']}")
@@ -58,7 +58,7 @@ def fetch(name: Name, as_json: Json = False) -> None:
 
 @app.command()
 def verify(name: Name, as_json: Json = False) -> None:
-    """Check a set: CIFAR's files by published MD5, a folder's by decoding each. Exit code 2 if one is bad."""
+    """Check a set: CIFAR's files by the published MD5, a folder's by decoding each. Exit code 2 if a file is bad."""
     checks = _checks(name)
     bad = [check for check in checks if check["problem"]]
     if as_json:
@@ -83,7 +83,7 @@ def _sets() -> list[dict[str, Any]]:
 
 
 def _checks(name: str) -> list[dict[str, str | None]]:
-    """One entry a file (or a set, where it is one thing): `file` and `problem`, None where all is well."""
+    """One entry per file (or one for the whole set): `file` and `problem`, which is None if the file is good."""
     from ghostcli.data import SETS, data_root, folder_of
 
     folder = folder_of(name)

@@ -1,4 +1,4 @@
-"""`ghost doctor`: is all there that a study needs? Invariant: it only looks; exit code 1 where a check fails."""
+"""`ghost doctor`: checks the installation. Invariant: it changes nothing. Exit code 1 if a check fails."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ COLOURS = {"ok": "green", "note": "yellow", "FAIL": "bold red"}
 
 
 def doctor(runs: Runs = Path("runs"), as_json: Json = False) -> None:
-    """Versions, device, kernel, data checksums, disk, a trial in the run directory, and runs that wait for you.
+    """Check versions, device, kernel, data checksums, disk, the run directory, and list unfinished runs.
 
-    A line each: ok, note (worth knowing) or FAIL (required, with what to do); exit code 1 where something fails.
+    One line per check: ok, note (information) or FAIL (with what to do). Exit code 1 if a check fails.
     """
     from ghostcli.doctor import examine
 
@@ -31,7 +31,7 @@ def doctor(runs: Runs = Path("runs"), as_json: Json = False) -> None:
         from rich.text import Text
 
         console = Console(soft_wrap=True)
-        for finding in examine(runs):  # each as it is found: checksums take their second
+        for finding in examine(runs):  # print each at once: checksums take about a second
             findings.append(finding)
             line = Text(f"{finding.level:4}  ", style=COLOURS[finding.level])
             console.print(line + Text(printable(f"{finding.name}: {finding.message}"), style="default"))

@@ -1,6 +1,6 @@
-"""The options that every training verb takes, declared once.
+"""The options of all training verbs, declared once.
 
-Invariant: a verb's function names its own parameters and a `common: Common`; `with_common` adds the flags.
+Invariant: a verb's function has its own parameters and `common: Common`. `with_common` adds the common flags.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from ghostcli.recipe.load import Resolved, load
 
 
 def folder(text: str | Path) -> Path:
-    """What --runs names: an empty word, as of a variable that is not set, is not the folder one is in."""
+    """The folder of --runs. UsageError for empty text (e.g. from an unset variable), which Path reads as `.`."""
     if not str(text).strip():
-        raise UsageError("--runs: names no folder; type one, as in --runs runs (the default), or . for this one")
+        raise UsageError("--runs: is empty; name a folder, as in --runs runs (the default) or --runs . (this folder)")
     return Path(text)
 
 
-Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories live.", parser=folder)]
-Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout, nothing else there.")]
+Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the run directories.", parser=folder)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout and nothing else.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Recipe = Annotated[
-    str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="See [bold]ghost recipe list[/]; or a file of yours.")
+    str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="See [bold]ghost recipe list[/]; or your own file.")
 ]
 Set = Annotated[
     list[str],
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a recipe's key, as in train.batch_size=128."),
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe, as in train.batch_size=128."),
 ]
 Data = Annotated[
     str | None,
@@ -45,12 +45,14 @@ Data = Annotated[
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, metavar="N", help="Epochs.", show_default="the recipe's")
 ]
-Jobs = Annotated[int, typer.Option("--jobs", min=1, metavar="K", help="Runs at a time, each a process of its own.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and reused, and leave.")]
+Jobs = Annotated[
+    int, typer.Option("--jobs", min=1, metavar="K", help="Number of runs at a time, each in its own process.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and reused, and exit.")]
 Resume = Annotated[
     bool,
     typer.Option(
-        "--resume/--no-resume", help="Go on with an unfinished run, or start over (the old one is kept aside)."
+        "--resume/--no-resume", help="Continue an unfinished run, or start over (the old run is renamed and kept)."
     ),
 ]
 
@@ -74,7 +76,7 @@ class Common:
     json: Json = False
 
     def resolve(self, *more: tuple[str, str]) -> Resolved:
-        """The recipe with every override applied: the flags', then `more` (the verb's own), then --set's."""
+        """The recipe with all overrides: common flags, then `more` (flags of the verb), then --set."""
         flags = [("--data", f"data.name={quoted(self.data)}")] if self.data is not None else []
         flags += [("--epochs", f"train.epochs={self.epochs}")] if self.epochs is not None else []
         return load(self.recipe, list(self.overrides), [*flags, *more])
@@ -92,14 +94,14 @@ def words() -> tuple[str, ...]:
 
 
 def quoted(value: str) -> str:
-    """A TOML string holding `value`, so that no character of a user's path is taken for syntax."""
+    """`value` as a TOML string, so no character of a user's path is read as TOML syntax."""
     if any(ord(c) < 32 or ord(c) == 127 for c in value):
-        raise UsageError(f"{printable(value)}: holds control characters; rename the folder")
+        raise UsageError(f"{printable(value)}: contains control characters; rename the folder")
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def with_common(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a verb the common flags: `function(..., common)` becomes a command with its own and these parameters."""
+    """Add the common flags to a verb: `function(..., common)` becomes a command with its own and these parameters."""
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "common"]
     hints = inspect.get_annotations(Common, eval_str=True)
     flags = []

@@ -1,4 +1,4 @@
-"""`ghost plan-seeds`: how many seeds an effect takes, from recorded spreads. Invariant: it reads and trains nothing."""
+"""`ghost plan-seeds`: how many seeds detect an effect, from recorded spreads. Invariant: it only reads run records."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ghostcli.errors import UsageError, printable
 
 @dataclass(frozen=True)
 class Recorded:
-    """Two run groups with a recorded spread: counts, standard deviations and the images' standard error, in points.
+    """Two run groups with a recorded spread: counts, standard deviations, and standard error of the images, in points.
 
-    `pairs`: the correlation of runs with the same start and order, where they are compared in pairs.
+    `pairs`: the correlation of runs with the same start and order. None if the runs are not compared in pairs.
     """
 
     name: str
@@ -29,29 +29,33 @@ class Recorded:
 
 
 def plan_seeds(
-    effect: Annotated[float, typer.Option("--effect", metavar="POINTS", help="The difference to be found, in points.")],
+    effect: Annotated[
+        float, typer.Option("--effect", metavar="POINTS", help="The difference to detect, in points of accuracy.")
+    ],
     runs: Runs = Path("runs"),
     spread: Annotated[
         float | None,
-        typer.Option("--spread", metavar="SD", help="Spread over seeds in points; no records are read then."),
+        typer.Option(
+            "--spread", metavar="SD", help="Standard deviation over seeds, in points, instead of recorded ones."
+        ),
     ] = None,
     comparisons: Annotated[
-        int, typer.Option("--comparisons", min=1, metavar="M", help="How many comparisons the answer will hold.")
+        int, typer.Option("--comparisons", min=1, metavar="M", help="How many comparisons will be made together.")
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Say how many seeds on each side find an effect with 80 % probability, from the spreads of recorded runs."""
+    """Print how many seeds per side detect an effect with 80 % probability, given the spread of recorded runs."""
     if not effect > 0:
-        raise UsageError(f"--effect {effect:g}: is a difference above 0 points; type one, as in --effect 0.5")
+        raise UsageError(f"--effect {effect:g}: must be above 0 points, as in --effect 0.5")
     if spread is not None and not spread >= 0:
-        raise UsageError(f"--spread {spread:g}: is a standard deviation in points; type one, as in --spread 0.5")
+        raise UsageError(f"--spread {spread:g}: must be a standard deviation in points, as in --spread 0.5")
     known = [Recorded("as typed", (0, 0), (spread, spread), 0.0)] if spread is not None else _recorded(runs)
     rows = [_row(one, effect, comparisons) for one in known]
     typer.echo(json.dumps(rows, indent=1) if as_json else "\n".join(_lines(rows, effect, comparisons)))
 
 
 def _recorded(folder: Path) -> list[Recorded]:
-    """Every taught group with its baseline where both have two runs or more; UsageError where there are none."""
+    """All taught groups with their baselines, if both have at least two runs. UsageError if there are none."""
     from ghostcli.compare.admission import admit
     from ghostcli.compare.groups import cohorts
     from ghostcli.records import record
@@ -75,8 +79,8 @@ def _recorded(folder: Path) -> list[Recorded]:
             found.append(Recorded(f"{ours.student} {ours.how}", runs, sd, images, pairs))
     if not found:
         raise UsageError(
-            f"{folder}: no comparison with two runs on both sides, so no spread is recorded; train a pilot "
-            "(--seed 0 --seed 1 --seed 2) or type a spread, as in --spread 0.5"
+            f"{folder}: no comparison has two runs per side, so no spread is known; train three seeds "
+            "(--seed 0 --seed 1 --seed 2) or give a spread, as in --spread 0.5"
         )
     return found
 
@@ -104,13 +108,15 @@ def _row(one: Recorded, effect: float, comparisons: int) -> dict[str, Any]:
 def _lines(rows: list[dict[str, Any]], effect: float, comparisons: int) -> list[str]:
     from ghostcli.compare.power import MOST
 
-    lines = [f"Seeds on each side that find {effect:g} points with 80 % probability ({comparisons} compared):"]
+    compared = f"{comparisons} comparison{'s' * (comparisons != 1)}"
+    lines = [f"Seeds per side that detect {effect:g} points with 80 % probability ({compared}):"]
     for row in rows:
         seeds = row["seeds"]
-        line = f"{row['comparison']}: {seeds} seeds" if seeds else f"{row['comparison']}: not with {MOST} seeds"
+        line = f"{row['comparison']}: {seeds} seeds" if seeds else f"{row['comparison']}: {MOST} seeds are not enough"
         line += f" (SD {row['sd'][0]:.2f} and {row['sd'][1]:.2f}"
         line += f", test images ±{row['images_error']:.2f}" if row["images_error"] else ""
-        line += f"; {row['runs'][0]} and {row['runs'][1]} runs find {row['finds_now']:.2f}" if row["finds_now"] else ""
+        if row["finds_now"]:
+            line += f"; {row['runs'][0]} and {row['runs'][1]} runs detect {row['finds_now']:.2f}"
         lines.append(printable(line + ")"))
-    lines.append("A spread from three runs is itself known within a factor of 0.5 to 6: plan for more than it says.")
+    lines.append("A spread from three runs is itself uncertain (factor 0.5 to 6), so plan for more seeds than this.")
     return lines

@@ -1,7 +1,6 @@
 """`ghost plot`: figures from run records.
 
-Invariant: reads run records and writes the one file that --out names. Only `disagree`, which shows images, opens
-the data set.
+Invariant: it reads run records and writes only the file of --out. Only `disagree` shows images and opens the data set.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghostcli.cli.options import Runs
 from ghostcli.errors import UsageError, printable
 from ghostcli.paper import FAMILIES, paper
 
@@ -33,22 +33,22 @@ def plot(
     ],
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Runs by id, with or without the seed; none: all that fit."),
+        typer.Argument(metavar="[RUN]...", help="Run ids, with or without the seed. Default: all suitable runs."),
     ] = None,
-    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories live.")] = Path("runs"),
+    runs: Runs = Path("runs"),
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="PNG, PDF or SVG by suffix.", show_default="KIND.png"),
+        typer.Option("--out", "-o", metavar="FILE", help="A .png, .pdf or .svg file.", show_default="KIND.png"),
     ] = None,
     family: Annotated[
         str | None,
         typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.", show_default="those with runs"),
     ] = None,
     cost: Annotated[
-        str, typer.Option("--cost", metavar="C", help="Of `front`: parameters or hours of training.")
+        str, typer.Option("--cost", metavar="C", help="The x axis of `front`: parameters, or hours of training.")
     ] = "parameters",
 ) -> None:
-    """Draw learning curves, accuracy against width or cost, deltas, or what one run gets wrong."""
+    """Draw learning curves, accuracy against width or cost, differences, or the errors of one run."""
     from ghostcli.records import record
     from ghostcli.render.figures import SUFFIXES, save
 
@@ -69,7 +69,7 @@ def plot(
 
 
 def named(name: str, records: Sequence[RunRecord], runs: Path) -> list[RunRecord]:
-    """The runs of an id: one seed, or all of a job's."""
+    """The runs of an id: one seed, or all seeds of a job."""
     from ghostcli.records import record
 
     wanted = name.removeprefix("run/").rstrip("/")
@@ -79,7 +79,7 @@ def named(name: str, records: Sequence[RunRecord], runs: Path) -> list[RunRecord
 def learning_curves(
     records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None = None, cost: str = ""
 ) -> Figure:
-    """Test accuracy by epoch of the chosen runs (none: all that fit), beside their students' untaught runs."""
+    """Test accuracy by epoch of the chosen runs (none: all suitable runs) and of their students' baselines."""
     from ghostcli.compare.admission import admit
     from ghostcli.compare.groups import cohorts
     from ghostcli.render import figures, gather
@@ -108,14 +108,14 @@ def _width(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: st
         under = f" under {family}" if family else ""
         recipe = f" --recipe {family}" if family not in (None, "paper") else ""
         raise UsageError(
-            f"plot width: no run{under} is an untaught GN-S on {paper().source.data}, finished and to be set beside "
-            f"the printed ones; `ghost train-teacher gns:1.0{recipe}` makes one"
+            f"plot width: there is no finished GN-S baseline{under} on {paper().source.data} to compare with the "
+            f"paper's; `ghost train-teacher gns:1.0{recipe}` makes one"
         )
     return figures.width(found)
 
 
 def _with_cohort(table: Table, admitted: Admitted) -> Table:
-    """Table I with the runs of widths that it does not print, where it has no others."""
+    """Table I. If no run fills its rows: with runs of other widths."""
     from dataclasses import replace
 
     from ghostcli.compare.groups import cohorts, largest, of_family
@@ -140,8 +140,8 @@ def _front(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: st
 
     found = cohorts([run for run in admit(chosen or records).runs if family in (None, run.setup.family)])
     if not found:
-        raise UsageError("plot front: there is no finished run to draw; `ghost runs list` shows what there is")
-    # Accuracies on different images or budgets share no axis: the cohort with the most to show is drawn.
+        raise UsageError("plot front: there is no finished run to draw; `ghost runs list` shows all runs")
+    # Accuracies on different images or budgets are not comparable, so only the cohort with the most groups is drawn.
     cohort = max(found, key=lambda one: (len(one.groups), one.budget))
     hours = cost == "hours"
     points = gather.points(cohort, costs(records), hours)
@@ -193,7 +193,7 @@ def _disagree(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family:
     data = load(run.setup.recipe.data)
     if not all(np.array_equal(labels, theirs) for _, theirs in taught) or data.checksum != run.result.data_checksum:
         raise UsageError(
-            f"plot disagree: {run.id}, its teacher and {data.name} as it lies here are not of the same images"
+            f"plot disagree: {run.id} and its teacher were tested on other images than the files of {data.name} here"
         )
     teacher = np.mean([np.asarray(theirs, dtype=np.float64) for theirs, _ in taught], axis=0)
     title = f"{run.id} (S) and {', '.join(record.id for record in teachers)} (T)"
@@ -209,7 +209,7 @@ def _one(chosen: Sequence[RunRecord], kind: str) -> RunRecord:
 def _predictions(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
     found = run.predictions()
     if found is None:
-        raise UsageError(f"{run.id}: has no predictions ({run.problem or 'predictions.npz is gone'})")
+        raise UsageError(f"{run.id}: has no predictions ({run.problem or 'predictions.npz is missing'})")
     return found
 
 

@@ -1,6 +1,6 @@
-"""`ghost recipe`: the recipes there are, what they resolve to, and a copy to call one's own.
+"""`ghost recipe`: lists, shows, checks and copies recipes.
 
-Invariant: nothing here imports torch or starts a run; only `copy` writes, and never over a file.
+Invariant: nothing here imports torch or starts a run. Only `copy` writes, and it never overwrites a file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Name = Annotated[
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """The recipes that ghost brings along: name, family, what each is for."""
+    """The shipped recipes: name, family and purpose."""
     known = [(name, load(name).recipe) for name in names()]
     if as_json:
         _print_json([{"name": name, "family": recipe.family, "summary": recipe.summary} for name, recipe in known])
@@ -36,7 +36,7 @@ def list_(as_json: Json = False) -> None:
     table = Table("recipe", "family", "summary", box=None, pad_edge=False, header_style="bold")
     for name, recipe in known:
         table.add_row(name, recipe.family, recipe.summary)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a pipe wants a line a recipe
+    Console(width=None if sys.stdout.isatty() else 160).print(table)  # in a pipe: one line per recipe
 
 
 @app.command()
@@ -44,13 +44,13 @@ def show(
     name: Name,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, as -s train.epochs=20; repeatable."),
+        typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key, as in -s train.epochs=20 (repeatable)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """A recipe with every value spelled out, and where each came from.
+    """A recipe with all values, and the source of each.
 
-    The output is itself a recipe: saved as a .toml file (or, with --json, as a .json file) it resolves to the same.
+    The output is a recipe too: saved as a .toml file (with --json: a .json file) it gives the same values.
     """
     resolved = load(name, overrides or ())
     if as_json:
@@ -73,7 +73,7 @@ def _data(resolved: Resolved) -> dict[str, Any]:
 def check(
     recipes: Annotated[list[str], typer.Argument(metavar="FILE...", help="Recipe files, or shipped recipes' names.")],
 ) -> None:
-    """Say `ok` of each recipe, or every mistake with file, line and key; exit code 2 where there is one."""
+    """Print `ok` for each valid recipe, or all mistakes with file, line and key. Exit code 2 if there is a mistake."""
     wrong = []
     for name in recipes:
         try:
@@ -95,11 +95,11 @@ def schema() -> None:
 @app.command()
 def copy(
     name: Name,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new .toml file; never one that exists.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new .toml file. It must not exist.")],
 ) -> None:
-    """Write a recipe to a file of your own, to change and to hand to --recipe.
+    """Copy a recipe to your own file, to edit it and use it with --recipe.
 
-    Comments are kept. A recipe that extends a file is written out whole, so that the copy stands alone.
+    Comments are kept. If the recipe extends a file, all values are written, so the copy needs no other file.
     """
     load(name)
     target = printable(str(file))
@@ -115,15 +115,15 @@ def copy(
                 file.unlink(missing_ok=True)
                 raise
     except FileExistsError as error:
-        raise UsageError(f"{target}: exists already, and is not overwritten; name another file") from error
+        raise UsageError(f"{target}: already exists and is not overwritten; name another file") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{target}: cannot be written ({reason}); name a file in a folder of yours") from error
+        raise UsageError(f"{target}: cannot be written ({reason}); name a file in another folder") from error
     typer.echo(f"wrote {target}; use it with --recipe {target}", err=True)
 
 
 def _own(name: str) -> str:
-    """Text that means the same wherever it lies: the file's own, unless that leans on a file beside it."""
+    """TOML text that is valid in any folder: the file's own text, or all values if it extends another file."""
     source = files.find(name)
     if source.path.suffix.lower() == ".toml":
         text = files.read(source)

@@ -1,6 +1,6 @@
-"""`ghost reproduce`: every run of the paper's tables as one graph: shown, estimated, carried out, and tabulated.
+"""`ghost reproduce`: plans, estimates and trains all runs of the paper's tables, then prints the tables.
 
-Invariant: the tables printed hold the runs of this very plan and no others.
+Invariant: the printed tables contain only runs of this plan.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from ghostcli.records import record
 from ghostcli.run import launch
 from ghostcli.run.launch import Outcome
 
-#: Seconds of work that a person at a terminal is asked about first.
+#: Seconds of work above which a user at a terminal must confirm.
 LONG = 600
-#: Seconds of work that is not begun where nobody can be asked.
+#: Seconds of work above which --yes is required if there is no terminal.
 DAY = 86_400
 
 
 def reproduce(
-    tables: Annotated[list[str], typer.Argument(metavar="I|II|III|IV|all...", help="Which of the paper's tables.")],
+    tables: Annotated[list[str], typer.Argument(metavar="I|II|III|IV|all...", help="Tables of the paper.")],
     family: Annotated[str, typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.")] = "paper",
     seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Seeds 0 to N - 1 of every row.")] = 1,
     limit: Annotated[
@@ -45,7 +45,7 @@ def reproduce(
     ] = None,
     epochs: Epochs = None,
     skip: Annotated[
-        list[str], typer.Option("--skip", metavar="MODEL", help="Leave out the rows it takes part in (repeatable).")
+        list[str], typer.Option("--skip", metavar="MODEL", help="Leave out rows with this network (repeatable).")
     ] = [],  # noqa: B006 typer reads the default and never changes it
     overrides: Set = [],  # noqa: B006
     data: Data = None,
@@ -54,18 +54,18 @@ def reproduce(
     device: Device = "auto",
     dry_run: DryRun = False,
     controls: Annotated[
-        bool, typer.Option("--controls", help="Also every taught row with image-blind teachers.")
+        bool, typer.Option("--controls", help="Also train each taught row with image-blind teachers.")
     ] = False,
     teacher_seeds: TeacherSeeds = 1,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before hours of work.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before long work.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train everything the paper's tables rest on, teachers and assistants once, and print the tables.
+    """Train all runs of the paper's tables, each teacher and assistant once, and print the tables.
 
     ghost reproduce I II III IV --family paper --seeds 3        ghost reproduce all --limit 2000 --epochs 2
 
-    Finished runs are found, and unfinished ones go on. Smaller images or epochs are said in the tables. --controls
-    adds what a gain by teaching must beat: the same training with teachers that say nothing about the image.
+    Finished runs are reused; unfinished runs continue. The tables state fewer images or epochs than the paper's.
+    --controls adds controls: the same training with teachers that know nothing about the image.
     """
     chosen = [*settings(quoted(data) if data is not None else None, limit, epochs), *overrides]
     todo = study(tables, family, seeds, chosen, skip, runs, controls, teacher_seeds)
@@ -82,7 +82,7 @@ def reproduce(
         if total > LONG and not yes and sys.stdin.isatty() and not typer.confirm("Go ahead?", err=True):
             raise typer.Exit
         if total > DAY and not yes and not sys.stdin.isatty():
-            raise UsageError(f"about {hours(total)} of work, and nobody here to ask: add --yes to begin it")
+            raise UsageError(f"about {hours(total)} of work and no terminal to confirm it: add --yes to start")
         options = launch.Options(runs, device, jobs=jobs, command=words())
         failed = _run(todo, options, expected, as_json)
     if as_json:
@@ -92,9 +92,9 @@ def reproduce(
 
 
 def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet: bool) -> list[Outcome]:
-    """Carry the plan out; a line a row, and each table (unless `quiet`) as soon as nothing of it is open."""
+    """Run the plan: one line per row, and each table (unless `quiet`) as soon as its jobs are finished."""
     waiting = {table: {job.id for job in todo.of_table(table).jobs} for table in todo.tables}
-    if not _printed_data(todo):  # one table of all runs, in the place of the paper's
+    if not _printed_data(todo):  # one table of all runs, instead of the paper's tables
         waiting = {"": {job.id for job in todo.plan.jobs}}
     failed = []
 
@@ -115,7 +115,7 @@ def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet:
 
 
 def _outcomes(todo: Study, graph: Plan, options: launch.Options, expected: dict[str, Cost]) -> Iterator[Outcome]:
-    """The outcomes of a graph as they come, each with its line on stderr."""
+    """Yields the outcomes of a graph as jobs finish, and prints a line on stderr for each."""
     left = sum(cost.seconds for cost in expected.values())
     for count, outcome in enumerate(launch.run(graph, options), 1):
         job = outcome.job
@@ -129,7 +129,7 @@ def _outcomes(todo: Study, graph: Plan, options: launch.Options, expected: dict[
 
 
 def _reached(todo: Study, job: Job, runs: Path) -> str:
-    """`Table II, GN-S 1.0x < ResNet-18, seed 0: 91.02 (printed 91.10)`, or the id of a job that fills no row."""
+    """`Table II, GN-S 1.0x < ResNet-18, seed 0: 91.02 (printed 91.10)`; with the id if the job fills no row."""
     result = record_of(job, runs).result
     ours = f"{result.accuracy.selected:.2f}" if result else "no result"
     rows = todo.rows_of(job)
@@ -146,14 +146,14 @@ def _name(row: PaperRow) -> str:
 
 
 def measure(model: str, device: str) -> float:
-    """Images per second of a few of the engine's own training steps, on noise."""
+    """Images per second, measured over a few training steps of the engine on noise."""
     import torch
 
     from ghostcli.deploy import bench
     from ghostcli.engine.device import pick
 
     where, batch = pick(device), 64
-    console.print(f"no finished run tells how fast training is here: timing a few steps of {model}", style="dim")
+    console.print(f"no finished run shows the training speed here: timing a few steps of {model}", style="dim")
     step = bench.captured(bench.make_update(model, bench.bench_recipe(batch), bench.noise(batch, 10), where))
     index, wait = torch.arange(batch, device=where), bench.waiter(where)
     for _ in range(4 if where.type == "cuda" else 2):
@@ -168,7 +168,7 @@ def measure(model: str, device: str) -> float:
 
 
 def _announce(todo: Study, expected: dict[str, Cost], runs: Path, jobs: int) -> None:
-    """What is about to happen, on stderr."""
+    """Print the summary of the plan on stderr."""
     for line in _summary(todo, expected, runs, jobs):
         console.print(line, markup=False)
 
@@ -182,21 +182,19 @@ def _summary(todo: Study, expected: dict[str, Cost], runs: Path, at_a_time: int)
         mine = [job for job in jobs if job.id in to_make]
         rows, of = sum(planned.row.table == table for planned in todo.rows), len(paper().table(table).rows)
         about = hours(sum(expected[job.id].seconds for job in mine))
-        lines.append(
-            f"Table {table}: {rows} of {of} rows, resting on {len(jobs)} runs; {len(mine)} to make, about {about}"
-        )
+        lines.append(f"Table {table}: {rows} of {of} rows need {len(jobs)} runs; {len(mine)} to train, about {about}")
     seconds, size = (sum(getattr(expected[job.id], key) for job in open_jobs) for key in ("seconds", "bytes"))
     free = _free(runs)
     together = f", at best {hours(seconds / at_a_time)} with --jobs {at_a_time}" if at_a_time > 1 else ""
     lines.append(
-        f"Together: {len(open_jobs)} of {len(todo.plan.jobs)} runs to make, about {hours(seconds)} one at a time"
-        f"{together} (start-up and checks aside), up to {space(size)} of disk ({space(free)} free)"
+        f"Total: {len(open_jobs)} of {len(todo.plan.jobs)} runs to train, about {hours(seconds)} one at a time"
+        f"{together} (without start-up and checks), up to {space(size)} of disk ({space(free)} free)"
     )
     if size > free:
-        lines.append(f"Warning: {runs} has less room than that; make some, or name another folder with --runs")
+        lines.append(f"Warning: {runs} has less free space; free some, or name another folder with --runs")
     steps = min((_steps(job) for job in todo.plan.jobs), default=FEW_STEPS)
     if steps < FEW_STEPS:
-        lines.append(f"Warning: so small a version trains for {steps} steps a run; its accuracies mean nothing")
+        lines.append(f"Warning: {steps} steps per run are too few to learn from; the accuracies mean nothing")
     for basis in sorted({expected[job.id].basis for job in open_jobs}):
         models = dict.fromkeys(job.student for job in open_jobs if expected[job.id].basis == basis)
         lines.append(f"Rates, {basis}: {', '.join(models)}")
@@ -222,7 +220,7 @@ def _free(runs: Path) -> int:
 
 
 def _show_plan(todo: Study, expected: dict[str, Cost], runs: Path, jobs: int, as_json: bool) -> None:
-    """The whole plan, on stdout."""
+    """Print the whole plan on stdout."""
     rows = [_planned(todo, job, expected[job.id], runs) for job in todo.plan.jobs]
     if as_json:
         total = {key: round(sum(row[key] for row in rows), 1) for key in ("seconds", "bytes")}
@@ -260,7 +258,7 @@ def _planned(todo: Study, job: Job, cost: Cost, runs: Path) -> dict[str, Any]:
 
 
 def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
-    """The report's tables, from this plan's runs alone; what fills no printed row comes last."""
+    """The tables of this plan's runs. Runs that fill no printed row come last."""
     from ghostcli.compare import tables
     from ghostcli.compare.admission import admit
     from ghostcli.compare.looks import noted
@@ -272,7 +270,7 @@ def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
     if _printed_data(todo):
         shown = [tables.build(name, admitted, todo.family, options) for name in todo.tables]
         return noted(tables.judged(shown), runs)
-    besides = tables.also_run(admitted, [], options, (todo.family,))  # another data set's runs fill no printed row
+    besides = tables.also_run(admitted, [], options, (todo.family,))  # runs on other data fill no printed row
     return noted(tables.judged([besides] if besides else []), runs)
 
 
@@ -281,7 +279,7 @@ def _printed_data(todo: Study) -> bool:
 
 
 def _print_table(todo: Study, name: str, runs: Path) -> None:
-    """One table, or that of all runs where `name` is empty, judged with all others as far as they have runs."""
+    """Print one table (empty `name`: that of all runs). Verdicts are corrected over all tables that have runs."""
     from ghostcli.render import formats, text_table
 
     colour = sys.stdout.isatty()

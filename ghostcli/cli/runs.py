@@ -1,4 +1,4 @@
-"""`ghost runs`: look at, re-check, copy and remove run directories. Invariant: nothing but `rm` changes a run."""
+"""`ghost runs`: lists, shows, re-checks, copies and removes run directories. Invariant: only `rm` changes a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="A run's id, as `ghost run
 
 @app.command("list")
 def list_runs(runs: Runs = Path("runs"), as_json: Json = False) -> None:
-    """Every run: how far it is, how good, and what is wrong with it."""
+    """All runs: status, epochs, accuracy and problems."""
     rows = [overview(run) for run in scanned(runs)]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
@@ -35,15 +35,15 @@ def list_runs(runs: Runs = Path("runs"), as_json: Json = False) -> None:
 
 
 def scanned(runs: Path) -> list[RunRecord]:
-    """The runs in a folder; UsageError where it was named and is none. The default one may not be there yet."""
+    """The runs in a folder. UsageError if it is not a folder; only the default folder may be missing."""
     if not runs.is_dir() and (runs.exists() or runs != Path("runs")):
-        what = "is a file" if runs.exists() else "is not there"
-        raise UsageError(f"--runs {printable(runs)}: {what}; name the folder that holds your runs")
+        what = "is a file" if runs.exists() else "does not exist"
+        raise UsageError(f"--runs {printable(runs)}: {what}; name the folder that contains your runs")
     return record.scan(runs)
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    """One line a run. Ids are whole at any width: on a narrow terminal the last columns are left out."""
+    """One line per run. Ids are never cut: if the terminal is too narrow, the last columns are left out."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -80,7 +80,7 @@ def _status(row: dict[str, Any], most: int) -> str:
 
 @app.command()
 def show(run: Id, runs: Runs = Path("runs"), as_json: Json = False) -> None:
-    """One run: its result, its recipe and where it was made."""
+    """One run: its result, recipe and environment."""
     chosen = record.find(runs, run)
     if as_json:
         parts = {"result": chosen.result, "recipe": chosen.setup, "env": chosen.environment}
@@ -100,13 +100,68 @@ def show(run: Id, runs: Runs = Path("runs"), as_json: Json = False) -> None:
     console.print(view) if console.is_terminal else Console(highlight=False, width=10_000).print(view)
 
 
+<<<<<<< HEAD
+=======
+def page(run: RunRecord) -> list[tuple[str, str]]:
+    """The lines of `ghost runs show`: (title, text)."""
+    setup, result, made, seen = run.setup, run.result, run.environment, overview(run)
+    lines = [("run", run.id), ("status", f"{run.status}" + (f": {run.problem}" if run.problem else ""))]
+    if setup:
+        weights = f", {result.parameters:,} parameters, {result.start} start" if result else ""
+        lines.append(("network", f"{setup.student}{weights}, seed {setup.seed}"))
+        lines += [("taught by", teacher.run) for teacher in setup.teachers] or [("taught by", "no teacher")]
+        counts = [f"{count:,} {part}" for part, count in _images(result).items() if count]
+        lines.append(("data", setup.data + (f": {', '.join(counts)} images" if counts else "")))
+        lines.append(("recipe", f"{setup.recipe_name}, {seen['epoch']} of {seen['epochs']} epochs done"))
+        lines += [("", text) for text in changes(setup)]
+    if result:
+        scores = result.accuracy
+        text = f"{scores.selected:.2f} % (last {scores.last:.2f}, best {scores.best:.2f})"
+        lines.append(("test accuracy", text))
+        shares = {teacher: share for teacher, share in result.agreement.items() if share is not None}
+        lines += [("agreement", f"{share:.2f} % with {teacher}") for teacher, share in shares.items()]
+        lines.append(("time", f"{clock(result.seconds)}, on {result.environment.device}"))
+    elif seen["accuracy"] is not None:
+        lines.append(("test accuracy", f"{seen['accuracy']:.2f} % so far"))
+    if made:
+        lines.append(
+            ("made with", f"ghost {made.ghost}, python {made.python}, torch {made.torch}, kernel {made.kernel}")
+        )
+    if result:
+        lines += [("check", f"{found.level}: {found.message}") for found in result.check]
+        lines += [("note", note) for note in result.notes]
+    if setup and setup.command:
+        lines.append(("command", shlex.join(["ghost", *setup.command])))
+    files = sorted(path.name for path in run.path.iterdir() if path.is_file() and not path.name.startswith("."))
+    return [*lines, ("in", str(run.path)), ("files", ", ".join(files))]
+
+
+def _images(result: RunResult | None) -> dict[str, int]:
+    if result is None:
+        return {}
+    return {"train": result.train_images, "validation": result.validation_images, "test": result.test_images}
+
+
+def changes(setup: RunSetup) -> list[str]:
+    """`key = value (original)` for each key of a run's recipe that differs from the recipe that it names."""
+    from ghostcli.recipe import load
+
+    try:
+        named = load(setup.recipe_name).recipe
+    except UsageError:
+        return [f"the recipe {setup.recipe_name} is not found here; --json prints every key"]
+    diff = config_diff(setup.recipe, named)
+    return [f"{key} = {json.dumps(value)} ({json.dumps(theirs)})" for key, (value, theirs) in diff.items()]
+
+
+>>>>>>> 47fd9bf (Commands, plans, runs, records and checks in plain English)
 @app.command()
 def verify(
     run: Annotated[str | None, typer.Argument(metavar="[ID]", help="One run only.", show_default="all")] = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Re-check every run's files: checksums, the accuracy against predictions and epochs, the recipe against the id."""
+    """Re-check the files of all runs: checksums, accuracy against predictions and epochs, recipe against id."""
     from ghostcli.compare.admission import contradictions
     from ghostcli.records.verify import verify_run
 
@@ -135,11 +190,11 @@ def study(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The study's folder: runs/studies/NAME.")],
     runs: Runs = Path("runs"),
 ) -> None:
-    """Copy finished runs' records into a study's folder: what tables and curves need, and no more."""
+    """Copy the records of finished runs to a study's folder: only what tables and curves need."""
     chosen = [record.find(runs, run) for run in ids]
     for run in chosen:
         if run.status != "done":
-            raise UsageError(f"{run.id}: cannot be part of a study, {run.problem}; finish it first")
+            raise UsageError(f"{run.id}: cannot be part of a study ({run.problem}); finish it first")
     for run in chosen:
         folder = out / run.id
         try:
@@ -158,11 +213,11 @@ def remove(
     runs: Runs = Path("runs"),
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Remove a run directory for good."""
+    """Delete a run directory."""
     chosen = record.find(runs, run)
     if chosen.status == "running":
-        raise UsageError(f"{chosen.id}: {chosen.owner or 'another process'} is working on it; stop that first")
-    if not yes and not typer.confirm(f"Remove {chosen.path} and all in it?"):
+        raise UsageError(f"{chosen.id}: {chosen.owner or 'another process'} is working on it; stop it first")
+    if not yes and not typer.confirm(f"Delete {chosen.path} with all its files?"):
         raise typer.Exit
     shutil.rmtree(chosen.path)
     chosen.path.with_name(chosen.path.name + ".lock").unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""`ghost table`: the paper's tables, the printed numbers beside ours.
+"""`ghost table`: the paper's tables, with our numbers beside the printed ones.
 
-Invariant: reads run records and prints. It writes the file that --plot names, and how many runs were read.
+Invariant: it reads run records and prints. It writes only --plot's file and the log of readings (compare/looks.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ghostcli.cli.options import Runs
 from ghostcli.errors import UsageError, printable
 from ghostcli.paper import FAMILIES, paper
 
@@ -30,10 +31,10 @@ def table(
         str,
         typer.Argument(
             metavar="[I|II|III|IV|all|main|also]",
-            help="main: printed, published, paper and ghost side by side; also: runs beyond the paper's rows.",
+            help="main: printed, published, paper and ghost side by side; also: runs that fill no row of the paper.",
         ),
     ] = "all",
-    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where run directories live.")] = Path("runs"),
+    runs: Runs = Path("runs"),
     family: Annotated[
         str | None,
         typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.", show_default="those with runs"),
@@ -41,28 +42,35 @@ def table(
     form: Annotated[str, typer.Option("--format", metavar="F", help=f"{', '.join(FORMATS)}.")] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     margin: Annotated[
-        float, typer.Option("--margin", metavar="POINTS", help="Differences within it are called equivalent.")
+        float, typer.Option("--margin", metavar="POINTS", help="Smaller differences count as equivalent.")
     ] = 0.3,
-    cost: Annotated[bool, typer.Option("--cost", help="Training hours too, with the teachers' share.")] = False,
-    more: Annotated[bool, typer.Option("--more", help="Calibration and agreement with the teachers too.")] = False,
+    cost: Annotated[bool, typer.Option("--cost", help="Also training hours, with the teachers' share.")] = False,
+    more: Annotated[bool, typer.Option("--more", help="Also calibration and agreement with the teachers.")] = False,
     paper_metric: Annotated[
-        bool, typer.Option("--paper-metric", help="The best epoch on the test set, as in the paper: optimistic.")
+        bool,
+        typer.Option(
+            "--paper-metric", help="Accuracy of the best epoch on the test set, as in the paper (optimistic)."
+        ),
     ] = False,
     equal_budget: Annotated[
         bool,
-        typer.Option("--equal-budget", help="Against baselines trained as long as a row and its teachers together."),
+        typer.Option(
+            "--equal-budget", help="Compare with baselines trained as long as a row and its teachers together."
+        ),
     ] = False,
     allow_mixed: Annotated[
-        bool, typer.Option("--allow-mixed", help="Pool runs of different data, budget and recipes in one row.")
+        bool, typer.Option("--allow-mixed", help="Pool runs with different data, budgets and recipes in one row.")
     ] = False,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", help="A figure too: Fig. 1 for table I, deltas for the others."),
+        typer.Option(
+            "--plot", metavar="FILE", help="Also draw a figure: Fig. 1 for table I, differences for the others."
+        ),
     ] = None,
 ) -> None:
-    """Print the paper's tables: printed numbers, ours, and a verdict on what teaching changed.
+    """Print the paper's tables: printed numbers, our numbers, and a verdict on the effect of teaching.
 
-    Rows compare runs of one protocol only. Every run that is left out is named with the reason.
+    A row compares runs of one protocol only. Each run that is left out is named with the reason.
     """
     from ghostcli.compare.admission import admit
     from ghostcli.compare.looks import noted
@@ -76,7 +84,7 @@ def table(
         _known(family, FAMILIES, "--family")
     which = _known({"MAIN": "main", "ALL": "all", "ALSO": "also"}.get(which.upper(), which.upper()), names(), "table")
     if not 0 <= margin < 100:
-        raise UsageError(f"--margin {margin:g}: needs points of accuracy from 0 to below 100, such as 0.3")
+        raise UsageError(f"--margin {margin:g}: must be from 0 to below 100 points of accuracy, such as 0.3")
     if plot is not None and plot.suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {printable(plot)}: its name must end in {', '.join(SUFFIXES)}")
     options = Options("best" if paper_metric else "selected", margin, allow_mixed, equal_budget, runs)
@@ -98,7 +106,7 @@ def _known(value: str, known: Sequence[str], what: str) -> str:
 
 
 def _tables(which: str, admitted: Admitted, family: str | None, options: Options) -> list[Table]:
-    """The tables of an answer, without verdicts."""
+    """The tables to print, without verdicts."""
     from ghostcli.compare import tables
 
     if which == "main":
@@ -133,7 +141,7 @@ def _print(which: str, shown: Sequence[Table], records: Sequence[RunRecord], for
     if more:
         made += [text_table.calibration(t) for t in shown if t.filled]
     if not made:
-        raise UsageError("table 'also': there is no run beyond the paper's rows; `ghost table` prints those")
+        raise UsageError("table 'also': every run fills a row of the paper; `ghost table` prints these rows")
     if form == "text":
         colour = sys.stdout.isatty()
         sys.stdout.write(formats.text(made, _width(colour), colour))

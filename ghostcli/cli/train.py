@@ -1,6 +1,6 @@
-"""The strategies as verbs: arguments -> recipe -> plan -> run, or print.
+"""The training verbs: arguments -> recipe -> plan -> run or print.
 
-Invariant: a verb only says who teaches whom; everything else is the recipe's.
+Invariant: a verb only defines who teaches whom. Everything else is in the recipe.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ghostcli import plan
+from ghostcli.cli.check import report
 from ghostcli.cli.options import Common, Device, Json, Runs, with_common, words
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.plan import Job, record_of
@@ -25,7 +26,7 @@ from ghostcli.zoo.names import KNOWN
 
 check_app = typer.Typer(
     no_args_is_help=True,
-    help="The teaching check alone, with a training verb's arguments: ghost check distill resnet18 --student gns.",
+    help="Only the teaching check, with the arguments of a training verb: ghost check distill resnet18 --student gns.",
 )
 teach_app = typer.Typer(no_args_is_help=True, help="Work with a trained teacher's table of logits.")
 
@@ -33,18 +34,20 @@ MODELS = ", ".join(
     ["gns:WIDTH", "gnd:WIDTH", *(name for name in KNOWN if ":" not in name), "timm/NAME", "py:FILE.py:FUNCTION"]
 )
 Model = Annotated[str, typer.Argument(help=f"{MODELS}.")]
-TeacherModel = Annotated[str, typer.Argument(help="A model (trained first where no finished run is found) or run/ID.")]
-TeacherModels = Annotated[list[str], typer.Argument(help="Models, or run/ID; first to last.")]
-Student = Annotated[str, typer.Option("--student", metavar="MODEL", help="Who is taught, as in gns:1.3.")]
+TeacherModel = Annotated[str, typer.Argument(help="A model (trained first if it has no finished run) or run/ID.")]
+TeacherModels = Annotated[list[str], typer.Argument(help="Models or run/ID, first to last.")]
+Student = Annotated[str, typer.Option("--student", metavar="MODEL", help="The network to train, as in gns:1.3.")]
 Kind = Annotated[
     str | None,
-    typer.Option("--kind", help="kd, dkd, dist, hint, at or rkd: what is learnt.", show_default="the recipe's"),
+    typer.Option("--kind", help="Distillation loss: kd, dkd, dist, hint, at or rkd.", show_default="the recipe's"),
 ]
 Alpha = Annotated[
-    float | None, typer.Option("--alpha", help="Weight of the hard labels, equation (1).", show_default="the recipe's")
+    float | None,
+    typer.Option("--alpha", help="Weight of the hard-label term, equation (1).", show_default="the recipe's"),
 ]
 Temperature = Annotated[
-    float | None, typer.Option("--temperature", help="Softens the logits.", show_default="the recipe's")
+    float | None,
+    typer.Option("--temperature", help="Divides the logits before the softmax.", show_default="the recipe's"),
 ]
 TeacherSeeds = Annotated[
     int,
@@ -58,7 +61,7 @@ TeacherSeeds = Annotated[
 
 
 def distilling(kind: str | None, alpha: float | None, temperature: float | None) -> list[tuple[str, str]]:
-    """The distillation flags as overrides, each with its name."""
+    """The distillation flags as (flag, override)."""
     flags = {"kind": kind, "alpha": alpha, "temperature": temperature}
     return [(f"--{name}", f"distill.{name}={value}") for name, value in flags.items() if value is not None]
 
@@ -80,7 +83,7 @@ def shared_out(recipe: Recipe, seeds: list[int], teachers: int, named: list[str]
 
 @with_common
 def train_teacher(ctx: typer.Context, model: Model, common: Common) -> None:
-    """Train any model without a teacher: teachers, and the students' baselines.
+    """Train any model without a teacher: a teacher, or a student's baseline.
 
     ghost train-teacher resnet50        ghost train-teacher gns:1.0 --seed 0 --seed 1 --seed 2
     """
@@ -99,10 +102,13 @@ def distill(
     temperature: Temperature = None,
     teacher_seeds: TeacherSeeds = 1,
     generations: Annotated[
-        int, typer.Option("--generations", min=1, max=100, help="Born-again: the student teaches its like, N times.")
+        int,
+        typer.Option(
+            "--generations", min=1, max=100, help="Born-again networks: each generation teaches the next, N times."
+        ),
     ] = 1,
 ) -> None:
-    """Distil one teacher into a student; the teacher is trained first where no finished run of it is found.
+    """Distil one teacher into a student. The teacher is trained first if it has no finished run.
 
     ghost distill resnet18 --student gns:1.0 --temperature 4 --alpha 0.1
     """
@@ -120,13 +126,13 @@ def assist_chain(
     teachers: TeacherModels,
     common: Common,
     student: Student,
-    dense: Annotated[bool, typer.Option("--dense", help="Each network learns from all larger ones (DGKD).")] = False,
+    dense: Annotated[bool, typer.Option("--dense", help="Each network learns from all earlier ones (DGKD).")] = False,
     kind: Kind = None,
     alpha: Alpha = None,
     temperature: Temperature = None,
     teacher_seeds: TeacherSeeds = 1,
 ) -> None:
-    """Distil down a chain of teacher assistants, each taught by the one before.
+    """Distil through a chain of teacher assistants: each network teaches the next.
 
     ghost assist-chain resnet50 resnet34 resnet18 --student gns:1.3
     """
@@ -155,12 +161,12 @@ def ensemble(
     temperature: Temperature = None,
     teacher_seeds: TeacherSeeds = 1,
 ) -> None:
-    """Distil several teachers at once.
+    """Distil several teachers into a student at once.
 
     ghost ensemble resnet50 densenet161 vgg13 inceptionv3 --student gns:1.0
     """
     if len(teachers) < 2:
-        raise UsageError(f"ensemble: {teachers[0]} alone is no ensemble; name two or more, or use ghost distill")
+        raise UsageError(f"ensemble: {teachers[0]} is only one teacher; name two or more, or use ghost distill")
     flags = distilling(kind, alpha, temperature)
     found = common.resolve(*flags, *([("--weighting", f"distill.weighting={weighting}")] if weighting else []))
     recipe = shared_out(found.recipe, common.seeds, teacher_seeds, teachers)
@@ -173,7 +179,7 @@ def ensemble(
 
 
 def register(app: typer.Typer, panel: str) -> None:
-    """Each verb twice: to train, and under `ghost check` to look at the teaching alone."""
+    """Register each verb twice: to train, and under `ghost check` for the teaching check."""
     verbs: dict[str, Callable[..., Any]] = {
         "train-teacher": train_teacher,
         "distill": distill,
@@ -181,18 +187,18 @@ def register(app: typer.Typer, panel: str) -> None:
         "ensemble": ensemble,
     }
     for name, verb in verbs.items():
-        takes = f"It takes what ghost {name} takes, and the teachers' runs must be finished."
+        takes = f"The arguments are those of ghost {name}. The teachers' runs must be finished."
         app.command(name, rich_help_panel=panel)(verb)
         check_app.command(
-            name, help=f"What the run of the first --seed would be taught; nothing is trained.\n\n{takes}"
+            name, help=f"Check what teachers would teach in the run of the first --seed, without training.\n\n{takes}"
         )(verb)
 
 
 def act(ctx: typer.Context, common: Common, recipe: Recipe, job_of: Callable[[int], Job]) -> None:
-    """What every verb ends in: plan the seeds' jobs, then print, check or run them."""
+    """The last step of every verb: plan one job per seed, then print, check or run the plan."""
     todo = plan.order(job_of(seed) for seed in common.seeds)
     if ctx.parent is not None and ctx.parent.info_name == "check":
-        check(todo, common)
+        report(todo.requested[0], common)
     elif common.dry_run:
         show_plan(todo, common)
     else:
@@ -210,14 +216,14 @@ def act(ctx: typer.Context, common: Common, recipe: Recipe, job_of: Callable[[in
 
 
 def show_results(todo: plan.Plan, runs: Path) -> None:
-    """The runs that were asked for, as the contract has it, whatever became of them."""
-    found = [(job, record_of(job, runs).result) for job in todo.asked]
+    """Print the requested runs as JSON, finished or not."""
+    found = [(job, record_of(job, runs).result) for job in todo.requested]
     results = [unfinished(job, runs) if result is None else summary(result) for job, result in found]
     typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
 
 
 def unfinished(job: Job, runs: Path) -> dict[str, Any]:
-    """What --json has of a run that is not done: why not, and no accuracy."""
+    """The --json value of a run that is not done: the reason, and no accuracy."""
     run = record_of(job, runs)
     absent = run.status == "absent"
     return {
@@ -237,7 +243,7 @@ def unfinished(job: Job, runs: Path) -> dict[str, Any]:
 
 
 def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
-    """curves.png in the directory of each run of several epochs: its learning curve, and its baseline's if there."""
+    """Draw curves.png for each run of several epochs: its learning curve, and its baseline's if there is one."""
     done = [run for run in done if run.result.epochs > 1 and not (run.path / "curves.png").exists()]
     if not done:
         return
@@ -246,13 +252,13 @@ def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
 
     known = record.scan(runs)
     for run in done:
-        drawn = run.path / f".curves.{os.getpid()}.png"  # renamed when whole: a kill leaves no half picture
+        drawn = run.path / f".curves.{os.getpid()}.png"  # renamed when complete, so a kill leaves no partial file
         save(learning_curves(known, [run]), drawn)
         os.replace(drawn, run.path / "curves.png")
 
 
 def summary(result: RunResult) -> dict[str, Any]:
-    """What a training verb prints under --json, as the contract has it."""
+    """The --json value of a finished run."""
     accuracy = result.accuracy
     return {
         "run": result.run,
@@ -270,16 +276,16 @@ def summary(result: RunResult) -> dict[str, Any]:
     }
 
 
-#: What a plan does about a run, by its status; what has begun goes on.
+#: Status of a run -> what a plan does with it. Every other run is continued.
 STATES = {"done": "reused", "absent": "trained"}
 
 
 def show_plan(todo: plan.Plan, common: Common) -> None:
-    """What will be trained, what is reused, in which order."""
+    """Print what will be trained and what is reused, in order."""
     rows = []
     for job in todo.jobs:
         state = STATES.get(record_of(job, common.runs).status, "goes on")
-        if job in todo.asked and not common.resume:
+        if job in todo.requested and not common.resume:
             state = "trained"
         rows.append(
             {
@@ -304,13 +310,6 @@ def show_plan(todo: plan.Plan, common: Common) -> None:
     Console(soft_wrap=True).print(view)
 
 
-def check(todo: plan.Plan, common: Common) -> None:
-    """Look at what the first asked job's teachers would teach, without training anything."""
-    from ghostcli.cli.check import report
-
-    report(todo.asked[0], common)
-
-
 @teach_app.command("fill")
 def fill(
     run: Annotated[str, typer.Argument(help="A finished run: ID or run/ID.")],
@@ -318,16 +317,16 @@ def fill(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Fill a trained teacher's table of logits: every view of every training image, asked once, reused by all.
+    """Fill the table of logits of a trained teacher: all views of all training images. All students reuse it.
 
-    It needs no filling by hand: a student asks for what is missing as it goes.
+    This is optional: a student's training computes missing logits and adds them to the table.
     """
     from ghostcli import signals
     from ghostcli.display import Display
 
     chosen = record.find(runs, run)
     if chosen.status != "done" or chosen.result is None:
-        raise UsageError(f"{chosen.id}: cannot teach, {chosen.problem}; finish it first")
+        raise UsageError(f"{chosen.id}: cannot teach ({chosen.problem}); finish it first")
     recipe = chosen.result.recipe
     with signals.handled():
         from ghostcli.distill import teacher
@@ -339,13 +338,14 @@ def fill(
         data = load_data(recipe.data)
         if data.checksum != chosen.result.data_checksum:
             raise UsageError(
-                f"{chosen.id}: the images of {recipe.data.name} are no longer those it was trained on; put them back"
+                f"{chosen.id}: the images of {recipe.data.name} have changed since its training; restore them"
             )
         loaded = teacher.load(chosen.id, chosen.path, len(data.classes), where)
         views = recipe.augment.view_count
         if views is None:
             raise UsageError(
-                f"{chosen.id}: augment.cutout={recipe.augment.cutout} has views without number; no table can hold them"
+                f"{chosen.id}: views with augment.cutout={recipe.augment.cutout} cannot be numbered, so no table is "
+                "possible"
             )
         with Display() as show, signals.polled():
             show.begin(f"{chosen.id} table", views * len(data.train))

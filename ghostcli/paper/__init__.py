@@ -1,7 +1,7 @@
-"""The paper's tables as printed: paper.toml, read into frozen values.
+"""The paper's printed tables: reads paper.toml into frozen values.
 
-Invariant: rows stand in the paper's order with the paper's numbers; what is known to be wrong with a number is
-said beside it, never mended in it.
+Invariant: rows have the paper's order and numbers. A known error in a number is described in a note; the number itself
+is not corrected.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 from ghostcli.errors import UsageError
 
-#: In the order in which they are shown.
+#: The families of recipes, in the order of the tables.
 FAMILIES: tuple[str, ...] = ("paper", "published", "ghost", "smoke")
 
 
 @dataclass(frozen=True)
 class Logged:
-    """What the authors' logs say where it differs from what they printed."""
+    """The values in the authors' logs, if they differ from the printed ones."""
 
     accuracy: float
     delta: float
@@ -28,7 +28,7 @@ class Logged:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One printed row. `delta` is against the printed baseline; None in Table I."""
+    """One printed row. `delta`: the difference from the printed baseline; None in Table I."""
 
     table: str
     verb: str
@@ -43,7 +43,7 @@ class PaperRow:
 
     @property
     def parameters(self) -> int:
-        """Of the training form with 10 classes, counted."""
+        """Parameters of the train form with 10 classes, counted."""
         return paper().models[self.student].parameters
 
     def arguments(self, family: str = "paper") -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Source:
-    """The protocol behind every printed number."""
+    """The protocol of all printed numbers."""
 
     title: str
     data: str
@@ -97,7 +97,7 @@ class Paper:
     notes: dict[str, str]
 
     def table(self, name: str) -> PaperTable:
-        """The table of that name; UsageError naming what exists."""
+        """The table with this name. UsageError if there is none."""
         for table in self.tables:
             if table.name == name:
                 return table
@@ -140,7 +140,7 @@ def _row(content: dict[str, Any], **head: str) -> PaperRow:
 
 
 def label(name: str) -> str:
-    """A network's name as the tables print it: `GN-S 1.3x`, `ResNet-18`, `timm/x`."""
+    """A network's name in the tables: `GN-S 1.3x`, `ResNet-18`, `timm/x`."""
     known = paper().models.get(name)
     if known:
         return known.label
@@ -149,5 +149,5 @@ def label(name: str) -> str:
 
 
 def joined(teachers: tuple[str, ...] | list[str], strategy: str) -> str:
-    """Teachers in a phrase: a chain with arrows, first to last, any other with plus signs."""
+    """The teachers in one phrase: a chain with arrows, first to last; other teachers with plus signs."""
     return (" → " if strategy in ("chain", "dense") else " + ").join(label(name) for name in teachers)

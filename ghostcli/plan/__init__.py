@@ -1,7 +1,7 @@
-"""Recipe x seeds -> jobs in order (teacher -> assistants -> student), with content ids.
+"""Turns a recipe and seeds into jobs in order (teacher -> assistants -> student), with content ids.
 
-Invariant: two jobs with the same id do the same work, whatever command asked for them; so a teacher is
-trained once and found again by every recipe that names it.
+Invariant: jobs with equal ids do the same work, whichever command planned them. So a teacher is trained once, and every
+recipe that names it reuses the run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ghostcli.zoo import names, own
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run named as `run/ID`, in the place of a job that would have to be trained."""
+    """A finished run, named as `run/ID`. It replaces a job that would be trained."""
 
     id: str
     student: str
@@ -39,7 +39,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Job:
-    """One training, fully resolved. `teachers` are the direct ones, first to last."""
+    """One training with all settings. `teachers` are the direct teachers, first to last."""
 
     student: str
     seed: int
@@ -53,7 +53,7 @@ class Job:
 
     @property
     def strategy(self) -> str:
-        """plain | kd | chain | dense | ensemble | adaptive, read off who teaches."""
+        """plain | kd | chain | dense | ensemble | adaptive. It follows from the teachers and the recipe."""
         if not self.teachers:
             return "plain"
         distill = self.recipe.distill
@@ -70,14 +70,14 @@ class Job:
 
     @cached_property
     def path(self) -> tuple[str, ...]:
-        """Names of the teachers as a table's row gives them: a chain's whole path, an ensemble's members."""
+        """Names of the teachers, as in the row of a table: the whole path of a chain, the members of an ensemble."""
         if len(self.teachers) == 1:
             return self.teachers[0].lineage
         return tuple(teacher.student for teacher in self.teachers)
 
     @property
     def generation(self) -> int:
-        """How many networks of its own kind have taught before it: 0 for one that was not born again."""
+        """The number of networks like its own in its path: 0 if it is not a born-again network."""
         return self.path.count(self.student)
 
     @property
@@ -86,7 +86,7 @@ class Job:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """All that decides the result but the seed."""
+        """Everything that decides the result, except the seed."""
         recipe = canonical(self.recipe)
         if not self.taught:
             del recipe["distill"]
@@ -113,7 +113,7 @@ class Job:
 
     @cached_property
     def protocol(self) -> str:
-        """Digest of data, budget and training alone: equal means that accuracies may be compared."""
+        """Digest of data, budget and training without [distill]. Accuracies are comparable if it is equal."""
         recipe = canonical(self.recipe)
         del recipe["distill"]
         del recipe["engine"]["branches"]
@@ -125,9 +125,9 @@ class Job:
 
 
 def network(name: str) -> str:
-    """The canonical name of a network that is to be trained; UsageError for a finished run, which can only teach."""
+    """The canonical name of a network to train. UsageError for a finished run, which can only teach."""
     if RUN_ID.fullmatch(name):
-        raise UsageError(f"{name}: is a run's id, not a model's name; type run/{name}")
+        raise UsageError(f"{name}: is the id of a run, not the name of a model; type run/{name}")
     parsed = names.parse(name)
     if parsed.family == "run":
         raise UsageError(f"{printable(name)}: a finished run can teach, but it is not trained again; name a model")
@@ -137,12 +137,12 @@ def network(name: str) -> str:
 
 
 def plain(student: str, seed: int, recipe: Recipe, recipe_name: str) -> Job:
-    """A training without teachers; what [distill] says plays no part in it."""
+    """A training without teachers. It ignores [distill]."""
     return Job(network(student), seed, recipe.model_copy(update={"distill": KD()}), recipe_name)
 
 
 def root_teacher(name: str, recipe: Recipe, recipe_name: str, runs: Path) -> Job | Finished:
-    """A teacher by model name (trained under the same recipe) or by `run/ID` (as it is)."""
+    """A teacher: a model name (trained with the same recipe), or `run/ID` (a finished run)."""
     if name.startswith("run/"):
         return finished(name, runs)
     job = plain(name, recipe.distill.teacher_seed, recipe, recipe_name)
@@ -155,7 +155,7 @@ def root_teacher(name: str, recipe: Recipe, recipe_name: str, runs: Path) -> Job
 def finished(name: str, runs: Path) -> Finished:
     run = record.find(runs, name)
     if run.status != "done" or run.result is None:
-        raise UsageError(f"{run.id}: cannot teach, {run.problem}; name a finished run")
+        raise UsageError(f"{run.id}: cannot teach ({run.problem}); name a finished run")
     result = run.result
     lineage = (*result.path, result.student) if result.strategy in ("kd", "chain") else (result.student,)
     return Finished(run.id, result.student, result.digest, lineage, result.classes, result.of_group)
@@ -168,10 +168,10 @@ def teacher_of(recipe: Recipe, seed: int, teachers: int) -> Recipe:
 
 
 def chain(path: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:
-    """TAKD (Mirzadeh 2020): each network taught by the one before; DGKD (Son 2021) where the recipe is dense."""
+    """TAKD (Mirzadeh 2020): each network teaches the next. DGKD (Son 2021) if the recipe is dense."""
     if recipe.distill.weighting == "adaptive":
-        raise UsageError("distill.weighting=adaptive: weighs teachers that teach together; name them to ghost ensemble")
-    # The control of a chain blinds its last student's teachers alone: the assistants are the same.
+        raise UsageError("distill.weighting=adaptive: needs several teachers at once; use ghost ensemble")
+    # In the control of a chain only the teachers of the last student are blind. The assistants are the same.
     seeing = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"blind": False})})
     stages: list[Job | Finished] = [root_teacher(path[0], recipe, recipe_name, runs)]
     for name in path[1:]:
@@ -185,28 +185,28 @@ def chain(path: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_n
 
 def _taught(name: str, stages: list[Job | Finished], seed: int, recipe: Recipe, recipe_name: str) -> Job:
     teachers = tuple(stages) if recipe.distill.dense else (stages[-1],)
-    if len(teachers) == 1:  # with one teacher a dense stage is plain KD: the same job, found by either
+    if len(teachers) == 1:  # a dense stage with one teacher is plain KD, so both are the same job
         alone = {"dense": False, "drop": 0, "weighting": "mean", "combine": "logits"}
         recipe = recipe.model_copy(update={"distill": recipe.distill.model_copy(update=alone)})
     return Job(network(name), seed, recipe, recipe_name, teachers)
 
 
 def ensemble(teachers: Sequence[str], student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:
-    """All teachers at once, each trained alone."""
+    """All teachers teach at once. Each is trained without a teacher, or is a finished run."""
     if recipe.distill.dense:
-        raise UsageError("distill.dense=true: is of chains, whose every stage teaches; use ghost assist-chain --dense")
+        raise UsageError("distill.dense=true: is only for chains; use ghost assist-chain --dense")
     roots = tuple(root_teacher(name, recipe, recipe_name, runs) for name in teachers)
     if len({teacher.id for teacher in roots}) < len(roots):
-        raise UsageError(f"{' '.join(map(printable, teachers))}: a teacher is named twice; name each once")
+        raise UsageError(f"{' '.join(map(printable, teachers))}: a teacher is named twice; name each teacher once")
     return Job(network(student), seed, recipe, recipe_name, roots)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Jobs in an order in which each teacher comes before its students; `asked` are the command's own."""
+    """Jobs in order: each teacher before its students. `requested`: the jobs of the command itself."""
 
     jobs: tuple[Job, ...]
-    asked: tuple[Job, ...]
+    requested: tuple[Job, ...]
 
     @cached_property
     def seeds(self) -> dict[str, tuple[int, ...]]:
@@ -217,8 +217,8 @@ class Plan:
         return {group: tuple(sorted(seeds)) for group, seeds in found.items()}
 
 
-def order(asked: Iterable[Job]) -> Plan:
-    """The graph of `asked` and all their teachers, each once, teachers first."""
+def order(requested: Iterable[Job]) -> Plan:
+    """The graph of the `requested` jobs and all their teachers, each once, teachers first."""
     jobs: dict[str, Job] = {}
 
     def visit(job: Job | Finished) -> None:
@@ -228,14 +228,14 @@ def order(asked: Iterable[Job]) -> Plan:
             visit(teacher)
         jobs.setdefault(job.id, job)
 
-    asked = tuple(asked)
-    for job in asked:
+    requested = tuple(requested)
+    for job in requested:
         visit(job)
-    return Plan(tuple(jobs.values()), tuple({job.id: job for job in asked}.values()))
+    return Plan(tuple(jobs.values()), tuple({job.id: job for job in requested}.values()))
 
 
 def record_of(job: Job | Finished, runs: Path) -> record.RunRecord:
-    """The run of a job under `runs`, whether it has begun or not."""
+    """The run of a job under `runs`. It may not exist yet."""
     return record.RunRecord(runs / job.id, job.id)
 
 

@@ -1,7 +1,7 @@
-"""How long a graph of jobs will take, and how much disk, from measured rates.
+"""Estimates the time and disk space of a graph of jobs from measured rates.
 
-Invariant: every figure says what it rests on: a finished run of that network, or the measured rate of another one
-scaled by multiply-accumulates. Start-up and the teaching checks are left out. No torch here.
+Invariant: each figure names its basis: a finished run of the network, or the measured rate of another network scaled by
+multiply-accumulates. Start-up and teaching checks are not included. No torch here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ghostcli.recipe.sets import SETS
 from ghostcli.records.record import RunRecord
 from ghostcli.zoo import names
 
-#: Multiply-accumulates of a forward pass of one 32 x 32 image in training form, in millions.
+#: Multiply-accumulates of a forward pass of one 32 x 32 image in train form, in millions.
 MACS = {
     "gns:1.0": 19.6,
     "gns:1.3": 31.4,
@@ -39,23 +39,23 @@ MACS = {
     "inceptionv3": 3460.0,
     "efficientnetv2": 2849.0,
 }
-#: Whether a Ghost network or not: whom to measure where no network of the kind has a run.
+#: Ghost network or not -> the network to measure if no network of the kind has a run.
 REFERENCE = {True: "gns:1.0", False: "resnet18"}
-#: Training time grows as this power of the MACs: Ghost networks wait for memory rather than arithmetic. From GN-S 1.0
-#: to 3.4 a CPU core takes 4.4 times as long, and 9.8^(2/3) is 4.6; the authors' GPU took 2.8 times. The others' times
-#: per MAC lie within 40 % of one another.
+#: Training time grows as this power of the MACs. Memory limits Ghost networks more than arithmetic: GN-S 3.4 has 9.8
+#: times the MACs of GN-S 1.0 and takes 4.4 times as long on a CPU core (9.8^(2/3) is 4.6); on the authors' GPU it took
+#: 2.8 times as long. The times per MAC of the other networks differ by at most 40 %.
 POWER = {True: 2 / 3, False: 1.0}
-#: Images that a run must have trained on for its rate to count: the first steps build kernels and warm up.
+#: The rate of a run counts from this many training images: the first steps build kernels and warm up.
 ENOUGH = 2000
-#: The basis of a job that costs nothing more.
+#: The basis of a finished job, which costs nothing.
 DONE = "done"
-#: An evaluation's share of a training step: no backward pass, no update.
+#: Cost of a forward pass as a share of a training step.
 FORWARD = 1 / 3
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one job: seconds, one run at a time; bytes on disk; and what the student's rate rests on."""
+    """The cost of one job: seconds with one run at a time, bytes on disk, and the basis of the student's rate."""
 
     seconds: float
     bytes: int
@@ -63,9 +63,9 @@ class Cost:
 
 
 class Rates:
-    """Seconds that training on one image takes, by network, on one kind of device.
+    """Training seconds per image, by network, on one kind of device.
 
-    `measure(network)` gives the images per second of a network that no run tells of.
+    `measure(network)` returns the images per second of a network without a finished run.
     """
 
     def __init__(self, records: Iterable[RunRecord], device: str, measure: Callable[[str], float]) -> None:
@@ -75,7 +75,7 @@ class Rates:
         largest: dict[str, int] = {}
         for run in records:
             result = run.result if run.status == "done" else None
-            # A taught run's rate holds what was asked of its teachers.
+            # The rate of a taught run includes the time of its teachers.
             if result is None or result.strategy != "plain" or result.environment.device_type != device:
                 continue
             rates = [row["images_per_second"] for row in run.metrics() if row.get("images_per_second", 0) > 0]
@@ -92,7 +92,7 @@ class Rates:
         return self.known[model]
 
     def _scale(self, model: str) -> None:
-        """From the network of the same kind, among those measured, that is nearest in MACs."""
+        """Scale the rate of the measured network of the same kind with the nearest MACs."""
         ghost = names.is_ghost(model)
         like = [name for name in self.measured if name in MACS and names.is_ghost(name) == ghost]
         if not like:
@@ -108,7 +108,7 @@ class Rates:
 
 
 def sizes(section: DataSection) -> tuple[int, int, int]:
-    """Training images, test images and classes that a recipe's data section leaves."""
+    """Training images, test images and classes for a recipe's data section."""
     known = SETS.get(section.name)
     if known is None:
         return _counted(section)
@@ -119,7 +119,7 @@ def sizes(section: DataSection) -> tuple[int, int, int]:
 
 @cache
 def _counted(section: DataSection) -> tuple[int, int, int]:
-    """The same, of a user's own folder."""
+    """The same for a user's own folder."""
     from ghostcli import data
 
     found = data.load(section)
@@ -127,10 +127,9 @@ def _counted(section: DataSection) -> tuple[int, int, int]:
 
 
 def costs(graph: Plan, rates: Rates, runs: Path) -> dict[str, Cost]:
-    """Job id -> what is still to be spent on it, in the graph's order; nothing for a job that is done.
+    """Job id -> the remaining cost, in the graph's order; zero for a finished job.
 
-    A teacher's table is filled by whoever asks first: a view of an image that an earlier student of the graph saw
-    costs nothing again.
+    Students of a teacher share its table of logits. So a view costs nothing if an earlier student used it.
     """
     seen: dict[str, dict[int, int]] = defaultdict(dict)  # teacher's run -> student's seed -> epochs
     for job in graph.jobs:
@@ -149,32 +148,32 @@ def _cost(job: Job, rates: Rates, runs: Path, seen: dict[str, dict[int, int]]) -
     seconds = epochs * (train + FORWARD * test) * each
     space = 4 * copies(job) * paper().models[job.student].parameters + test * (2 * classes + 8)
     for teacher in job.teachers:
-        asked = train * epochs
+        computed = train * epochs
         if views := _views(job):
             before = _distinct(seen[teacher.id], views)
             if not seen[teacher.id]:
                 space += train * views * (2 * classes + 1)
             _see(seen[teacher.id], job)
-            asked = round(train * (_distinct(seen[teacher.id], views) - before))
-        seconds += asked * FORWARD * rates.seconds(teacher.student)
+            computed = round(train * (_distinct(seen[teacher.id], views) - before))
+        seconds += computed * FORWARD * rates.seconds(teacher.student)
     left = 1 - _share_done(job, runs)
     return Cost(seconds * left, space, rates.basis[job.student])
 
 
 def copies(job: Job) -> int:
-    """Of the weights, as a run keeps them: the final ones, and two checkpoints with momentum and what is averaged
-    or chosen."""
+    """Number of weight-sized tensors that a run stores: the final weights, and two checkpoints with weights, momentum,
+    and averaged or selected weights."""
     kept = 2 + (job.recipe.train.ema > 0) + (job.recipe.data.validation > 0)
     return 1 + 2 * kept
 
 
 def _share_done(job: Job, runs: Path) -> float:
-    """How much of an unfinished run is behind it."""
+    """The finished share of a run."""
     return min(len(record_of(job, runs).metrics()) / job.recipe.train.last_epoch, 1.0)
 
 
 def _views(job: Job) -> int:
-    """Views of an image that tables hold for this job; 0 where its teachers are asked at every step."""
+    """Views of an image in this job's teacher tables; 0 if teacher logits are computed at every step."""
     return 0 if job.recipe.why_live else job.recipe.augment.view_count
 
 
@@ -183,12 +182,12 @@ def _see(by_seed: dict[int, int], job: Job) -> None:
 
 
 def _distinct(by_seed: dict[int, int], views: int) -> float:
-    """Expected number of an image's views that were drawn: seeds draw apart, students of one seed alike."""
+    """Expected number of distinct views drawn. Each seed draws its own views; students of one seed draw the same."""
     return views * (1 - (1 - 1 / views) ** sum(by_seed.values()))
 
 
 def hours(seconds: float) -> str:
-    """A duration to two digits, as a person says it."""
+    """A duration with two digits and a unit: `3.5 h`."""
     for unit, name in ((86400 * 2, "days"), (3600, "h"), (60, "min")):
         if seconds >= unit:
             value = seconds / (86400 if name == "days" else unit)

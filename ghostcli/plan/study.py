@@ -1,7 +1,7 @@
 """The paper's tables as one graph of jobs.
 
-Invariant: a printed row is planned as the command that the table names for it, so its runs are the ones that
-`ghost table` puts there; a job that several rows need is there once. No torch here.
+Invariant: a printed row is planned like the command that the table names for it, so `ghost table` puts its runs into
+that row. A job that several rows need is planned once. No torch here.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ghostcli.plan import Job, Plan
 from ghostcli.recipe import Resolved, load
 from ghostcli.zoo import names
 
-#: The authors made one chain of assistants, unshuffled and without the extra step, and distilled every row of
-#: Table III from its ResNet-18 (facts: the chain that ends in GN-D).
+#: The authors trained one chain of assistants: that of the GN-D row, unshuffled and without the extra step. They
+#: distilled all rows of Table III from its ResNet-18.
 PUBLISHED_ASSISTANTS = "published/chain-gnd"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A printed row with its job for each seed; where it is taught, its baseline's and, if asked for, its control's."""
+    """A printed row with one job per seed. A taught row has jobs of its baseline too, and optionally of its control."""
 
     row: PaperRow
     jobs: tuple[Job, ...]
@@ -39,7 +39,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Study:
-    """The rows of the named tables, those that --skip left out, and the one graph of all their jobs."""
+    """The rows of the chosen tables, the rows that --skip left out, and the graph of all jobs."""
 
     tables: tuple[str, ...]
     family: str
@@ -49,7 +49,7 @@ class Study:
 
     @cached_property
     def needed_by(self) -> dict[str, tuple[str, ...]]:
-        """Job id -> the tables that rest on it."""
+        """Job id -> the tables that need it."""
         found: dict[str, tuple[str, ...]] = {}
         for table in self.tables:
             for job in self.of_table(table).jobs:
@@ -57,12 +57,12 @@ class Study:
         return found
 
     def of_table(self, table: str) -> Plan:
-        """The part of the graph that a table rests on."""
+        """The part of the graph that a table needs."""
         planned = [planned for planned in self.rows if planned.row.table == table]
         return plan.order(job for each in planned for job in each.all)
 
     def rows_of(self, job: Job) -> tuple[PaperRow, ...]:
-        """The printed rows that a job fills."""
+        """The printed rows of a job."""
         return tuple(planned.row for planned in self.rows if job.id in {mine.id for mine in planned.jobs})
 
 
@@ -76,21 +76,21 @@ def study(
     controls: bool = False,
     teachers: int = 1,
 ) -> Study:
-    """Plan every row of `tables` for the seeds 0 to `seeds` - 1, but those in which a network of `skip` takes part.
+    """Plan the rows of `tables` for the seeds 0 to `seeds` - 1, without rows that contain a network of `skip`.
 
-    `teachers`: how many times the teachers are trained; the seeds of their students are shared out among them.
+    `teachers`: the number of trainings of each teacher; the seeds of the students are divided among them.
 
-    `overrides` (`key.path=value`) apply to every recipe. Taught rows bring their students' baselines along, without
-    which there is no difference to show, and with `controls` the same trainings with image-blind teachers.
+    `overrides` (`key.path=value`) apply to every recipe. Taught rows include the baselines of their students, because a
+    difference needs them. With `controls` they include the same trainings with image-blind teachers.
     """
     if family not in FAMILIES:
-        raise UsageError(f"--family {printable(family)}: is none of {', '.join(FAMILIES)}")
+        raise UsageError(f"--family {printable(family)}: does not exist; there are {', '.join(FAMILIES)}")
     named = chosen(tables)
     without = {names.canonical(name) for name in skip}
     rows = [row for table in named for row in paper().table(table).rows]
     there = dict.fromkeys(name for row in rows for name in (*row.teachers, row.student))
     if lost := [name for name in without if name not in there]:
-        raise UsageError(f"--skip {printable(lost[0])}: takes part in none of these rows.{nearest(lost[0], [*there])}")
+        raise UsageError(f"--skip {printable(lost[0])}: is in none of these rows.{nearest(lost[0], [*there])}")
 
     @cache
     def resolved(recipe: str) -> Resolved:
@@ -134,7 +134,7 @@ def blind(job: Job) -> Job:
 
 
 def chosen(tables: Sequence[str]) -> tuple[str, ...]:
-    """The tables' names in the paper's order, each once; `all` is every one. UsageError for any other."""
+    """The names of the tables in the paper's order, each once; `all` means every table. UsageError for other names."""
     known = [table.name for table in paper().tables]
     wanted = [name.upper() for name in tables]
     for name in wanted:
@@ -144,10 +144,10 @@ def chosen(tables: Sequence[str]) -> tuple[str, ...]:
 
 
 def settings(data: str | None, limit: int | None, epochs: int | None) -> list[str]:
-    """The overrides that the flags stand for.
+    """The flags as overrides.
 
-    `limit` cuts the test images too: a heavy teacher's evaluation of 10,000 after each epoch would otherwise be
-    most of a small version's work.
+    `limit` also reduces the test images. Otherwise the evaluation of a large teacher after each epoch would take most
+    of the time of a small study.
     """
     flags = {"data.name": data, "data.limit": limit, "data.limit_test": limit, "train.epochs": epochs}
     return [f"{key}={value}" for key, value in flags.items() if value is not None]

@@ -1,1 +1,1 @@
-"""The run directory, and every file in it."""
+"""The run directory and its files."""

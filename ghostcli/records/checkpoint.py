@@ -1,6 +1,6 @@
-"""Checkpoints: one file each, checked by its own content digest; the previous one is kept.
+"""Checkpoints: one file each, with a checksum of its content. The previous checkpoint is kept.
 
-Invariant: at every instant at least one whole checkpoint lies on the disk once the first was written.
+Invariant: after the first write, at least one complete checkpoint is on disk at any time.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
-    """Make this the last checkpoint; what was last becomes the previous one once this one is verified."""
+    """Write the last checkpoint. After it is verified, the checkpoint before becomes the previous one."""
     content = encode(tensors, meta)
     fresh, last, previous = folder / "fresh.safetensors", folder / LAST, folder / PREVIOUS
     write_bytes(fresh, content, "checkpoint")
     if hashlib.sha256(fresh.read_bytes()).digest() != hashlib.sha256(content).digest():
-        raise GhostError(f"{printable(str(fresh))}: what was read back is not what was written; check the disk")
+        raise GhostError(f"{printable(str(fresh))}: the content read back is not what was written; check the disk")
     if last.exists():
         os.replace(last, previous)
     fault("checkpoint:between")
@@ -35,5 +35,5 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) 
 
 
 def candidates(folder: Path) -> list[Path]:
-    """Checkpoints of a run, newest first: `fresh` is whole too where a kill came between its two renames."""
+    """The checkpoints of a run, newest first. `fresh` is left, and complete, after a kill between the two renames."""
     return [folder / name for name in ("fresh.safetensors", LAST, PREVIOUS) if (folder / name).exists()]

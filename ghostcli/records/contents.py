@@ -1,4 +1,4 @@
-"""Whether the record of a finished run agrees with itself. Invariant: it reads and never writes, and needs no torch."""
+"""Checks that the record of a finished run is consistent. Invariant: it only reads, and needs no torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ghostcli.records.storage import read_json
 
 
 def content_problems(run: RunRecord) -> list[str]:
-    """What in the record of a finished run contradicts the rest, a sentence each. The weights are not read.
+    """Contradictions in the record of a finished run, one sentence each. The weights are not read.
 
-    `ghost table` compares no run that has such a problem.
+    `ghost table` leaves out runs with such a problem.
     """
     result = run.result
     if result is None:
@@ -32,7 +32,7 @@ def _as_written(run: RunRecord) -> str | None:
         return "result.json has no checksum"
     try:
         same = written["checksum"] == digest(content)
-    except ValueError:  # NaN, which is never written
+    except ValueError:  # NaN, which the writer never writes
         same = False
     return None if same else "result.json was changed after it was written (checksum)"
 
@@ -41,12 +41,12 @@ def _same_run(run: RunRecord) -> str | None:
     found = run.result
     own = f"{found.digest[:8]}/s{found.seed}"
     if run.id != found.run or not run.id.endswith(f"-{own}"):
-        return f"its record is that of {found.run}, seed {found.seed}: the folder was copied or renamed"
+        return f"its record belongs to {found.run}, seed {found.seed}: the folder was copied or renamed"
     return None
 
 
 def _same_setup(run: RunRecord) -> str | None:
-    """recipe.json, where it is there, must say what result.json says."""
+    """recipe.json, if it exists, must agree with result.json."""
     path = run.path / "recipe.json"
     try:
         setup = read(path, RunSetup) if path.exists() else None
@@ -57,7 +57,7 @@ def _same_setup(run: RunRecord) -> str | None:
 
 
 def _against_metrics(run: RunRecord) -> list[str]:
-    """The accuracies against metrics.jsonl, and the way of selection against the recipe."""
+    """Compare the accuracies with metrics.jsonl, and the selection of the epoch with the recipe."""
     scores, rows = run.result.accuracy, run.metrics()
     by = "validation" if run.result.recipe.data.validation else "last"
     last = scores.selected_by == "validation" or (scores.selected_epoch, scores.selected) == (
@@ -84,20 +84,20 @@ def _against_metrics(run: RunRecord) -> list[str]:
 
 
 def _against_predictions(run: RunRecord) -> list[str]:
-    """The accuracy against what is recorded of each test image, and that against the logits where they are there."""
+    """Compare the accuracy with the recorded answers for the test images, and these with the logits, if they exist."""
     result, path = run.result, run.path / "predictions.npz"
     mask = result.test.mask() if result.test else None
     if mask is None or len(mask) != result.test_images:
         return ["its record has no predictions of the test images" if result.test is None else "result.json is damaged"]
     problems = []
     accuracy = 100 * float(mask.mean())
-    # The accuracy is of float32 logits, what is kept of float16: ties may fall the other way.
+    # The accuracy comes from float32 logits, the record from float16: ties can be resolved differently.
     if abs(accuracy - result.accuracy.selected) > 0.1 + 100 / len(mask):
         problems.append(f"its predictions give {accuracy:.2f} %, result.json says {result.accuracy.selected:.2f} %")
     if not path.exists():
         return problems
     if result.files.get(path.name, "") != file_digest(path):
-        problems.append("predictions.npz is not the file that the result was written with")
+        problems.append("predictions.npz has changed since the result was written")
     found = run.predictions()
     if found is None:
         problems.append("predictions.npz is damaged")

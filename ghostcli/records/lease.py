@@ -1,7 +1,7 @@
-"""Who works on a run: a lease in its directory, which its owner renews while it works.
+"""The lease of a run directory: it names the process that works on the run, which renews it.
 
-Invariant: a lease tells of a living owner without asking its machine: elsewhere by its heartbeat, on this machine by
-its process. An owner that ends gives its lease back; that of a killed one runs out.
+Invariant: any machine can tell whether the owner is alive: on the owner's machine by its process, on others by the
+heartbeat. A process that ends removes its lease. The lease of a killed process expires.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ghostcli.errors import GhostError, printable
 from ghostcli.records.storage import write_json
 
 FILE = "lease.json"
-#: Seconds between two heartbeats, and after how many without one an owner elsewhere counts as gone.
+#: Seconds between two heartbeats. An owner on another machine counts as dead after STALE seconds without one.
 BEAT, STALE = 15.0, 120.0
-#: Seconds by which two readings of a process's start may differ.
+#: Seconds by which two readings of the start time of one process may differ.
 SLACK = 2.0
 
 
 class Lease(BaseModel):
-    """`owner` is a token of this very attempt; times are seconds since 1970."""
+    """`owner` is a random token of one attempt. Times are seconds since 1970."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -54,7 +54,7 @@ class Lease(BaseModel):
 
 
 def holder(run: Path) -> Lease | None:
-    """The lease of a run directory whose owner is alive; None where there is none."""
+    """The lease of a run directory; None if there is none or its owner is dead."""
     try:
         lease = Lease.model_validate_json((run / FILE).read_bytes())
         return lease if lease.alive else None
@@ -64,7 +64,7 @@ def holder(run: Path) -> Lease | None:
 
 @contextlib.contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Hold the lease of a run directory, with a heartbeat, for as long as the body works."""
+    """Hold the lease of a run directory in this context, with a heartbeat."""
     now, pid = time.time(), os.getpid()
     started = psutil.Process(pid).create_time()
     lease = Lease(
@@ -74,7 +74,7 @@ def held(run: Path) -> Iterator[None]:
 
     def beat() -> None:
         while not over.wait(BEAT):
-            with contextlib.suppress(GhostError):  # the next write of the run itself tells what is wrong with the disk
+            with contextlib.suppress(GhostError):  # the next write of the run itself reports a disk error
                 write_json(run / FILE, lease.model_copy(update={"heartbeat": time.time()}).model_dump(), "heartbeat")
 
     write_json(run / FILE, lease.model_dump(), "lease")

@@ -1,7 +1,7 @@
-"""The record of a run as typed values: what the writer writes, and what every reader reads.
+"""The record of a run as typed values, for writing and reading.
 
-`RunSetup` (recipe.json) is known when a run begins. `RunResult` (result.json) adds what came out: it is all that
-`ghost table` reads. Invariant: a record is read whole, with every type checked, or refused in one line.
+`RunSetup` (recipe.json) is written when a run starts. `RunResult` (result.json) adds the results; `ghost table` reads
+nothing else. Invariant: a record is read completely, with all types checked, or refused with a one-line error.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ghostcli.records.storage import read_json
 if TYPE_CHECKING:
     import numpy as np
 
-#: The version of these files. Raise it when a field changes its name or its meaning, not when one is added.
+#: The version of these files. Raise it when a field changes its name or meaning, not when a field is added.
 SCHEMA = 2
 
 
 class Refused(GhostError):
-    """A file of a record that this version cannot read; the message says why and what to do."""
+    """This version cannot read a file of a record. The message says why and what to do."""
 
 
 class _Frozen(BaseModel):
-    # Fields of a later version that this one does not know are passed over; those of a recipe are not.
+    # Unknown fields (of a later version) are ignored here. Unknown keys of a recipe are an error.
     model_config = ConfigDict(frozen=True, strict=True, populate_by_name=True)
 
 
 class TeacherRun(_Frozen):
-    """A teacher of a run: its run's id, its network, its seed, and the networks that taught it, first to last.
+    """A teacher of a run: its run id, network and seed, and the chain of networks that taught it, first to last.
 
-    `weights`: sha256 of its weights' file. A teacher that was trained again may have other weights under the same id.
+    `weights`: sha256 of its weights file. A teacher that was trained again can have other weights under the same id.
     """
 
     run: str
@@ -47,7 +47,7 @@ class TeacherRun(_Frozen):
 
 
 class Environment(_Frozen):
-    """env.json: what would have to be the same for the same bits. `changes` happened while the run was made."""
+    """env.json: everything that must be equal for an identical result. `changes` happened during the run."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     ghost: str
@@ -62,13 +62,13 @@ class Environment(_Frozen):
     threads: int
     kernel: str
     data_checksum: str
-    #: Of the parts of the fast path "passed", "not tried", or what failed. Empty: the network has no fast path.
+    #: Part of the fast path -> "passed", "not tried" or the failure. Empty if the network has no fast path.
     self_check: dict[str, str] = {}
     changes: tuple[str, ...] = ()
 
 
 class Accuracy(_Frozen):
-    """Test accuracies in percent. `selected` is the run's result: the last epoch's, or that chosen on validation."""
+    """Test accuracies in percent. `selected` is the result: of the last epoch, or of that chosen on validation."""
 
     last: float
     best: float
@@ -79,7 +79,7 @@ class Accuracy(_Frozen):
 
 
 class Finding(_Frozen):
-    """A finding of the teaching check: `code` names it, `figure` is what was measured."""
+    """A finding of the teaching check. `code`: its name. `figure`: the measured value."""
 
     code: str
     level: str
@@ -88,10 +88,10 @@ class Finding(_Frozen):
 
 
 class Answers(_Frozen):
-    """What tables need of the test images, at the selected epoch.
+    """The answers on the test images at the selected epoch, as far as tables need them.
 
-    `correct`: a bit an image, packed and in base64; `labels`: sha256 of the labels, equal where two runs were tested
-    on the same images; `ece`: expected calibration error, a fraction.
+    `correct`: one bit per image, packed, in base64. `labels`: sha256 of the labels; equal if two runs were tested on
+    the same images. `ece`: expected calibration error, a fraction.
     """
 
     images: int
@@ -111,7 +111,7 @@ class Answers(_Frozen):
         )
 
     def mask(self) -> np.ndarray | None:
-        """Whether each test image was classified correctly, bool [N]; None where the bits are not as many."""
+        """Whether each test image was classified correctly, bool [N]. None if the number of bits is wrong."""
         import numpy as np
 
         try:
@@ -122,13 +122,13 @@ class Answers(_Frozen):
 
 
 class RunSetup(_Frozen):
-    """recipe.json: what a run is, known when it begins."""
+    """recipe.json: the definition of a run, written when it starts."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
     semantics: int
     run: str
     student: str
-    #: sha256 of the source of a user's own network; None for every other.
+    #: sha256 of the source of a user's own network; None for all other networks.
     source: str | None = None
     seed: int
     strategy: str
@@ -136,9 +136,9 @@ class RunSetup(_Frozen):
     recipe_name: str
     digest: str
     protocol: str
-    #: Digest without the teachers' seeds, equal in all runs of a run group; None in records from before it was kept.
+    #: Digest without the teachers' seeds, equal for all runs of a run group; None in older records.
     group: str | None = None
-    #: The seeds of its run group that were planned together, before the first of them had a result.
+    #: The seeds of its run group that were planned together, before the first result.
     planned: tuple[int, ...] = ()
     #: The command line that began the run, word by word, without the program's name.
     command: tuple[str, ...] = ()
@@ -146,7 +146,7 @@ class RunSetup(_Frozen):
 
     @property
     def path(self) -> tuple[str, ...]:
-        """Names of the teachers as a table's row gives them: a chain's whole path, an ensemble's members."""
+        """Names of the teachers, as in the row of a table: the whole path of a chain, the members of an ensemble."""
         if len(self.teachers) == 1:
             return (*self.teachers[0].path, self.teachers[0].network)
         return tuple(teacher.network for teacher in self.teachers)
@@ -166,7 +166,7 @@ class RunSetup(_Frozen):
 
     @property
     def kind(self) -> str | None:
-        """What is learnt from teachers (`kd`, `dkd`, ...); None without teachers."""
+        """The kind of distillation (`kd`, `dkd`, ...); None without teachers."""
         return self.recipe.distill.kind if self.teachers else None
 
     @property
@@ -175,10 +175,10 @@ class RunSetup(_Frozen):
 
 
 class RunResult(RunSetup):
-    """result.json: the setup and what came out. Accuracies in percent, times in seconds."""
+    """result.json: the setup and the results. Accuracies in percent, times in seconds."""
 
     environment: Environment
-    #: How the student's weights started: kaiming, native or pretrained.
+    #: The student's initial weights: kaiming, native or pretrained.
     start: str
     parameters: int
     classes: int
@@ -196,7 +196,7 @@ class RunResult(RunSetup):
     teacher_seconds: float
     check: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
-    #: sha256 of the run's files that were written with the result, by name.
+    #: Name -> sha256 of the files that were written with the result.
     files: dict[str, str] = {}
 
     @property
@@ -208,12 +208,12 @@ Part = TypeVar("Part", bound=_Frozen)
 
 
 def dump(part: _Frozen) -> dict[str, Any]:
-    """`part` as JSON values, under the names of the files."""
+    """`part` as JSON values, with the field names of the files."""
     return part.model_dump(mode="json", by_alias=True)
 
 
 def read(path: Path, kind: type[Part]) -> Part:
-    """A part of a record from its file. Refused where it is damaged, or of another version."""
+    """Read a part of a record. Refused if the file is damaged or of another version."""
     value = read_json(path)
     name = printable(path.name)
     version = value.get("schema", 1) if isinstance(value, dict) else None
@@ -229,7 +229,9 @@ def read(path: Path, kind: type[Part]) -> Part:
         unknown = [found["loc"] for found in error.errors() if found["type"] == "extra_forbidden"]
         if unknown:
             key = printable(".".join(map(str, unknown[0])))
-            raise Refused(f"{name} holds {key}, which this ghost does not know; install a newer ghost") from error
+            raise Refused(
+                f"{name} has the key {key}, which this version does not know; install a newer ghost"
+            ) from error
         where = printable(".".join(map(str, error.errors()[0]["loc"])))
         raise Refused(f"{name} is damaged at {where}" if where else f"{name} is damaged") from error
     except (OSError, RecursionError) as error:

@@ -1,7 +1,7 @@
-"""The run directory: opened, locked, written, read back.
+"""The run directory: locking, writing and reading.
 
-Invariant: a run whose status is `done` is whole (its result was written before its status), and whoever reads
-while another writes sees only whole files.
+Invariant: a run with status `done` is complete, because its result is written before its status. A reader never sees a
+partly written file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ghostcli.records.storage import (
 if TYPE_CHECKING:
     import numpy as np
 
-#: The files that a run leaves, in the order in which they appear.
+#: The files of a run, in the order in which they are written.
 PARTS = (
     "status.json",
     "recipe.json",
@@ -48,7 +48,7 @@ PARTS = (
     "predictions.npz",
     "result.json",
 )
-#: Said where a file of the record is not there.
+#: The problem of a run with missing files.
 INCOMPLETE = "its files are incomplete"
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]*-[a-z]+-[0-9a-f]{8}(/s[0-9]+)?", re.ASCII | re.IGNORECASE)
 
@@ -61,14 +61,14 @@ def file_digest(path: Path) -> str:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run directory as a reader sees it. Nothing is written through it."""
+    """Read access to a run directory."""
 
     path: Path
     id: str
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """status.json, or {} where the run has none that can be read."""
+        """The content of status.json; {} if it is missing or unreadable."""
         with contextlib.suppress(GhostError):
             value = read_json(self.path / "status.json")
             if isinstance(value, dict):
@@ -77,7 +77,7 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """absent | running | interrupted | failed | done | broken. A run whose owner is gone counts as interrupted."""
+        """absent | running | interrupted | failed | done | broken. A run with a dead process counts as interrupted."""
         if not self.state and not any((self.path / name).exists() for name in PARTS):
             return "absent"
         status = self.state.get("status")
@@ -90,22 +90,22 @@ class RunRecord:
 
     @property
     def owner(self) -> lease.Lease | None:
-        """Who works on it now."""
+        """The lease of the process that works on it; None if there is none."""
         return lease.holder(self.path)
 
     @property
     def setup(self) -> RunSetup | None:
-        """What the run is; None where its files do not say."""
+        """The definition of the run; None if its files are missing or unreadable."""
         return self.result or self._setup[0]
 
     @cached_property
     def result(self) -> RunResult | None:
-        """What came out of it; None where it is not done, or where result.json cannot be read."""
+        """The results; None if the run is not done, or result.json is unreadable."""
         return self._result[0] if self.state.get("status") == "done" else None
 
     @property
     def environment(self) -> Environment | None:
-        """What it was made under; None where env.json does not say."""
+        """The environment of the run; None if env.json is missing or unreadable."""
         return self.result.environment if self.result else _read(self.path / "env.json", Environment)[0]
 
     @cached_property
@@ -118,7 +118,7 @@ class RunRecord:
 
     @property
     def problem(self) -> str | None:
-        """Why this run is no finished one, or None."""
+        """Why this run is not finished; None if it is."""
         match self.status:
             case "done":
                 return None
@@ -129,12 +129,12 @@ class RunRecord:
             case "interrupted":
                 return "unfinished"
             case "absent":
-                return "not begun"
+                return "not started"
             case _:
                 return (self._result if self.state.get("status") == "done" else self._setup)[1] or INCOMPLETE
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One dict an epoch; a torn last line (a writer killed in the middle of it) is left out."""
+        """One dict per epoch. An incomplete last line (from a killed writer) is left out."""
         try:
             lines = (self.path / "metrics.jsonl").read_bytes().splitlines()
         except OSError:
@@ -151,7 +151,7 @@ class RunRecord:
         return rows
 
     def predictions(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Final test logits [n, C] (float16) and labels [n], or None where there are none."""
+        """Final test logits [n, C] (float16) and labels [n]; None if the file is missing or unreadable."""
         import numpy as np
 
         try:
@@ -165,7 +165,7 @@ class RunRecord:
         return self.path / "model.safetensors"
 
 
-#: What numpy raises for a file that is no archive of its arrays.
+#: The exceptions of numpy for a file that is not a valid archive of arrays.
 UNREADABLE = (
     *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
     *(ValueError, LookupError, TypeError, RuntimeError, MemoryError),
@@ -173,7 +173,7 @@ UNREADABLE = (
 
 
 def _read(path: Path, kind: type[Part]) -> tuple[Part | None, str]:
-    """A part of the record, or why there is none."""
+    """A part of the record, or None with the reason."""
     try:
         return read(path, kind), ""
     except Refused as error:
@@ -183,7 +183,7 @@ def _read(path: Path, kind: type[Part]) -> tuple[Part | None, str]:
 
 
 def _is_row(row: Any, epoch: int) -> bool:
-    """Whether `row` can be the metrics' line of `epoch`."""
+    """Whether `row` is a valid line of metrics for `epoch`."""
     try:
         return row["epoch"] == epoch and isinstance(row["test"]["accuracy"], int | float)
     except (LookupError, TypeError):
@@ -191,7 +191,7 @@ def _is_row(row: Any, epoch: int) -> bool:
 
 
 def scan(runs: Path) -> list[RunRecord]:
-    """Every run under `runs`, in order of id. Links are not followed out of it; a missing folder is empty."""
+    """All runs under `runs`, sorted by id. Links are ignored. A missing folder counts as empty."""
     if not runs.is_dir():
         return []
     found = []
@@ -204,24 +204,24 @@ def scan(runs: Path) -> list[RunRecord]:
 
 
 def find(runs: Path, run_id: str) -> RunRecord:
-    """The run that `run_id` names (`NAME-STRATEGY-DIGEST8[/sSEED]`). UsageError where there is none, or several."""
+    """The run with this id (`NAME-STRATEGY-DIGEST8[/sSEED]`). UsageError if there is none or more than one."""
     known = scan(runs)
     name = run_id.removeprefix("run/").rstrip("/")
     if not RUN_ID.fullmatch(name):
         raise UsageError(
-            f"{printable(run_id)}: no run's id; it looks like gns-1.0-plain-1a2b3c4d/s0 (`ghost runs list` shows yours)"
+            f"{printable(run_id)}: is not a run id, such as gns-1.0-plain-1a2b3c4d/s0 (`ghost runs list` shows yours)"
         )
     hits = [run for run in known if run.id == name or run.id.startswith(name + "/")]
     if not hits:
         where = f"{printable(str(runs))} has no run {name}."
-        raise UsageError(where + (nearest(name, [run.id for run in known]) if known else " It holds no runs at all."))
+        raise UsageError(where + (nearest(name, [run.id for run in known]) if known else " It has no runs at all."))
     if len(hits) > 1:
-        raise UsageError(f"{name} has several seeds; say which: {', '.join(run.id for run in hits)}")
+        raise UsageError(f"{name} has several seeds; name one of {', '.join(run.id for run in hits)}")
     return hits[0]
 
 
 class RunWriter:
-    """The one writer of a run directory, for as long as it holds the run's lock."""
+    """Write access to a run directory. Only the holder of the run's lock writes."""
 
     def __init__(self, runs: Path, run_id: str) -> None:
         self.runs, self.id = runs, run_id
@@ -230,10 +230,10 @@ class RunWriter:
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[RunWriter]:
-        """Be the run's only writer; wait for another one, naming it. A dead process holds nothing.
+        """Hold the run's lock in this context. Wait for another writer, and name it. A dead process holds no lock.
 
-        A file lock keeps the processes of this machine apart, where the file system has locks; the lease keeps apart
-        those of several machines.
+        A file lock separates the processes of one machine, if the file system has locks. The lease separates processes
+        on several machines.
         """
         from filelock import FileLock, Timeout
 
@@ -262,16 +262,19 @@ class RunWriter:
             lock.release()
 
     def _say_waiting(self, say: Callable[[str], None]) -> None:
-        """The lock is taken a moment before the lease tells whose it is."""
+        # The other process takes the lock shortly before it writes its lease, so the lease can be missing.
         who = lease.holder(self.path) or "another process"
-        say(f"{self.id} is being made by {who}; waiting for it (Ctrl-C leaves)")
+        say(f"{self.id}: {who} is working on it; waiting (Ctrl-C stops)")
 
     def leased(self) -> contextlib.AbstractContextManager[None]:
-        """Say to all readers, on any machine, that this process works on the run. Call after `open`."""
+        """Hold the lease in this context: readers on any machine see that this process works on the run.
+
+        Call it after `open`.
+        """
         return lease.held(self.path)
 
     def open(self) -> None:
-        """Make the directory and clear what a killed writer left half-written. Call inside `locked`."""
+        """Create the directory and remove temporary files of killed writers. Call it inside `locked`."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "checkpoint").mkdir(exist_ok=True)
@@ -282,7 +285,7 @@ class RunWriter:
         sweep(self.path / "checkpoint")
 
     def set_aside(self) -> Path | None:
-        """Move an earlier attempt out of the way (for --no-resume); returns where it lies now."""
+        """Rename an earlier attempt (for --no-resume). Returns the new path; None if there is no earlier attempt."""
         if not self.path.exists():
             return None
         number = 1
@@ -300,7 +303,7 @@ class RunWriter:
         return any((self.path / "checkpoint").glob("*.safetensors"))
 
     def discard_if_empty(self) -> None:
-        """Leave nothing of a run that never started (it has no checkpoint and no metrics)."""
+        """Remove the directory of a run that never started (no checkpoint, no metrics)."""
         if not self.has_checkpoint and not (self.path / "metrics.jsonl").exists():
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.with_name(self.path.name + ".lock").unlink(missing_ok=True)
@@ -318,7 +321,7 @@ class RunWriter:
         write_bytes(self.path / name, content, name.partition(".")[0])
 
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """One line for one finished epoch, synced."""
+        """Append one line for a finished epoch, and sync."""
         fault("metrics:before")
         path = self.path / "metrics.jsonl"
         try:
@@ -331,7 +334,7 @@ class RunWriter:
         fault("metrics:after")
 
     def metrics_mark(self) -> tuple[int, str]:
-        """Length and sha256 of the metrics so far, for the checkpoint."""
+        """Length and sha256 of the metrics file, for the checkpoint."""
         content = self._metrics()
         return len(content), hashlib.sha256(content).hexdigest()
 
@@ -342,12 +345,12 @@ class RunWriter:
             return b""
 
     def metrics_begin_with(self, length: int, checksum: str) -> bool:
-        """Whether the metrics still begin with what a checkpoint saw."""
+        """Whether the first `length` bytes of the metrics are those of a checkpoint."""
         kept = self._metrics()[:length]
         return len(kept) == length and hashlib.sha256(kept).hexdigest() == checksum
 
     def rewind_metrics(self, length: int) -> None:
-        """Cut off what ran ahead of the checkpoint."""
+        """Cut the metrics to the length at the checkpoint."""
         content = self._metrics()
         if len(content) > length:
             write_bytes(self.path / "metrics.jsonl", content[:length], "rewind")

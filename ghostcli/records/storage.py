@@ -1,7 +1,7 @@
-"""Writing files so that a reader, a crash or a full disk never meets half of one.
+"""Writes files atomically: no reader sees a partly written file, even after a crash or with a full disk.
 
-Invariant: a path handed to `write_bytes` holds, at every instant, either its old content or its new, whole.
-Each stage of a write is a named fault point, so that the tests can kill the program exactly there.
+Invariant: a path given to `write_bytes` has its old content or its new content at any time, always complete. Each stage
+of a write is a named fault point, where tests can kill the program.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from ghostcli.errors import GhostError, UsageError, printable
 
 
 def fault(point: str) -> None:
-    """Die or fail here when the environment arms this point: GHOST_FAULT=POINT[@N]=kill|enospc|eacces|term.
+    """End the process or fail here if the environment variable GHOST_FAULT=POINT[@N]=kill|enospc|eacces|term says so.
 
-    N counts the passes (1 is the first). It exists for the crash tests: a promise about kill -9 at a given
-    write is worth what it was tried with.
+    N counts the calls (1 is the first). The crash tests use it to kill the program at each write.
     """
-    armed = os.environ.get("GHOST_FAULT")
-    if not armed:
+    planned = os.environ.get("GHOST_FAULT")
+    if not planned:
         return
-    name, _, action = armed.partition("=")
+    name, _, action = planned.partition("=")
     name, _, nth = name.partition("@")
     if name != point:
         return
@@ -43,7 +42,7 @@ fault.passes = 0  # type: ignore[attr-defined]
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut (where the system lets a folder be synced)."""
+    """Make a rename in `folder` survive a power cut, if the system can sync folders."""
     with contextlib.suppress(OSError, AttributeError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -53,10 +52,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes | memoryview, what: str = "file") -> None:
-    """Replace `path` atomically: temporary file beside it, flushed, synced, renamed, folder synced.
+    """Replace `path` atomically: write and sync a temporary file beside it, rename it, sync the folder.
 
-    Raises GhostError with the file's name for a full disk, a read-only or vanished folder; the old content
-    stays as it was.
+    GhostError with the file's name if this fails (full disk, read-only or missing folder). The old content stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -79,10 +77,10 @@ def write_bytes(path: Path, content: bytes | memoryview, what: str = "file") -> 
 
 
 def cannot_write(path: Path, error: OSError) -> str:
-    """The one line a person gets when `path` could not be written."""
+    """The message for a `path` that could not be written."""
     return (
         f"{printable(str(path))}: could not be written ({error.strerror or error}); "
-        "what was there before is intact. Mend the cause and give the same command again"
+        "its old content is intact. Remove the cause and give the same command again"
     )
 
 
@@ -92,27 +90,27 @@ def write_json(path: Path, value: Any, what: str = "json") -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The file's value; GhostError naming the file where it is missing or no JSON."""
+    """The value in a JSON file. GhostError with the file's name if it is missing or not JSON."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise GhostError(f"{printable(str(path))}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise GhostError(f"{printable(str(path))}: is no JSON ({error})") from error
+        raise GhostError(f"{printable(str(path))}: is not JSON ({error})") from error
 
 
 def refuse_link(*paths: Path) -> None:
-    """UsageError where one of these is a link: what is written to a run lies where it seems to lie."""
+    """UsageError if one of these paths is a link. So the files of a run are really in its folder."""
     for path in paths:
         if path.is_symlink():
             raise UsageError(
-                f"{printable(path)}: is a link, and a run is never written through one; move it away, or give --runs "
-                "the folder that holds what it points to"
+                f"{printable(path)}: is a link, and ghost does not write runs through links; move it away, or name the "
+                "folder of the link's target with --runs"
             )
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed writers left in `folder`. Call only while holding its lock."""
+    """Remove temporary files of killed writers from `folder`. Call it only while holding the lock."""
     for left in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             left.unlink()

@@ -1,6 +1,6 @@
-"""Tensors in a safetensors file that carries its own checksum: the form of checkpoints and of weights.
+"""Reads and writes tensors as safetensors with a checksum, for checkpoints and weights.
 
-Invariant: what is read is what was written, to the bit, or is refused. No pickle is ever read or written.
+Invariant: reading returns exactly what was written, bit for bit, or fails. Pickle is never used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 
 from ghostcli.errors import GhostError, printable
 
-MAX_BYTES = 4 << 30  # no network here comes near; a larger file is none of ours
+MAX_BYTES = 4 << 30  # far more than any network here needs
 
 
 def checksum(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> str:
@@ -30,19 +30,19 @@ def checksum(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> str:
 
 
 def encode(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> bytes:
-    """The file's bytes, the same for the same content. Layouts (channels_last) become plain contiguous values."""
+    """The bytes of the file; equal content gives equal bytes. Memory formats (channels_last) become contiguous."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # One entry, not two: safetensors writes several in an order that changes from process to process.
+    # One metadata entry only: safetensors writes several in an order that differs between processes.
     return save(tensors, {"ghost": json.dumps({"meta": meta, "sha256": checksum(tensors, meta)}, sort_keys=True)})
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata of a safetensors file that `encode` made; GhostError naming it where it is not whole."""
+    """Tensors and metadata of a file from `encode`. GhostError with its name if it is damaged."""
     name = printable(str(path))
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise GhostError(f"{name}: {size} bytes is more than any file of ghost's holds; refused unread")
+            raise GhostError(f"{name}: {size} bytes is too large for a file of ghost; refused without reading")
         content = path.read_bytes()
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except OSError as error:
         raise GhostError(f"{name}: cannot be read ({error.strerror})") from error
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise GhostError(f"{name}: is no whole file of ghost's ({type(error).__name__}); refused") from error
+        raise GhostError(f"{name}: is damaged or not a file of ghost ({type(error).__name__}); refused") from error
     if not good or not isinstance(meta, dict):
         raise GhostError(f"{name}: its checksum does not match its content; refused")
     return tensors, meta

@@ -1,4 +1,4 @@
-"""Re-checking a run's files. Invariant: it reads and never writes."""
+"""Re-checks the files of a run. Invariant: it only reads."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ghostcli.records.record import RunRecord, file_digest
 
 
 def verify_run(run: RunRecord) -> list[str]:
-    """What is wrong with a run's files, a sentence each; [] where all that is there is whole.
+    """The problems of a run's files, one sentence each; empty if there are none.
 
-    Weights and checkpoints may be absent (records travel without them); what is there must match its checksum.
+    Weights and checkpoints can be absent (studies do not include them). Files that exist must match their checksums.
     """
     problems = []
     marks = []
@@ -25,13 +25,13 @@ def verify_run(run: RunRecord) -> list[str]:
             except GhostError as error:
                 problems.append(str(error))
     if marks and not _is_prefix(run, *marks[0]):
-        problems.append("metrics.jsonl is not what the last checkpoint saw")
+        problems.append("metrics.jsonl has changed since the last checkpoint")
     if run.status == "broken":
         problems.append(str(run.problem))
     if run.status != "done" or run.result is None:
         return problems
     if run.weights.exists() and file_digest(run.weights) != run.result.files.get(run.weights.name):
-        problems.append(f"{run.weights.name} is not the file that the result was written with")
+        problems.append(f"{run.weights.name} has changed since the result was written")
     return problems + content_problems(run)
 
 

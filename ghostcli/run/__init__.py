@@ -1,1 +1,1 @@
-"""Plans carried out."""
+"""Runs plans."""

@@ -1,4 +1,4 @@
-"""What a run is made under, as env.json keeps it. Invariant: the same content, the same bits."""
+"""The environment of a run (env.json). Invariant: the same environment gives the same result, bit for bit."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 
 def note(run: RunWriter, now: Environment, show: Display) -> tuple[Environment, list[str]]:
-    """Write env.json. Returns it, and (shown too) in which ways a run that goes on is no longer made under the same."""
+    """Write env.json. Returns it, and notes on what changed since the run's last checkpoint (also printed)."""
     earlier: dict[str, Any] = {}
     if run.has_checkpoint:
-        with contextlib.suppress(GhostError, TypeError, ValueError):  # one that is damaged tells nothing
+        with contextlib.suppress(GhostError, TypeError, ValueError):  # ignore a damaged file
             earlier = dict(read_json(run.path / "env.json"))
     noted = earlier.pop("changes", ())
     notes = [str(note) for note in noted] if isinstance(noted, list) else []
-    earlier.pop("data_checksum", None)  # other images are no change but an error, which the checkpoint sees
+    earlier.pop("data_checksum", None)  # other images are an error, which loading the checkpoint reports
     found = dump(now)
     changes = [f"{key} {earlier[key]} -> {value}" for key, value in found.items() if earlier.get(key, value) != value]
     if changes:
-        show.warn(f"{run.id}: goes on under another environment, and no longer to the bit: {', '.join(changes)}")
+        show.warn(f"{run.id}: the environment has changed ({', '.join(changes)}); the result will not be bit-identical")
     now = now.model_copy(update={"changes": (*notes, *changes)})
     run.write("env.json", dump(now))
-    return now, [f"environment changed on the way: {note}" for note in now.changes]
+    return now, [f"environment changed during the run: {note}" for note in now.changes]
 
 
 def now(device: torch.device, data_checksum: str, self_check: dict[str, str] | None = None) -> Environment:
-    """What would have to be the same for the same bits; `self_check` is what the fast path's trial found."""
+    """Everything that must be equal for an identical result. `self_check`: the result of the fast path's self-check."""
     import torch
 
     from ghostcli.engine.device import describe as describe_device
@@ -65,7 +65,7 @@ def now(device: torch.device, data_checksum: str, self_check: dict[str, str] | N
 
 @lru_cache(maxsize=1)
 def commit() -> str | None:
-    """The checkout's commit, where ghost runs from one."""
+    """The git commit, if ghost runs from a checkout."""
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None

@@ -1,6 +1,6 @@
-"""Carrying out one job: find its run done, go on with it, or begin it.
+"""Runs one job: starts its run, continues it, or finds it finished.
 
-Invariant: whoever calls this for a job, and however often, there is one run of it, and its status says how it ended.
+Invariant: a job has one run, for any number of calls and processes. The run's status says how it ended.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how a plan is carried out; nothing here changes a result."""
+    """Where and how a plan is run. Nothing here changes a result."""
 
     runs: Path
     device: str = "auto"
     resume: bool = True
     jobs: int = 1
     quiet: bool = False
-    command: tuple[str, ...] = ()  # the command line, as the record keeps it
+    command: tuple[str, ...] = ()  # the command line, for the record
     seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # run group -> the seeds planned together
 
 
@@ -49,17 +49,17 @@ def load_data(section: DataSection) -> Data:
 
 
 def run_job(job: Job, options: Options, device: torch.device, fresh: bool = False) -> None:
-    """Carry out one job, or find that another process has done it. How it ended is written into the run's status."""
+    """Run one job, unless another process has finished it. The run's status records how it ended."""
     from ghostcli.engine.device import memory_errors
 
     with Display(options.quiet) as show:
         run = RunWriter(options.runs, job.id)
         with run.locked(show.line):
-            if not fresh and is_done(job, options.runs):  # another process made it while this one waited
-                show.line(reached(job, options.runs, "found, finished meanwhile"))
+            if not fresh and is_done(job, options.runs):  # another process finished it while this one waited
+                show.line(reached(job, options.runs, "finished by another process"))
                 return
             if fresh and (aside := run.set_aside()):
-                show.line(f"{job.id}: the earlier run now lies in {aside}")
+                show.line(f"{job.id}: the earlier run was renamed to {aside}")
             run.open()
             try:
                 with memory_errors(job.recipe.train.batch_size), signals.polled(), run.leased():
@@ -71,10 +71,10 @@ def run_job(job: Job, options: Options, device: torch.device, fresh: bool = Fals
 
 
 def setup_of(job: Job, options: Options, begun: RunSetup | None = None) -> RunSetup:
-    """recipe.json: the resolved recipe with every default, who takes part, and the command line that began it.
+    """recipe.json: the recipe with all values, student, teachers, and the command line that began the run.
 
-    `begun`: what an earlier attempt wrote. Its command and its planned seeds stay, so that a run that was stopped
-    and one that was not have equal records.
+    `begun`: recipe.json of an earlier attempt. Its command and planned seeds are kept. So the record of a run does not
+    depend on interruptions, or on the command that continued it.
     """
     same = begun is not None and begun.run == job.id
     return RunSetup(
@@ -107,7 +107,7 @@ def _teacher_run(teacher: Job | Finished, runs: Path) -> TeacherRun:
 
 
 def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseException:
-    """Write down why a run ended, as far as the disk still lets us, and give back what to raise."""
+    """Record why a run ended, if the disk allows it. Returns the error to raise."""
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted("stopped by SIGINT")
     status = "interrupted" if isinstance(error, Interrupted) else "failed"
@@ -116,11 +116,11 @@ def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseEx
         if isinstance(error, UsageError):
             run.discard_if_empty()
     except GhostError:
-        pass  # the disk is what failed: the first error is the one to hear about
+        pass  # the disk failed; the user gets the first error
     if isinstance(error, Interrupted):
         return Interrupted(f"{job.id}: {error}{', without --no-resume' if fresh else ''}")
     if isinstance(error, OSError) and not isinstance(error, GhostError):
-        return GhostError(f"{job.id}: {error}. Mend the cause and give the same command again")
+        return GhostError(f"{job.id}: {error}. Remove the cause and give the same command again")
     return error
 
 
@@ -139,7 +139,7 @@ def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: 
     surroundings, notes = environment.note(run, now, show)
     teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
     findings = _check(job, data, teachers, device, show)
-    # A Ctrl-C reaches the compiler too: no step is made with what stands in for kernels it could not build.
+    # Ctrl-C also stops the compiler of the kernels. So end here: no step must use the slow kernels because of it.
     signals.raise_if_received()
     show.training(job.id, job.recipe.train.last_epoch, len(data.train))
     state, test_logits, norm = train(job, data, teachers, run, device, show)
@@ -158,17 +158,17 @@ def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: 
 
 
 def reached(job: Job, runs: Path, how: str = "done") -> str:
-    """A finished run in one line: how good it is, and where it lies."""
+    """One line about a finished run: its accuracy and folder."""
     run = record_of(job, runs)
     if run.result is None:
-        return f"{job.id}: {how}: its record is gone, in {run.path}"
+        return f"{job.id}: {how}: its record is missing in {run.path}"
     accuracy = run.result.accuracy
     chosen = "chosen on validation" if accuracy.selected_by == "validation" else "last epoch"
     return f"{job.id}: {how}: test accuracy {accuracy.selected:.2f} % ({chosen}), in {run.path}"
 
 
 def _check(job: Job, data: Data, teachers: list[Teacher], device: torch.device, show: Display) -> list[dict[str, Any]]:
-    """The teaching check of a taught run, shown and to be recorded; nothing for a run alone."""
+    """Findings of the teaching check, for the record. Warnings are printed. Empty for a run without teachers."""
     if not teachers:
         return []
     from ghostcli.check.findings import inspect

@@ -1,7 +1,7 @@
-"""The one scheduler: it carries a plan out through an executor, and yields what became of each job.
+"""The scheduler: runs a plan through an executor and yields the outcome of each job.
 
-Invariant: a job starts when all its teachers are done. What a failure costs, what is said about it and how a signal
-ends the work is the same for every executor.
+Invariant: a job starts when all its teachers are done. Failures, messages and signals have the same effect with every
+executor.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from ghostcli.run.spawned import Spawned
 
 @dataclass(frozen=True)
 class Outcome:
-    """A job that was carried out, was found done, or could not be: `error` says why."""
+    """The outcome of a job. `error` says why it failed; None if it is done."""
 
     job: Job
     error: GhostError | None = None
 
 
 class Executor(Protocol):
-    """Where jobs are carried out. It is used as a context manager; leaving it ends what still runs."""
+    """Runs jobs somewhere. It is a context manager; its exit stops the jobs that still run."""
 
     show: Display
 
@@ -41,12 +41,12 @@ class Executor(Protocol):
         """Whether another job can start now."""
 
     def start(self, job: Job, fresh: bool) -> None:
-        """Begin a job whose teachers are done; `fresh`: do not go on with an earlier attempt."""
+        """Start a job whose teachers are done. `fresh`: do not continue an earlier attempt."""
 
     def wait(self) -> Sequence[tuple[Job, GhostError | None]]:
-        """The jobs that ended since the last call, each with its error; after a short while, perhaps none.
+        """The jobs that ended since the last call, each with its error. Returns after a short time, even without any.
 
-        Raises Interrupted, when all that runs has saved and ended, where a signal came.
+        After a signal: raises Interrupted when all jobs have saved and ended.
         """
 
     def __enter__(self) -> Executor: ...
@@ -55,16 +55,16 @@ class Executor(Protocol):
 
 
 def executor_for(plan: Plan, options: Options) -> Executor:
-    """Processes of their own where several runs are wanted at a time and are still to be made."""
+    """Worker processes if several runs are requested at a time and more than one is left; otherwise this process."""
     left = sum(not _is_found(job, plan, options) for job in plan.jobs)
     return Spawned(options, left) if options.jobs > 1 and left > 1 else InProcess(options)
 
 
 def run(plan: Plan, options: Options, executor: Executor | None = None) -> Iterator[Outcome]:
-    """Carry out a plan; an outcome for each of its jobs, as it comes.
+    """Run a plan. Yields the outcome of each job when it ends.
 
-    A failure, of whatever kind, costs the jobs that rest on it and no other. Interrupted ends everything, and so does
-    a UsageError that can be seen before the first job starts.
+    After a failure of any kind, jobs that need the failed job are not started, and all others are. Interrupted ends
+    everything, and so does a UsageError found before the first job starts.
     """
     options = replace(options, seeds=plan.seeds)
     prepare(plan, options)
@@ -82,7 +82,7 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
                     ended = [(job, None)]
                 elif ready and place.free:
                     signals.raise_if_received()
-                    place.start(job, not options.resume and job in plan.asked)
+                    place.start(job, not options.resume and job in plan.requested)
                     ended = []
                 else:
                     continue
@@ -109,7 +109,7 @@ def _not_started(teacher: str, why: GhostError) -> GhostError:
 
 
 def _is_found(job: Job, plan: Plan, options: Options) -> bool:
-    return is_done(job, options.runs) and (options.resume or job not in plan.asked)
+    return is_done(job, options.runs) and (options.resume or job not in plan.requested)
 
 
 def _say_found(job: Job, options: Options, show: Display) -> None:
@@ -120,10 +120,10 @@ def _say_found(job: Job, options: Options, show: Display) -> None:
 
 
 def carry_out(plan: Plan, options: Options) -> list[RunRecord]:
-    """Run every job of the plan that is not done yet; returns the records of those that were asked for.
+    """Run all jobs of the plan that are not done. Returns the records of the requested jobs.
 
-    Failures are printed as they come, and raised as one error when all other jobs have been tried. A failure of the
-    only job, or of the last, is raised as it is.
+    Failures are printed when they happen, and raised as one error at the end. If only the last job failed, its own
+    error is raised.
     """
     failed: list[Outcome] = []
     with signals.handled():
@@ -136,17 +136,17 @@ def carry_out(plan: Plan, options: Options) -> list[RunRecord]:
             warn(outcome)
     if failed:
         raise together(failed, len(plan.jobs))
-    return [record_of(job, options.runs) for job in plan.asked]
+    return [record_of(job, options.runs) for job in plan.requested]
 
 
 def warn(outcome: Outcome) -> None:
-    """A failure as a line about its job, whose id the error's text may begin with already."""
+    """Print one line about a failed job. The error's text may already begin with the job's id."""
     text = str(outcome.error).removeprefix(f"{outcome.job.id}: ")
     console.print(Text(printable(f"{outcome.job.id}: {text}"), style="yellow"))
 
 
 def together(failed: Sequence[Outcome], of: int) -> GhostError:
-    """One error, with the first one's exit code, for failures that have each been printed."""
+    """One error for several printed failures, with the exit code of the first."""
     error = GhostError(f"{len(failed)} of {of} runs failed; the lines above say why")
     error.exit_code = failed[0].error.exit_code if failed[0].error else GhostError.exit_code
     return error

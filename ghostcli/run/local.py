@@ -1,4 +1,4 @@
-"""An executor: one job after the other, in this process."""
+"""An executor: runs one job after the other in this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ghostcli.run.job import Options, run_job
 
 
 class InProcess:
-    """`start` takes a job, `wait` carries it out."""
+    """`start` stores a job; `wait` runs it."""
 
     def __init__(self, options: Options) -> None:
         self.options = options

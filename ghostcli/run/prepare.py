@@ -1,6 +1,6 @@
-"""All that can be wrong with a plan before its first run is touched, and the data that its jobs share.
+"""Checks a plan before its first job starts, and loads the data.
 
-Invariant: nothing is written here; what is found is one UsageError.
+Invariant: nothing is written. A problem is one UsageError.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 def prepare(plan: Plan, options: Options) -> None:
     """Check device, data, class counts and widths.
 
-    Raises UsageError, and OutOfMemoryError for a width that no memory holds. Torch is not imported for a plan whose
-    runs are all found.
+    Raises UsageError, and OutOfMemoryError for a width that needs too much memory. Torch is not imported if all runs of
+    the plan are found.
     """
     for job in plan.jobs:
         if not RUN_ID.fullmatch(job.id):
-            raise UsageError(f"{printable(job.student)}: no run's folder can have this name; name a model as timm/NAME")
+            raise UsageError(f"{printable(job.student)}: is not usable in a folder name; name a model as timm/NAME")
         refuse_link((options.runs / job.id).parent, options.runs / job.id)
-        done = is_done(job, options.runs) and (options.resume or job not in plan.asked)
+        done = is_done(job, options.runs) and (options.resume or job not in plan.requested)
         if done and not job.recipe.data.name.startswith("folder:"):
-            continue  # the other data sets are what their checksums say
+            continue  # the files of all other data sets have fixed checksums
         from ghostcli.engine.device import pick
         from ghostcli.engine.train import require_room, require_two_images
 
@@ -48,17 +48,17 @@ def prepare(plan: Plan, options: Options) -> None:
 
 
 def _require_teacher(teacher: Job | Finished, data: Data, options: Options) -> None:
-    """UsageError where a teacher's run cannot teach these images."""
+    """UsageError if a teacher's run cannot teach these images."""
     run = record_of(teacher, options.runs)
     if run.status == "done" and not run.weights.exists():
         raise UsageError(
-            f"{teacher.id}: cannot teach, its record is here but not its weights; remove it "
-            f"(ghost runs rm {teacher.id}) to have it trained again, or name another folder with --runs"
+            f"{teacher.id}: cannot teach, because its record has no weights; remove it "
+            f"(ghost runs rm {teacher.id}) to train it again, or name another folder with --runs"
         )
-    learnt = printable(run.result.data) if run.result else data.name
-    if learnt != data.name and not any(name.startswith("folder:") for name in (learnt, data.name)):
+    known = printable(run.result.data) if run.result else data.name
+    if known != data.name and not any(name.startswith("folder:") for name in (known, data.name)):
         raise UsageError(
-            f"{teacher.id}: learnt {learnt}, not {data.name}; name a teacher that was trained on {data.name}"
+            f"{teacher.id}: was trained on {known}, not {data.name}; name a teacher that was trained on {data.name}"
         )
     if isinstance(teacher, Finished) and teacher.classes != len(data.classes):
         raise UsageError(
@@ -68,9 +68,9 @@ def _require_teacher(teacher: Job | Finished, data: Data, options: Options) -> N
 
 
 def _require_same_images(run: RunRecord, data: Data) -> None:
-    """UsageError where a finished run was trained on what no longer lies in the folder: it is another's result."""
+    """UsageError if the images in the folder have changed since a finished run was trained."""
     if run.result is None or run.result.data_checksum != data.checksum:
         raise UsageError(
-            f"{run.id}: was trained on other images than {data.name} holds now; put those back, or remove it "
-            f"(ghost runs rm {run.id}) to have it trained on these"
+            f"{run.id}: the images of {data.name} have changed since its training; restore them, or remove the run "
+            f"(ghost runs rm {run.id}) to train it on the new images"
         )

@@ -1,6 +1,6 @@
-"""From a finished state to what the run directory keeps.
+"""Computes the files of a finished run: weights, predictions, result.json.
 
-Invariant: all that `ghost table` reads is in result.json.
+Invariant: result.json contains everything that `ghost table` reads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ghostcli.zoo.evaluate import compact
 
 
 def final(state: State, test_logits: Tensor) -> tuple[nn.Module, Tensor]:
-    """The network that the run stands for and its test logits (float16, as they are kept)."""
+    """The final network of a run (averaged or selected weights, if the recipe has them) and its float16 test logits."""
     logits = state.best_tensors.get("logits", test_logits)
     return final_weights(state), compact(logits).cpu()
 
@@ -43,10 +43,10 @@ def predictions(logits: Tensor, labels: Tensor) -> bytes:
 def agreements(
     mine: tuple[np.ndarray, np.ndarray] | None, teachers: Sequence[Job | Finished], runs: Path
 ) -> dict[str, float | None]:
-    """Percent of test images on which student and teacher say the same, by teacher.
+    """Percent of test images on which student and teacher have the same top-1 class, by teacher.
 
-    `mine` are the student's logits [n, C] and labels [n]. A teacher goes by its network's name, by its run's id where
-    another is of the same network; None where it saw other test images.
+    `mine`: the student's logits [n, C] and labels [n]. The key is the name of the teacher's network, or its run id if
+    two teachers have the same network. The value is None if the teacher saw other test images.
     """
     if mine is None:
         return {}
@@ -74,15 +74,15 @@ def result(
 ) -> dict[str, Any]:
     """result.json.
 
-    `notes` are sentences for the record, `files` what the run directory now holds, by name. GhostError where the
-    metrics on the disk are not the epochs that were trained.
+    `notes`: sentences for the record. `files`: name -> content of the files in the run directory. GhostError if the
+    metrics on disk do not match the trained epochs.
     """
     record = RunRecord(run.path, run.id)
     rows = record.metrics()
     if len(rows) != state.epoch:
         raise GhostError(
-            f"{printable(run.path / 'metrics.jsonl')}: holds {len(rows)} of {state.epoch} epochs, it was changed while "
-            "the run was made; start over with --no-resume"
+            f"{printable(run.path / 'metrics.jsonl')}: has {len(rows)} of {state.epoch} epochs, so it was changed "
+            "during the run; start over with --no-resume"
         )
     last, best = rows[-1], max(rows, key=lambda row: row["test"]["accuracy"])
     chosen = state.best or {"epoch": last["epoch"], "test": last["test"]["accuracy"]}

@@ -1,4 +1,4 @@
-"""An executor: several jobs at a time, each in a process of its own on this machine."""
+"""An executor: runs several jobs at a time, each in its own process on this machine."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ghostcli.errors import GhostError
 from ghostcli.plan import Job, record_of
 from ghostcli.run.job import Options, reached, run_job
 
-#: Seconds between two looks at the workers.
+#: Seconds between two checks of the workers.
 PAUSE = 0.2
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A process that carries out one job; why it failed comes through `answer`."""
+    """A process that runs one job. It sends its error through `answer`."""
 
     job: Job
     process: BaseProcess
@@ -33,7 +33,7 @@ class Worker:
 
     @property
     def error(self) -> GhostError | None:
-        """Why it failed; None where it did not."""
+        """The error of the job; None if it succeeded."""
         code = self.process.exitcode
         if code == 0:
             return None
@@ -45,7 +45,7 @@ class Worker:
 
 
 class Spawned:
-    """Up to `options.jobs` workers, which share the cores."""
+    """Up to `options.jobs` workers. Each uses its share of the cores."""
 
     def __init__(self, options: Options, total: int) -> None:
         self.options, self.total = options, total
@@ -61,11 +61,11 @@ class Spawned:
     def start(self, job: Job, fresh: bool) -> None:
         context = multiprocessing.get_context("spawn")
         threads = max(1, (os.cpu_count() or 1) // self.options.jobs)
-        answer, tell = context.Pipe(duplex=False)
-        arguments = (job, replace(self.options, quiet=True), fresh, threads, tell)
+        answer, sender = context.Pipe(duplex=False)
+        arguments = (job, replace(self.options, quiet=True), fresh, threads, sender)
         process = context.Process(target=_work, args=arguments, name=job.id)
         process.start()
-        tell.close()  # the worker holds the other end: when it is gone, so is the pipe
+        sender.close()  # only the worker keeps this end, so the pipe closes when the worker ends
         self.workers.append(Worker(job, process, answer))
 
     def wait(self) -> list[tuple[Job, GhostError | None]]:
@@ -84,7 +84,7 @@ class Spawned:
         return found
 
     def _end(self) -> None:
-        """Stop the workers: each saves what it has, as for a signal of the user's."""
+        """Stop the workers. Each saves its state, as after a signal from the user."""
         for worker in self.workers:
             worker.process.terminate()
         for worker in self.workers:
@@ -102,8 +102,8 @@ class Spawned:
         self.stack.close()
 
 
-def _work(job: Job, options: Options, fresh: bool, threads: int, tell: Connection) -> None:
-    """The body of a worker process; its exit code is the contract's, and why it failed goes through `tell`."""
+def _work(job: Job, options: Options, fresh: bool, threads: int, sender: Connection) -> None:
+    """The body of a worker process. It ends with the exit code of its error and sends the message through `sender`."""
     import torch
 
     from ghostcli.engine.device import pick
@@ -113,12 +113,12 @@ def _work(job: Job, options: Options, fresh: bool, threads: int, tell: Connectio
         with signals.handled(leave_at_second=False):
             run_job(job, options, pick(options.device), fresh)
     except GhostError as error:
-        tell.send(str(error))
+        sender.send(str(error))
         sys.exit(error.exit_code)
 
 
 class _EpochLines:
-    """Shows the workers' epochs as their metrics files grow."""
+    """Prints the workers' epochs from their metrics files."""
 
     def __init__(self, runs: Path, show: Display) -> None:
         self.runs, self.show = runs, show

@@ -1,4 +1,4 @@
-"""GhostNetV3-Small (`gns`) and the deeper GhostNetV3 (`gnd`) at any width, training form.
+"""GhostNetV3-Small (`gns`) and the deeper GhostNetV3 (`gnd`) at any width, train form.
 
 Invariant: module and state-dict names match the published weights, row by row, so weights load directly. The deploy
 form has the same structure, with every `RepConv` and batch norm folded (see fold.py).
