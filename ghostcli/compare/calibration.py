@@ -1,4 +1,4 @@
-"""How well probabilities fit what happens: likelihood, bins of confidence, calibration error, agreement.
+"""Calibration of probabilities: likelihood, bins of confidence, calibration error. Also agreement of two networks.
 
 Invariant: pure functions of logits and labels.
 """
@@ -32,7 +32,7 @@ def nll(logits: np.ndarray, labels: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Bins:
-    """Equal-width bins of confidence: how many images, their mean confidence and their accuracy (fractions)."""
+    """Equal-width bins of confidence: number of images, mean confidence and accuracy (fractions)."""
 
     count: np.ndarray
     confidence: np.ndarray
@@ -52,11 +52,11 @@ def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> Bins:
 
 
 def ece(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo 2017), a fraction: mean |confidence - accuracy| weighed by count."""
+    """Expected calibration error (Guo 2017), a fraction: mean |confidence - accuracy|, weighted by count."""
     table = calibration(logits, labels, bins)
     return float(np.sum(table.count * np.abs(table.confidence - table.accuracy)) / table.count.sum())
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Percent of images on which two sets of logits [N, C] have the same first choice."""
+    """Percent of images on which two sets of logits [N, C] have the same top-1 class."""
     return 100 * float(np.mean(np.argmax(a, axis=1) == np.argmax(b, axis=1)))

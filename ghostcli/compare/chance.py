@@ -1,17 +1,17 @@
-"""Half-widths and p-values where several independent sources of chance add up.
+"""Half-widths and p-values for the sum of several independent sources of chance.
 
-Invariant: pure functions of variances and degrees of freedom. At every level they err towards width, never below it.
+Invariant: pure functions of variances and degrees of freedom. At every level an interval is wide enough or too wide.
 
-A source of chance is a variance and the degrees of freedom that it was estimated with (infinite: known). Each source
-alone has an exact interval, of half-width t(df) * sqrt(variance). The half-width of their sum combines those of the
-sources by squares (Zou and Donner 2008, MOVER):
+A source of chance is a variance and the degrees of freedom of its estimate (infinite: known). Each source alone has an
+exact interval with half-width t(df) * sqrt(variance). The square of the half-width of the sum is the sum of the squares
+(Zou and Donner 2008, MOVER):
 
     half(level)^2 = sum over sources of t(level, df)^2 * variance
 
-Welch's test instead takes one quantile with an estimated number of degrees of freedom. That estimate is too high
-where one side has few runs and much spread: two runs against ten are called different in 12 % of cases without a
-difference, and at the smaller levels that Holm's correction asks for Welch's test errs by a factor of 2 to 20.
-`benchmarks/verdicts.py` holds both rules against simulated runs.
+Welch's test uses one quantile with an estimated number of degrees of freedom. This estimate is too high if the side
+with few runs has the larger spread: for two runs against ten, Welch's test claims a difference in 12 % of cases without
+one. At the smaller levels of Holm's correction, it is wrong 2 to 20 times too often. `benchmarks/verdicts.py` tests
+both rules on simulated runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 
 
 def quantile(level: float | np.ndarray, df: float) -> np.ndarray:
-    """The t that a fraction `level` of |t| stays below, with `df` degrees of freedom (infinite: the normal's)."""
+    """The t with P(|t'| < t) = `level` for `df` degrees of freedom (infinite: the normal distribution)."""
     from scipy import special
 
     tail = (1 + np.asarray(level, dtype=np.float64)) / 2
@@ -39,15 +39,16 @@ def beyond(t: ArrayLike, df: float) -> np.ndarray:
 
 
 def half_width(level: float | np.ndarray, variances: Sequence[ArrayLike], dfs: Sequence[float]) -> np.ndarray:
-    """Half-width at `level` of what has these sources of chance; all arrays broadcast."""
+    """Half-width at `level` of an interval with these sources of chance. All arrays broadcast."""
     squares = (quantile(level, df) ** 2 * np.asarray(v) for v, df in zip(variances, dfs, strict=True))
     return np.sqrt(sum(squares))
 
 
 def p_value(distance: ArrayLike, variances: Sequence[ArrayLike], dfs: Sequence[float]) -> np.ndarray:
-    """The p that `1 - p` is the level whose half-width is |distance|; 1 at no distance, 0 where nothing varies.
+    """The p for which the half-width at level `1 - p` is |distance|. It is 1 at distance 0, and 0 if nothing varies.
 
-    The squared quantile is a mean of the sources' own, so p lies between the p of each alone. It is found by bisection.
+    The squared quantile is a mean of those of the sources, so p is between the p of each source alone. Found by
+    bisection.
     """
     distance, total = np.abs(np.asarray(distance, dtype=np.float64)), np.sum(np.broadcast_arrays(*variances), axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -62,9 +63,9 @@ def p_value(distance: ArrayLike, variances: Sequence[ArrayLike], dfs: Sequence[f
 
 
 def _squared(p: np.ndarray, variances: Sequence[ArrayLike], dfs: Sequence[float]) -> np.ndarray:
-    """Squared half-width at level 1 - p, by the lower tail: p may be far below what 1 - p can hold."""
+    """Squared half-width at level 1 - p. It uses the lower tail, because 1 - p is inexact for tiny p."""
     from scipy import special
 
     tails = (special.ndtri(p / 2) if np.isinf(df) else special.stdtrit(df, p / 2) for df in dfs)
-    # One degree of freedom has quantiles beyond what their square can hold.
+    # With one degree of freedom the square of a quantile can overflow.
     return sum(np.maximum(t, -1e150) ** 2 * np.asarray(v) for t, v in zip(tails, variances, strict=True))

@@ -1,11 +1,10 @@
-"""What a run cost: its training steps, its teachers' answers, and the trainings of those teachers.
+"""The cost of a run: its training steps, its teachers' logits, and the trainings of these teachers.
 
-Teachers that answer live do so within the steps (`train_seconds`). With teacher tables, `teacher_seconds` is the time
-to fill what was missing and to read. Both count as the run's own cost, so the two ways can be compared. Logits that
-an earlier student of the same teacher put into the table are not paid for again. A table that `ghost teach fill` made
-is in no record.
+Live logits are computed within the steps (`train_seconds`). With teacher tables, `teacher_seconds` is the time to fill
+missing entries and to read. Both are part of the run's own cost, so the two ways can be compared. Entries that an
+earlier student added to the table are not counted again. The time of `ghost teach fill` is in no record.
 
-Invariant: the amortised costs of all runs that teach nobody add up to the total (where no record is lost).
+Invariant: the amortised costs of all runs without students add up to the total (if no record is missing).
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from ghostcli.records.record import RunRecord
 class Cost:
     """Training hours on one device, without evaluation.
 
-    `own`: the run alone, with its teachers' answers. `full`: with every training below it, each once.
-    `amortised`: each teacher's cost is divided among the finished runs that it taught. `trainings`: how many
-    trainings `full` counts, and `images` the training images that they saw together. `whole` is False where the
-    record of a teacher is gone, and its hours with it.
+    `own`: the run with its teachers' logits. `full`: also the trainings of all its teachers, each once. `amortised`:
+    the cost of each teacher is divided among its finished students. `trainings`: the number of trainings in `full`, and
+    `images` their training images in total. `whole` is False if the record of a teacher is missing; its hours are then
+    not counted.
     """
 
     own: float
@@ -47,9 +46,9 @@ def costs(records: Iterable[RunRecord]) -> dict[str, Cost]:
     shares: dict[str, float] = {}
 
     def below(name: str) -> frozenset[str]:
-        """All runs that `name` rests on, with itself. A lost record is named, and rests on nothing."""
+        """`name` and all runs below it (teachers, their teachers, ...). A missing record has no teachers."""
         if name not in lineage:
-            lineage[name] = frozenset({name})  # a record that names itself among its teachers ends here
+            lineage[name] = frozenset({name})  # ends the recursion for a record that names itself as a teacher
             lineage[name] = frozenset({name}).union(*map(below, direct.get(name, ())))
         return lineage[name]
 

@@ -1,4 +1,4 @@
-"""What rows are called in lists, notes and figures. Invariant: no two rows of a table have one name."""
+"""The names of rows in lists, notes and figures. Invariant: the names in a table are unique."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ghostcli.paper import joined, label
 
 
 def names(rows: Sequence[Row]) -> list[str]:
-    """A name for each row: student, teachers and method; where these are equal, also what differs."""
+    """A name for each row: student, teachers and method. If these are equal, also the settings that differ."""
     found = [_plain_name(row) for row in rows]
     alike: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(found):
@@ -36,7 +36,7 @@ def _plain_name(row: Row) -> str:
 
 
 def _with_digests(found: list[str], rows: Sequence[Row]) -> list[str]:
-    """The digest of its folder behind the name of each row that still has another's name."""
+    """Add the digest to the names that are still not unique."""
     return [
         f"{name} [{row.group.about.digest[:8]}]" if row.group and found.count(name) > 1 else name
         for name, row in zip(found, rows, strict=True)
@@ -52,7 +52,7 @@ def _smoothed(group: RunGroup) -> str:
 
 
 def _changes(group: RunGroup) -> str:
-    """What its training changes; `_order` names the order already."""
+    """The changes of its training, without the order (see `_order`)."""
     return with_changes({key: value for key, value in group.changes.items() if key != "data.shuffle"})
 
 
@@ -60,7 +60,7 @@ def budget(group: RunGroup) -> str:
     return f"{group.about.train_images:,} × {group.about.epochs}"
 
 
-#: What tells protocols apart, in few words or none.
+#: The differences between protocols, each in a few words, or empty.
 FACETS: tuple[Callable[[RunGroup], str], ...] = (
     lambda group: group.family,
     lambda group: group.about.data,
@@ -72,6 +72,6 @@ FACETS: tuple[Callable[[RunGroup], str], ...] = (
 
 
 def protocol(group: RunGroup) -> str:
-    """A group's whole protocol, the budget on a line of its own."""
+    """The whole protocol of a group, with the budget on a separate line."""
     rest = ", ".join(word for word in (budget(group), _order(group), _smoothed(group), _changes(group)) if word)
     return f"{group.family}: {group.about.data},\n{rest}"

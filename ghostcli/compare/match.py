@@ -1,4 +1,4 @@
-"""Which printed row a run belongs to. Invariant: who teaches whom on which data decides it, not budget or recipe."""
+"""Finds the printed row of a run. Invariant: it depends on student, teachers and data, not on budget or recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ghostcli.zoo.names import slug
 
 
 def matches(about: RunSetup, row: PaperRow) -> bool:
-    """Whether a run is of a printed row's kind, whatever its budget and recipe. Controls are of none."""
+    """Whether a run belongs to a printed row, for any budget and recipe. Controls belong to no row."""
     if about.data != paper().source.data or (about.teachers and about.recipe.distill.blind):
         return False
     if about.family in SHARE_BASELINES and about.kind not in (None, paper().source.kind):
@@ -21,12 +21,12 @@ def matches(about: RunSetup, row: PaperRow) -> bool:
 
 
 def may_match(run_id: str, row: PaperRow) -> bool:
-    """The same for a run whose record cannot be read, by its id."""
+    """The same for a run with an unreadable record, by its id."""
     return run_id.startswith(f"{slug(row.student)}-{row.strategy}-")
 
 
 def ranked(groups: Sequence[RunGroup], family: str, row: PaperRow) -> list[RunGroup]:
-    """The groups of a row, the one to show first: the paper's own settings in its families, then most seeds."""
+    """The groups of a row, best first: with the settings of the paper (in its families), then with the most seeds."""
     source = paper().source
 
     def rank(group: RunGroup) -> tuple[bool, bool, float, int, str]:

@@ -1,9 +1,9 @@
-"""What a design can find: the smallest difference it shows with 80 % probability, and the seeds that an effect takes.
+"""The power of a design: the smallest difference that it detects with 80 % probability, and the seeds for an effect.
 
-Invariant: pure functions of spreads and sizes, for the test that verdicts are given by.
+Invariant: pure functions of spreads and sizes, for the test of the verdicts.
 
-The noncentral t approximates the chance: the estimate is normal about the effect, and the variances behind the test's
-half-width vary like one variance with Satterthwaite's degrees of freedom. `benchmarks/verdicts.py` simulates it.
+The power is approximated by a noncentral t: the estimate is normal around the effect, and the variances of the test
+vary like one variance with Satterthwaite's degrees of freedom. `benchmarks/verdicts.py` simulates it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ghostcli.compare.chance import half_width
 from ghostcli.compare.stats import LEVEL, PAIRED_FROM, Difference
 
 POWER = 0.8
-#: No plan asks for more seeds a side than this.
+#: The maximum number of seeds per side in a plan.
 MOST = 1000
 
 
 @dataclass(frozen=True)
 class Spread:
-    """What was recorded of two sides: standard deviations over runs in points, and the images' standard error.
+    """The recorded spread of two sides: standard deviations over runs, and the standard error from images, in points.
 
-    `pairs`: the correlation of runs with the same start and order, or None where there are no such pairs.
+    `pairs`: the correlation of runs with the same start and order; None if there are no such pairs.
     """
 
     ours: float
@@ -33,7 +33,7 @@ class Spread:
     pairs: float | None = None
 
     def design(self, ours: int, baseline: int) -> tuple[list[float], list[float]]:
-        """Variances and degrees of freedom of the difference with so many runs on each side."""
+        """Variances and degrees of freedom of the difference, for these numbers of runs per side."""
         if self.pairs is not None and ours == baseline >= PAIRED_FROM:
             both = self.ours**2 + self.baseline**2 - 2 * self.pairs * self.ours * self.baseline
             return [both / ours, self.images**2], [ours - 1.0, math.inf]
@@ -44,7 +44,7 @@ class Spread:
 def found(effect: float, variances: Sequence[float], dfs: Sequence[float], comparisons: int = 1) -> float:
     """Probability that a true difference of `effect` points is called better or worse.
 
-    `comparisons`: how many there are in the answer; the first of them to be found meets a level of 5 % / comparisons.
+    `comparisons`: their number in the answer. The first verdict needs p below 5 % / comparisons.
     """
     from scipy import stats
 
@@ -72,10 +72,10 @@ def smallest(variances: Sequence[float], dfs: Sequence[float], power: float = PO
 
 
 def could_find(delta: Difference, power: float = POWER, comparisons: int = 1) -> float | None:
-    """The smallest difference that the design behind `delta` finds, by its own spreads; None where it can find none."""
+    """The smallest difference that `delta`'s design detects, with its own spreads; None if it cannot detect any."""
     if not delta.parts or delta.of_two_networks:
         return None
-    # The widest reckoning decides; of the images alone its wider side.
+    # The widest part decides. For the images alone it is the wider side.
     return max(
         smallest([max(pair) for pair in zip(part.down, part.up, strict=True)], part.dfs, power, comparisons)
         for part in delta.parts
@@ -85,19 +85,20 @@ def could_find(delta: Difference, power: float = POWER, comparisons: int = 1) ->
 def plan_seeds(
     effect: float, spread: Spread, power: float = POWER, comparisons: int = 1, most: int = MOST
 ) -> int | None:
-    """Runs a side that find `effect` points with probability `power`, 2 at least; None where `most` do not suffice.
+    """Runs per side (at least 2) that detect `effect` points with probability `power`; None if `most` are not enough.
 
-    More seeds do not help against the images' standard error: an effect below about three of them is never found.
+    More seeds do not reduce the standard error from images. An effect below about three times this error is never
+    detected.
     """
     if not (effect > 0 and 0 < power < 1 and comparisons >= 1):
-        raise ValueError("an effect above 0 points, a power between 0 and 1 and a comparison or more")
+        raise ValueError("the effect must be above 0, the power between 0 and 1, and comparisons at least 1")
 
     def enough(n: int) -> bool:
         return found(effect, *spread.design(n, n), comparisons) >= power
 
     if not enough(most):
         return None
-    low, high = 1, most  # power grows with n; halve until the smallest is found
+    low, high = 1, most  # bisection: power grows with n
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

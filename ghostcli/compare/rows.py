@@ -1,6 +1,6 @@
-"""The values that a comparison ends in: tables of rows, and what was left out of them.
+"""The results of a comparison: tables of rows, and the runs that were left out.
 
-Invariant: frozen values, no judgement. `compare/tables.py` makes them and `render/` shows them.
+Invariant: frozen values only. `compare/tables.py` creates them and `render/` shows them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A run that is in no row, and why. `family` is empty where its recipe could not be read."""
+    """A run that is in no row, with the reason. `family` is empty if its recipe is unreadable."""
 
     run: str
     reason: str
@@ -30,8 +30,8 @@ class LeftOut:
 class Control:
     """The same training with image-blind teachers (`distill.blind=true`), made by `command`.
 
-    All other fields are None where it was not run. `delta`: the taught row minus the control. `p_adjusted`, `verdict`
-    and `finds` come with the whole answer (see `Row`).
+    All other fields are None if it was not run. `delta`: the taught row minus the control. `p_adjusted`, `verdict` and
+    `finds` are set for the whole answer (see `Row`).
     """
 
     command: str
@@ -45,12 +45,12 @@ class Control:
 
 @dataclass(frozen=True)
 class Row:
-    """One row. `printed` is None where the paper has no such row; `group` is None where nothing was run.
+    """One row. `printed` is None if the paper has no such row. `group` is None if it has no runs.
 
-    `delta`: the row minus its baseline. `missing_baseline` says why there is none. `command` makes the row's runs.
+    `delta`: the row minus its baseline. `missing_baseline`: why there is no baseline. `command` makes the row's runs.
     `finds`: the smallest true difference, in points, that this design calls better or worse with 80 % probability.
-    `mixed` are the facts of the environment that differ between the runs compared. `looks` are earlier
-    readings with fewer runs: (runs of the row, runs of its baseline). `name` is unique in its table.
+    `mixed`: facts of the environment that differ between the compared runs. `looks`: earlier readings with fewer runs,
+    as (runs of the row, runs of its baseline). `name` is unique in its table.
     """
 
     student: str
@@ -80,10 +80,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Options:
-    """How runs become numbers: `metric` is selected or best, `margin` in points of accuracy.
+    """Options of a table: `metric` is selected or best; `margin` is in points of accuracy.
 
-    `equal_budget`: baselines are untaught runs that saw as many training images as the taught run and all trainings
-    below it together. `runs` is where commands are to put what is missing.
+    `equal_budget`: baselines are untaught runs with as many training images as the taught run and all trainings below
+    it in total. `runs`: the runs folder for the printed commands.
     """
 
     metric: str = "selected"
@@ -95,7 +95,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Table:
-    """A table under one family's protocol. `cohort` is None where no run of the family fills one of its rows.
+    """A table for the protocol of one family. `cohort` is None if no run of the family is in one of its rows.
 
     `command` makes the runs of all rows.
     """

@@ -1,12 +1,12 @@
-"""From differences to verdicts: one correction over everything that an answer says.
+"""Computes verdicts from differences, with one correction over all comparisons of an answer.
 
-Invariant: of all answers in which a claim could be wrong, at most 5 % hold a wrong one, of whatever kind.
+Invariant: at most 5 % of answers contain a wrong claim of any kind.
 
-Each comparison can claim two things: that there is a difference (better, worse), and that there is none that matters
-(equivalent: by two one-sided tests it is smaller than the margin). Both claims of a comparison cannot be wrong at once:
-a difference is not zero and beyond the margin at the same time. So among the 2m hypotheses of m comparisons at most m
-are true, and Holm's steps count a comparison once until both its hypotheses are rejected (Shaffer 1986). One
-comparison alone is not corrected at all.
+Each comparison can make two claims: there is a difference (better, worse), or there is none that matters (equivalent:
+two one-sided tests show that it is smaller than the margin). Only one of the two can be wrong, because a difference
+cannot be zero and beyond the margin at the same time. So at most m of the 2m hypotheses of m comparisons are true, and
+Holm's steps count a comparison once until both its hypotheses are rejected (Shaffer 1986). A single comparison is not
+corrected.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNDECIDED = "not distinguished"
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with the adjusted p of a difference and of equivalence; all None where nothing was compared."""
+    """A verdict with the adjusted p of a difference and of equivalence. All are None if nothing was compared."""
 
     verdict: str | None = None
     p: float | None = None
@@ -29,9 +29,9 @@ class Judgement:
 
 
 def judge(deltas: Sequence[Difference | None], margin: float) -> tuple[Judgement, ...]:
-    """Verdicts over all comparisons of one answer, in their order; `margin` > 0 in points of accuracy.
+    """Verdicts for all comparisons of one answer, in order. `margin` > 0 in points of accuracy.
 
-    Comparisons with one run on a side get no test, so they take nothing from the others.
+    A comparison with one run on a side has no test, so it does not count in the correction.
     """
     tested = [delta is not None and delta.p is not None and not delta.of_two_networks for delta in deltas]
     apart = [delta.p if test else None for delta, test in zip(deltas, tested, strict=True)]
@@ -44,7 +44,7 @@ def judge(deltas: Sequence[Difference | None], margin: float) -> tuple[Judgement
 
 
 def shaffer(apart: Sequence[float | None], alike: Sequence[float | None]) -> list[tuple[float | None, float | None]]:
-    """Step-down adjustment of pairs of p of which at most one hypothesis is true; None stays None."""
+    """Step-down adjustment of pairs of p, where at most one hypothesis of a pair is true. None stays None."""
     pairs = [list(pair) for pair in zip(apart, alike, strict=True)]
     ordered = sorted((p, i, kind) for i, pair in enumerate(pairs) for kind, p in enumerate(pair) if p is not None)
     left = [sum(p is not None for p in pair) for pair in pairs]
@@ -61,9 +61,9 @@ def verdict(
 ) -> str | None:
     """better | worse | equivalent | not distinguished; None without an interval.
 
-    better, worse: the interval leaves zero out and `adjusted_p` is below 5 %. Equivalence is asked only after that:
-    `adjusted_equivalent` (by default that of this comparison alone) is below 5 %. With one run on a side always "not
-    distinguished": nothing is known of the runs that were not made.
+    better, worse: the interval does not contain zero, and `adjusted_p` is below 5 %. Otherwise equivalent, if
+    `adjusted_equivalent` (default: that of this comparison alone) is below 5 %. With one run on a side the verdict is
+    always "not distinguished", because the spread over runs is unknown.
     """
     if delta.low is None or delta.high is None:
         return None
