@@ -151,9 +151,9 @@ def test_the_front_is_what_nothing_cheaper_beats() -> None:
     assert [point.name for point in figures.pareto(points)] == ["a", "c"]
 
 
-def test_parting_is_the_total_variation_distance() -> None:
+def test_total_variation() -> None:
     student, teacher = np.log([[0.7, 0.2, 0.1], [0.5, 0.5, 1e-9]]), np.log([[0.1, 0.2, 0.7], [0.5, 0.5, 1e-9]])
-    assert pictures.parting(student, teacher) == pytest.approx([0.6, 0.0])
+    assert pictures.total_variation(student, teacher) == pytest.approx([0.6, 0.0])
 
 
 def test_the_sheet_shows_the_images_that_part_most() -> None:

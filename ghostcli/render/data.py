@@ -1,4 +1,4 @@
-"""Tables as data: JSON and CSV. Invariant: every number has all its digits, under the contract's keys."""
+"""Tables as data: JSON and CSV. Invariant: numbers are not rounded for display. Other programs rely on the keys."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ghostcli.compare.rows import Control, Row, Table
 from ghostcli.compare.stats import Difference
 from ghostcli.paper import paper
 
-#: What a row says of its protocol where the table has none.
+#: The protocol of a row, if the table has rows of several protocols.
 PROTOCOL = ("family", "data", "epochs", "train_images", "protocol", "kind")
 
 
 def objects(table: Table, known: dict[str, Cost] | None = None, more: bool = False) -> dict[str, Any]:
-    """A table as data: the contract's keys, and ours besides."""
+    """A table as JSON values."""
     about = table.cohort.about if table.cohort else None
     mixed = table.options.mixed
     return {
@@ -98,12 +98,12 @@ def _delta(delta: Difference | None) -> dict[str, Any] | None:
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
-    """Accuracies without the noise of their last binary digits."""
+    """Accuracies without floating-point noise in the last digits."""
     return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
 
 
 def side_by_side(by_family: dict[str, Sequence[Table]]) -> dict[str, Any]:
-    """The table by families as data; `ours`, `delta` and `verdict` of a row itself are the paper family's."""
+    """The table by families as JSON values. `ours`, `delta` and `verdict` of a row are those of the family `paper`."""
     rows = []
     for tables in zip(*by_family.values(), strict=True):
         for lines in zip(*(table.rows for table in tables), strict=True):
@@ -118,14 +118,14 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> dict[str, Any]:
 
 
 def comma_separated(found: Sequence[dict[str, Any]]) -> str:
-    """One line a row over all tables; nested values are flattened with underscores, lists joined with spaces."""
+    """One line per row of all tables. Nested keys are joined with underscores, lists with spaces."""
     lines = [
         _flat({"table": item["table"], "family": item.get("family", "")} | row)
         for item in found
         for row in item["rows"]
     ]
     columns = list(dict.fromkeys(key for line in lines for key in line))
-    # A cell that is empty in one row may be nested in another: the bare name then says nothing.
+    # A value can be empty in one row and nested in another. Then the column of the bare name is empty and left out.
     columns = [key for key in columns if not any(other.startswith(f"{key}_") for other in columns) or _said(key, lines)]
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, restval="", extrasaction="ignore", lineterminator="\n")

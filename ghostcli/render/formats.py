@@ -1,4 +1,4 @@
-"""Tables of text written out: for a terminal, as Markdown and as LaTeX. Invariant: all three hold the same cells."""
+"""Text tables for a terminal, as Markdown and as LaTeX. Invariant: all three have the same cells."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def text(tables: Iterable[TextTable], width: int = WIDTH, colour: bool = False) 
 
 
 def _printable(table: TextTable) -> TextTable:
-    """Without control characters: text from files (a finding's message, a folder's name) cannot drive the terminal."""
+    """Escape control characters, so text from files (findings, folder names) cannot send commands to the terminal."""
 
     def clean(text: str) -> str:
         return "\n".join(map(printable, text.split("\n")))
@@ -86,7 +86,7 @@ def _cells(table: TextTable, row: dict[str, str]) -> list[str]:
 
 
 def shared(tables: Sequence[TextTable]) -> list[str]:
-    """What is said once, below all tables."""
+    """The notes below all tables, each once."""
     lacks = (lack for table in tables for lack in table.lacking)
     return [*lacking(lacks), *dict.fromkeys(note for table in tables for note in table.general)]
 
@@ -96,7 +96,7 @@ def _colour(cell: str) -> str:
 
 
 def markdown(tables: Iterable[TextTable]) -> str:
-    """GitHub's tables, the footnotes as a list."""
+    """GitHub's Markdown: tables, with footnotes as a list."""
     out: list[str] = []
     tables = [_printable(table) for table in tables]
     for table in tables:

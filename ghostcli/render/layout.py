@@ -1,6 +1,6 @@
-"""Fits a table into a narrow terminal: first less space, then without minor columns, then with cells on more lines.
+"""Fits a table to the width of a terminal: less space, fewer columns, cells on more lines.
 
-Invariant: accuracies, differences and verdicts stay whole. What is left out is in wider terminals and other formats.
+Invariant: accuracies, differences and verdicts are never cut. Wider terminals and other formats show what is left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Step = Callable[[TextTable], TextTable]
 
 
 def fitted(table: TextTable, width: int) -> tuple[TextTable, int, list[int]]:
-    """The table, the extra spaces right of each column, and the columns' widths."""
+    """The table, the extra spaces right of each column, and the widths of the columns."""
     if least_width(table, 2) <= width:
         return table, 1, _widths(table, width, 2)
     for step in STEPS:
@@ -44,7 +44,7 @@ def fitted(table: TextTable, width: int) -> tuple[TextTable, int, list[int]]:
 
 
 def _widths(table: TextTable, width: int, space: int) -> list[int]:
-    """Each column's longest line; the widest columns that may wrap give up what is too much."""
+    """The width of each column: its longest line. If that is too wide in total, the widest columns that wrap shrink."""
     found = [natural(table, column) for column in table.columns]
     floors = [least(table, column) for column in table.columns]
     for _ in range(sum(found) + space * (len(found) - 1) - width):
@@ -54,13 +54,13 @@ def _widths(table: TextTable, width: int, space: int) -> list[int]:
 
 
 def least_width(table: TextTable, space: int) -> int:
-    """The width that the table needs, with `space` between columns and words wrapped as far as allowed."""
+    """The minimum width of the table, with `space` between columns and all columns wrapped as far as allowed."""
     widths = [least(table, column) for column in table.columns]
     return sum(widths) + space * (len(widths) - 1)
 
 
 def least(table: TextTable, column: Column) -> int:
-    """The least width of a column in which no word or number is broken."""
+    """The minimum width of a column without broken words or numbers."""
     if not column.wrap:
         return natural(table, column)
     word = max((cell_len(word) for line in _lines(table, column) for word in line.split()), default=0)
@@ -79,7 +79,7 @@ def _lines(table: TextTable, column: Column) -> list[str]:
 
 
 def _broken(key: str, old: str, new: str) -> Step:
-    """Cells of a column on more lines: each match of `old` becomes `new`."""
+    """Break the cells of a column into lines: each match of `old` becomes `new`."""
 
     def step(table: TextTable) -> TextTable:
         rows = ({**row, key: re.sub(old, new, row[key])} if key in row else row for row in table.rows)
@@ -93,13 +93,13 @@ def _without(*keys: str) -> Step:
 
 
 def _without_empty(table: TextTable) -> TextTable:
-    """Without the columns that are blank in every row."""
+    """Remove the columns that are blank in every row."""
     blank = [c.key for c in table.columns if all(row.get(c.key, "") in ("", EMPTY) for row in table.rows)]
     return table if len(blank) == len(table.columns) else _without(*blank)(table)
 
 
 def _under(key: str, into: str, sign: str = "") -> Step:
-    """The cells of one column below those of another."""
+    """Move the cells of one column below those of another."""
 
     def step(table: TextTable) -> TextTable:
         if not {key, into} <= {column.key for column in table.columns}:
@@ -114,7 +114,7 @@ def _under(key: str, into: str, sign: str = "") -> Step:
     return step
 
 
-#: In the order in which they are taken, each only where those before it were not enough.
+#: The steps in order. Each is used only if the steps before it are not enough.
 STEPS: tuple[Step, ...] = (
     _broken(VERDICT.key, "not distinguished", "not\ndistinguished"),
     _under(FINDS.key, DELTA.key, "finds "),

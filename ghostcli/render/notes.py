@@ -1,4 +1,4 @@
-"""The footnotes of tables. Invariant: every mark in a cell has its footnote, and no footnote lacks what it explains."""
+"""The footnotes of tables. Invariant: every mark in a cell has a footnote; every footnote explains something shown."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ghostcli.recipe.models import FEW_STEPS
 
 LETTERS, DIGITS = "ᵃᵇᶜᵈᵉᶠᵍ", "¹²³⁴⁵⁶⁷⁸⁹"
 SINGLE, MIXED = "†", "‡"
-#: How many runs a note names before it only counts them.
+#: A note names at most this many runs and counts the others.
 NAMED = 4
 
 
 @dataclass(frozen=True)
 class Lack:
-    """A comparison that cannot be made: `phrase` with the row's `name` in it, and the `remedy`."""
+    """A missing comparison: a `phrase` with a place for the row's `name`, and the `remedy`."""
 
     phrase: str
     name: str
@@ -55,7 +55,7 @@ def _numbered(keys: Iterable[str], signs: str) -> dict[str, str]:
 
 
 def footnotes(tables: Sequence[Table], marks: Marks) -> Iterable[str]:
-    """What the marks mean."""
+    """The meanings of the marks."""
     for note, mark in marks.printed.items():
         yield f"{mark} {paper().notes[note]}"
     findings = [found for table in tables for row in table.rows for found in row.findings]
@@ -69,7 +69,7 @@ def footnotes(tables: Sequence[Table], marks: Marks) -> Iterable[str]:
 
 
 def remarks(table: Table) -> Iterable[str]:
-    """What else must be known about this table's rows."""
+    """Other notes on the rows of this table."""
     rows = table.filled
     for row in rows:
         if _welch_disagrees(row.delta):
@@ -77,7 +77,7 @@ def remarks(table: Table) -> Iterable[str]:
         if row.delta and failed(row.group, row.baseline):
             yield (
                 f"No verdict for {row.name}: more than {MOST_FAILED:.0%} of the seeds of one side became non-finite, "
-                "and what the others reached depends on which failed."
+                "so the others are a biased selection."
             )
         for group in (row.group, row.baseline if row.delta else None):
             if group and group.missing:
@@ -90,25 +90,25 @@ def remarks(table: Table) -> Iterable[str]:
             before = ", ".join(f"{n} and {m}" for n, m in row.looks)
             yield (
                 f"Seeds were added to {row.name} after a table was read ({before} runs then, {len(row.group.runs)} and "
-                f"{len(row.baseline.runs)} now). Seeds added until a verdict comes make false verdicts more frequent "
-                "than 5 %: fix their number first (`--seeds N`), or repeat the study with fresh seeds."
+                f"{len(row.baseline.runs)} now). Adding seeds until there is a verdict makes more than 5 % of verdicts "
+                "wrong: decide their number first (`--seeds N`), or repeat the study with new seeds."
             )
     if table.options.mixed and rows:
-        yield "Mixed, as asked: rows pool runs of different protocols and recipes, which may cause a Δ by themselves."
+        yield "Mixed (--allow-mixed): rows pool runs of different protocols and recipes, which alone can cause a Δ."
     elif not table.full_budget:
         source = paper().source
         yield (
             f"Not the paper's budget ({source.train_images:,} images × {source.epochs} epochs): compare these rows "
-            "with one another, not with the printed ones."
+            "with each other, not with the printed numbers."
         )
         steps = min((row.group.steps for row in rows), default=FEW_STEPS)
         if steps < FEW_STEPS:
-            yield f"Only {steps} steps a run: the networks are hardly trained, so no row says anything about teaching."
+            yield f"Only {steps} steps per run: the networks are barely trained, so no row shows an effect of teaching."
     yield from _left_out(table)
 
 
 def general(tables: Sequence[Table]) -> Iterable[str]:
-    """How the numbers were made: said once for several tables."""
+    """How the numbers were computed: notes that several tables share."""
     options = tables[0].options
     rows = [row for table in tables for row in table.filled]
     controls = [row.control for row in rows if row.control and row.control.ours]
@@ -121,25 +121,25 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
         yield f"{SINGLE} One run: no standard deviation, so no verdict."
     if any(delta.of_two_networks for delta in deltas):
         yield (
-            f"{SINGLE} at a Δ: one run on a side: seed noise alone can cause this gap, so no verdict. "
-            "The interval is about these networks on test images alone. For a verdict add seeds: `--seed 0 --seed 1 "
-            "--seed 2` with the command that trains, `--seeds 3` with `ghost reproduce`."
+            f"{SINGLE} at a Δ: one run per side: seed noise alone can cause this gap, so no verdict. "
+            "The interval covers test images only, for these networks. For a verdict add seeds: `--seed 0 --seed 1 "
+            "--seed 2` with a training command, `--seeds 3` with `ghost reproduce`."
         )
     if any(row.delta for row in rows):
         yield (
-            f"Δ ours: the row minus the untaught student of the same protocol, {_how_wide(rows)}. Verdicts: p < 5 % "
-            "after one correction over all comparisons of this answer; equivalent: two one-sided tests within "
-            f"±{options.margin:g}."
+            f"Δ ours: the row minus its baseline (the same student and protocol without a teacher), {_how_wide(rows)}. "
+            "Verdicts: p < 5 % after one correction over all comparisons of this answer; equivalent: two one-sided "
+            f"tests within ±{options.margin:g}."
         )
     if any(line.finds is not None for line in (*rows, *controls)):
         yield (
-            "Finds: the smallest true difference that this design calls better or worse with 80 % probability, judged "
-            f"by its own spreads. A verdict of `{UNDECIDED}` may miss any smaller one."
+            "Finds: the smallest true difference that this design calls better or worse with 80 % probability, given "
+            f"its own spreads. `{UNDECIDED}` can miss smaller differences."
         )
     if any(row.delta and row.group.one_teacher for row in rows):
         yield (
-            "Verdicts are for this teacher: every seed of a row had the same teacher networks, and what another "
-            "training of the teacher would change is not in the interval."
+            "Verdicts are for this teacher: all seeds of a row had the same teacher networks. The interval does not "
+            "include the variation between trainings of the teacher."
         )
     if several := sorted({row.group.teacher_count for row in rows if row.delta and row.group.teacher_count > 1}):
         counts = " or ".join(map(str, several))
@@ -149,21 +149,21 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
         )
     if controls:
         yield (
-            "Control: the same training, but each image gets the teachers' answers for another image of its class "
-            "(distill.blind=true). Its Δ is the row above minus the control. A gain that comes from what the teachers "
-            "know about the images is larger than zero there too."
+            "Control: the same training, but each image gets the teachers' logits for another image of its class "
+            "(distill.blind=true). Its Δ is the row above minus the control. If a gain comes from the teachers' "
+            "knowledge of the images, this Δ is above zero too."
         )
     if any(row.taught for row in rows) and options.equal_budget:
         yield (
-            "Equal budgets: the baseline saw as many training images as the row's run and all trainings below it "
-            "together. The sizes of the networks are not counted."
+            "Equal budgets: the baseline saw as many training images as the row's run and the trainings of all its "
+            "teachers in total. The sizes of the networks are not counted."
         )
     if rows and best:
-        yield "Optimistic: each accuracy is the best epoch's, chosen on the test set, as in the paper."
+        yield "Optimistic: each accuracy is of the best epoch, chosen on the test set, as in the paper."
 
 
 def lacks(table: Table) -> Iterable[Lack]:
-    """The comparisons that are missing, with what makes them. A control is asked for where a row is better."""
+    """The missing comparisons and their remedies. A control is missing only if the row's verdict is better."""
     for row in table.filled:
         if row.missing_baseline:
             yield Lack("No baseline for {}", row.name, row.missing_baseline)
@@ -173,7 +173,7 @@ def lacks(table: Table) -> Iterable[Lack]:
 
 
 def lacking(found: Iterable[Lack]) -> Iterable[str]:
-    """Each remedy once, with all the rows that it is for."""
+    """Each remedy once, with all its rows."""
     names: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for lack in found:
         names[lack.phrase, lack.remedy][lack.name] = None
@@ -183,12 +183,12 @@ def lacking(found: Iterable[Lack]) -> Iterable[str]:
 
 def _how_wide(rows: Sequence[Row]) -> str:
     tests = {row.delta.test for row in rows if row.delta}
-    both, seeds = "95 % interval over seeds and test images (two levels)", "over seeds alone"
+    both, seeds = "95 % interval over seeds and test images (two levels)", "over seeds only"
     if not tests & {RUNS_ONLY, None}:
         return both
     if tests <= {RUNS_ONLY, None}:
-        return f"95 % interval {seeds}, since no predictions are of these accuracies"
-    return f"{both}, {seeds} where no predictions are of these accuracies"
+        return f"95 % interval {seeds}, because there are no predictions for these accuracies"
+    return f"{both}, or {seeds} if there are no predictions for the accuracies"
 
 
 def _welch_disagrees(delta: Difference | None) -> bool:

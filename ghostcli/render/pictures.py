@@ -1,6 +1,6 @@
-"""Figures of one run's predictions: confusion, reliability, and the images on which it parts from its teacher.
+"""Figures of predictions: confusion matrix, reliability, and images on which student and teacher disagree.
 
-Invariant: each function takes arrays and returns a matplotlib `Figure`; what to draw is decided by the caller.
+Invariant: each function takes arrays and returns a matplotlib `Figure`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ MANY = 20
 
 @styled
 def confusion(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str = "") -> Figure:
-    """Percent of each true class (rows) that was given each class (columns); figures are printed up to 20 classes."""
+    """Percent of each true class (rows) predicted as each class (columns). Numbers are printed for up to 20 classes."""
     n = len(classes)
     counts = np.zeros((n, n))
     np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(9.0, 2.0 + 0.42 * n)
     figure, [[axes]] = canvas(size=(side + 0.6, side))
-    errors = percent * (1 - np.eye(n))  # the diagonal would drown the errors: it has the figure alone
+    errors = percent * (1 - np.eye(n))  # colours show the errors only, because the diagonal is much larger
     image = axes.imshow(errors, cmap="Oranges", vmin=0, vmax=max(float(errors.max()), 1e-9))
     axes.grid(visible=False)
     if n <= MANY:
@@ -50,7 +50,7 @@ def confusion(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], ti
 
 @styled
 def reliability(runs: Sequence[tuple[str, np.ndarray, np.ndarray]], bins: int = 15) -> Figure:
-    """Accuracy against confidence for (name, logits, labels) of each run, and how many images fall in each bin."""
+    """Accuracy against confidence for (name, logits, labels) of each run, and the share of images in each bin."""
     figure, axes = canvas(2, 1, (4.6, 5.0), sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     curve, share = axes[:, 0]
     curve.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
@@ -73,8 +73,8 @@ def reliability(runs: Sequence[tuple[str, np.ndarray, np.ndarray]], bins: int = 
     return figure
 
 
-def parting(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
-    """Total variation distance [N] between the two networks' probabilities: 0 agrees in full, 1 not at all."""
+def total_variation(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
+    """Total variation distance [N] between the probabilities of two networks: 0 if equal, 1 if disjoint."""
     return np.abs(softmax(student) - softmax(teacher)).sum(axis=1) / 2
 
 
@@ -88,8 +88,8 @@ def disagreement(
     count: int = 24,
     title: str = "",
 ) -> Figure:
-    """The `count` images uint8 [N, H, W, 3] on which student and teacher part the most, with both first choices."""
-    distance = parting(student, teacher)
+    """The `count` images (of uint8 [N, H, W, 3]) with the largest `total_variation`, with both top-1 classes."""
+    distance = total_variation(student, teacher)
     worst = np.argsort(-distance, kind="stable")[: min(count, len(images))]
     columns = min(6, len(worst))
     rows = -(-len(worst) // columns)

@@ -1,0 +1,68 @@
+"""The spelling of commands: the line that a user types to train something.
+
+Invariant: no other module spells a verb and its flags. The run of a printed command has the id that it was printed for.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ghostcli.errors import UsageError
+from ghostcli.recipe import load
+from ghostcli.recipe.diff import config_diff, flat, untaught
+from ghostcli.recipe.models import Recipe
+
+#: The default runs folder.
+RUNS = Path("runs")
+#: Keys that have a flag of their own.
+FLAGS = {"train.epochs": "--epochs", "data.name": "--data"}
+
+
+def line(*words: str, runs: Path = RUNS) -> str:
+    """`ghost WORDS`, with --runs if it is not the default folder. Words are quoted for a shell."""
+    return shlex.join(("ghost", *words, *(() if runs == RUNS else ("--runs", str(runs)))))
+
+
+def training(
+    student: str,
+    strategy: str = "plain",
+    teachers: Sequence[str] = (),
+    recipe: str = "paper",
+    flags: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+    runs: Path = RUNS,
+) -> str:
+    """The command that trains `student`. `flags`: see `settings`."""
+    networks = (*teachers, "--student", student) if teachers else (student,)
+    named = () if recipe == "paper" else ("--recipe", recipe)
+    chosen = () if list(seeds) == [0] else [word for seed in seeds for word in ("--seed", str(seed))]
+    return line(_verb(strategy, len(teachers)), *networks, *named, *flags, *chosen, runs=runs)
+
+
+def _verb(strategy: str, teachers: int) -> str:
+    if not teachers:
+        return "train-teacher"
+    if strategy in ("ensemble", "adaptive"):
+        return "ensemble"
+    return "distill" if teachers == 1 else "assist-chain"
+
+
+def settings(name: str, recipe: Recipe, taught: bool, changed: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The flags that turn the recipe `name` into `recipe` with the values of `changed`.
+
+    Keys of [distill] are left out unless `taught`. A recipe file that is missing counts as equal.
+    """
+    try:
+        diff = config_diff(recipe, load(name).recipe)
+    except UsageError:
+        diff = {}
+    known, kept = flat(recipe), diff.keys() if taught else untaught(diff)
+    values = {key: known[key] for key in diff if key in kept and key in known} | dict(changed or {})
+    words: list[str] = []
+    for key, value in values.items():
+        text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        words += [FLAGS[key], text] if key in FLAGS else ["-s", f"{key}={text}"]
+    return tuple(words)
