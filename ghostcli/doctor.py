@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Literal
 
 from ghostcli import __version__
 from ghostcli.errors import GhostError, printable
+from ghostcli.plan import commands
 from ghostcli.records import record
 from ghostcli.records.record import RunRecord
 
@@ -216,18 +216,15 @@ def _runs(runs: Path) -> Iterator[Finding]:
 
 def _unfinished(run: RunRecord, runs: Path) -> Finding:
     """The state of a run that is not done, and the command that continues it."""
-    flag = "" if runs == Path("runs") else f" --runs {printable(runs)}"
-    remove = f"ghost runs rm {run.id}{flag}"
     command = run.setup.command if run.setup else ()
-    again = (
-        f"continue: {printable(shlex.join(['ghost', *command]))}" if command else f"give its command again, or {remove}"
-    )
+    remove, verify = (commands.line("runs", verb, run.id, runs=runs) for verb in ("rm", "verify"))
+    again = f"continue: {commands.line(*command)}" if command else f"give its command again, or {remove}"
     epochs = len(run.metrics())
     match run.status:
         case "running":
             return Finding(run.id, "note", f"running in {run.owner or 'another process'}, {epochs} epochs done")
         case "broken":
-            return Finding(run.id, "FAIL", f"broken, {run.problem} (ghost runs verify {run.id}{flag}); {again}")
+            return Finding(run.id, "FAIL", f"broken, {run.problem} ({verify}); {again}")
         case "failed":
             return Finding(run.id, "note", f"failed after {epochs} epochs: {printable(run.problem)}; then {again}")
         case _:

@@ -72,7 +72,7 @@ COMMANDS = [
     (["resnet50", "resnet34", "resnet18"], [], "ghost assist-chain resnet50 resnet34 --student resnet18"),
     (["resnet18"], ["distill.teacher_seed=3"], "ghost train-teacher resnet18 --seed 3"),
     (["resnet18"], ["distill.teacher_epochs=5"], "ghost train-teacher resnet18 -s train.stop=5"),
-    (["resnet18"], ["distill.kind=dkd", "train.epochs=7"], "ghost train-teacher resnet18 -s train.epochs=7"),
+    (["resnet18"], ["distill.kind=dkd", "train.epochs=7"], "ghost train-teacher resnet18 --epochs 7"),
     (
         ["resnet50", "resnet18"],
         ["distill.temperature=4"],

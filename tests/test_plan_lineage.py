@@ -28,9 +28,7 @@ def test_a_job_and_its_finished_run_have_one_lineage(strategy, tmp_path):
     run = plan.finished(f"run/{write_run(tmp_path, 'resnet18', strategy, teachers)}", tmp_path)
     assert job.lineage == run.lineage
 
-    students = [
-        plan.Job("gns:1.0", 0, load("paper").recipe, "paper", (teacher,)) for teacher in (job, run)
-    ]
+    students = [plan.Job("gns:1.0", 0, load("paper").recipe, "paper", (teacher,)) for teacher in (job, run)]
     assert students[0].strategy == students[1].strategy
     assert students[0].path == students[1].path
 

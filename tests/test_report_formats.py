@@ -16,6 +16,7 @@ from report_runs import CHAIN, study, write_run
 from typer.testing import CliRunner, Result
 
 from ghostcli.cli.table import _tables, table
+from ghostcli.compare import commands
 from ghostcli.compare.admission import admit
 from ghostcli.compare.rows import Options, Table
 from ghostcli.compare.tables import judged
@@ -106,7 +107,7 @@ def test_text_of_an_empty_table_says_what_fills_it(tmp_path: Path) -> None:
     text = said("II", "--runs", tmp_path)
     for row in paper().table("II").rows:
         assert f"{row.accuracy:.2f}" in text
-        assert f"   ghost {' '.join(row.arguments())} --runs {tmp_path}\n" in text
+        assert f"   {commands.of_row(row, 'paper', None, tmp_path)}\n" in text
     assert f"ghost reproduce II --family paper --runs {tmp_path}" in text
 
 
@@ -167,7 +168,7 @@ def test_a_small_budget_is_said(tmp_path: Path) -> None:
     assert "Only 16 steps a run" in text
 
     write_run(tmp_path, epochs=20, limit=2000, train_images=2000)
-    assert "steps a run" not in said("I", "--runs", tmp_path)
+    assert "steps per run" not in said("I", "--runs", tmp_path)
 
 
 def test_the_papers_metric_is_called_optimistic(runs: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import oracles
 import pytest
 
+from ghostcli.compare import commands
 from ghostcli.errors import UsageError
 from ghostcli.paper import FAMILIES, joined, label, paper
 from ghostcli.recipe.load import load
@@ -79,12 +80,13 @@ def test_the_published_recipes_have_the_confounds_that_the_notes_tell_of() -> No
 
 def test_commands() -> None:
     rows = {(row.table, row.student, row.teachers): row for row in paper().rows}
-    assert rows["I", "gns:1.3", ()].arguments() == ("train-teacher", "gns:1.3")
+    assert commands.of_row(rows["I", "gns:1.3", ()], "paper", None) == "ghost train-teacher gns:1.3"
     row = rows["III", "gnd:1.0", ("resnet50", "resnet34", "resnet18")]
-    assert row.arguments("published") == (
-        "assist-chain", "resnet50", "resnet34", "resnet18", "--student", "gnd:1.0", "--recipe", "published/chain-gnd",
-    )  # fmt: skip
-    assert rows["II", "gns:1.0", ("gns:2.8",)].arguments("ghost")[-2:] == ("--recipe", "ghost")
+    assert commands.of_row(row, "published", None) == (
+        "ghost assist-chain resnet50 resnet34 resnet18 --student gnd:1.0 --recipe published/chain-gnd"
+    )
+    row = rows["II", "gns:1.0", ("gns:2.8",)]
+    assert commands.of_row(row, "ghost", None) == "ghost distill gns:2.8 --student gns:1.0 --recipe ghost"
 
 
 def test_labels() -> None:

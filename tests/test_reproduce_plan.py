@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ghostcli import plan
+from ghostcli.compare import commands
 from ghostcli.display import Display
 from ghostcli.errors import Interrupted, NonFiniteError, UsageError
 from ghostcli.paper import FAMILIES, paper
@@ -74,18 +77,11 @@ def test_rows_are_the_papers_in_its_order():
 
 
 @pytest.mark.parametrize("family", ["paper", "ghost"])
-def test_a_row_is_the_very_job_of_the_command_that_the_table_names(family):
+def test_a_row_is_the_very_job_of_the_command_that_the_table_names(family, ghost, tmp_path):
     for each in study(ALL, family, 1).rows:
-        words = each.row.arguments(family)
-        recipe = load(words[words.index("--recipe") + 1] if "--recipe" in words else "paper").recipe
-        match each.row.verb:
-            case "train-teacher":
-                job = plan.plain(each.row.student, 0, recipe, "x")
-            case "ensemble":
-                job = plan.ensemble(each.row.teachers, each.row.student, 0, recipe, "x", RUNS)
-            case _:
-                job = plan.chain(each.row.teachers, each.row.student, 0, recipe, "x", RUNS)
-        assert each.jobs[0].id == job.id
+        command = commands.of_row(each.row, family, None, tmp_path)
+        rows = json.loads(ghost(*shlex.split(command)[1:], "--dry-run", "--json").out)
+        assert each.jobs[0].id == rows[-1]["run"]
 
 
 def test_published_rows_use_their_own_recipes_and_the_authors_one_chain_of_assistants():

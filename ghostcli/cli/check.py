@@ -6,19 +6,15 @@ Invariant: nothing is trained. The findings printed are those that the run's rec
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from ghostcli import signals
 from ghostcli.cli.options import Common
 from ghostcli.errors import UsageError, printable
-from ghostcli.plan import Finished, Job, is_done, record_of
-from ghostcli.recipe import load
-from ghostcli.recipe.diff import config_diff
-from ghostcli.recipe.models import Recipe
+from ghostcli.plan import Finished, Job, commands, is_done, record_of
 from ghostcli.run.job import load_data
 
 if TYPE_CHECKING:
@@ -75,40 +71,17 @@ def _print(job: Job, findings: Sequence[Finding]) -> None:
 
 
 def command(job: Job | Finished, common: Common) -> str:
-    """What to type to train `job` alone, from the recipe that `common` names."""
+    """The command that trains `job` alone, with the recipe of `common`."""
     if isinstance(job, Finished):
-        return f"ghost runs show {job.id}"
+        return commands.line("runs", "show", job.id, runs=common.runs)
     names = [f"run/{t.id}" if isinstance(t, Finished) else t.student for t in _ancestors(job)]
-    if not names:
-        words = ["train-teacher", job.student]
-    elif job.strategy in ("ensemble", "adaptive"):
-        words = ["ensemble", *names, "--student", job.student]
-    else:
-        words = ["distill" if len(names) == 1 else "assist-chain", *names, "--student", job.student]
-    words += [] if common.recipe == "paper" else ["--recipe", common.recipe]
-    words += _settings(job, load(common.recipe).recipe)
-    words += [] if job.seed == 0 else ["--seed", str(job.seed)]
-    words += [] if common.runs == type(common).runs else ["--runs", str(common.runs)]
-    return shlex.join(["ghost", *words])
+    flags = commands.settings(common.recipe, job.recipe, job.taught)
+    return commands.training(job.student, job.strategy, names, common.recipe, flags, (job.seed,), common.runs)
 
 
 def _ancestors(job: Job) -> list[Job | Finished]:
-    """Who is named to have `job` trained: all of a chain, first to last, or the teachers themselves."""
+    """The networks to name in the command for `job`: all of a chain, first to last, or the teachers."""
     if len(job.teachers) != 1:
         return list(job.teachers)
     teacher = job.teachers[0]
     return [*(_ancestors(teacher) if isinstance(teacher, Job) else []), teacher]
-
-
-def _settings(job: Job, base: Recipe) -> list[str]:
-    """The overrides that lead from `base` to the job's recipe."""
-    diff = config_diff(job.recipe, base)
-    words: list[str] = []
-    for key, (value, _) in diff.items():
-        if job.taught or not key.startswith("distill."):
-            words += ["-s", f"{key}={_typed(value)}"]
-    return words
-
-
-def _typed(value: Any) -> str:
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

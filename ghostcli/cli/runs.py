@@ -100,61 +100,6 @@ def show(run: Id, runs: Runs = Path("runs"), as_json: Json = False) -> None:
     console.print(view) if console.is_terminal else Console(highlight=False, width=10_000).print(view)
 
 
-<<<<<<< HEAD
-=======
-def page(run: RunRecord) -> list[tuple[str, str]]:
-    """The lines of `ghost runs show`: (title, text)."""
-    setup, result, made, seen = run.setup, run.result, run.environment, overview(run)
-    lines = [("run", run.id), ("status", f"{run.status}" + (f": {run.problem}" if run.problem else ""))]
-    if setup:
-        weights = f", {result.parameters:,} parameters, {result.start} start" if result else ""
-        lines.append(("network", f"{setup.student}{weights}, seed {setup.seed}"))
-        lines += [("taught by", teacher.run) for teacher in setup.teachers] or [("taught by", "no teacher")]
-        counts = [f"{count:,} {part}" for part, count in _images(result).items() if count]
-        lines.append(("data", setup.data + (f": {', '.join(counts)} images" if counts else "")))
-        lines.append(("recipe", f"{setup.recipe_name}, {seen['epoch']} of {seen['epochs']} epochs done"))
-        lines += [("", text) for text in changes(setup)]
-    if result:
-        scores = result.accuracy
-        text = f"{scores.selected:.2f} % (last {scores.last:.2f}, best {scores.best:.2f})"
-        lines.append(("test accuracy", text))
-        shares = {teacher: share for teacher, share in result.agreement.items() if share is not None}
-        lines += [("agreement", f"{share:.2f} % with {teacher}") for teacher, share in shares.items()]
-        lines.append(("time", f"{clock(result.seconds)}, on {result.environment.device}"))
-    elif seen["accuracy"] is not None:
-        lines.append(("test accuracy", f"{seen['accuracy']:.2f} % so far"))
-    if made:
-        lines.append(
-            ("made with", f"ghost {made.ghost}, python {made.python}, torch {made.torch}, kernel {made.kernel}")
-        )
-    if result:
-        lines += [("check", f"{found.level}: {found.message}") for found in result.check]
-        lines += [("note", note) for note in result.notes]
-    if setup and setup.command:
-        lines.append(("command", shlex.join(["ghost", *setup.command])))
-    files = sorted(path.name for path in run.path.iterdir() if path.is_file() and not path.name.startswith("."))
-    return [*lines, ("in", str(run.path)), ("files", ", ".join(files))]
-
-
-def _images(result: RunResult | None) -> dict[str, int]:
-    if result is None:
-        return {}
-    return {"train": result.train_images, "validation": result.validation_images, "test": result.test_images}
-
-
-def changes(setup: RunSetup) -> list[str]:
-    """`key = value (original)` for each key of a run's recipe that differs from the recipe that it names."""
-    from ghostcli.recipe import load
-
-    try:
-        named = load(setup.recipe_name).recipe
-    except UsageError:
-        return [f"the recipe {setup.recipe_name} is not found here; --json prints every key"]
-    diff = config_diff(setup.recipe, named)
-    return [f"{key} = {json.dumps(value)} ({json.dumps(theirs)})" for key, (value, theirs) in diff.items()]
-
-
->>>>>>> 47fd9bf (Commands, plans, runs, records and checks in plain English)
 @app.command()
 def verify(
     run: Annotated[str | None, typer.Argument(metavar="[ID]", help="One run only.", show_default="all")] = None,

@@ -11,10 +11,9 @@ from pathlib import Path
 from ghostcli.compare.groups import Cohort, Finding, RunGroup
 from ghostcli.compare.stats import Difference, Summary
 from ghostcli.paper import PaperRow, paper
+from ghostcli.plan.commands import RUNS
 
 MARGIN = 0.3
-#: Where commands put their runs by default.
-RUNS = Path("runs")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ class PaperRow:
     """One printed row. `delta`: the difference from the printed baseline; None in Table I."""
 
     table: str
-    verb: str
     strategy: str
     student: str
     teachers: tuple[str, ...]
@@ -46,18 +45,15 @@ class PaperRow:
         """Parameters of the train form with 10 classes, counted."""
         return paper().models[self.student].parameters
 
-    def arguments(self, family: str = "paper") -> tuple[str, ...]:
-        """What to type after `ghost` to make this row under a family's recipe: verb, networks, recipe."""
-        networks = (*self.teachers, "--student", self.student) if self.teachers else (self.student,)
-        recipe = self.published if family == "published" else family
-        return (self.verb, *networks, *(() if family == "paper" else ("--recipe", recipe)))
+    def recipe(self, family: str) -> str:
+        """The name of a family's recipe for this row."""
+        return self.published if family == "published" else family
 
 
 @dataclass(frozen=True)
 class PaperTable:
     name: str
     title: str
-    verb: str
     strategy: str
     rows: tuple[PaperRow, ...]
 
@@ -121,9 +117,9 @@ def paper() -> Paper:
 
 
 def _table(content: dict[str, Any]) -> PaperTable:
-    head = {key: content[key] for key in ("verb", "strategy")}
-    rows = tuple(_row(row, table=content["name"], **head) for row in content["rows"])
-    return PaperTable(name=content["name"], title=content["title"], rows=rows, **head)
+    name, strategy = content["name"], content["strategy"]
+    rows = tuple(_row(row, table=name, strategy=strategy) for row in content["rows"])
+    return PaperTable(name, content["title"], strategy, rows)
 
 
 def _row(content: dict[str, Any], **head: str) -> PaperRow:

@@ -6,7 +6,7 @@ Invariant: no other module spells a verb and its flags. The run of a printed com
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,14 @@ def training(
     teachers: Sequence[str] = (),
     recipe: str = "paper",
     flags: Sequence[str] = (),
-    seeds: Sequence[int] = (0,),
+    seeds: Iterable[int] = (0,),
     runs: Path = RUNS,
 ) -> str:
     """The command that trains `student`. `flags`: see `settings`."""
     networks = (*teachers, "--student", student) if teachers else (student,)
     named = () if recipe == "paper" else ("--recipe", recipe)
-    chosen = () if list(seeds) == [0] else [word for seed in seeds for word in ("--seed", str(seed))]
+    seeds = list(seeds)
+    chosen = [] if seeds == [0] else [word for seed in seeds for word in ("--seed", str(seed))]
     return line(_verb(strategy, len(teachers)), *networks, *named, *flags, *chosen, runs=runs)
 
 

@@ -99,7 +99,7 @@ def study(
     plain = {row.student: row for row in paper().table("I").rows}
 
     def job_of(row: PaperRow, seed: int) -> Job:
-        found = resolved(row.published if family == "published" else family)
+        found = resolved(row.recipe(family))
         recipe, name = plan.teacher_of(found.recipe, seed, teachers), found.name
         if not row.teachers:
             return plan.plain(row.student, seed, recipe, name)
