@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from ghostcli import plan
 from ghostcli.compare import commands
 from ghostcli.display import Display
 from ghostcli.errors import Interrupted, NonFiniteError, UsageError

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ghostcli.compare.groups import SHARE_BASELINES, RunGroup, members
 from ghostcli.paper import PaperRow, paper
 from ghostcli.records.model import RunSetup
 from ghostcli.zoo.names import slug
+
+#: In the id of a run without teachers.
+PLAIN = re.compile(r"-plain-[0-9a-f]{8}/")
 
 
 def matches(about: RunSetup, row: PaperRow) -> bool:
@@ -17,6 +21,9 @@ def matches(about: RunSetup, row: PaperRow) -> bool:
     if about.family in SHARE_BASELINES and about.kind not in (None, paper().source.kind):
         return False
     same = (about.student, about.strategy) == (row.student, row.strategy)
+    # Outside chains the paper's teachers had no teachers. A chain's path names all of its networks.
+    if about.strategy != "chain" and not all(PLAIN.search(teacher.run) for teacher in about.teachers):
+        return False
     return same and members(about.path, about.strategy) == members(row.teachers, row.strategy)
 
 

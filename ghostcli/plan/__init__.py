@@ -65,8 +65,8 @@ class Job:
 
     @cached_property
     def lineage(self) -> tuple[str, ...]:
-        """The networks taught through, the job's own last: ('resnet50', 'resnet34', 'gns:1.0')."""
-        return (*self.path, self.student)
+        """The chain of networks that ends with this one: ('resnet50', 'resnet34', 'gns:1.0')."""
+        return lineage(self.strategy, self.path, self.student)
 
     @cached_property
     def path(self) -> tuple[str, ...]:
@@ -124,6 +124,11 @@ class Job:
         return f"{names.slug(self.student)}-{self.strategy}-{self.digest[:8]}/s{self.seed}"
 
 
+def lineage(strategy: str, path: tuple[str, ...], student: str) -> tuple[str, ...]:
+    """The chain of networks that ends with `student`. Several teachers at once form no chain: it starts at `student`."""
+    return (*path, student) if strategy in ("kd", "chain") else (student,)
+
+
 def network(name: str) -> str:
     """The canonical name of a network to train. UsageError for a finished run, which can only teach."""
     if RUN_ID.fullmatch(name):
@@ -157,12 +162,12 @@ def finished(name: str, runs: Path) -> Finished:
     if run.status != "done" or run.result is None:
         raise UsageError(f"{run.id}: cannot teach ({run.problem}); name a finished run")
     result = run.result
-    lineage = (*result.path, result.student) if result.strategy in ("kd", "chain") else (result.student,)
-    return Finished(run.id, result.student, result.digest, lineage, result.classes, result.of_group)
+    chain = lineage(result.strategy, result.path, result.student)
+    return Finished(run.id, result.student, result.digest, chain, result.classes, result.of_group)
 
 
 def teacher_of(recipe: Recipe, seed: int, teachers: int) -> Recipe:
-    """The recipe for a student's `seed` where the seeds are shared out among `teachers` trainings of the teachers."""
+    """The recipe for a student's `seed`, if the seeds are divided among `teachers` trainings of the teachers."""
     number = recipe.distill.teacher_seed + seed % teachers
     return recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"teacher_seed": number})})
 
