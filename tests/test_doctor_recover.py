@@ -1,4 +1,4 @@
-"""The command that an unfinished run goes on with: it is the one that began it, as the record keeps it."""
+"""The command that continues an unfinished run: the one that began it, from its record."""
 
 from __future__ import annotations
 
@@ -28,6 +28,17 @@ def test_the_recorded_command_goes_on_with_the_run(tmp_path, more):
     again = crash.server().run(shlex.split(command)[1:], tmp_path)
     assert again.code == 0, again.err
     assert not crash.differences(crash.uninterrupted("kd", *more)[0], tmp_path / "my runs")
+
+
+def test_the_record_names_the_command_that_began_the_run(tmp_path):
+    argv = ["train-teacher", "gns:0.1", *crash.TINY, "--runs", "runs"]
+    crash.server().run(argv, tmp_path, KILLED)
+    assert crash.server().run([*argv, "-s", "engine.checkpoint_minutes=9"], tmp_path).code == 0
+    (result,) = tmp_path.glob("runs/*/s0/result.json")
+    assert json.loads(result.read_text())["command"] == argv
+    before = result.read_bytes()
+    assert crash.server().run([*argv, "--jobs", "2"], tmp_path).code == 0  # a finished run is not touched
+    assert result.read_bytes() == before
 
 
 def test_the_recorded_command_never_starts_over(tmp_path):

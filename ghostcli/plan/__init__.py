@@ -125,7 +125,10 @@ class Job:
 
 
 def lineage(strategy: str, path: tuple[str, ...], student: str) -> tuple[str, ...]:
-    """The chain of networks that ends with `student`. Several teachers at once form no chain: it starts at `student`."""
+    """The chain of networks that ends with `student`. Several teachers at once form no chain, so it is `student` alone.
+
+    A job and its finished run follow this one rule, so a command gives the same ids before and after a training.
+    """
     return (*path, student) if strategy in ("kd", "chain") else (student,)
 
 
