@@ -19,6 +19,9 @@ def tiny(classes):
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, classes),
     )
 
+def wide(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.ReLU(), nn.Linear(16, classes))
+
 def none(classes):
     return {"classes": classes}
 
@@ -90,6 +93,36 @@ def test_an_own_network_trains_teaches_and_loads_again(ghost, net, monkeypatch):
     assert again[0]["state"] == "trained"
 
 
+@pytest.mark.parametrize(
+    "command, strategy",
+    [
+        (["assist-chain", "py:net.py:wide", "py:net.py:tiny", "--student", "py:net.py:wide"], "chain"),
+        (["assist-chain", "gns:0.1", "py:net.py:wide", "--student", "py:net.py:tiny", "--dense"], "dense"),
+        (["ensemble", "py:net.py:wide", "py:net.py:tiny", "--student", "gns:0.1"], "ensemble"),
+    ],
+)
+def test_own_networks_in_chains_and_ensembles(ghost, net, command, strategy):
+    done = ghost(*command, *TINY, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    *teachers, _, student = [word for word in command[1:] if word != "--dense"]
+    assert (result["status"], result["strategy"]) == ("done", strategy)
+    assert (result["student"], result["teachers"]) == (student, teachers)
+    again = json.loads(ghost(*command, *TINY, "--dry-run", "--json").out)
+    assert {row["state"] for row in again} == {"reused"} and len(again) == 3
+
+
+def test_bench_measures_an_own_network(ghost, net):
+    done = ghost("bench", "py:net.py:wide", "--json", "--batch", "4", "--rounds", "1", "--device", "cpu")
+    assert done.code == 0, done.err
+    (row,) = json.loads(done.out)
+    linear = [3 * 32 * 32 * 16, 16 * 10]
+    assert row["model"] == "py:net.py:wide"
+    assert row["parameters"] == row["deploy_parameters"] == sum(linear) + 16 + 10
+    assert row["macs"] == row["train_macs"] == sum(linear)
+    assert row["images_per_second"] > 0 and row["latency_ms"]["median"] > 0
+
+
 def test_the_source_is_part_of_the_id_and_the_spelling_of_the_path_is_not(ghost, net):
     def planned(name):
         return json.loads(ghost("train-teacher", name, "--dry-run", "--json").out)[0]["run"]
@@ -115,8 +148,8 @@ WRONG = {
     "py:net.py:tinny": "has no function tinny. Did you mean tiny?",
     "py:net.py:none": "returned dict, not a torch.nn.Module",
     "py:net.py:more": "forward returned shape [2, 11] for 2 images; logits must be [2, 10]",
-    "py:net.py:early": "early(10) raised RuntimeError: net.py:17: no such width",
-    "py:net.py:broken": "raised RuntimeError: net.py:25:",
+    "py:net.py:early": "early(10) raised RuntimeError: net.py:20: no such width",
+    "py:net.py:broken": "raised RuntimeError: net.py:28:",
     "py:net.py:pair": "forward returned tuple",
     "py:no_such_package.net:tiny": "there is no module no_such_package",
     "py:bad.py:tiny": "importing it raised ModuleNotFoundError: bad.py:1: No module named 'not_there'",
@@ -141,7 +174,7 @@ def test_a_name_that_is_none_says_how_it_is_written(ghost, net, name):
     assert done.code == 2 and "py:path/to/file.py:function" in done.err
 
 
-def test_a_module_of_a_package_is_a_network_and_bench_measures_it(ghost, net):
+def test_a_module_of_a_package_is_a_network(ghost, net):
     (net.parent / "shop").mkdir()
     (net.parent / "shop" / "__init__.py").write_text("")
     net.rename(net.parent / "shop" / "nets.py")

@@ -1,0 +1,48 @@
+"""Teacher tables by augmentation: each definition of views has a table of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import torch
+
+from ghostcli import zoo
+from ghostcli.data import load
+from ghostcli.data.batches import VARIANTS, generator
+from ghostcli.distill.teacher import Teacher, fill_table, open_table
+from ghostcli.recipe.models import AugmentSection, Before, DataSection, Views
+
+
+class Inverting(AugmentSection):
+    """[augment] with a new key: half of the images are negatives."""
+
+    invert: Annotated[bool, Views(lambda on: 1 + on), Before(False)] = False
+
+
+INVERT = (
+    lambda n, seed, epoch, on: torch.randint(2, (n,), generator=generator(seed, "invert", epoch)),
+    lambda pixels, which: torch.where(which.bool()[:, None, None, None], 255 - pixels, pixels),
+)
+
+
+def test_a_new_augmentation_with_as_many_views_gets_its_own_table(tmp_path, monkeypatch):
+    monkeypatch.setitem(VARIANTS, "invert", INVERT)
+    digits = load(DataSection(name="digits", limit=20, limit_test=10))
+    torch.manual_seed(0)
+    network = zoo.build("gns:0.1", 10).eval().requires_grad_(False)
+    teacher = Teacher("teacher/s0", "gns:0.1", tmp_path, network, (digits.mean, digits.std), "0" * 64)
+
+    flips, negatives = Inverting(pad=0), Inverting(pad=0, flip="none", invert=True)
+    assert flips.view_count == negatives.view_count == 2
+    pixels = digits.train.pixels
+    second = {flips: pixels.flip(2), negatives: 255 - pixels}
+    for augment, other in second.items():
+        table = fill_table(teacher, digits, augment, torch.device("cpu"), lambda count: None)
+        for view, shown in enumerate((pixels, other)):
+            found = table.read(np.full(len(pixels), view)).float()
+            torch.testing.assert_close(found, teacher.logits(shown), rtol=2e-3, atol=1e-3)
+
+    assert open_table(teacher, digits, flips).folder != open_table(teacher, digits, negatives).folder
+    # At the value from before the key existed, the table from before is used.
+    assert open_table(teacher, digits, AugmentSection(pad=0)).folder == open_table(teacher, digits, flips).folder
