@@ -150,7 +150,7 @@ def test_a_half_downloaded_archive_fails(ghost, tmp_path):
 @pytest.mark.real
 def test_the_real_cifar10_is_whole(ghost, cifar10, tmp_path):
     level, message = levels(ghost("doctor", "--runs", tmp_path, "--json"))["cifar10"]
-    assert (level, message.startswith("whole, 7 files")) == ("ok", True)
+    assert (level, message.startswith("intact, 7 files")) == ("ok", True)
 
 
 def test_unfinished_runs_are_notes_and_broken_ones_fail(ghost, tmp_path):

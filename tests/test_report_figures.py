@@ -117,7 +117,7 @@ def test_widths_that_are_not_printed_are_drawn_too(tmp_path: Path) -> None:
 
 def test_runs_that_have_no_place_beside_the_printed_ones_are_said_to_have_none(tmp_path: Path) -> None:
     write_run(tmp_path, "gns:0.25", family="smoke", data="digits")
-    with pytest.raises(UsageError, match=r"under smoke is an untaught GN-S on cifar10.*--recipe smoke` makes one"):
+    with pytest.raises(UsageError, match=r"no finished GN-S baseline under smoke .*--recipe smoke` makes one"):
         draw("width", "--family", "smoke", "--runs", tmp_path, "--out", tmp_path / "figure.png")
 
 

@@ -223,7 +223,7 @@ def test_a_folder_of_runs_is_a_study(ghost, runs: Path, tmp_path: Path) -> None:
         (["--out", "page.pdf"], "--out page.pdf: its name must end in .html"),
         (["--out", "none/page.html"], "there is no folder none"),
         (["gns-1.0-plain-00000000/s0"], "has no run gns-1.0-plain-00000000/s0"),
-        (["../../etc"], "no run's id"),
+        (["../../etc"], "is not a run id"),
     ],
 )
 def test_bad_input_is_a_line_and_leaves_nothing(ghost, tmp_path, monkeypatch, arguments, message) -> None:

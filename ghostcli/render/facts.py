@@ -1,13 +1,13 @@
-"""What there is to say of one run, for people and as data. Invariant: the record is read and never written."""
+"""The facts of one run, as text and as data. Invariant: it only reads the record."""
 
 from __future__ import annotations
 
 import json
-import shlex
 from typing import Any
 
 from ghostcli.display import clock
 from ghostcli.errors import UsageError
+from ghostcli.plan import commands
 from ghostcli.recipe.diff import config_diff
 from ghostcli.records.model import RunResult, RunSetup
 from ghostcli.records.record import RunRecord
@@ -16,7 +16,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def class_names(result: RunResult) -> tuple[str, ...]:
-    """Class names where they are known without opening the data, numbers elsewhere."""
+    """Class names if they are known without opening the data, otherwise numbers."""
     return CIFAR10 if result.data == "cifar10" else tuple(str(i) for i in range(result.classes))
 
 
@@ -36,13 +36,13 @@ def overview(run: RunRecord) -> dict[str, Any]:
 
 
 def page(run: RunRecord) -> list[tuple[str, str]]:
-    """A run as a person reads it: titles and texts, a line each."""
+    """The lines of `ghost runs show`: (title, text)."""
     setup, result, made, seen = run.setup, run.result, run.environment, overview(run)
     lines = [("run", run.id), ("status", f"{run.status}" + (f": {run.problem}" if run.problem else ""))]
     if setup:
         weights = f", {result.parameters:,} parameters, {result.start} start" if result else ""
         lines.append(("network", f"{setup.student}{weights}, seed {setup.seed}"))
-        lines += [("taught by", teacher.run) for teacher in setup.teachers] or [("taught by", "nobody")]
+        lines += [("taught by", teacher.run) for teacher in setup.teachers] or [("taught by", "no teacher")]
         counts = [f"{count:,} {part}" for part, count in _images(result).items() if count]
         lines.append(("data", setup.data + (f": {', '.join(counts)} images" if counts else "")))
         lines.append(("recipe", f"{setup.recipe_name}, {seen['epoch']} of {seen['epochs']} epochs done"))
@@ -64,7 +64,7 @@ def page(run: RunRecord) -> list[tuple[str, str]]:
         lines += [("check", f"{found.level}: {found.message}") for found in result.check]
         lines += [("note", note) for note in result.notes]
     if setup and setup.command:
-        lines.append(("command", shlex.join(["ghost", *setup.command])))
+        lines.append(("command", commands.line(*setup.command)))
     files = sorted(path.name for path in run.path.iterdir() if path.is_file() and not path.name.startswith("."))
     return [*lines, ("in", str(run.path)), ("files", ", ".join(files))]
 
@@ -76,12 +76,12 @@ def _images(result: RunResult | None) -> dict[str, int]:
 
 
 def changes(setup: RunSetup) -> list[str]:
-    """`key = value (theirs)` for each key of a run's recipe that differs from the recipe it was made from."""
+    """`key = value (original)` for each key of a run's recipe that differs from the recipe that it names."""
     from ghostcli.recipe import load
 
     try:
         named = load(setup.recipe_name).recipe
     except UsageError:
-        return [f"the recipe {setup.recipe_name} is not found here; --json has every key"]
+        return [f"the recipe {setup.recipe_name} is not found here; --json prints every key"]
     diff = config_diff(setup.recipe, named)
     return [f"{key} = {json.dumps(value)} ({json.dumps(theirs)})" for key, (value, theirs) in diff.items()]
