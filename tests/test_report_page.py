@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from report_runs import edit, replace_predictions, study, write_run
-from test_report_tables import admitted
+from test_compare_tables import admitted
 
 from ghostcli.compare import tables
 from ghostcli.records import record

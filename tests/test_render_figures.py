@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import typer
 from report_runs import replace_predictions, scores, study, write_run
-from test_report_tables import admitted, build
+from test_compare_tables import admitted, build
 from typer.testing import CliRunner
 
 from ghostcli.cli.plot import _width, learning_curves, plot

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 from report_runs import answers, edit, replace_predictions, scores, write_run
-from test_report_formats import said
-from test_report_tables import admitted, build, reasons, row
+from test_compare_tables import admitted, build, reasons, row
+from test_render_formats import said
 
 from ghostcli.records import record
 from ghostcli.records.verify import verify_run

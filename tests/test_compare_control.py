@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from report_runs import CHAIN, ENSEMBLE, edit, write_run
-from test_report_formats import data, said
-from test_report_tables import admitted, build
+from test_compare_tables import admitted, build
+from test_render_formats import data, said
 
 from ghostcli.compare import tables
 from ghostcli.compare.rows import Row, Table

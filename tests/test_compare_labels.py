@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from report_runs import CHAIN, write_run
-from test_report_tables import admitted, build, reasons, row
+from test_compare_tables import admitted, build, reasons, row
 
 from ghostcli.compare import tables
 from ghostcli.compare.rows import Options
