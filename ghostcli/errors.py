@@ -5,6 +5,8 @@ Invariant: the message is one line. It names the file, key or flag, what is wron
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class GhostError(Exception):
     """A run failed for a known reason. Exit code 1."""
@@ -44,6 +46,13 @@ def nearest(word: str, known: list[str] | tuple[str, ...], n: int = 3) -> str:
     if hits:
         return f" Did you mean {' or '.join(hits)}?"
     return f" Known: {', '.join(known)}."
+
+
+def one_of(what: str, value: str, known: Sequence[str]) -> str:
+    """`value`. UsageError, which lists the known values, if it is none of them."""
+    if value not in known:
+        raise UsageError(f"{what} '{printable(value)}' does not exist; there are {', '.join(known)}")
+    return value
 
 
 def printable(text: object) -> str:

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
+from ghostcli.cli.options import Json
 from ghostcli.errors import UsageError, printable
 
 app = typer.Typer(no_args_is_help=True, help="Data sets: list, download, check.")
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout.")]
 Name = Annotated[str, typer.Argument(help="cifar10, cifar100, digits or folder:PATH")]
 
 MEANING = {"ready": "yes", "incomplete": "partly", "packed": "packed", "absent": "no"}

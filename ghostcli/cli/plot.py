@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghostcli.cli.options import Runs
-from ghostcli.errors import UsageError, printable
+from ghostcli.errors import UsageError, one_of
 from ghostcli.paper import FAMILIES, paper
 
 if TYPE_CHECKING:
@@ -50,18 +50,13 @@ def plot(
 ) -> None:
     """Draw learning curves, accuracy against width or cost, differences, or the errors of one run."""
     from ghostcli.records import record
-    from ghostcli.render.figures import SUFFIXES, save
+    from ghostcli.render.figures import require_suffix, save
 
     out = out or Path(f"{kind}.png")
-    for value, known, what in (
-        (kind, tuple(KINDS), "plot"),
-        (cost, COSTS, "--cost"),
-        (family or "paper", FAMILIES, "--family"),
-    ):
-        if value not in known:
-            raise UsageError(f"{what} '{printable(value)}' does not exist; there are {', '.join(known)}")
-    if out.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--out {printable(out)}: its name must end in {', '.join(SUFFIXES)}")
+    one_of("plot", kind, tuple(KINDS))
+    one_of("--cost", cost, COSTS)
+    one_of("--family", family or "paper", FAMILIES)
+    require_suffix(out, "--out ")
     records = record.scan(runs)
     chosen = [run for name in names or () for run in named(name, records, runs)]
     figure = KINDS[kind](records, chosen, family, cost)

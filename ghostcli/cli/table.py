@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghostcli.cli.options import Runs
-from ghostcli.errors import UsageError, printable
+from ghostcli.errors import UsageError, one_of
 from ghostcli.paper import FAMILIES, paper
 
 if TYPE_CHECKING:
@@ -77,16 +77,16 @@ def table(
     from ghostcli.compare.rows import Options
     from ghostcli.compare.tables import judged
     from ghostcli.records import record
-    from ghostcli.render.figures import SUFFIXES
+    from ghostcli.render.figures import require_suffix
 
-    form = _known("json" if as_json else form, FORMATS, "--format")
+    form = one_of("--format", "json" if as_json else form, FORMATS)
     if family is not None:
-        _known(family, FAMILIES, "--family")
-    which = _known({"MAIN": "main", "ALL": "all", "ALSO": "also"}.get(which.upper(), which.upper()), names(), "table")
+        one_of("--family", family, FAMILIES)
+    which = one_of("table", {"MAIN": "main", "ALL": "all", "ALSO": "also"}.get(which.upper(), which.upper()), names())
     if not 0 <= margin < 100:
         raise UsageError(f"--margin {margin:g}: must be from 0 to below 100 points of accuracy, such as 0.3")
-    if plot is not None and plot.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--plot {printable(plot)}: its name must end in {', '.join(SUFFIXES)}")
+    if plot is not None:
+        require_suffix(plot, "--plot ")
     options = Options("best" if paper_metric else "selected", margin, allow_mixed, equal_budget, runs)
     records = record.scan(runs)
     shown = noted(judged(_tables(which, admit(records), family, options)), runs)
@@ -97,12 +97,6 @@ def table(
 
 def names() -> tuple[str, ...]:
     return (*(t.name for t in paper().tables), "all", "main", "also")
-
-
-def _known(value: str, known: Sequence[str], what: str) -> str:
-    if value in known:
-        return value
-    raise UsageError(f"{what} '{printable(value)}' does not exist; there are {', '.join(known)}")
 
 
 def _tables(which: str, admitted: Admitted, family: str | None, options: Options) -> list[Table]:

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from ghostcli.errors import UsageError
+from ghostcli.errors import one_of
 
 #: The families of recipes, in the order of the tables.
 FAMILIES: tuple[str, ...] = ("paper", "published", "ghost", "smoke")
@@ -94,11 +94,8 @@ class Paper:
 
     def table(self, name: str) -> PaperTable:
         """The table with this name. UsageError if there is none."""
-        for table in self.tables:
-            if table.name == name:
-                return table
-        known = tuple(table.name for table in self.tables)
-        raise UsageError(f"table '{name}' does not exist; there are {', '.join(known)}")
+        tables = {table.name: table for table in self.tables}
+        return tables[one_of("table", name, tuple(tables))]
 
     @property
     def rows(self) -> tuple[PaperRow, ...]:

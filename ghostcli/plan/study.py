@@ -12,7 +12,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from ghostcli import plan
-from ghostcli.errors import UsageError, nearest, printable
+from ghostcli.errors import UsageError, nearest, one_of, printable
 from ghostcli.paper import FAMILIES, PaperRow, paper
 from ghostcli.plan import Job, Plan
 from ghostcli.recipe import Resolved, load
@@ -83,8 +83,7 @@ def study(
     `overrides` (`key.path=value`) apply to every recipe. Taught rows include the baselines of their students, because a
     difference needs them. With `controls` they include the same trainings with image-blind teachers.
     """
-    if family not in FAMILIES:
-        raise UsageError(f"--family {printable(family)}: does not exist; there are {', '.join(FAMILIES)}")
+    one_of("--family", family, FAMILIES)
     named = chosen(tables)
     without = {names.canonical(name) for name in skip}
     rows = [row for table in named for row in paper().table(table).rows]
@@ -138,8 +137,7 @@ def chosen(tables: Sequence[str]) -> tuple[str, ...]:
     known = [table.name for table in paper().tables]
     wanted = [name.upper() for name in tables]
     for name in wanted:
-        if name not in (*known, "ALL"):
-            raise UsageError(f"table '{printable(name)}': does not exist; there are {', '.join(known)}, or all")
+        one_of("table", name, (*known, "ALL"))
     return tuple(name for name in known if name in wanted or "ALL" in wanted)
 
 

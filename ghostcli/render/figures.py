@@ -73,12 +73,17 @@ def canvas(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def require_suffix(file: Path, flag: str = "") -> None:
+    """UsageError, which names the flag, if a figure cannot have this file name."""
+    if file.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{flag}{printable(file)}: its name must end in {', '.join(SUFFIXES)}")
+
+
 def save(figure: Figure, file: Path) -> Path:
     """Write PNG (200 dots an inch), PDF or SVG by suffix; UsageError where that is another or cannot be written."""
     import matplotlib
 
-    if file.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{printable(file)}: its name must end in {', '.join(SUFFIXES)}")
+    require_suffix(file)
     # Without a date the same records give the same file.
     undated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(file.suffix.lower())
     try:
