@@ -165,7 +165,7 @@ def test_a_small_budget_is_said(tmp_path: Path) -> None:
     text = said("I", "--runs", tmp_path)
     assert "cifar10, 2,000 images × 2 epochs" in text
     assert "Not the paper's budget" in text
-    assert "Only 16 steps a run" in text
+    assert "Only 16 steps per run" in text
 
     write_run(tmp_path, epochs=20, limit=2000, train_images=2000)
     assert "steps per run" not in said("I", "--runs", tmp_path)
