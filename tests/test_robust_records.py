@@ -90,7 +90,7 @@ def test_a_run_on_images_that_are_no_longer_there_is_not_found_again(ghost, tmp_
     fill(100)
     for command in (train, teach):
         done = ghost(*command)
-        assert done.code == 2 and "other images" in done.err and "ghost runs rm gns-" in done.err, done.err
+        assert done.code == 2 and "have changed since its training" in done.err and "ghost runs rm gns-" in done.err, done.err
     fill(0)
     assert ghost(*teach).code == 0
 
@@ -135,7 +135,7 @@ def test_metrics_edited_while_the_run_is_made(ghost, tmp_path):
     edit = "open(next(__import__('pathlib').Path('runs').glob('*/s0/metrics.jsonl')), 'w').close()"
     patch = f"from ghostcli.run import results; final = results.final\ndef cut(*a):\n    {edit}; return final(*a)\n"
     done = crash.server().run(PLAIN, tmp_path, before=patch + "results.final = cut")
-    assert done.code == 1 and "holds 0 of 2 epochs" in done.err and "Traceback" not in done.err
+    assert done.code == 1 and "has 0 of 2 epochs" in done.err and "Traceback" not in done.err
     assert not list(tmp_path.rglob("result.json"))
 
 
