@@ -210,7 +210,7 @@ def test_verify_sees_each_file_that_is_not_the_one_that_was_written(ghost, run, 
     # another run's weights, whole in themselves
     assert ghost("train-teacher", "gns:0.1", *crash.TINY, "--seed", 1, "--runs", "other").code == 0
     shutil.copy(next(tmp_path.glob("other/*/s1/model.safetensors")), run / "model.safetensors")
-    assert "model.safetensors is not the file" in ghost("runs", "verify", "--runs", "runs").out
+    assert "model.safetensors has changed" in ghost("runs", "verify", "--runs", "runs").out
 
 
 JSON = st.recursive(

@@ -101,7 +101,7 @@ def test_a_run_without_a_good_checkpoint_is_refused(killed, tmp_path):
     harm(tmp_path / "runs", "last.safetensors", "previous.safetensors", impostor="a pickle")
     done = crash.server().run(PLAIN, tmp_path)
     assert done.code == 1 and "Traceback" not in done.err
-    assert "last.safetensors: is no whole file of ghost's" in done.err and "--no-resume" in done.err
+    assert "last.safetensors: is damaged or not a file of ghost" in done.err and "--no-resume" in done.err
     assert crash.server().run([*PLAIN, "--no-resume"], tmp_path).code == 0
     assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
 
