@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from report_runs import write_run
-from test_report_formats import data, said
-from test_report_tables import build
+from test_compare_tables import build
+from test_render_formats import data, said
 from typer.testing import CliRunner
 
 from ghostcli import plan

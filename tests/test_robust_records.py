@@ -90,7 +90,9 @@ def test_a_run_on_images_that_are_no_longer_there_is_not_found_again(ghost, tmp_
     fill(100)
     for command in (train, teach):
         done = ghost(*command)
-        assert done.code == 2 and "have changed since its training" in done.err and "ghost runs rm gns-" in done.err, done.err
+        assert done.code == 2 and "have changed since its training" in done.err and "ghost runs rm gns-" in done.err, (
+            done.err
+        )
     fill(0)
     assert ghost(*teach).code == 0
 
