@@ -229,7 +229,7 @@ def test_images_that_vanish_or_change(tmp_path):
     kept = image.read_bytes()
     image.unlink()
     done = train("killed")
-    assert done.code == 2 and "no longer those this run began with" in done.err and "put them back" in done.err
+    assert done.code == 2 and "have changed since this run began" in done.err and "restore them" in done.err
     shutil.move(tmp_path / "pets", tmp_path / "elsewhere")
     done = train("killed")
     assert done.code == 2 and "pets" in done.err and "Traceback" not in done.err

@@ -127,7 +127,7 @@ def test_metrics_that_the_checkpoint_did_not_see(ghost, tmp_path, harm):
     else:
         metrics.write_text(metrics.read_text().replace('"epoch": 1,', '"epoch": 1, "good": true,'))
     done = ghost(*PLAIN)
-    assert done.code == 1 and "metrics.jsonl: is not what last.safetensors saw" in done.err
+    assert done.code == 1 and "metrics.jsonl: has changed since last.safetensors" in done.err
     assert "--no-resume" in done.err and "Traceback" not in done.err
     assert ghost(*PLAIN, "--no-resume").code == 0
     assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
@@ -173,7 +173,7 @@ def test_another_teacher_in_the_place_of_the_one_the_run_began_with(ghost, tmp_p
     ghost("train-teacher", "gns:0.15", *crash.TINY, "--seed", 1, "--runs", "other")
     shutil.copy(next(tmp_path.glob("other/*/s1/model.safetensors")), weights)
     done = ghost(*argv)
-    assert done.code == 2 and "teachers' weights are no longer those this run began with" in done.err
+    assert done.code == 2 and "teachers' weights have changed since this run began" in done.err
     weights.write_bytes(kept)
     assert ghost(*argv).code == 0
     assert not crash.differences(crash.uninterrupted("kd")[0], tmp_path / "runs")

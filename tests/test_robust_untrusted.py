@@ -115,7 +115,7 @@ def test_a_checkpoint_of_another_run_or_network(killed, tmp_path):
     _, mine = tensorfile.read(last)
     shutil.copy(foreign, last)
     done = crash.server().run(PLAIN, tmp_path, {"GHOST_FAULT": "checkpoint:before=kill"})
-    assert "last.safetensors: is of another run; refused" in done.err and "goes on after epoch 1" in done.err
+    assert "last.safetensors: belongs to another run; refused" in done.err and "goes on after epoch 1" in done.err
     tensors, _ = tensorfile.read(foreign)
     last.write_bytes(tensorfile.encode(tensors, mine))  # another network's tensors under this run's name
     done = crash.server().run(PLAIN, tmp_path)

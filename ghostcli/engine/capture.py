@@ -1,4 +1,4 @@
-"""One update captured as a CUDA graph. Invariant: replaying gives what running the update gives."""
+"""Captures an update as a CUDA graph. Invariant: a replay gives the same result as the update."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ghostcli.engine.step import Update
 class Captured:
     """An update that is replayed as a CUDA graph for every full batch. Short batches run eagerly.
 
-    The first batches are real steps that run eagerly: they compile the kernels and warm up the allocator. Then one
-    step is captured, and from there on it is replayed. Only for updates that do the same arithmetic at each step.
+    The first batches run as eager steps, which compile the kernels and warm up the allocator. Then one step is captured
+    and replayed. This is only for updates with the same arithmetic at each step.
     """
 
     WARM = 3
@@ -28,9 +28,9 @@ class Captured:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.result: Tensor | None = None
         self.seen = 0
-        self.refused: str | None = None  # why no graph could be captured; every step is eager then
+        self.refused: str | None = None  # why the capture failed; then all steps are eager
         self.waited = 0.0  # seconds in the eager steps
-        #: Seconds before the first replay: the eager steps with all that they compile, and the capture.
+        #: Seconds before the first replay: eager steps, compilation and capture.
         self.capture_seconds: float | None = None
 
     def start_epoch(self, epoch: int, views: Tensor) -> None:
@@ -62,15 +62,15 @@ class Captured:
         return self.result.clone()
 
     def _capture(self) -> bool:
-        """Capture one step. A capture that is refused has run nothing, and the training goes on eagerly."""
+        """Capture one step. Returns False if the capture fails; it has then run nothing, and steps stay eager."""
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.device(self.update.device), torch.cuda.graph(graph, stream=self.stream):
                 self.result = self.update(self.index)
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except Exception as error:  # drivers and libraries refuse with every class
-            self.update.optimizer.zero_grad(set_to_none=True)  # what lies in the graph's own memory
+        except Exception as error:  # drivers and libraries raise any class
+            self.update.optimizer.zero_grad(set_to_none=True)  # these gradients are in the memory of the graph
             self.refused = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0] or 'no message'}"
             return False
         self.graph = graph
@@ -78,13 +78,13 @@ class Captured:
 
 
 def why_eager(update: Update) -> str | None:
-    """Why the step cannot be captured as a graph, or None where it can."""
+    """Why the step cannot be captured as a graph; None if it can."""
     if update.device.type != "cuda":
         return f"{update.device.type} has no graphs"
     if not update.recipe.engine.capture:
         return "engine.capture is false"
     if update.recipe.augment.cutout:
-        return "augment.cutout draws anew at each step"
+        return "augment.cutout draws new positions at each step"
     if zoo.recomputing(update.model):
         return "blocks are run again in the backward pass, which sets the random state"
     spec = getattr(update.model, "spec", None)

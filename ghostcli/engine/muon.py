@@ -1,8 +1,8 @@
-"""Muon: momentum whose every matrix is orthogonalised (Jordan 2024, "Muon: an optimizer for hidden layers").
+"""Muon: momentum with orthogonalised matrices (Jordan 2024, "Muon: an optimizer for hidden layers").
 
-Invariant: a parameter [..., rows, columns] is a stack of matrices, and each of them is updated by itself.
-torch's own Muon takes single matrices only; a sum of branches is a stack, and stacks of one shape are worked on
-together, which is what makes Muon cheap for networks of many small matrices.
+Invariant: a parameter [..., rows, columns] is a stack of matrices. Each matrix is updated separately.
+torch's Muon takes single matrices only. Here a sum of branches is a stack, and stacks of equal shape are computed
+together, so Muon is cheap for networks with many small matrices.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Coefficients of the quintic iteration: they map singular values of (0, 1] to some 0.7 to 1.2 in five steps.
+#: Coefficients of the quintic iteration: five steps map singular values in (0, 1] to about 0.7 to 1.2.
 A, B, C = 3.4445, -4.7750, 2.0315
 STEPS = 5
 EPS = 1e-7
 
 
 def orthogonalise(stack: Tensor) -> Tensor:
-    """[n, rows, columns] with the singular values of each matrix brought near 1, by Newton and Schulz's iteration.
+    """Move the singular values of each matrix of [n, rows, columns] close to 1, by the Newton-Schulz iteration.
 
-    float32 or float64 throughout. A matrix of one row becomes a vector of length about 1; zeros stay zeros.
+    The precision stays float32 or float64. A matrix with one row becomes a vector of length about 1. Zeros stay zeros.
     """
     wide = stack.shape[-2] <= stack.shape[-1]
     x = stack if wide else stack.mT
@@ -35,20 +35,20 @@ def orthogonalise(stack: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised matrix by matrix; weight decay is decoupled.
+    """Momentum, orthogonalised matrix by matrix, with decoupled weight decay.
 
-    A matrix of `rows` x `columns` takes a step of rate sqrt(max(1, rows / columns)) times its orthogonal factor, so
-    that the outputs change alike whatever the shape (Jordan 2024). Parameters [stack..., out, in, 1, 1] count as
-    matrices [out, in]; other convolutions [out, in, k, k] as [out, in k k].
+    The step of a `rows` x `columns` matrix is its orthogonal factor times the rate times sqrt(max(1, rows / columns)),
+    so the change of the outputs does not depend on the shape (Jordan 2024). Parameters [stack..., out, in, 1, 1] are
+    matrices [out, in]. Other convolutions [out, in, k, k] are matrices [out, in k k].
     """
 
     def __init__(self, groups: Sequence[dict[str, Any]], momentum: float, nesterov: bool) -> None:
-        """`groups` bring their `lr` (a number, or a tensor on the device) and their `weight_decay`."""
+        """Each group has its `lr` (a number, or a tensor on the device) and its `weight_decay`."""
         super().__init__(groups, {"momentum": momentum, "nesterov": nesterov})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One update of every parameter that has a gradient."""
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
             stacks: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for p in group["params"]:
@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def as_matrices(weight: Tensor) -> Tensor:
-    """A dense convolution's weight, or a stack of them, or a linear map's, as matrices [n, out, in k k]."""
+    """The weight of a dense convolution, of a stack of convolutions or of a linear layer, as [n, out, in k k]."""
     if weight.ndim == 2:
         return weight[None]
     return weight.reshape(-1, weight.shape[-4], weight.shape[-3:].numel())

@@ -1,7 +1,6 @@
-"""Optimisers by name, their rates, and their whole state as tensors.
+"""Optimisers by name, their learning rates, and their whole state as tensors.
 
-Invariant: every parameter is in exactly one group of one optimiser, and each group says by `scale` how its rate
-follows the recipe's.
+Invariant: each parameter is in exactly one group of one optimiser. The rate of a group is `scale` times the recipe's.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from ghostcli.engine.muon import Muon
 from ghostcli.recipe import models
 from ghostcli.recipe.models import OptimSection
 
-#: A parameter with its whole name.
+#: A parameter with its full name.
 Named = tuple[str, nn.Parameter]
 Group = dict[str, Any]
 
@@ -35,7 +34,7 @@ def adamw(named: Sequence[Named], optim: models.AdamW, device: torch.device) -> 
 
 
 def muon(named: Sequence[Named], optim: models.Muon, device: torch.device) -> list[Optimizer]:
-    """Muon for dense convolutions' weights; SGD for the rest: depthwise weights, norms, biases, linear maps."""
+    """Muon for the weights of dense convolutions; SGD for depthwise weights, norms, biases and linear layers."""
     dense = {name for name, p in named if is_weight(name, p) and p.ndim >= 4 and p.shape[-3] > 1}
     matrices = by_decay([(name, p) for name, p in named if name in dense], optim, optim.lr, device)
     others = by_decay([(name, p) for name, p in named if name not in dense], optim, optim.rest_lr, device)
@@ -46,7 +45,7 @@ def muon(named: Sequence[Named], optim: models.Muon, device: torch.device) -> li
     return made
 
 
-#: `optim.name` -> what makes its optimisers from (named parameters, the recipe's section, device).
+#: `optim.name` -> what makes its optimisers from (named parameters, [optim] section, device).
 OPTIMIZERS: dict[str, Callable[[Sequence[Named], Any, torch.device], list[Optimizer]]] = {
     "sgd": sgd,
     "adamw": adamw,
@@ -55,13 +54,13 @@ OPTIMIZERS: dict[str, Callable[[Sequence[Named], Any, torch.device], list[Optimi
 
 
 def make(model: nn.Module, objective: nn.Module, optim: OptimSection, device: torch.device) -> tuple[Optimizer, ...]:
-    """The optimisers of a run, over the student's parameters and the objective's own."""
+    """The optimisers of a run, for the parameters of the student and of the objective."""
     named = [*model.named_parameters(), *((f"objective.{name}", p) for name, p in objective.named_parameters())]
     return tuple(OPTIMIZERS[optim.name]([(name, p) for name, p in named if p.requires_grad], optim, device))
 
 
 def by_decay(named: Sequence[Named], optim: models.OptimBase, lr: float, device: torch.device) -> list[Group]:
-    """One group, or two where norms and biases are not decayed. On CUDA the rate is a tensor that a graph reads."""
+    """One group, or two if norms and biases have no decay. On CUDA the rate is a tensor, which a graph can read."""
     weights = [p for name, p in named if optim.decay == "all" or is_weight(name, p)]
     chosen = {id(p) for p in weights}
     others = [p for _, p in named if id(p) not in chosen]
@@ -78,7 +77,7 @@ def by_decay(named: Sequence[Named], optim: models.OptimBase, lr: float, device:
 
 
 def is_weight(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a convolution's or a linear map's weight (stacked norms are two-dimensional too)."""
+    """Whether a parameter is the weight of a convolution or linear layer (stacked norms also have two dimensions)."""
     if name.startswith("objective."):
         return parameter.ndim > 1
     leaf = name.rpartition(".")[2]
@@ -86,12 +85,12 @@ def is_weight(name: str, parameter: Tensor) -> bool:
 
 
 def has_fused(device: torch.device) -> bool:
-    """Whether torch has the optimiser's update as one kernel there."""
+    """Whether torch has fused optimisers on this device."""
     return device.type in ("cpu", "cuda")
 
 
 def set_rate(optimizers: Sequence[Optimizer], rate: float) -> None:
-    """Give every group its share of the recipe's rate."""
+    """Set the rate of every group: `rate` times its scale."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
@@ -101,7 +100,7 @@ def set_rate(optimizers: Sequence[Optimizer], rate: float) -> None:
 
 
 def tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """All that the optimisers remember: `0.12.exp_avg` is of the first one's thirteenth parameter."""
+    """The whole state of the optimisers. `0.12.exp_avg` belongs to parameter 12 of optimiser 0."""
     found = {}
     for number, optimizer in enumerate(optimizers):
         for i, state in optimizer.state_dict()["state"].items():
@@ -112,7 +111,10 @@ def tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
 
 
 def restore(optimizers: Sequence[Optimizer], saved: dict[str, Tensor]) -> None:
-    """Give back what `tensors` took. What has a parameter's shape gets its layout too: the same steps, bit by bit."""
+    """Restore the result of `tensors`.
+
+    A tensor with its parameter's shape also gets the parameter's memory format, so the next steps are bit-identical.
+    """
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, value in saved.items():
         number, i, key = name.split(".", 2)

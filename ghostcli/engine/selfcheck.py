@@ -1,7 +1,7 @@
-"""Is the fast path right on this machine? One real step decides, once for each process and device.
+"""The self-check of the fast path: one real step, once per process and device.
 
-Invariant: what fails is not used. The compiled kernels are compared with float64, a replayed graph with the step that
-it captured. What raises or answers wrongly is switched off, and the reason is kept for the warning and env.json.
+Invariant: a part that fails is not used. Compiled kernels are compared with float64, and a replayed graph with its
+step. A part that raises or gives a wrong result is switched off. The reason is kept for a warning and for env.json.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ghostcli.zoo.names import is_ghost
 
 IMAGES, CHANNELS, SIDE = 4, 8, 8
 WARM = 2  # steps before a capture: they compile the kernels
-SLACK = 20.0  # times the error of plain float32: a kernel sums in another order, and does nothing else
+SLACK = 20.0  # allowed error, in units of plain float32's error: kernels sum in another order, nothing else
 LEAST = 1e-5  # relative error that is always allowed
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is wrong with the kernels and with a captured graph; None: nothing. `tried`: the parts that were run."""
+    """The faults of the kernels and of a captured graph (None: no fault). `tried`: the parts that were run."""
 
     kernels: str | None = None
     graph: str | None = None
@@ -35,28 +35,28 @@ class Verdict:
     def warnings(self) -> list[str]:
         found = []
         if self.kernels:
-            found.append(f"the compiled kernels failed the self-check, plain PyTorch runs instead: {self.kernels}")
+            found.append(f"the compiled kernels failed the self-check, so plain PyTorch is used: {self.kernels}")
         if self.graph:
-            found.append(f"a captured step failed the self-check, steps run eagerly instead: {self.graph}")
+            found.append(f"a captured step failed the self-check, so steps run eagerly: {self.graph}")
         return found
 
     @property
     def record(self) -> dict[str, str]:
-        """For env.json: of each part "passed", "not tried", or what failed."""
+        """For env.json: part -> "passed", "not tried" or the fault."""
         parts = {"kernels": self.kernels, "graph": self.graph}
         return {name: found or ("passed" if name in self.tried else "not tried") for name, found in parts.items()}
 
 
 def verdict_for(network: str, branches: str, device: torch.device) -> Verdict | None:
-    """The verdict for a network by its name; None where it has no fast path, and then nothing is run."""
+    """The verdict for a network. None, without a check, if it has no fast path."""
     return check(device) if branches == "folded" and is_ghost(network) else None
 
 
 def check(device: torch.device) -> Verdict:
-    """The verdict on `device`; kernels that fail are switched off in this process.
+    """The verdict for `device`. Kernels that fail are switched off in this process.
 
-    It takes a fraction of a second on a CPU. On a GPU it also compiles kernels, which the first step would do.
-    OutOfMemoryError passes: it says nothing about the fast path.
+    It takes a fraction of a second on a CPU. On a GPU it also compiles the kernels, which the first step needs anyway.
+    OutOfMemoryError is raised, because it says nothing about the fast path.
     """
     return _check(device.type, device.index)
 
@@ -67,18 +67,18 @@ def _check(kind: str, index: int | None) -> Verdict:
     wrong, tried = None, set()
     if kernels.of(torch.empty(0, device=device)).NAME != "pytorch":
         tried.add("kernels")
-        wrong = _asked(lambda: _kernel_fault(device))
+        wrong = _fault_of(lambda: _kernel_fault(device))
         if wrong:
             kernels.switch_off(kind, wrong)
     if kind != "cuda":
         return Verdict(wrong, None, frozenset(tried))
-    return Verdict(wrong, _asked(lambda: _graph_fault(device)), frozenset(tried | {"graph"}))
+    return Verdict(wrong, _fault_of(lambda: _graph_fault(device)), frozenset(tried | {"graph"}))
 
 
-def _asked(question: Callable[[], str | None]) -> str | None:
-    """The answer to `question`, or the first line of what it raised: compilers and drivers raise every class."""
+def _fault_of(check: Callable[[], str | None]) -> str | None:
+    """The fault that `check` returns, or the first line of its exception. Compilers and drivers raise any class."""
     try:
-        return question()
+        return check()
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
@@ -86,9 +86,9 @@ def _asked(question: Callable[[], str | None]) -> str | None:
 
 
 def _trial(device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[[], dict[str, Tensor]]:
-    """A step of a gated ghost module: what it gives by name, gradients and running statistics included.
+    """A step of a gated ghost module. It returns outputs, gradients and running statistics by name.
 
-    The module has all that the kernels do: a 1x1 sum, a depthwise sum, both in one map, and a gate.
+    The module uses all kernels: a 1x1 sum, a depthwise sum, both in one map, and a gate.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -115,7 +115,7 @@ def _trial(device: torch.device, dtype: torch.dtype = torch.float32) -> Callable
 
 
 def _kernel_fault(device: torch.device) -> str | None:
-    """What the kernels get wrong against float64 by plain PyTorch. The bound follows from plain float32's own error."""
+    """The fault of the kernels, compared with plain PyTorch in float64. The bound depends on plain float32's error."""
     cpu = torch.device("cpu")
     exact = _trial(cpu, torch.float64)()
     with kernels.plain():
@@ -125,13 +125,13 @@ def _kernel_fault(device: torch.device) -> str | None:
         scale = value.norm().clamp(min=1e-2)
         distance, known = (float((t[name].cpu().double() - value).norm() / scale) for t in (found, usual))
         bound = max(LEAST, SLACK * known)
-        if not distance <= bound:  # not a number is wrong too
-            return f"the {name} of a trial step is off by {distance:.1e} of its size, {bound:.1e} is allowed"
+        if not distance <= bound:  # also true for NaN
+            return f"the {name} of a trial step has a relative error of {distance:.1e}; {bound:.1e} is allowed"
     return None
 
 
 def _graph_fault(device: torch.device) -> str | None:
-    """What a replayed graph of a trial step does otherwise than the step itself. A refused capture raises."""
+    """The difference between a replayed graph of a trial step and the step. A failed capture raises."""
     expected_step, step = _trial(device), _trial(device)
     for _ in range(WARM + 1):
         expected = expected_step()
@@ -146,6 +146,6 @@ def _graph_fault(device: torch.device) -> str | None:
         found = step()
     graph.replay()
     for name, value in expected.items():
-        if not torch.allclose(found[name], value, rtol=1e-3, atol=1e-4):  # atomics may sum in another order
-            return f"the {name} of a replayed trial step differs from the step's own"
+        if not torch.allclose(found[name], value, rtol=1e-3, atol=1e-4):  # atomics can sum in another order
+            return f"the {name} of a replayed trial step differs from that of the step"
     return None

@@ -1,7 +1,7 @@
-"""The training loop: one for every strategy, read top to bottom.
+"""The training loop, the same for all strategies.
 
-Invariant: a run is a pure function of its job and its data. Order, views and schedule follow from (seed, epoch,
-step), so that a checkpoint holds tensors and counters and no random state.
+Invariant: a run is a pure function of its job and its data. Order, views and schedule depend on (seed, epoch, step)
+only, so a checkpoint has tensors and counters, and no random state.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from ghostcli.records.record import RunWriter
 from ghostcli.zoo import evaluate
 from ghostcli.zoo.evaluate import Norm
 
-#: Of the memory that can be had, how much a step may keep for its backward pass before blocks are recomputed.
+#: If a step keeps more than this share of free memory for its backward pass, blocks are recomputed.
 MEMORY_SHARE = 0.6
 
 
 @dataclass
 class State:
-    """What a checkpoint holds. `epoch` epochs are finished, and `batch` batches of the one under way."""
+    """The content of a checkpoint: `epoch` epochs are finished, and `batch` batches of the current one."""
 
     model: nn.Module
     ema: nn.Module | None
     objective: nn.Module
     optimizers: tuple[Optimizer, ...]
-    log: Tensor  # [batches an epoch, 4]: total, hard, soft, correct of each step of the epoch under way
+    log: Tensor  # [batches per epoch, 4]: total, hard, soft, correct of each step of the current epoch
     epoch: int = 0
     batch: int = 0
-    seconds: float = 0.0  # training alone: no evaluation, no saving
+    seconds: float = 0.0  # training only, without evaluation and saving
     epoch_seconds: float = 0.0
     teacher_seconds: float = 0.0
     best: dict[str, Any] = field(default_factory=dict)  # the epoch chosen on the validation split
@@ -85,9 +85,9 @@ class State:
 
 
 def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device) -> State:
-    """A student at its start: the same weights for the same seed, whatever ran before."""
+    """The student at its start. Its weights depend on the seed, not on earlier work."""
     recipe, seed = job.recipe, job.seed
-    if job.generation:  # a born-again network starts afresh (Furlanello 2018), not as its teacher once did
+    if job.generation:  # a born-again network gets new initial weights (Furlanello 2018), not those of its teacher
         seed = generator(seed, "generation", job.generation).initial_seed()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -112,13 +112,12 @@ def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.
 
 
 def start_of(recipe: Recipe, model: nn.Module) -> str:
-    """`kaiming`, `native` or `pretrained`: how a network starts follows from the recipe and from itself alone, never
-    from who teaches it."""
+    """`kaiming`, `native` or `pretrained`. It depends on the recipe and the network only, never on the teachers."""
     return "pretrained" if model.spec.pretrained else recipe.model.init
 
 
 def must_recompute(recipe: Recipe, model: nn.Module, size: int, device: torch.device) -> bool:
-    """Whether blocks are to be run again in the backward pass, as the recipe says, or else as the memory says."""
+    """Whether to run blocks again in the backward pass: the recipe's value, or else if memory is short."""
     if recipe.engine.recompute is not None:
         return recipe.engine.recompute
     free, kept = free_bytes(device), zoo.kept_bytes(model, (3, size, size)) * recipe.train.batch_size
@@ -126,7 +125,7 @@ def must_recompute(recipe: Recipe, model: nn.Module, size: int, device: torch.de
 
 
 def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Teacher], seed: int) -> Update:
-    """What one step of this state touches: its images, its teachers' answers, its normalisation."""
+    """The update of this state, with its images, teacher logits and normalisation."""
     norm = (state.model.spec.mean or data.mean, state.model.spec.std or data.std)
     cropper = Cropper(data.train, recipe.augment)
     teacher_logits = TeacherLogits(teachers, recipe, data, cropper, seed=seed)
@@ -145,8 +144,10 @@ def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Tea
 
 
 def require_room(student: str, classes: int, device: torch.device) -> None:
-    """OutOfMemoryError where a Ghost network's weights, gradients and momentum alone are more than the memory that
-    can be had: a system may kill who asks for so much, without a word."""
+    """OutOfMemoryError if weights, gradients and momentum of a Ghost network need more than the free memory.
+
+    Without this check the system may kill the process without a message.
+    """
     free = free_bytes(device)
     if free is None or not zoo.is_ghost(student):
         return
@@ -159,7 +160,7 @@ def require_room(student: str, classes: int, device: torch.device) -> None:
 
 
 def require_two_images(job: Job, data: Data) -> None:
-    """UsageError where an epoch ends in a batch of one image, and the student's batch norms need two."""
+    """UsageError if the last batch of an epoch has one image and the student's batch norms need two."""
     size, images = job.recipe.train.batch_size, len(data.train)
     if size > 1 and images % size != 1:
         return
@@ -170,7 +171,7 @@ def require_two_images(job: Job, data: Data) -> None:
     except ValueError as error:
         better = next((f"train.batch_size={n}" for n in range(size + 1, images + 1) if images % n != 1), "more images")
         raise UsageError(
-            f"train.batch_size={size}: the last batch of {images} images is a single one, and the batch norms of "
+            f"train.batch_size={size}: the last batch of {images} images has one image, but the batch norms of "
             f"{job.student} need two; use {better}"
         ) from error
 
@@ -178,9 +179,9 @@ def require_two_images(job: Job, data: Data) -> None:
 def train(
     job: Job, data: Data, teachers: Sequence[Teacher], run: RunWriter, device: torch.device, show: Display
 ) -> tuple[State, Tensor, Norm]:
-    """Train (or go on training) `job`; returns the final state, the last test logits, the normalisation.
+    """Train `job`, or continue it. Returns the final state, the last test logits and the normalisation.
 
-    Raises Interrupted after saving where a signal came, NonFiniteError, and GhostError for a failure to save.
+    Raises Interrupted (a signal; the state is saved), NonFiniteError, and GhostError if saving fails.
     """
     recipe, seed = job.recipe, job.seed
     data = on_device(data, device)
@@ -221,20 +222,20 @@ def train(
                 show.advance()
                 due = time.monotonic() - saved > 60 * recipe.engine.checkpoint_minutes
                 if (due or signals.received()) and state.batch < batches:
-                    require_finite(state, job)  # which waits for the device: only then is the time the steps' own
+                    require_finite(state, job)  # waits for the device, so the time below is that of the steps
                     state.epoch_seconds += time.perf_counter() - mark
                     save(state, origin, run)
                     mark, saved = time.perf_counter(), time.monotonic()
                     signals.raise_if_received()
 
-            log = state.log.tolist()  # the epoch's one synchronisation
+            log = state.log.tolist()  # the only synchronisation of the epoch
             state.epoch_seconds += time.perf_counter() - mark
             require_finite(state, job)
             try:
                 test_logits = evaluate.logits(state.evaluated, data.test, norm)
                 held_out = evaluate.logits(state.evaluated, data.validation, norm) if data.validation else None
             except Interrupted:
-                save(state, origin, run)  # all the epoch's batches are trained; evaluation is what is left
+                save(state, origin, run)  # all batches of the epoch are trained; only the evaluation is missing
                 raise
             rate = learning_rate((epoch + 1) * batches - 1, total, recipe.optim, extra=ahead * epoch)
             if not all(logits.isfinite().all() for logits in (test_logits, held_out) if logits is not None):
@@ -249,14 +250,14 @@ def train(
             save(state, origin, run)
             show.epoch(job.id, row, last_epoch)
             if isinstance(step_once, Captured) and (seconds := step_once.capture_seconds) is not None:
-                show.line(f"{job.id}: {seconds:.1f} s until the step was compiled and captured as a CUDA graph")
+                show.line(f"{job.id}: compiling the step and capturing it as a CUDA graph took {seconds:.1f} s")
                 step_once.capture_seconds = None
             if isinstance(step_once, Captured) and step_once.refused:
                 show.warn(f"{job.id}: no CUDA graph, steps run one by one: {step_once.refused}")
                 step_once = update
             signals.raise_if_received()
 
-        if test_logits is None:  # everything was trained, and a kill came before the result was written
+        if test_logits is None:  # all epochs are trained, but a kill came before the result was written
             test_logits = evaluate.logits(state.evaluated, data.test, norm)
     return state, test_logits, norm
 
@@ -268,7 +269,7 @@ def on_device(data: Data, device: torch.device) -> Data:
 
 
 def summarise(state: State, log: list[list[float]], images: int, rate: float, test: dict[str, float]) -> dict[str, Any]:
-    """One line of metrics.jsonl. Losses are means over the epoch's steps, accuracies in percent."""
+    """One line of metrics.jsonl. Losses are means over the steps of the epoch; accuracies are in percent."""
     total, hard, soft, correct = (math.fsum(column) for column in zip(*log, strict=True))
     steps = len(log)
     return {
@@ -287,7 +288,7 @@ def summarise(state: State, log: list[list[float]], images: int, rate: float, te
 
 
 def choose(state: State, row: dict[str, Any], test_logits: Tensor) -> None:
-    """Keep the epoch that is best on the validation split: its weights and its test logits."""
+    """Keep the weights and test logits of the epoch with the best validation accuracy."""
     if not state.best or row["validation"]["accuracy"] > state.best["validation"]:
         state.best = {
             "epoch": row["epoch"],
@@ -299,7 +300,7 @@ def choose(state: State, row: dict[str, Any], test_logits: Tensor) -> None:
 
 
 def require_finite(state: State, job: Job) -> None:
-    """Read the steps' losses (one synchronisation) and look at the weights; NonFiniteError names the step."""
+    """NonFiniteError, which names the step, if a loss or a weight is not finite. It costs one synchronisation."""
     losses = state.log[: state.batch, 0]
     bad = (~losses.isfinite()).nonzero()
     tensors = [t for t in (*state.model.parameters(), *state.model.buffers()) if t.is_floating_point()]
@@ -315,13 +316,13 @@ def non_finite(job: Job, what: str, where: str) -> NonFiniteError:
     key = "weight" if hasattr(distill, "weight") else "temperature"
     taught = f"a lower distill.{key} (now {getattr(distill, key):g}), " if job.taught else ""
     return NonFiniteError(
-        f"{job.id}: {what} became non-finite in {where}. Likely levers: a lower optim.lr (now {optim.lr:g}), a longer "
+        f"{job.id}: {what} became non-finite in {where}. Try a lower optim.lr (now {optim.lr:g}), a longer "
         f"optim.warmup (now {optim.warmup:g}), {taught}engine.precision=float32. The last good checkpoint is kept"
     )
 
 
 def save(state: State, origin: dict[str, Any], run: RunWriter) -> None:
-    """`origin` is what the run is made from: all of it must be the same where it goes on."""
+    """Write a checkpoint. `origin` identifies job, data and teachers; all must be equal when the run continues."""
     meta = {
         **origin,
         "metrics": run.metrics_mark(),
@@ -334,22 +335,22 @@ def save(state: State, origin: dict[str, Any], run: RunWriter) -> None:
 
 
 def resume(state: State, origin: dict[str, Any], run: RunWriter, show: Display) -> None:
-    """Go on from the newest whole checkpoint, if the run has one; otherwise start at its beginning."""
+    """Continue from the newest valid checkpoint, or start at the beginning if there is none."""
     files = checkpoint.candidates(run.path / "checkpoint")
     refused: list[str] = []
     for file in files:
         try:
             tensors, meta = tensorfile.read(file)
             if (meta["job"], meta["seed"]) != (origin["job"], origin["seed"]):
-                raise GhostError(f"{file}: is of another run; refused")
+                raise GhostError(f"{file}: belongs to another run; refused")
             for key, what in (("data", "images"), ("teachers", "teachers' weights")):
                 if meta[key] != origin[key]:
                     raise UsageError(
-                        f"{run.id}: the {what} are no longer those this run began with; put them back, or start over "
-                        "with --no-resume"
+                        f"{run.id}: the {what} have changed since this run began; restore them, or start over with "
+                        "--no-resume"
                     )
             if not run.metrics_begin_with(*meta["metrics"]):
-                raise GhostError(f"{run.path / 'metrics.jsonl'}: is not what {file.name} saw; refused")
+                raise GhostError(f"{run.path / 'metrics.jsonl'}: has changed since {file.name}; refused")
             state.restore(tensors, meta)
         except UsageError:
             raise
@@ -364,13 +365,13 @@ def resume(state: State, origin: dict[str, Any], run: RunWriter, show: Display) 
         return
     if refused:
         raise GhostError(
-            f"{refused[0]}; no whole checkpoint is left. Start over with --no-resume (the old run is kept aside)"
+            f"{refused[0]}; no valid checkpoint is left. Start over with --no-resume (the old run is kept)"
         )
     run.rewind_metrics(0)
 
 
 def final_weights(state: State) -> nn.Module:
-    """The network that the run stands for: of the epoch chosen on validation, or of the last."""
+    """The final network of the run: of the epoch chosen on validation, or of the last epoch."""
     if state.best_tensors:
         prefix = "weights."
         chosen = {n[len(prefix) :]: t for n, t in state.best_tensors.items() if n.startswith(prefix)}

@@ -1,15 +1,15 @@
-"""The sum of convolution + batch norm branches trained as one convolution, exactly: algebra and autograd.
+"""Trains a sum of convolution + batch norm branches as one convolution, exactly: algebra and autograd.
 
-Invariant: outputs, gradients and batch statistics are those of the branches run apart, up to rounding.
+Invariant: outputs, gradients and batch statistics equal those of separate branches, up to rounding.
 
-A branch with weight rows w [T] sees patches p of the input (T = I channels for a 1x1, k * k pixels of one channel
-for a depthwise k x k). Its output w.p has mean w.m and variance w R w', where m and R are mean and covariance of the
-patches, so batch norm's gain a = gamma / sqrt(w R w' + eps) is known before the branch has run, and all branches sum
-to the one convolution K = sum a w with bias b = sum beta - a w.m. Scale and identity branches are rows like the
-others. Backwards the statistics' gradients reach a patch as S p + t, with S = 2/M sum dvar w'w and
-t = 1/M sum dmean w - S m (M patches), and that joins the convolution's own input gradient.
+A branch with weight rows w [T] gets patches p of the input (T = I channels for a 1x1, k * k pixels of one channel for a
+depthwise k x k). Let m and R be mean and covariance of the patches. The branch's output w.p has mean w.m and variance
+w R w'. So the gain of its batch norm, a = gamma / sqrt(w R w' + eps), is known before the branch runs. All branches
+together are one convolution K = sum a w with bias b = sum beta - a w.m. Scale and identity branches are rows too.
+In the backward pass the gradient of the statistics adds S p + t to a patch, with S = 2/M sum dvar w'w and
+t = 1/M sum dmean w - S m (M patches). It is added to the input gradient of the convolution.
 
-Moments and folding are in float32, or float64 for a float64 input, whatever the input's precision.
+Moments and folding use float32, or float64 for a float64 input.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Branches(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a sum of branches is besides its parameters."""
+    """The settings of a sum of branches, without its parameters."""
 
     kernel: int = 1
     stride: int = 1
@@ -49,7 +49,7 @@ class Shape(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """One convolution, kernel [O, T] and bias [O], and what its backward needs; [B'] counts every branch."""
+    """One convolution, kernel [O, T] and bias [O], with the values for its backward pass. B' counts all branches."""
 
     kernel: Tensor
     bias: Tensor
@@ -90,7 +90,7 @@ def _stack(branches: Branches, depthwise: bool, dtype: torch.dtype) -> tuple[Ten
 
 
 def _unstack(branches: Branches, drows: Tensor, dgamma: Tensor, dbias: Tensor) -> list[Tensor | None]:
-    """Gradients in the order of `Branches`; every branch's beta has the bias's own gradient."""
+    """Gradients in the order of `Branches`. The beta of each branch has the gradient of the bias."""
     p, b = branches, branches.gamma.shape[0]
     grads = [drows[:b].reshape(p.weight.shape), dgamma[:b], dbias.expand(b, -1), None, None, None, None, None]
     if p.scale_gamma is not None:
@@ -101,7 +101,7 @@ def _unstack(branches: Branches, drows: Tensor, dgamma: Tensor, dbias: Tensor) -
 
 
 def _fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
-    """`mean` [T] and `cov` [T, T] of the patches; [O, T] and [O, T, T] for a depthwise."""
+    """Fold the branches, given `mean` [T] and `cov` [T, T] of the patches; [O, T] and [O, T, T] for a depthwise."""
     depthwise = mean.dim() == 2
     rows, gamma, beta = _stack(branches, depthwise, mean.dtype)
     if depthwise:
@@ -118,7 +118,7 @@ def _fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
 
 
 def _unfold(fold: Fold, dkernel: Tensor, dbias: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of rows and gamma, then S and t of the patches' gradient, from those of kernel and bias."""
+    """Gradients of rows and gamma, and S and t of the patches' gradient, from the gradients of kernel and bias."""
     dgain = (dkernel * fold.rows).sum(-1).addcmul_(dbias, fold.mean, value=-1)  # [B', O]
     dmean = -dbias * fold.gain
     dvar = -0.5 * dgain * fold.gain * fold.rstd.square()
@@ -137,7 +137,7 @@ def _unfold(fold: Fold, dkernel: Tensor, dbias: Tensor, count: int) -> tuple[Ten
 
 
 def _count(x: Tensor, stride: int) -> int:
-    """How many patches of [N, H, W, C] pixels there are; ValueError where one has no variance."""
+    """The number of patches of [N, H, W, C] pixels. ValueError for a single one, which has no variance."""
     n, h, w, c = x.shape
     count = n * math.ceil(h / stride) * math.ceil(w / stride)
     if count < 2:
@@ -147,29 +147,32 @@ def _count(x: Tensor, stride: int) -> int:
 
 @functools.cache
 def _seen(side: int, kernel: int, stride: int) -> tuple[int, int]:
-    """The first tap of a row or column that ever meets one of `side` pixels, and the first past those that do."""
+    """The range (first, end) of the taps of a row or column that ever cover one of `side` pixels."""
     centres = range(0, side, stride)
     met = [any(0 <= at + tap - kernel // 2 < side for at in centres) for tap in range(kernel)]
     return met.index(True), kernel - met[::-1].index(True)
 
 
 def _moments(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the patches. Taps that see padding alone have none: exactly, where sums over the image
-    less those over its borders would leave rounding errors, which large weights turn into a variance."""
+    """Mean and covariance of the patches.
+
+    Taps that only cover padding are set to exactly zero. Otherwise rounding errors (of sums over the image minus its
+    borders) would remain, and large weights would turn them into a variance.
+    """
     mean, cov = kernels.of(x).moments(x, kernel, stride)
     (top, bottom), (left, right) = (_seen(side, kernel, stride) for side in x.shape[1:3])
     if (top, bottom, left, right) == (0, kernel, 0, kernel):
         return mean, cov
     for moment, taps in ((mean, 1), (cov, 1), (cov, 2)):
-        grid = moment.unflatten(taps, (kernel, kernel))  # a view
+        square = moment.unflatten(taps, (kernel, kernel))  # a view
         for axis, low, high in ((taps, top, bottom), (taps + 1, left, right)):
-            grid.narrow(axis, 0, low).zero_()
-            grid.narrow(axis, high, kernel - high).zero_()
+            square.narrow(axis, 0, low).zero_()
+            square.narrow(axis, high, kernel - high).zero_()
     return mean, cov
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """[N, C, H, W] in any layout as [N, H, W, C] with its pixels one after another, copied only if need be."""
+    """[N, C, H, W] in any memory format as [N, H, W, C] with regular pixel strides. Copied only if necessary."""
     x = x.permute(0, 2, 3, 1)
     return x if kernels.pitch(x) else x.contiguous()
 
@@ -207,8 +210,10 @@ class _Sum(torch.autograd.Function):
 
 
 class _Ghost(torch.autograd.Function):
-    """A 1x1 sum and a depthwise 3x3 sum of its output, both written into one map: [N, C, H, W] ->
-    [N, 2 O, H, W] and the means and variances of both. What is kept for backward is input and output."""
+    """A 1x1 sum, and a depthwise 3x3 sum of its output, both written into one map.
+
+    [N, C, H, W] -> [N, 2 O, H, W], and means and variances of both. Only input and output are kept for backward.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, relu: bool, *parameters: Tensor | None) -> tuple[Tensor, ...]:
@@ -261,10 +266,10 @@ class _Multiply(torch.autograd.Function):
 
 
 def convolve(x: Tensor, branches: Branches, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum of branches of `x` [N, C, H, W] in training, in channels_last; means and (biased) variances of the
-    branches' outputs [B', O], in the order of `Branches`. Under autocast in its precision, moments in float32.
+    """The sum of branches of `x` [N, C, H, W] in training, in channels_last.
 
-    ValueError where there is a single value per channel.
+    Also returns means and (biased) variances of the branches' outputs [B', O], in the order of `Branches`. Under
+    autocast the output has its precision; moments stay float32. ValueError if there is one value per channel.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):
@@ -274,8 +279,10 @@ def convolve(x: Tensor, branches: Branches, shape: Shape) -> tuple[Tensor, Tenso
 
 
 def ghost(x: Tensor, primary: Branches, cheap: Branches, relu: bool) -> tuple[Tensor, ...]:
-    """`convolve` by `primary` (1x1), of that by `cheap` (depthwise 3x3), side by side [N, 2 O, H, W] without a
-    copy; then mean and variance of the one, of the other."""
+    """`convolve` with `primary` (1x1), then of its output with `cheap` (depthwise 3x3).
+
+    Returns both outputs side by side [N, 2 O, H, W] without a copy, then mean and variance of each.
+    """
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
@@ -284,5 +291,5 @@ def ghost(x: Tensor, primary: Branches, cheap: Branches, relu: bool) -> tuple[Te
 
 
 def multiply(x: Tensor, gate: Tensor) -> Tensor:
-    """`x` [N, C, H, W] times a coarser `gate` [N, C, h, w], nearest pixel by nearest pixel, in channels_last."""
+    """`x` [N, C, H, W] times `gate` [N, C, h, w], enlarged to the nearest pixel, in channels_last."""
     return _Multiply.apply(x, gate.to(x.dtype))

@@ -1,4 +1,4 @@
-"""Which implementation of folded training's operations runs: plain PyTorch, C++ on a CPU, Triton on a GPU.
+"""Chooses the implementation of folded training's operations: plain PyTorch, C++ on a CPU, Triton on a GPU.
 
 Invariant: the choice changes speed and rounding only. `GHOST_KERNEL` is `auto` (default), `pytorch`, or `cpp`.
 """
@@ -25,10 +25,10 @@ _off: dict[str, str] = {}  # kind of device -> why its kernels are not used in t
 
 
 def choice() -> str:
-    """`GHOST_KERNEL`; UsageError where it is none of the known."""
+    """The value of `GHOST_KERNEL`. UsageError if it is unknown."""
     name = os.environ.get("GHOST_KERNEL", "auto").strip().lower() or "auto"
     if name not in CHOICES:
-        raise UsageError(f"GHOST_KERNEL={name} is no kernel; use one of {', '.join(CHOICES)}")
+        raise UsageError(f"GHOST_KERNEL={name} does not exist; use one of {', '.join(CHOICES)}")
     return name
 
 

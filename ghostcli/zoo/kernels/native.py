@@ -1,7 +1,7 @@
-"""The C++ kernels: built on first use by the compiler at hand, kept in a per-user cache, called through ctypes.
+"""The C++ kernels: compiled at first use, kept in a cache per user, called through ctypes.
 
-Invariant: a library is only ever loaded complete (renamed into place when done, named by a digest of all that went
-into it), and where none can be had the caller is told so and nothing fails.
+Invariant: only complete libraries are loaded: a library is renamed after it is built, and its name has the digest of
+its inputs. If no library is available, the caller gets the reason, and nothing fails.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def available() -> bool:
 
 
 def reason() -> str:
-    """Why the kernels are, or are not, in use: a sentence."""
+    """One sentence: why the kernels are used or not used."""
     return _library()[1]
 
 
 def _cpu() -> str:
-    """The processor's name and abilities, which -march=native depends on."""
+    """The processor's name and features, which -march=native depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
@@ -51,10 +51,10 @@ def _cpu() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _library() -> tuple[ctypes.CDLL | None, str]:
-    """The loaded library or None, and a sentence about it. Tried once in a process."""
+    """The loaded library or None, and a sentence about it. Tried once per process."""
     compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        return None, "No C++ compiler (g++ or clang++) was found, so plain PyTorch runs."
+        return None, "No C++ compiler (g++ or clang++) was found, so plain PyTorch is used."
     try:
         path = _built(compiler)
         return ctypes.CDLL(str(path)), f"Compiled by {compiler}, kept at {path}."
@@ -62,11 +62,11 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
         last = (e.stderr or "").strip().splitlines()
         return None, f"{compiler} could not build the kernels ({last[-1] if last else 'no message'})."
     except (OSError, subprocess.SubprocessError) as e:
-        return None, f"The compiled kernels could not be had ({e})."
+        return None, f"The compiled kernels are not available ({e})."
 
 
 def _built(compiler: str) -> Path:
-    """The library's place in the cache, built if it is not there."""
+    """The path of the library in the cache. It is built if it is missing."""
     here = Path(__file__).parent
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=20)
     digest = hashlib.sha256()
@@ -85,7 +85,7 @@ def _built(compiler: str) -> Path:
             objects.append(str(Path(scratch) / f"{name}.o"))
             _run(compiler, *FLAGS, "-c", str(here / name), "-o", objects[-1])
         library = Path(scratch) / "kernels.so"
-        # without an OpenMP runtime of its own the library finds PyTorch's, and so shares its pool of threads
+        # without its own OpenMP runtime the library uses PyTorch's, and shares its thread pool
         _run(compiler, "-shared", *objects, "-o", str(library))
         try:
             ctypes.CDLL(str(library), mode=os.RTLD_NOW)
@@ -121,7 +121,7 @@ def _rows(x: Tensor) -> tuple[ctypes.c_long, ctypes.c_long]:
 
 @functools.lru_cache(maxsize=256)
 def _nearest(side: int, coarse: int) -> Tensor:
-    """[side] int32: which of `coarse` pixels covers each, by PyTorch's own rule."""
+    """[side] int32: the pixel of `coarse` that covers each pixel, by PyTorch's rule for nearest."""
     where = F.interpolate(torch.arange(coarse, dtype=torch.float32)[None, None], side, mode="nearest")
     return where.flatten().to(torch.int32)
 
@@ -162,7 +162,7 @@ def convolve(
 
 
 def whole(x: Tensor) -> Tensor:
-    return x  # a slice is read where it lies
+    return x  # a slice needs no copy
 
 
 def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: int, stride: int) -> Step:

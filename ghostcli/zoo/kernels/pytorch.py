@@ -1,7 +1,7 @@
 """The operations of folded training in plain PyTorch: any device, any precision, no compiler.
 
-Invariant: this is what every other implementation must agree with. Pixels are [N, H, W, C], `k` 1 means a dense 1x1
-with kernel [O, C], other `k` a depthwise k x k with kernel [C, k * k], zero padding k // 2.
+Invariant: every other implementation must agree with this one. Pixels are [N, H, W, C]. `k` 1 means a dense 1x1 with
+kernel [O, C]; other `k` mean a depthwise k x k with kernel [C, k * k] and zero padding k // 2.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ NAME = "pytorch"
 
 
 class Step(NamedTuple):
-    """What `reduce` found, and what `adjoint` goes on from."""
+    """The result of `reduce`, which `adjoint` needs."""
 
     dkernel: Tensor
     dbias: Tensor
     dz: Tensor
-    z: Tensor | None = None  # masks `dz`, where it is not masked yet
-    dx: Tensor | None = None  # the convolution's own input gradient, where it came along
+    z: Tensor | None = None  # mask for `dz`, if it is not masked yet
+    dx: Tensor | None = None  # the input gradient of the convolution, if it is computed already
 
 
 def pitch(x: Tensor) -> int:
-    """Elements from one pixel of [N, H, W, C] to the next; 0 where the pixels do not follow one another so."""
+    """Elements from one pixel of [N, H, W, C] to the next; 0 if the stride between pixels is not constant."""
     n, h, w, c = x.shape
     sn, sh, sw, sc = x.stride()
     step = sw if w > 1 else sh if h > 1 else sn if n > 1 else c
@@ -51,7 +51,7 @@ def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
 def convolve(
     x: Tensor, kernel: Tensor, bias: Tensor, k: int, stride: int, relu: bool, out: Tensor | None = None
 ) -> Tensor:
-    """[N, H', W', O] in the precision of `x`; written to `out` too, a slice of a wider map, where that is given."""
+    """[N, H', W', O] in the precision of `x`. If `out` (a slice of a wider map) is given, it is written there too."""
     kernel, bias = kernel.to(x.dtype), bias.to(x.dtype)
     groups = 1 if k == 1 else x.shape[3]
     z = F.conv2d(_images(x), _weight(kernel, k), bias, stride, k // 2, 1, groups)
@@ -63,12 +63,12 @@ def convolve(
 
 
 def whole(x: Tensor) -> Tensor:
-    """A channel slice as these operations like it best when several of them read it: copied, once."""
+    """A contiguous copy of a channel slice, because several operations read it."""
     return x.contiguous()
 
 
 def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: int, stride: int) -> Step:
-    """Gradients of kernel and bias; `z` is the output whose ReLU masks `dz`, None where there was none."""
+    """Gradients of kernel and bias. `z`: the output whose ReLU masks `dz`; None without ReLU."""
     if z is not None:
         dz = torch.ops.aten.threshold_backward(dz, z, 0)
     if k == 1:
@@ -92,9 +92,9 @@ def adjoint(
     add: Tensor | None = None,
     mask: bool = False,
 ) -> Tensor:
-    """Input gradient: the convolution's own, and S patch + t of every patch put back where it came from.
+    """Input gradient: that of the convolution, plus S patch + t of every patch, added at the patch's position.
 
-    Then `add` is added, and with `mask` only what lies under positive `x` is kept (`x` being a ReLU's output).
+    Then `add` is added. With `mask` the gradient is kept only where `x`, the output of a ReLU, is positive.
     """
     if k == 1:
         dx = _pixels(F.conv2d(_images(x), _weight(S.t().to(x.dtype), 1), t.to(x.dtype)))
@@ -108,7 +108,7 @@ def adjoint(
 
 
 def multiply(x: Tensor, gate: Tensor) -> Tensor:
-    """`x` [N, H, W, C] times a coarser, dense `gate` [N, h, w, C], each of its pixels over those it is nearest to."""
+    """`x` [N, H, W, C] times a dense `gate` [N, h, w, C], enlarged to the nearest pixel."""
     if _tiles(x, gate):
         return (_tiled(x, gate) * gate[:, :, None, :, None]).view(x.shape)
     return _enlarged(gate, x).mul_(x)
@@ -117,7 +117,7 @@ def multiply(x: Tensor, gate: Tensor) -> Tensor:
 def multiply_backward(dout: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
     if _tiles(x, gate):
         tile = (x.shape[1] // gate.shape[1], x.shape[2] // gate.shape[2])
-        # a pool is a sum over tiles that is many times as fast as sum() over two axes that are not neighbours
+        # pooling sums over tiles many times as fast as sum() over two axes that are not adjacent
         dgate = _pixels(F.avg_pool2d(_images(dout * x), tile, divisor_override=1))
         return (_tiled(dout, gate) * gate[:, :, None, :, None]).view(x.shape), dgate
     n, h, w, c = gate.shape

@@ -1,10 +1,10 @@
-"""Triton kernels for the depthwise 3 x 3 part of folded training on a GPU, and plain PyTorch for the rest.
+"""Triton kernels for the depthwise 3 x 3 part of folded training on a GPU. The rest is plain PyTorch.
 
-Invariant: agrees with `pytorch` on every operation. A program takes some pixels and some channels; its sums are
-written apart from the others' and added afterwards, so that a result depends on the shape alone.
+Invariant: it agrees with `pytorch` on every operation. A program computes some pixels and some channels. The sums of
+all programs are written separately and added afterwards, so a result depends on the shape only.
 
-All pitches and channels are multiples of a kernel's `V`. The compiler, which knows of no size, sees that in
-`pitch // V * V`, and loads V channels at once.
+All pitches and channels are multiples of a kernel's `V`. The compiler does not know the sizes, but `pitch // V * V`
+tells it this, so it loads V channels at once.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["NAME", "adjoint", "convolve", "moments", "multiply", "multiply_backw
 
 NAME = "triton"
 TAPS = 9
-PIXELS, CHANNELS = 128, 16  # a program's
-# Never specialised on: a kernel is compiled for each stride, precision and flag, and not for each network's sizes.
+PIXELS, CHANNELS = 128, 16  # of one program
+# Not specialised: a kernel is compiled for each stride, precision and flag, but not for each size.
 SIZES = ["pitch", "dz_pitch", "z_pitch", "add_pitch", "out_pitch", "H", "W", "C", "Ho", "Wo", "count"]
 
 
