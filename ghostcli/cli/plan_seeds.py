@@ -79,7 +79,7 @@ def _recorded(folder: Path) -> list[Recorded]:
             found.append(Recorded(f"{ours.student} {ours.how}", runs, sd, images, pairs))
     if not found:
         raise UsageError(
-            f"{folder}: no comparison has two runs per side, so no spread is known; train three seeds "
+            f"{folder}: no comparison has two runs per side, so no spread is known; train a pilot "
             "(--seed 0 --seed 1 --seed 2) or give a spread, as in --spread 0.5"
         )
     return found
