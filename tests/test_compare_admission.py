@@ -251,7 +251,7 @@ def test_another_start_is_no_baseline(tmp_path: Path) -> None:
     found = row(build(tmp_path), "gns:1.0", *TEACHER)
     assert (found.delta, found.verdict) == (None, None)
     assert "start as kaiming" in found.missing_baseline and "as native" in found.missing_baseline
-    assert "what starts differently is not compared" in " ".join(said("II", "--runs", tmp_path).split())
+    assert "runs with different starts are not compared" in " ".join(said("II", "--runs", tmp_path).split())
 
 
 def test_another_network_by_the_same_name_is_no_baseline(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""Which runs a comparison may use. Invariant: every run that is refused is named with the reason; none is dropped
-in silence, and a file's time decides nothing.
+"""Decides which runs a comparison may use.
+
+Invariant: each refused run is listed with the reason. Times of files do not matter.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from ghostcli.records.record import RunRecord
 from ghostcli.zoo import names
 
 NON_FINITE = "non-finite"
-#: Errors on test images below which two networks may well make the very same ones.
+#: Two networks with fewer errors on the test images can make exactly the same errors by chance.
 FEW_ERRORS = 10
 
 
 @dataclass(frozen=True)
 class Admitted:
-    """`runs` may be compared. `failed` became non-finite: they are named in `left_out` too, and count beside n."""
+    """`runs` may be compared. `failed` became non-finite; they are in `left_out` too, and are counted beside n."""
 
     runs: tuple[RunRecord, ...]
     failed: tuple[RunRecord, ...]
@@ -33,7 +34,7 @@ class Admitted:
 
 
 def admit(records: Iterable[RunRecord]) -> Admitted:
-    """Judge every record alone, then against the others of its job."""
+    """Check each record alone, then against the other records of its job."""
     records = list(records)
     reasons = {run.id: reason for run in records if (reason := _unfinished(run))} | contradictions(records)
     for runs in _by_job(run for run in records if run.id not in reasons):
@@ -46,7 +47,7 @@ def admit(records: Iterable[RunRecord]) -> Admitted:
 
 
 def contradictions(records: Sequence[RunRecord]) -> dict[str, str]:
-    """Run id -> why a finished run cannot be believed: its record contradicts itself, or another run of its job."""
+    """Run id -> why a finished run is not valid: its record contradicts itself, or another run of its job."""
     setups = {run.id: run.setup for run in records if run.setup}
     done = [run for run in records if run.status == "done"]
     found = {
@@ -77,10 +78,10 @@ def _unfinished(run: RunRecord) -> str | None:
 
 
 def identity_problems(run: RunRecord, setups: dict[str, RunSetup]) -> list[str]:
-    """Whether the recipe of a finished run gives its digests and protocol. `setups`: those of all runs by id.
+    """Check that the recipe of a finished run gives its digests and protocol. `setups`: run id -> setup, for all runs.
 
-    The digest depends on the teachers' digests, so it is only checked where all their records are there; and that of
-    a user's own network on its source, which may have changed since.
+    The digest depends on the teachers' digests, so it is only checked if the records of all teachers exist. The digest
+    of a user's own network depends on its source, which may have changed, so it is not checked.
     """
     about = run.result
     if about is None or about.semantics != SEMANTICS:
@@ -99,7 +100,7 @@ def identity_problems(run: RunRecord, setups: dict[str, RunSetup]) -> list[str]:
 
 
 def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:
-    """Run id -> reason, for the runs of one job that cannot stand beside the others."""
+    """Run id -> reason, for the runs of one job that contradict the others."""
     found: dict[str, str] = {}
     of_digest: dict[str, list[RunRecord]] = defaultdict(list)
     for run in runs:
@@ -122,8 +123,10 @@ def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:
 
 
 def _second_records(runs: Sequence[RunRecord]) -> dict[str, str]:
-    """Of several records of one seed and the same teachers, that of the digest with the most seeds counts; then that
-    of the lowest id."""
+    """Run id -> reason, for all but one of several records with the same seed and teachers.
+
+    The record of the digest with the most seeds counts. If that is not unique, the lowest id counts.
+    """
     seeds = Counter(run.result.digest for run in runs)
     first: dict[Any, str] = {}
     found: dict[str, str] = {}
@@ -143,7 +146,7 @@ def _logits(run: RunRecord) -> str | None:
 
 
 def _errors(run: RunRecord) -> tuple[str, str] | None:
-    """Which test images it got wrong, if these are enough to tell networks apart."""
+    """The errors on the test images, if there are enough to identify a network."""
     answers = run.result.test
     wrong = (~answers.mask()).sum()
     return (answers.labels, answers.correct) if wrong >= FEW_ERRORS else None

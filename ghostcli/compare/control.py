@@ -1,8 +1,8 @@
 """The control of a taught run group: the same training with image-blind teachers.
 
-Each image gets its teachers' logits for another image of its class (`distill.blind=true`). So the student gets the
-same loss, softness and class similarities as in the taught run, and nothing about the image itself. A gain over the
-baseline that the control shows too does not come from what the teachers know about the images.
+Each image gets its teachers' logits for another image of its class (`distill.blind=true`). So the student gets the same
+loss, softness and class similarities as in the taught run, but nothing about the image itself. If the control has the
+same gain over the baseline, the gain does not come from the teachers' knowledge of the images.
 
 Invariant: a control differs from its taught group in `distill.blind` alone.
 """
@@ -21,7 +21,7 @@ BLIND = "distill.blind"
 
 
 def of(group: RunGroup, cohorts: Iterable[Cohort], options: Options) -> Control | None:
-    """The control of a taught group among `cohorts`, or the command that makes it; None for a control itself."""
+    """The control of a taught group among `cohorts`, or the command for it. None if the group is a control."""
     if group.blind:
         return None
     command = commands.of_control(group, options.runs)

@@ -1,7 +1,7 @@
 """Run groups (the seeds of one job) and cohorts (the run groups of one protocol, which may be compared).
 
-Invariant: the runs of a group differ in their seed alone, and the groups of a cohort were trained under one protocol
-and tested on the same images.
+Invariant: the runs of a group differ in their seeds only. The groups of a cohort have the same protocol and test
+images.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from ghostcli.records.model import Finding, RunResult, RunSetup, TeacherRun
 from ghostcli.records.record import RunRecord
 from ghostcli.zoo.names import is_own
 
-#: `paper` and `published` differ in their taught runs alone, so they share baselines.
+#: `paper` and `published` differ only in their taught runs, so they share baselines.
 SHARE_BASELINES = {"paper", "published"}
 SMOOTHING = "train.label_smoothing"
-#: Keys of [distill] that a row shows in other words, or that do not change a result.
+#: Keys of [distill] that a row shows in another way, or that do not change a result.
 SHOWN = {"kind", "temperature", "alpha", "dense", "weighting", "shuffle", "source", "blind"}
-#: Facts of the environment that should be equal in all runs that are compared.
+#: Facts of the environment that should be equal in all compared runs.
 ENVIRONMENT = ("ghost", "commit", "torch", "device", "kernel")
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """The finished runs of one job in order of seed, and the `failed` ones, whose loss or weights became non-finite."""
+    """The finished runs of one job, by seed, and the `failed` runs, which became non-finite."""
 
     runs: tuple[RunRecord, ...]
     failed: tuple[RunRecord, ...] = ()
 
     @property
     def about(self) -> RunResult:
-        """What its runs share, as the first one's result has it."""
+        """The result of the first run, for values that all runs share."""
         return self.runs[0].result
 
     @property
@@ -66,7 +66,7 @@ class RunGroup:
 
     @property
     def blind(self) -> bool:
-        """Whether it is a control: its teachers answered for another image of the same class."""
+        """Whether it is a control, with teacher logits for another image of the same class."""
         return bool(self.teachers) and self.recipe.distill.blind
 
     @property
@@ -75,13 +75,13 @@ class RunGroup:
 
     @cached_property
     def setting(self) -> str:
-        """How its teaching differs from the paper's, in few words: `dkd T=4`."""
+        """The difference of its teaching from the paper's, in few words: `dkd T=4`."""
         kind = self.about.kind
         return " ".join([kind] * (kind not in (None, paper().source.kind)) + self._settings)
 
     @cached_property
     def _settings(self) -> list[str]:
-        """Values of its teaching, the kind aside, that are neither the paper's nor shipped: `T=4`, `drop=1`."""
+        """Settings of its teaching, without the kind, that are neither the paper's nor shipped: `T=4`, `drop=1`."""
         if not self.teachers:
             return []
         distill, source = self.recipe.distill, paper().source
@@ -109,12 +109,12 @@ class RunGroup:
 
     @cached_property
     def changes(self) -> dict[str, Any]:
-        """Where its training differs from what its family ships, data and budget aside."""
+        """Its training settings that differ from its family's shipped recipes, without data and budget."""
         return training_changes(self.recipe, self.family)
 
     @property
     def smoothing(self) -> float:
-        """Label smoothing: the share of each label that is spread over all classes."""
+        """Label smoothing: the share of each label that is distributed over all classes."""
         return self.recipe.train.label_smoothing
 
     @property
@@ -128,7 +128,7 @@ class RunGroup:
 
     @property
     def teacher_runs(self) -> tuple[str, ...] | None:
-        """The ids of each run's teachers; None where nobody teaches."""
+        """The ids of each run's teachers; None without teachers."""
         if not self.teachers:
             return None
         return tuple(" ".join(teacher.run for teacher in run.result.teachers) for run in self.runs)
@@ -140,17 +140,17 @@ class RunGroup:
 
     @property
     def teacher_count(self) -> int:
-        """How many trainings of its teachers taught it, 0 where nobody teaches."""
+        """The number of different trainings of its teachers; 0 without teachers."""
         return len(set(self.teacher_runs or ()))
 
     @property
     def one_teacher(self) -> bool:
-        """Whether every seed had the same teachers."""
+        """Whether all seeds had the same teachers."""
         return self.teacher_count == 1
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """Seeds that were planned with those that are there, and have no result: the plan was not kept (yet)."""
+        """Planned seeds without a result, so the plan is not complete (yet)."""
         planned = {seed for run in self.runs for seed in run.result.planned}
         return tuple(sorted(planned - {*self.seeds, *(run.setup.seed for run in self.failed)}))
 
@@ -162,7 +162,7 @@ class RunGroup:
 
     @cached_property
     def correct(self) -> np.ndarray | None:
-        """Whether each test image was classified correctly, bool [n, N]; None where runs saw other test images."""
+        """Whether each test image was classified correctly, bool [n, N]; None if the runs' test images differ."""
         answers = [run.result.test for run in self.runs]
         if None in answers or len({(answer.labels, answer.images) for answer in answers}) > 1:
             return None
@@ -177,14 +177,14 @@ class RunGroup:
         return summarize(self.accuracy(metric))
 
     def minus(self, baseline: RunGroup, metric: str = "selected") -> Difference:
-        """This group minus `baseline`. Test images count only where both saw the same, at the epoch compared."""
-        # The answers that are kept for the test images are the selected epoch's.
+        """This group minus `baseline`. Test images are used only if both sides have the same, at the compared epoch."""
+        # The recorded answers on the test images are those of the selected epoch.
         scores = [run.result.accuracy for group in (self, baseline) for run in group.runs]
         same_epoch = all(getattr(found, f"{metric}_epoch") == found.selected_epoch for found in scores)
         ours, theirs = self.correct, baseline.correct
         if ours is None or theirs is None or not same_epoch or self.about.test.labels != baseline.about.test.labels:
             ours = theirs = None
-        # Seeds pair where equal seeds mean the same first weights and the same order of images.
+        # Runs form pairs if equal seeds mean equal initial weights and order of images.
         paired = (self.student, self.about.start, self.about.shuffled) == (
             baseline.student,
             baseline.about.start,
@@ -200,19 +200,19 @@ class RunGroup:
 
     @property
     def nll(self) -> float | None:
-        """Mean negative log-likelihood on the test images, in nats; None where a run lacks it."""
+        """Mean negative log-likelihood on the test images, in nats; None if a run lacks it."""
         values = [run.result.nll for run in self.runs]
         return None if None in values else float(np.mean(values))
 
     @property
     def ece(self) -> float | None:
-        """Expected calibration error, a fraction, the mean of the runs; None where a run lacks it."""
+        """Expected calibration error, a fraction, mean over the runs; None if a run lacks it."""
         answers = [run.result.test for run in self.runs]
         return None if None in answers else float(np.mean([answer.ece for answer in answers]))
 
     @property
     def agreement(self) -> dict[str, float]:
-        """Percent of test images on which student and teacher agree, the mean of the runs that say, by teacher."""
+        """Percent of test images on which student and teacher agree, by teacher: mean over the runs that have it."""
         values: dict[str, list[float]] = defaultdict(list)
         for run in self.runs:
             for teacher, percent in run.result.agreement.items():
@@ -222,21 +222,21 @@ class RunGroup:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """Warnings of the teaching check, each code once; a taught run that was not shuffled always has one."""
+        """Warnings of the teaching check, each code once. A taught run that was not shuffled always has one."""
         found: dict[str, Finding] = {}
         for run in self.runs:
             for item in run.result.check:
                 if item.level == "warn":
                     found.setdefault(item.code, item)
         if self.teachers and not self.about.shuffled:
-            message = "the training images came in the same order every epoch"
+            message = "the training images had the same order in every epoch"
             found.setdefault("unshuffled", Finding(code="unshuffled", level="warn", message=message))
         return tuple(found.values())
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Run groups of one protocol on the same images (or of several, where mixing was allowed)."""
+    """Run groups of one protocol on the same images (of several protocols, if mixing is allowed)."""
 
     groups: tuple[RunGroup, ...]
     mixed: bool = False
@@ -247,16 +247,16 @@ class Cohort:
 
     @property
     def families(self) -> str:
-        """The families of its runs: `paper and published` train alike and teach differently."""
+        """The families of its runs, such as `paper and published`, which share their training."""
         return " and ".join(sorted({group.family for group in self.groups}))
 
     @property
     def budget(self) -> int:
-        """Images seen in one training."""
+        """Training images of one training in total: epochs x images."""
         return max(group.about.epochs * group.about.train_images for group in self.groups)
 
     def describe(self) -> str:
-        """Data, budget and what differs from the shipped recipe, in a phrase."""
+        """Data, budget and differences from the shipped recipe, in a phrase."""
         if self.mixed:
             return "mixed protocols"
         soft = self.groups[0].smoothing
@@ -266,11 +266,11 @@ class Cohort:
 
     @cached_property
     def changes(self) -> dict[str, Any]:
-        """Where its protocol differs from what the nearest of its families ships, data and budget aside."""
+        """Its training settings that differ from the nearest of its families, without data and budget."""
         return min((group.changes for group in self.groups), key=len)
 
     def baseline(self, student: str) -> RunGroup | None:
-        """The untaught group; of several, which only mixing allows, that with the least smoothed labels."""
+        """The group without teachers. If there are several (only with mixing): that with the least label smoothing."""
         untaught = [group for group in self.groups if group.student == student and not group.teachers]
         return min(untaught, key=lambda group: group.smoothing, default=None)
 
@@ -280,32 +280,35 @@ def budget_of(about: RunResult) -> str:
 
 
 def with_changes(changes: dict[str, Any]) -> str:
-    """`with optim.lr=0.3`: what a protocol says besides its budget. Smoothed labels have words of their own."""
+    """`with optim.lr=0.3`: the changes of a protocol, without label smoothing, which is shown separately."""
     values = {key: value for key, value in changes.items() if key != SMOOTHING}
     return f"with {typed(values)}" if values else ""
 
 
 def same_conditions(about: RunResult) -> tuple[str, ...]:
-    """Runs may be compared where this is equal: protocol (data, budget, training), images, and choice of the epoch."""
+    """Protocol (data, budget, training), images and choice of the epoch. Runs are comparable if these are equal."""
     return about.protocol, about.data_checksum, about.accuracy.selected_by
 
 
 def members(teachers: tuple[str, ...], strategy: str) -> tuple[str, ...]:
-    """The teachers as an identity: in order along a chain, in any order in an ensemble."""
+    """The teachers in a form that can be compared: in order for a chain, sorted for an ensemble."""
     return teachers if strategy in ("chain", "dense") else tuple(sorted(teachers))
 
 
 def job_of(about: RunSetup) -> tuple[Any, ...]:
-    """Equal for runs of one job. Untaught runs of one protocol do the same work even where digests differ (folded
-    and plain branches), unless the network is the user's own, whose source is in the digest alone."""
+    """A key that is equal for runs of one job.
+
+    Runs without teachers do the same work if their protocols are equal, even if their digests differ (folded and plain
+    branches). The exception is a user's own network, because only the digest contains its source.
+    """
     identity = about.of_group if about.teachers or is_own(about.student) else about.protocol
     return about.student, about.strategy, members(about.path, about.strategy), identity
 
 
 def of_family(runs: Sequence[RunRecord], family: str) -> list[RunRecord]:
-    """The runs that count for a family: its own, and untaught runs of other families under a protocol of its own.
+    """The runs of a family: its own, and untaught runs of other families with a protocol that the family uses.
 
-    `paper` and `published` differ in what taught runs do, so baselines of their shipped training are always shared.
+    `paper` and `published` differ only in their taught runs, so they always share baselines with shipped settings.
     """
     own = [run for run in runs if run.setup.family == family]
     protocols = {run.setup.protocol for run in own}
@@ -322,9 +325,9 @@ def of_family(runs: Sequence[RunRecord], family: str) -> list[RunRecord]:
 
 
 def cohorts(runs: Sequence[RunRecord], failed: Sequence[RunRecord] = (), mixed: bool = False) -> list[Cohort]:
-    """One cohort a protocol; one of all runs where mixing is allowed, whose groups then pool recipes too.
+    """One cohort per protocol. If mixing is allowed: one cohort of all runs, whose groups also pool recipes.
 
-    Untaught runs on differently smoothed labels are never pooled. `failed` runs go to the groups of their job.
+    Untaught runs with different label smoothing are never pooled. `failed` runs go to the groups of their job.
     """
     together: dict[Any, dict[Any, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     lost: dict[Any, list[RunRecord]] = defaultdict(list)
@@ -350,9 +353,9 @@ def cohorts(runs: Sequence[RunRecord], failed: Sequence[RunRecord] = (), mixed: 
 
 
 def largest(candidates: Iterable[Cohort], rows: Callable[[Cohort], int]) -> Cohort | None:
-    """The cohort to show: first one trained as its recipe ships, then by budget, rows, runs and id.
+    """The cohort to show: with shipped settings if possible, then by budget, rows, runs and id.
 
-    A budget beyond the paper's counts no more than the paper's: one longer training displaces no full table.
+    A larger budget than the paper's counts like the paper's, so one longer training does not displace a full table.
     """
     most = paper().source.budget
 

@@ -1,9 +1,9 @@
-"""How many runs each comparison had when somebody read a table of it.
+"""Records how many runs each comparison had when its table was read.
 
-Adding seeds until a verdict comes is wrong more often than the 5 % that a verdict promises. So every reading is
-written down beside the runs, and a row says where seeds were added since.
+If seeds are added until there is a verdict, more than 5 % of verdicts are wrong. So each reading is recorded in the
+runs folder, and a row says if seeds were added since.
 
-Invariant: `.looks.json` in the runs folder only grows. Where it cannot be written, tables are shown all the same.
+Invariant: `.looks.json` in the runs folder only grows. If it cannot be written, tables are still shown.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FILE = ".looks.json"
 
 
 def noted(tables: Sequence[Table], runs: Path) -> tuple[Table, ...]:
-    """The tables with each row's earlier `looks`. The present numbers of runs are written down as one more."""
+    """The tables with the earlier `looks` of each row. Records the present numbers of runs."""
     if not runs.is_dir():
         return tuple(tables)
     known = _read(runs / FILE)
@@ -44,7 +44,7 @@ def noted(tables: Sequence[Table], runs: Path) -> tuple[Table, ...]:
 
 
 def _counts(row: Row) -> tuple[int, int] | None:
-    """Runs of the row and of its baseline; None where no verdict was possible."""
+    """Runs of the row and of its baseline; None if no verdict was possible."""
     if row.delta is None or row.verdict is None or row.delta.of_two_networks:
         return None
     return len(row.group.runs), len(row.baseline.runs)
@@ -55,7 +55,7 @@ def _key(row: Row) -> str:
 
 
 def _read(file: Path) -> dict[str, list[tuple[int, int]]]:
-    """{} where it is absent or not what was written."""
+    """The recorded looks; {} if the file is missing or damaged."""
     with contextlib.suppress(GhostError, TypeError, ValueError, AttributeError):
         value: Any = read_json(file) if file.exists() else {}
         return {str(key): [(int(n), int(m)) for n, m in looks] for key, looks in value.items()}

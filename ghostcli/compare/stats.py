@@ -1,28 +1,28 @@
-"""Summaries of run groups and the difference between two of them, with its interval and its p.
+"""Summaries of run groups, and the difference of two groups with its interval and p.
 
-Invariant: pure functions of arrays, without any random draw: the same records always give the same table.
+Invariant: pure functions of arrays, without random draws. The same records always give the same table.
 
-How an interval is made. `difference` compares two sides, each of n runs tested on the same N images. What was sampled
-are the runs (their seeds) and the images, and, where a side has several teachers, the teachers. The interval is the
-widest of three:
+`difference` compares two sides, each with n runs tested on the same N images. The runs (their seeds) and the images are
+random samples; if a side has several teachers, the teachers are a sample too. The interval is the widest of three:
 
 - **two-level**: three sources of chance, combined as in `chance`: the spread of the runs on each side, with n - 1
-  degrees of freedom each, and the images. Of the images counts what remains of the variance of the per-image
-  differences once the runs' own luck on each image (its mean squared spread across runs, divided by n) is taken out:
-  that luck already stands in the spread of the runs' accuracies (Owen 2007, "The pigeonhole bootstrap");
-- **Welch's test** of the accuracies, which knows nothing of the images;
-- **the images alone**: three runs that happen to agree to the digit are no evidence beyond what their test set can
-  give. Garwood's (1936) exact limits of two Poisson counts, of images gained and of images lost, are combined by
-  squares. Where none of N images tells the sides apart, 1 - 0.025^(1/N), some 3.7/N, stays open.
+  degrees of freedom each, and the images. The variance from the images is that of the per-image differences, minus the
+  part from the runs (the mean variance of an image across runs, divided by n). That part is already in the spread of
+  the runs' accuracies (Owen 2007, "The pigeonhole bootstrap");
+- **Welch's test** of the accuracies, without the images;
+- **images only**: if three runs happen to have equal accuracies, the test set still limits what is known. The exact
+  limits of two Poisson counts (Garwood 1936), images gained and images lost, are combined: the root of the sum of
+  squares. If the sides do not differ on any of N images, a difference of 1 - 0.025^(1/N), about 3.7/N, is possible.
 
-The unit of a side with several teachers is the teacher: the runs of each are averaged first, so that its spread is that
-of teachers with the seeds within them (three levels). Where a seed was used under several teachers, the teachers share
-its luck, so the spread of the seeds' means is added; what teachers and seeds have in common then counts twice, which
-can only widen the interval. With one teacher the unit is the run, and the statement holds for that teacher. Where both
-sides have the same starts and orders (`paired`) and at least `PAIRED_FROM` seeds, the unit is the difference of a pair.
+If a side has several teachers, its units are the teachers: the runs of each teacher are averaged first. Their spread
+then contains teachers and the seeds within them (three levels). If several teachers have students with the same seed,
+these students share the effect of the seed, so the spread of the seeds' means is added. The common part of teachers and
+seeds then counts twice, which can only widen the interval. With one teacher the units are the runs, and the statement
+is valid for this teacher. If both sides have the same starts and orders (`paired`) and at least `PAIRED_FROM` seeds,
+the units are the differences of pairs.
 
-A side of one unit has no spread, and nobody else's is borrowed. Such an interval is of the images alone and of no use
-for a verdict: two seeds of one and the same job part as far.
+A side with one unit has no spread, and no other spread is used for it. Its interval covers the images only and allows
+no verdict, because two seeds of the same job can differ as much.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ import numpy as np
 from ghostcli.compare.chance import half_width, p_value, quantile
 
 LEVEL = 0.95
-#: A difference is taken pair by pair from so many pairs on: with fewer the lost degrees of freedom cost more.
+#: The minimum number of pairs for a comparison in pairs. With fewer the lost degrees of freedom cost more.
 PAIRED_FROM = 5
-#: What an interval covers where a side has one run.
+#: What an interval covers if a side has one run.
 IMAGES_ONLY = "test images only"
-#: The test's name where runs and images count, and where no predictions are of the accuracies compared.
+#: The name of the test with runs and images, and without predictions for the compared accuracies.
 TWO_LEVEL, RUNS_ONLY = "two-level", "runs alone"
 
 
@@ -56,9 +56,9 @@ class Summary:
 
 @dataclass(frozen=True)
 class Sample:
-    """One side: `accuracy` [n] in percent, a value a run; `correct` [n, N] bool, or None where not recorded.
+    """One side: `accuracy` [n] in percent, one value per run; `correct` [n, N] bool, or None if not recorded.
 
-    `teachers`: the name of each run's teacher. `seeds`: what each run's start and order of images follow from.
+    `teachers`: the name of each run's teacher. `seeds`: the seed of each run, which determines its start and order.
     """
 
     accuracy: np.ndarray
@@ -69,28 +69,28 @@ class Sample:
 
 @dataclass(frozen=True)
 class Part:
-    """One reckoning of chance: variances (points squared) and degrees of freedom, below the mean and above it."""
+    """One estimate of the uncertainty: variances (points squared) below and above the mean, degrees of freedom."""
 
     dfs: tuple[float, ...]
     down: tuple[float, ...]
     up: tuple[float, ...]
 
     def reach(self, level: float) -> tuple[float, float]:
-        """How far below and above the mean the truth may lie, in points."""
+        """The distances of the interval's limits below and above the mean, in points."""
         return float(half_width(level, self.down, self.dfs)), float(half_width(level, self.up, self.dfs))
 
     def p(self, distance: float) -> float:
-        """Two-sided p of a mean that lies `distance` points above (below: negative) what is held against it."""
+        """Two-sided p of a mean that is `distance` points above (negative: below) the compared value."""
         return float(p_value(distance, self.down if distance > 0 else self.up, self.dfs))
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A side minus its baseline, in points of accuracy. `low`, `high` and `p` are None where nothing can be said.
+    """A side minus its baseline, in points of accuracy. `low`, `high` and `p` are None if they are unknown.
 
-    `test` names what `p` comes from; `welch` is Welch's p (of pairs: Student's); `covers` says what the interval is
-    about. `parts` are the reckonings of which the widest counts; the first has every source of chance. `units` counts
-    runs, pairs or teachers on each side.
+    `test`: the test of `p`. `welch`: Welch's p (for pairs: Student's). `covers`: the sources of chance in the interval.
+    `parts`: the estimates; the widest counts, and the first has all sources of chance. `units`: the number of runs,
+    pairs or teachers on each side.
     """
 
     mean: float
@@ -107,7 +107,7 @@ class Difference:
 
     @property
     def of_two_networks(self) -> bool:
-        """Whether a side has one run, so that nothing is known of the runs that were not made."""
+        """Whether a side has one run, so its spread over runs is unknown."""
         return self.covers == IMAGES_ONLY
 
     def p_equivalent(self, margin: float) -> float | None:
@@ -120,9 +120,9 @@ class Difference:
         return max(part.p(distance) for part in self.parts for distance in inside) / 2
 
     def at_look(self, look: int) -> Difference:
-        """The same at the `look`-th time that somebody looked and could have stopped: wider, with a larger p.
+        """The difference at look number `look`, if the study could have stopped at each look: wider, with a larger p.
 
-        The k-th look may spend 1/(k(k+1)) of the 5 %, and these shares add up to 1 over any number of looks.
+        The k-th look may spend 1/(k(k+1)) of the 5 %. These shares add up to 1 for any number of looks.
         """
         if look < 1:
             raise ValueError("looks are counted from 1")
@@ -139,7 +139,7 @@ def summarize(accuracy: Sequence[float] | np.ndarray) -> Summary:
 
 
 def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float] | None:
-    """Low, high and two-sided p of mean(a) - mean(b), unequal variances; None for a side of one or no spread."""
+    """Low, high and two-sided p of mean(a) - mean(b), unequal variances. None for a side of one value or no spread."""
     found = _t_test(a, b, paired=False)
     return None if found is None else (*found.confidence_interval(LEVEL), float(found.pvalue))
 
@@ -152,7 +152,7 @@ def _t_test(a: np.ndarray, b: np.ndarray, paired: bool):
     if min(map(len, values)) < 2 or max(map(np.ptp, values)) < 1e-9:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a side whose runs agree to the digit
+        warnings.simplefilter("ignore", RuntimeWarning)  # a side with equal accuracies
         return stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
 
 
@@ -167,7 +167,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def difference(a: Sample, b: Sample, paired: bool = False) -> Difference:
-    """Side `a` minus baseline `b`. Both `correct` must be over the same images in the same order.
+    """Side `a` minus baseline `b`. Both `correct` must be for the same images in the same order.
 
     `paired`: equal seeds on both sides mean the same start and order of images.
     """
@@ -219,9 +219,9 @@ def _covers(by_teacher: bool, seen: bool) -> str:
 
 
 def _units(a: Sample, b: Sample, paired: bool) -> tuple[list[tuple[np.ndarray, np.ndarray | None]], bool, bool]:
-    """Accuracies and correctness by unit, those of `b` negative, so that sides add up; or one side of paired units.
+    """Accuracies and correctness by unit. Those of `b` are negative, so the sides add up. Pairs form one side.
 
-    Also: whether teachers are units, and whether pairs are.
+    Also returns whether the units are teachers, and whether they are pairs.
     """
     seen = a.correct is not None and b.correct is not None
     several = [_several(side.teachers) for side in (a, b)]
@@ -243,27 +243,27 @@ def _several(names: Sequence[str | int] | None) -> bool:
 
 
 def _means(values: np.ndarray, names: Sequence[str | int]) -> np.ndarray:
-    """The means of `values` [n, ...] over the runs of one name, a row for each name."""
+    """The means of `values` [n, ...] over the runs with the same name, one row per name."""
     labels = np.asarray(names, dtype=object).astype(str)
     return np.stack([values[labels == name].mean(axis=0) for name in sorted(set(labels))])
 
 
 def _pairs(a: Sample, b: Sample) -> bool:
-    """Whether the runs are compared pair by pair: a rule that looks at no result."""
+    """Whether to compare the runs in pairs. The rule does not depend on any result."""
     if a.seeds is None or b.seeds is None or len(set(a.seeds)) < len(a.seeds):
         return False
     return len(a.seeds) >= PAIRED_FROM and sorted(map(str, a.seeds)) == sorted(map(str, b.seeds))
 
 
 def _by_shared_seed(side: Sample) -> np.ndarray | None:
-    """Mean accuracy of each seed where several teachers share one; None where no seed is shared."""
+    """Mean accuracy of each seed, if several teachers share seeds; None if no seed is shared."""
     if side.seeds is None or not _several(side.teachers) or len(set(side.seeds)) == len(side.seeds):
         return None
     return _means(side.accuracy, side.seeds)
 
 
 def _two_level(sides: Sequence[tuple[np.ndarray, np.ndarray | None]], seeds: Sequence[np.ndarray]) -> Part:
-    """The spread of each side's units, that of seeds which units share, and what is left of the images' variance."""
+    """The spread of each side's units, the spread of shared seeds, and the variance from the images."""
     spread = [*(accuracy for accuracy, _ in sides), *seeds]
     variances = [float(values.var(ddof=1)) / len(values) for values in spread]
     dfs = [float(len(values) - 1) for values in spread]
@@ -274,7 +274,7 @@ def _two_level(sides: Sequence[tuple[np.ndarray, np.ndarray | None]], seeds: Seq
 
 
 def _item_variance(sides: Sequence[np.ndarray]) -> float:
-    """Variance, in points squared, that the choice of images gives a mean difference, the units' luck taken out."""
+    """Variance of a mean difference from the choice of images, in points squared, without the part from the units."""
     images = sides[0].shape[1]
     if images < 2:
         return 0.0
@@ -283,12 +283,12 @@ def _item_variance(sides: Sequence[np.ndarray]) -> float:
 
 
 def _luck(correct: np.ndarray) -> float:
-    """Variance of one unit's correctness [n, N] about the image's mean, less what whole units differ by."""
+    """Variance of a unit's correctness [n, N] around the image's mean, minus the variance between units."""
     return max(0.0, float(correct.var(axis=0, ddof=1).mean() - correct.mean(axis=1).var(ddof=1)))
 
 
 def _as_part(test) -> Part:
-    """The standard error and degrees of freedom of a t-test of scipy's."""
+    """The standard error and degrees of freedom of scipy's t-test, as a part."""
     low, high = test.confidence_interval(LEVEL)
     variance = (float(high - low) / 2 / float(quantile(LEVEL, test.df))) ** 2
     return Part((float(test.df),), (variance,), (variance,))
@@ -300,17 +300,17 @@ def _limits(mean: float, parts: Sequence[Part], level: float) -> tuple[float, fl
 
 
 def _images_alone(per_image: np.ndarray) -> Part:
-    """The images alone, as a part: exact limits at 95 %, the normal's shape at other levels."""
+    """The uncertainty from the images only, as a part: exact limits at 95 %; at other levels scaled like a normal."""
     z = float(quantile(LEVEL, math.inf))
     down, up = ((reach / z) ** 2 for reach in _image_reach(per_image))
     return Part((math.inf,), (down,), (up,))
 
 
 def _image_reach(per_image: np.ndarray) -> tuple[float, float]:
-    """How far below and above the mean of per-image differences [N], in [-1, 1], the truth may lie, in points.
+    """The distances of the limits below and above the mean of per-image differences [N] in [-1, 1], in points.
 
-    With several runs an image counts by a fraction: a side's counts weigh what its images weigh in root mean
-    square, with one image of whole weight added, for the images of which none was met.
+    With several runs an image has a fractional weight. The weight of a side's counts is the root mean square of its
+    images' weights, with one image of weight 1 added for images that are not in the sample.
     """
     sides = [per_image[per_image > 0], -per_image[per_image < 0]]
     (gained_low, gained_high), (lost_low, lost_high) = (_count_reach(side) for side in sides)
@@ -320,7 +320,7 @@ def _image_reach(per_image: np.ndarray) -> tuple[float, float]:
 
 
 def _count_reach(weights: np.ndarray) -> tuple[float, float]:
-    """Distances of a count from its Poisson mean's exact lower and upper limit, in units of whole images."""
+    """Distances of a count from the exact lower and upper limit of its Poisson mean, in images."""
     from scipy import special
 
     count, tail = len(weights), (1 - LEVEL) / 2

@@ -42,14 +42,14 @@ UNSHUFFLED = "not shuffled, while its baseline is"
 
 @dataclass(frozen=True)
 class Baselines:
-    """Finds what a taught group is compared with. `spent` is None where budgets are a run's own."""
+    """Finds the baseline of a taught group. `spent`: run id -> cost, if budgets include the teachers; else None."""
 
     cohorts: tuple[Cohort, ...]
     spent: dict[str, Cost] | None
     options: Options
 
     def of(self, group: RunGroup, cohort: Cohort) -> tuple[RunGroup | None, str | None]:
-        """The baseline of `group`, a member of `cohort`; where there is none, why, or the command that makes it."""
+        """The baseline of `group`, a member of `cohort`, or None with the reason or the command that makes it."""
         epochs = group.about.epochs
         if self.spent is None:
             found = cohort.baseline(group.student)
@@ -68,12 +68,12 @@ class Baselines:
         if found.about.start != group.about.start:
             return None, (
                 f"its weights start as {group.about.start}, those of {found.runs[0].id} as {found.about.start}: "
-                "what starts differently is not compared"
+                "runs with different starts are not compared"
             )
         return found, None
 
     def _untaught(self, group: RunGroup) -> Iterable[RunGroup]:
-        """Untaught groups of the same student that differ from `group` in their epochs at most."""
+        """Untaught groups of the same student that differ from `group` at most in their epochs."""
         for cohort in self.cohorts:
             other = cohort.baseline(group.student)
             if other is None or other.about.data_checksum != group.about.data_checksum:
@@ -83,13 +83,13 @@ class Baselines:
 
 
 def families(admitted: Admitted) -> tuple[str, ...]:
-    """The families with a run that fills a printed row; `paper` where there is none."""
+    """The families with a run in a printed row; `paper` if there are none."""
     there = {run.setup.family for run in admitted.runs if any(matches(run.result, row) for row in paper().rows)}
     return tuple(family for family in FAMILIES if family in there) or ("paper",)
 
 
 def build(name: str, admitted: Admitted, family: str, options: Options = Options()) -> Table:
-    """Table `name` (I to IV) from the runs of one family, without verdicts. UsageError where there is no such table."""
+    """Table `name` (I to IV) from the runs of one family, without verdicts. UsageError if there is no such table."""
     printed = paper().table(name)
     pool = of_family(admitted.runs, family)
     found = cohorts(pool, of_family(admitted.failed, family), options.mixed)
@@ -142,7 +142,7 @@ def _row(
 
 
 def measured(group: RunGroup, cohort: Cohort, baselines: Baselines) -> Row:
-    """The row of a run group: what it reached and, where it was taught, the difference that teaching made."""
+    """The row of a run group: its accuracy and, if it was taught, the difference from its baseline and control."""
     baseline, missing = baselines.of(group, cohort) if group.teachers else (None, None)
     metric = baselines.options.metric
     against = control.of(group, baselines.cohorts, baselines.options) if group.teachers else None
@@ -164,7 +164,7 @@ def measured(group: RunGroup, cohort: Cohort, baselines: Baselines) -> Row:
 
 
 def _mixed(groups: Sequence[RunGroup]) -> tuple[str, ...]:
-    """Facts of the environment that differ between runs that are compared: `torch 2.11.0 and 2.14.1`."""
+    """Facts of the environment that differ between compared runs: `torch 2.11.0 and 2.14.1`."""
     found = []
     for key in ENVIRONMENT:
         values = sorted({value for group in groups for value in group.environments[key]})
@@ -175,9 +175,9 @@ def _mixed(groups: Sequence[RunGroup]) -> tuple[str, ...]:
 
 
 def judged(tables: Sequence[Table]) -> tuple[Table, ...]:
-    """The tables of one answer with verdicts, corrected over all of their comparisons together.
+    """The tables of one answer with verdicts, corrected over all their comparisons together.
 
-    A comparison that cannot get a verdict takes no share of the level; one that two tables show counts once.
+    A comparison that cannot get a verdict does not count in the correction. A comparison in two tables counts once.
     """
     deltas: dict[tuple[frozenset[str], frozenset[str]], Difference] = {}
     for row in (row for table in tables for row in table.rows):
@@ -201,7 +201,7 @@ def judged(tables: Sequence[Table]) -> tuple[Table, ...]:
 
 
 def _comparisons(row: Row) -> Iterable[tuple[Row | Control, RunGroup]]:
-    """The row itself and its control, each with the group that the row is compared with."""
+    """The row and its control, each with the group that the row is compared with."""
     if row.delta:
         yield row, row.baseline
     if row.control and row.control.delta:
@@ -209,7 +209,7 @@ def _comparisons(row: Row) -> Iterable[tuple[Row | Control, RunGroup]]:
 
 
 def failed(*groups: RunGroup | None) -> bool:
-    """Whether so many seeds of a group became non-finite that its other seeds stand for nothing."""
+    """Whether so many seeds of a group became non-finite that its other seeds are a biased selection."""
     return any(
         group is not None and len(group.failed) > MOST_FAILED * (len(group.failed) + len(group.runs))
         for group in groups
@@ -221,7 +221,7 @@ def _named(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 
 def every(admitted: Admitted, family: str | None = None, options: Options = Options()) -> list[Table]:
-    """The paper's tables and, last, what fills none of their rows; without verdicts. All families with runs, or one."""
+    """The paper's tables of one family (None: of all with runs), and last the other runs. Without verdicts."""
     shown = [
         build(t.name, admitted, f, options)
         for f in ([family] if family else families(admitted))
@@ -234,8 +234,9 @@ def every(admitted: Admitted, family: str | None = None, options: Options = Opti
 def also_run(
     admitted: Admitted, shown: Sequence[Table], options: Options = Options(), only: Sequence[str] = FAMILIES
 ) -> Table | None:
-    """The run groups of the families `only` that fill no printed row, or that another recipe displaced; None if there
-    are none. Each is compared within its own protocol, so rows need not be comparable to one another.
+    """The run groups of the families `only` that are in no printed row, also those displaced by another recipe.
+
+    None if there are none. Each is compared within its own protocol, so the rows may not be comparable to each other.
     """
     placed = {run for table in shown for row in table.rows for run in _runs_of(row)}
     elsewhere = {out.run for table in shown for out in table.left_out if not out.reason.startswith("another recipe")}
@@ -267,7 +268,7 @@ def _runs_of(row: Row) -> frozenset[str]:
 
 
 def _other_protocols(pool: Sequence[RunRecord], rows: Sequence[PaperRow], cohort: Cohort | None) -> list[LeftOut]:
-    """Runs that would fill a row but were made under another protocol than the one shown."""
+    """Runs that belong to a row but have another protocol than the one shown."""
     if cohort is None or cohort.mixed:
         return []
     out = []
@@ -291,12 +292,12 @@ def _left(group: RunGroup, reason: str) -> list[LeftOut]:
 
 
 def _order_differs(group: RunGroup, cohort: Cohort) -> bool:
-    """Whether a taught group was not shuffled while its baseline was. `published` trains so, as the authors did."""
+    """Whether a taught group was not shuffled but its baseline was. In `published` this is intended."""
     baseline = cohort.baseline(group.student)
     allowed = cohort.mixed or group.family == "published"
     return not allowed and baseline is not None and group.about.shuffled != baseline.about.shuffled
 
 
 def only(table: Table, ids: set[str]) -> Table:
-    """The rows that some of these runs fill."""
+    """The table with only the rows of these runs."""
     return replace(table, rows=tuple(row for row in table.filled if ids & row.group.ids))

@@ -1,4 +1,4 @@
-"""Figures of a study: learning curves, accuracy against width and cost, deltas with their intervals.
+"""Figures of a study: learning curves, accuracy against width and cost, differences with their intervals.
 
 Invariant: each function takes plain values or tables and returns a matplotlib `Figure`; no global state of
 matplotlib is touched, and only `save` writes.
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Okabe and Ito's palette, distinct to every kind of colour vision and in grey; black is kept for what is printed.
+#: The palette of Okabe and Ito: distinct for all kinds of colour vision and in grey. Black is for the printed numbers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")
 MARKERS = "osD^vP*X"
 GREY, LIGHT = "#7F7F7F", "#D9D9D9"
-PANEL = 44  # letters of a title that a panel of three in a row has room for
+PANEL = 44  # maximum letters in a line of a panel's title
 SUFFIXES = (".png", ".pdf", ".svg")
 STYLE = {
     "font.size": 9,
@@ -51,7 +51,7 @@ STYLE = {
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """`draw` under the house style: matplotlib reads its settings while it draws, not when it saves."""
+    """`draw` with our style. matplotlib reads its settings while it draws, not when it saves."""
 
     @functools.wraps(draw)
     def drawn(*args: Any, **options: Any) -> Figure:
@@ -80,11 +80,11 @@ def require_suffix(file: Path, flag: str = "") -> None:
 
 
 def save(figure: Figure, file: Path) -> Path:
-    """Write PNG (200 dots an inch), PDF or SVG by suffix; UsageError where that is another or cannot be written."""
+    """Write PNG (200 dots per inch), PDF or SVG by suffix. UsageError for another suffix or if writing fails."""
     import matplotlib
 
     require_suffix(file)
-    # Without a date the same records give the same file.
+    # No date in the file, so the same records give the same file.
     undated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(file.suffix.lower())
     try:
         with matplotlib.rc_context(STYLE):
@@ -96,7 +96,7 @@ def save(figure: Figure, file: Path) -> Path:
 
 @styled
 def curves(found: Sequence[Curve], what: str = "Test accuracy (%)") -> Figure:
-    """Learning curves, a panel for each title: mean and range over seeds; the untaught baseline in grey."""
+    """Learning curves, one panel per title: mean and range over seeds. The baseline is grey."""
     _needs(found, "learning curves need a run with at least one finished epoch")
     titles = list(dict.fromkeys(curve.panel for curve in found))
     columns = min(3, len(titles))
@@ -109,7 +109,8 @@ def curves(found: Sequence[Curve], what: str = "Test accuracy (%)") -> Figure:
         colours = iter(PALETTE * len(own))
         for curve in own:
             _draw(axis, curve, GREY if curve.baseline else next(colours))
-        # The first tenth of a training would squeeze all that is worth comparing into the top.
+        # The y axis leaves out the first tenth of the training. Otherwise the differences at the end would be too
+        # small.
         low = min(c.accuracy.mean(axis=0)[min(c.accuracy.shape[1] - 1, c.accuracy.shape[1] // 10)] for c in own)
         high = max(float(c.accuracy.max()) for c in own)
         axis.set_ylim(low - 1, high + 0.04 * (high - low) + 0.1)
@@ -143,9 +144,9 @@ def _whole_epochs(axis: Axes, last: int) -> None:
 
 @styled
 def width(tables: Sequence[Table]) -> Figure:
-    """Fig. 1 of the paper: accuracy of GN-S against its width, as printed and as each family reached it.
+    """Fig. 1 of the paper: accuracy of GN-S against its width, printed and for each family.
 
-    Widths that the paper did not print are drawn too.
+    It also shows widths that the paper does not have.
     """
     figure, [[axes]] = canvas()
     printed = [(_width(row.student), row.accuracy) for row in paper().table("I").rows if row.student.startswith("gns:")]
@@ -176,7 +177,7 @@ def width(tables: Sequence[Table]) -> Figure:
 
 
 def _by_families(tables: Sequence[Table]) -> dict[str, list[tuple[RunGroup, Summary]]]:
-    """The untaught GN-S of the tables' cohorts, by width, under the names of all families that show the same runs."""
+    """The untaught GN-S of the tables' cohorts, by width. The key names all families with the same runs."""
     families: dict[tuple[str, ...], list[str]] = {}
     found: dict[tuple[str, ...], list[tuple[RunGroup, Summary]]] = {}
     for table in tables:
@@ -193,7 +194,7 @@ def _by_families(tables: Sequence[Table]) -> dict[str, list[tuple[RunGroup, Summ
 
 
 def untaught_small(group: RunGroup) -> bool:
-    """Whether it is a GN-S without a teacher, of whatever width."""
+    """Whether it is a GN-S of any width without a teacher."""
     return not group.teachers and group.student.startswith("gns:")
 
 
@@ -203,7 +204,7 @@ def _width(student: str) -> float:
 
 @styled
 def front(points: Sequence[Point], cost: str = "Parameters, training form (millions)", title: str = "") -> Figure:
-    """Accuracy against cost (log axis) by series, and the front: what nothing cheaper beats."""
+    """Accuracy against cost (log axis) by series, with the Pareto front."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     _needs(points, "a front needs at least one finished run")
@@ -256,7 +257,7 @@ def front(points: Sequence[Point], cost: str = "Parameters, training form (milli
 
 @styled
 def forest(tables: Sequence[Table]) -> Figure:
-    """Deltas with their 95 % intervals, a panel a table and family; the printed delta beside as a hollow diamond."""
+    """Differences with 95 % intervals, one panel per table and family. Printed differences are hollow diamonds."""
     shown = [(table, [row for row in table.rows if row.taught and _drawn(row)]) for table in tables]
     shown = [(table, rows) for table, rows in shown if any(row.delta for row in rows)]
     _needs(shown, "a forest plot needs a taught run and its baseline; `ghost table` says which commands make them")
@@ -295,7 +296,7 @@ def forest(tables: Sequence[Table]) -> Figure:
 
 
 def _delta(panel: Axes, delta: Difference, y: float, colour: str, hollow: bool = False) -> None:
-    """A delta and its interval; hollow and thin where it is against a control."""
+    """A difference and its interval; hollow and thin if it is from a control."""
     if delta.low is not None:
         width = 1.0 if hollow else 2.0
         panel.plot([delta.low, delta.high], [y, y], color=colour, linewidth=width, zorder=2, solid_capstyle="butt")

@@ -1,4 +1,4 @@
-"""From records and run groups to the plain values that figures and reports draw.
+"""Turns records and run groups into plain values for figures and reports.
 
 Invariant: nothing is drawn here, and no file is written.
 """
@@ -38,7 +38,7 @@ class Point:
 
 
 def curves(cohorts: Iterable[Cohort], ids: set[str] | None = None) -> list[Curve]:
-    """The curves of the runs in `ids` (none: of every taught student) and of their students' untaught runs."""
+    """The curves of the runs in `ids` (none: of every taught student) and of their baselines."""
     return [curve for cohort in cohorts for curve in _of_cohort(cohort, ids or set())]
 
 
@@ -59,14 +59,14 @@ def _of_cohort(cohort: Cohort, ids: set[str]) -> list[Curve]:
 
 
 def accuracies(runs: Sequence[RunRecord]) -> np.ndarray | None:
-    """Test accuracy [n, epochs] as far as all the runs have it; None where that is nowhere."""
+    """Test accuracy [n, epochs] for the epochs that all runs have; None if there are none."""
     found = [[row["test"]["accuracy"] for row in run.metrics()] for run in runs]
     epochs = min(map(len, found), default=0)
     return np.array([curve[:epochs] for curve in found]) if epochs else None
 
 
 def taught_by(group: RunGroup) -> str:
-    """Teachers and method in few words: a legend has little room."""
+    """Teachers and method in few words, for a legend."""
     if len(group.teachers) == 1:
         return f"{label(group.teachers[0])}, {group.how}"
     if group.method.startswith("born-again"):
@@ -76,7 +76,7 @@ def taught_by(group: RunGroup) -> str:
 
 
 def points(cohort: Cohort, known: dict[str, Cost], hours: bool = False) -> list[Point]:
-    """Accuracy of each group against its parameters in millions or, with `hours`, the hours of all its trainings."""
+    """Accuracy of each group against its parameters in millions (with `hours`: the hours of all its trainings)."""
     found = []
     for group in cohort.groups:
         ours = group.summary()
@@ -85,12 +85,12 @@ def points(cohort: Cohort, known: dict[str, Cost], hours: bool = False) -> list[
     return found
 
 
-#: What `points` draws against, by `hours`.
-AXES = {False: "Parameters, training form (millions)", True: "Training hours, teachers included"}
+#: `hours` of `points` -> the label of the axis.
+AXES = {False: "Parameters, train form (millions)", True: "Training hours, teachers included"}
 
 
 def pareto(found: Sequence[Point]) -> list[Point]:
-    """The points that none of equal or lower cost reaches in accuracy, by rising cost."""
+    """The Pareto front by rising cost: points with a higher accuracy than all points of equal or lower cost."""
     kept: list[Point] = []
     for point in sorted(found, key=lambda point: (point.cost, -point.accuracy)):
         if not kept or point.accuracy > kept[-1].accuracy:

@@ -1,4 +1,4 @@
-"""A comparison in one sentence, for readers who know no statistics. Invariant: it says no more than the table does."""
+"""A comparison in one sentence, for readers without statistics. Invariant: it says no more than the table."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def verdict(row: Row) -> str | None:
         return None
     ours, theirs = len(row.group.runs), len(row.baseline.runs)
     if delta.of_two_networks:
-        return f"no verdict, since one side has one run ({delta.mean:+.2f} points between them)"
+        return f"no verdict, because one side has one run (difference {delta.mean:+.2f} points)"
     seeds = f"{ours} seed{'s' * (ours != 1)}" if ours == theirs else f"{ours} seeds against {theirs}"
     said = f"{VERDICTS[row.verdict]}: {delta.mean:+.2f} points, 95 % interval {delta.low:+.2f} to {delta.high:+.2f}"
     return f"{said}, {seeds}"
 
 
 def subject(row: Row) -> str:
-    """Who was taught, how: `GN-S 0.3x taught by GN-S 0.5x`."""
+    """Student and teachers: `GN-S 0.3x taught by GN-S 0.5x`."""
     return f"{label(row.student)} taught by {row.name.partition(' < ')[2] or 'itself'}"

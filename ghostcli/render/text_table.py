@@ -1,6 +1,6 @@
-"""A table as cells of text. Text, Markdown and LaTeX show the same one.
+"""A table as cells of text, for text, Markdown and LaTeX.
 
-Invariant: a column is found by its key. Headings are for people, and nothing depends on their words.
+Invariant: a column is identified by its key. Nothing depends on the words of a heading.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALL = "all of them"
 
 @dataclass(frozen=True)
 class Column:
-    """`wrap`: the least width of a column of words, which may wrap; 0 for one that may not."""
+    """`wrap`: the minimum width of a column that may wrap; 0 for a column that may not."""
 
     key: str
     heading: str
@@ -35,7 +35,7 @@ class Column:
 
 @dataclass(frozen=True)
 class TextTable:
-    """`rows`: column key -> cell; a missing cell is blank. `parts`: numbers of the rows that begin a new part.
+    """`rows`: column key -> cell; a missing cell is blank. `parts`: numbers of the rows that start a new part.
     `behind`: the ids of the runs behind each row, where that is known.
 
     `notes` are footnotes of this table, `general` those that several tables share. `commands`: (row's name, command).
@@ -67,7 +67,7 @@ RUN = Column("run", "Run", "left", wrap=30)
 
 
 def results(table: Table) -> TextTable:
-    """The table proper."""
+    """The table of results."""
     marks = Marks.of(table.rows)
     taught = any(row.taught for row in table.rows)
     one_set = len({row.teachers for row in table.rows}) == 1
@@ -97,7 +97,7 @@ def _ids(group: RunGroup | None) -> tuple[str, ...]:
 
 
 def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str, str], RunGroup | None]]:
-    """A row's cells and, below them, its control's; each with the runs behind them."""
+    """The cells of a row and of its control, each with their runs."""
     cells = {
         STUDENT.key: label(row.student),
         PARAMETERS.key: EMPTY if row.parameters is None else f"{row.parameters / 1e6:.3f}",
@@ -125,7 +125,7 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str,
 
 
 def _verdict_column(table: Table) -> Column:
-    """Its heading says what the verdicts are of, where every seed of every row had the same teachers."""
+    """The heading names the teachers' scope, if all seeds of every row had the same teachers."""
     groups = [row.group for row in table.rows if row.delta]
     if not groups or not all(group.one_teacher for group in groups):
         return VERDICT
@@ -225,7 +225,7 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> TextTable:
 
 
 def _counted(rows: Sequence[Row]) -> str:
-    """How many rows have which verdict, and how many of the better ones are better than their control too."""
+    """The number of rows by verdict, and how many of the better rows are also better than their control."""
     counts = {name: sum(row.verdict == name for row in rows) for name in SIGNS}
     said = {name: f"{n} {name}" for name, n in counts.items() if n}
     controls = [row.control.verdict for row in rows if row.verdict == "better" and row.control and row.control.verdict]
@@ -235,7 +235,7 @@ def _counted(rows: Sequence[Row]) -> str:
 
 
 def _deltas(row: Row) -> str:
-    """The differences below an accuracy: from the baseline, and from the control where it was run."""
+    """The differences below an accuracy: from the baseline, and from the control if there is one."""
     if row.delta is None:
         return ""
     lines = [(row.delta, row.verdict)]
@@ -245,7 +245,7 @@ def _deltas(row: Row) -> str:
 
 
 def empty_commands(table: Table) -> Iterable[tuple[str, str]]:
-    """What to type for each empty row."""
+    """The command for each empty row."""
     empty = [(row.name, row.command) for row in table.rows if row.ours is None and row.command]
     yield from empty
     if len(empty) > 1 and table.full_budget and not table.options.mixed:
@@ -253,7 +253,7 @@ def empty_commands(table: Table) -> Iterable[tuple[str, str]]:
 
 
 def _short(row: Row) -> str:
-    """A row's student and teachers; a chain or an ensemble by its strategy alone."""
+    """A row's student and teachers. For a chain or ensemble: the strategy instead of the teachers."""
     phrase = row.strategy if row.strategy in ("chain", "ensemble") else joined(row.teachers, row.strategy)
     return f"{label(row.student)} < {phrase}" if row.taught else label(row.student)
 
@@ -263,7 +263,7 @@ def points(delta: float | None) -> str:
 
 
 def accuracy(ours: Summary | None, group: RunGroup | None) -> str:
-    """`91.20 ± 0.10 (3)`; several teachers, and seeds that became non-finite, stand beside n."""
+    """`91.20 ± 0.10 (3)`; the numbers of several teachers and of failed seeds are shown beside n."""
     if ours is None or group is None:
         return EMPTY
     lost = f", {group.teacher_count} teachers" if group.teacher_count > 1 else ""
