@@ -1,11 +1,12 @@
 """`ghost data`: lists data sets, downloads them, and checks the files on disk.
 
-Invariant: results go to stdout; with --json they are one JSON value. Only `fetch` writes files.
+Invariant: results go to stdout; with --json they are one JSON value. Only `fetch` and `split` write files.
 """
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,7 @@ import typer
 from ghostcli.cli.options import Json
 from ghostcli.errors import UsageError, printable
 
-app = typer.Typer(no_args_is_help=True, help="Data sets: list, download, check.")
+app = typer.Typer(no_args_is_help=True, help="Data sets: list, download, check; look at your own images.")
 
 Name = Annotated[str, typer.Argument(help="cifar10, cifar100, digits or folder:PATH")]
 
@@ -68,6 +69,80 @@ def verify(name: Name, as_json: Json = False) -> None:
             typer.echo(f"BAD {check['problem']}" if check["problem"] else f"ok  {check['file']}")
     if bad:
         raise UsageError(f"{printable(name)}: {len(bad)} of {len(checks)} checks failed")
+
+
+Folder = Annotated[str, typer.Argument(metavar="folder:PATH", help="A folder with a folder for each class.")]
+#: So many files of a list are named.
+NAMED = 5
+
+
+@app.command()
+def inspect(folder: Folder, as_json: Json = False) -> None:
+    """What is in a folder of your own images: classes, sizes, faults, pictures in both parts; and how to begin.
+
+    ghost data inspect folder:photos
+    """
+    from dataclasses import asdict
+
+    from ghostcli.data import inspect as room
+
+    found = room.inspect(_path(folder))
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=1, ensure_ascii=False))
+        return
+    from rich.text import Text
+
+    from ghostcli.display import table, tell
+
+    view = table("class", *found.counts, numbers=True)
+    for name in dict.fromkeys(name for part in found.counts.values() for name in part):
+        view.add_row(Text(printable(name)), *(f"{part.get(name, 0):,}" for part in found.counts.values()))
+    totals = {part: sum(classes.values()) for part, classes in found.counts.items()}
+    view.add_row("all", *(f"{total:,}" for total in totals.values()), style="bold")
+    tell(view)
+    if found.sides:
+        typer.echo("shorter sides: {} to {} pixels, half of them below {}".format(*found.sides[::2], found.sides[1]))
+    _list("cannot be read", [f"{file}: {why}" for file, why in found.broken])
+    _list("in both train and test: the accuracy will be too good", [" = ".join(files) for files in found.shared])
+    _list("equal pictures under several classes", [" = ".join(files) for files in found.contradictory])
+    for remark in found.remarks:
+        typer.echo(remark)
+    if found.command:
+        typer.echo(f"To begin (not measured for your images): {found.command}")
+
+
+@app.command()
+def split(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="A new folder for train/ and test/.")],
+    share: Annotated[
+        float, typer.Option("--share", min=0.01, max=0.99, metavar="S", help="Share of each class for test/.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Which images: the same seed, the same.")] = 0,
+) -> None:
+    """Copy a folder that has no test part into one that has: stratified by class, equal pictures kept together."""
+    from ghostcli.data import inspect as room
+
+    counts = room.split(_path(folder), out, share, seed)
+    typer.echo(f"{printable(out)}: {counts['train']:,} training and {counts['test']:,} test images (seed {seed})")
+
+
+def _path(name: str) -> Path:
+    from ghostcli.data import folder_of
+
+    found = folder_of(name)
+    if found is None:
+        raise UsageError(f"{name}: is no folder of yours; type folder:PATH")
+    return found
+
+
+def _list(title: str, lines: list[str]) -> None:
+    if lines:
+        typer.echo(f"{len(lines)} {title}:")
+        for line in lines[:NAMED]:
+            typer.echo(f"  {line}")
+        if len(lines) > NAMED:
+            typer.echo(f"  and {len(lines) - NAMED} more (--json names all)")
 
 
 def _sets() -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from ghostcli.errors import UsageError, printable
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 #: Pillow's plain decoders: without this list a file named .png could start Ghostscript.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+#: JPEG's opens MPO too, which is no name of Pillow's own.
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 
 #: What `decode` does, in words, for users who deploy a network elsewhere.
 STEPS = (

@@ -1,0 +1,117 @@
+"""`ghost data inspect` and `split`: what is said of a folder, and a split that keeps equal pictures together."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def picture(file: Path, seed: int, side: int = 40) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((side + 7, side), Image.Resampling.NEAREST).save(file)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """40 cats and 5 dogs to learn from, 6 of each to test on, sound throughout."""
+    counts = {("train", "cat"): 40, ("train", "dog"): 5, ("test", "cat"): 6, ("test", "dog"): 6}
+    for i, ((part, name), count) in enumerate(counts.items()):
+        for k in range(count):
+            picture(tmp_path / "photos" / part / name / f"{k}.png", 1000 * i + k, 30 + k)
+    return tmp_path / "photos"
+
+
+def inspected(ghost, folder: Path) -> dict:
+    done = ghost("data", "inspect", f"folder:{folder}", "--json")
+    assert done.code == 0, done
+    return json.loads(done.out)
+
+
+def test_a_sound_folder_is_counted_and_its_command_runs(ghost, photos: Path, tmp_path, monkeypatch) -> None:
+    found = inspected(ghost, photos)
+    assert found["counts"] == {"train": {"cat": 40, "dog": 5}, "test": {"cat": 6, "dog": 6}}
+    sides = sorted(30 + k for count in (40, 5, 6, 6) for k in range(count))
+    assert found["sides"] == [30, sides[len(sides) // 2], 69]
+    assert (found["broken"], found["shared"], found["contradictory"]) == ([], [], [])
+    [uneven] = found["remarks"]
+    assert "the largest has 40 training images; few have dog (5)" in uneven
+    monkeypatch.chdir(tmp_path)
+    planned = ghost(*shlex.split(found["command"])[1:], "--dry-run")
+    assert planned.code == 0 and "gns-1.0-plain-" in planned.out and "data.size=32" in found["command"]
+    said = ghost("data", "inspect", f"folder:{photos}").out
+    assert "cat" in said and "shorter sides: 30 to 69 pixels" in said and "To begin" in said
+
+
+def test_test_images_that_are_training_images_are_named_and_counted(ghost, photos: Path) -> None:
+    Image.open(photos / "train/cat/3.png").save(photos / "test/cat/again.bmp")  # another file, the same picture
+    (photos / "test/dog/copy.png").write_bytes((photos / "train/cat/4.png").read_bytes())
+    found = inspected(ghost, photos)
+    assert [[Path(file).name for file in group] for group in found["shared"]] == [
+        ["3.png", "again.bmp"],
+        ["4.png", "copy.png"],
+    ]
+    assert [len(group) for group in found["contradictory"]] == [2]
+    said = ghost("data", "inspect", f"folder:{photos}").out
+    assert "2 in both train and test: the accuracy will be too good:" in said and "again.bmp" in said
+    assert "1 equal pictures under several classes:" in said
+
+
+def test_broken_files_and_missing_parts_are_said_and_nothing_is_proposed(ghost, photos: Path, tmp_path: Path) -> None:
+    (photos / "train/cat/bad\x1b[2J.png").write_text("no image")
+    picture(photos / "train" / "bird" / "0.png", 9)
+    found = inspected(ghost, photos)
+    [[file, why]] = found["broken"]
+    assert "\x1b" not in file and "not an image that can be read" in why
+    assert any("Only train/ has bird" in remark for remark in found["remarks"]) and found["command"] is None
+    picture(tmp_path / "one" / "cat" / "0.png", 1)
+    remarks = inspected(ghost, tmp_path / "one")["remarks"]
+    assert any("There is no test/" in remark for remark in remarks) and any("one class" in remark for remark in remarks)
+
+
+def test_a_split_is_stratified_repeatable_and_keeps_copies_together(ghost, tmp_path: Path) -> None:
+    for name, count in (("cat", 20), ("dog", 10)):
+        for k in range(count):
+            picture(tmp_path / "all" / name / f"{k}.png", 100 * count + k)
+    for k in range(5):
+        (tmp_path / "all/cat" / f"copy{k}.png").write_bytes((tmp_path / "all/cat/0.png").read_bytes())
+    outs = [tmp_path / "a", tmp_path / "b"]
+    for out in outs:
+        done = ghost("data", "split", f"folder:{tmp_path / 'all'}", "--out", out, "--seed", "3")
+        assert done.code == 0 and "(seed 3)" in done.out, done
+    names = [sorted(str(f.relative_to(out)) for f in out.rglob("*.png")) for out in outs]
+    assert names[0] == names[1] and len(names[0]) == 35
+    found = inspected(ghost, outs[0])
+    assert found["shared"] == [] and found["counts"]["test"]["dog"] == 2
+    assert 4 <= found["counts"]["test"]["cat"] <= 9
+    again = ghost("data", "split", f"folder:{tmp_path / 'all'}", "--out", outs[0])
+    assert again.code == 2 and "exists" in again.err
+    twice = ghost("data", "split", f"folder:{outs[0]}", "--out", tmp_path / "c")
+    assert twice.code == 2 and "has a test part already" in twice.err and not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("digits", "is no folder of yours"), ("folder:none", "there is no such folder"), ("folder:.", "holds no images")],
+)
+def test_bad_input(ghost, tmp_path, monkeypatch, name: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (("inspect", name), ("split", name, "--out", "out")):
+        done = ghost("data", *words)
+        assert done.code == 2 and message in done.err and len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "gif", "tif", "ppm"])
+def test_every_format_that_is_named_can_be_read(tmp_path: Path, suffix: str) -> None:
+    """All but PNG and JPEG were called damaged: Pillow was asked for a format that it knows by no name."""
+    from ghostcli.data.pictures import decode
+
+    image = np.kron(np.array([[0, 255], [255, 0]], np.uint8), np.ones((16, 16), np.uint8))
+    Image.fromarray(np.stack([image] * 3, axis=-1)).save(tmp_path / f"image.{suffix}")
+    found = decode(tmp_path / f"image.{suffix}", 32)
+    assert np.abs(found.astype(int) - image[..., None]).max() <= 8
