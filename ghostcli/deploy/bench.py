@@ -64,7 +64,7 @@ def count(network: Network) -> dict[str, Any]:
     """Parameters and MACs of both forms, for one image of 32 x 32 or of the network's native size."""
     from ghostcli import zoo
 
-    build = zoo.build_shapes if zoo.is_ghost(network.model) else zoo.build
+    build = zoo.build if names.is_own(network.model) else zoo.build_shapes
     model = build(network.model, network.classes)
     deployed = zoo.deploy(model)
     side = model.spec.input_size or SIDE

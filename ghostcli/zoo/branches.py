@@ -97,7 +97,7 @@ class RepConv(nn.Module):
             y = F.conv2d(x, *self.fold(), self.stride, self.padding, 1, self.groups)
         return F.relu(y, inplace=True) if self.relu else y
 
-    @torch.compiler.disable
+    @folded.uncompiled
     def folded(self, x: Tensor) -> Tensor:
         """The output of `plain` in training, with ReLU, computed by one convolution; see folded.py."""
         y, mean, var = folded.convolve(x, self.stacked(), self.shape)

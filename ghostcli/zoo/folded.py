@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,23 @@ from torch.autograd.function import once_differentiable
 from ghostcli.zoo import kernels
 
 EPS = 1e-5
+
+
+@functools.cache
+def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compiler.disable(function)
+
+
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compiler.disable` for kernels written by hand, without its import: that takes seconds, and only a
+    network that somebody compiles needs it."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        chosen = _disabled(function) if torch.compiler.is_compiling() else function
+        return chosen(*args, **kwargs)
+
+    return call
 
 
 class Branches(NamedTuple):

@@ -62,7 +62,7 @@ GND: tuple[Row, ...] = (
 ROWS = {"gns": GNS, "gnd": GND}
 
 # it is already a C++ or Triton kernel, so torch.compile cannot improve it
-multiply = torch.compiler.disable(folded.multiply)
+multiply = folded.uncompiled(folded.multiply)
 
 STEM = 16
 HEAD = 1280
@@ -130,7 +130,7 @@ class GhostModule(nn.Module):
         gate = self.gate(x)
         return multiply(y, gate) if folding else y * F.interpolate(gate, y.shape[-2:], mode="nearest")
 
-    @torch.compiler.disable
+    @folded.uncompiled
     def folded(self, x: Tensor) -> Tensor:
         """Both convolutions in training, written side by side into one map; see folded.py."""
         y, *statistics = folded.ghost(x, self.primary.stacked(), self.cheap.stacked(), self.primary.relu)
