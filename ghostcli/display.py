@@ -95,7 +95,7 @@ class Display:
         self.bar = Progress(_Live(), console=console, transient=True, disable=not self.live, speed_estimate_period=120)
         self.epochs: dict[str, dict[str, int]] = {}
         self.task = self.bar.add_task("starting", total=None, note="", epochs=0, images=0)
-        self.said = 0.0
+        self.printed = 0.0
 
     def __enter__(self) -> Display:
         self.bar.start()
@@ -137,8 +137,8 @@ class Display:
                 rest = f"{done}  loss {row['loss']:.3f}  {test}"  # the live line shows the rate
                 room = max(console.width - len(rest) - 2, 8)
             self.line(f"{shorten(run, room)}  {rest}")
-        elif row["epoch"] == epochs or time.monotonic() - self.said >= 1:
-            self.said = time.monotonic()
+        elif row["epoch"] == epochs or time.monotonic() - self.printed >= 1:
+            self.printed = time.monotonic()
             validation = f"  val {row['validation']['accuracy']:.2f}" if row.get("validation") else ""
             self.line(
                 f"{run}  epoch {row['epoch']}/{epochs}  lr {row['lr']:.2g}  loss {row['loss']:.4f} (hard "

@@ -98,7 +98,7 @@ def test_seeds_are_shared_out_by_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["gns:0.5", "--seed", "0", "--seed", "2", "--teacher-seeds", "2"], "all fall to one teacher (seed mod 2)"),
+        (["gns:0.5", "--seed", "0", "--seed", "2", "--teacher-seeds", "2"], "all have the same teacher (seed mod 2)"),
         (["run/gns-0.5-plain-00000000/s0", "--teacher-seeds", "2"], "is one training; name a model instead"),
     ],
 )
@@ -110,9 +110,9 @@ def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, words: list[str], 
 def test_a_plan_of_seeds_that_is_not_kept_is_told(tmp_path: Path) -> None:
     row = study(tmp_path, 1, seeds=3, planned=(0, 1, 2, 3, 4))
     assert row.group.missing == (3, 4)
-    assert "Seeds planned together that have no result: 3, 4." in " ".join(said("II", "--runs", tmp_path).split())
+    assert "Planned seeds without a result: 3, 4." in " ".join(said("II", "--runs", tmp_path).split())
     kept = study(tmp_path / "kept", 1, seeds=3, planned=(0, 1, 2))
-    assert kept.group.missing == () and "is not kept yet" not in " ".join(
+    assert kept.group.missing == () and "is not complete" not in " ".join(
         said("II", "--runs", tmp_path / "kept").split()
     )
 

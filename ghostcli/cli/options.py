@@ -89,7 +89,7 @@ class Common:
 
 
 def words() -> tuple[str, ...]:
-    """The command line, as the record keeps it for whoever goes on: without what would start the run over."""
+    """The command line for the record, without --no-resume, so it continues the run."""
     return tuple(word for word in sys.argv[1:] if word != "--no-resume")
 
 

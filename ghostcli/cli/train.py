@@ -66,8 +66,11 @@ def distilling(kind: str | None, alpha: float | None, temperature: float | None)
     return [(f"--{name}", f"distill.{name}={value}") for name, value in flags.items() if value is not None]
 
 
-def shared_out(recipe: Recipe, seeds: list[int], teachers: int, named: list[str]) -> Callable[[int], Recipe]:
-    """The recipe of each student's seed, under which one of `teachers` trainings of its teachers teaches it."""
+def divided(recipe: Recipe, seeds: list[int], teachers: int, named: list[str]) -> Callable[[int], Recipe]:
+    """Student's seed -> recipe, with the seeds divided among `teachers` trainings of the teachers.
+
+    UsageError if a teacher is a finished run, or if all seeds would have the same teacher.
+    """
     if teachers > 1:
         for name in named:
             if name.startswith("run/"):
@@ -75,8 +78,8 @@ def shared_out(recipe: Recipe, seeds: list[int], teachers: int, named: list[str]
         if len(seeds) > 1 and len({seed % teachers for seed in seeds}) == 1:
             listed = ", ".join(map(str, seeds))
             raise UsageError(
-                f"--teacher-seeds {teachers}: the seeds {listed} all fall to one teacher (seed mod {teachers}); "
-                "name seeds that spread, such as --seed 0 --seed 1"
+                f"--teacher-seeds {teachers}: the seeds {listed} all have the same teacher (seed mod {teachers}); "
+                "name other seeds, such as --seed 0 --seed 1"
             )
     return lambda seed: plan.teacher_of(recipe, seed, teachers)
 
@@ -114,7 +117,7 @@ def distill(
     """
     found = common.resolve(*distilling(kind, alpha, temperature))
     stages = [teacher, *[student] * (generations - 1)]
-    recipe = shared_out(found.recipe, common.seeds, teacher_seeds, stages[:1])
+    recipe = divided(found.recipe, common.seeds, teacher_seeds, stages[:1])
     act(
         ctx, common, found.recipe, lambda seed: plan.chain(stages, student, seed, recipe(seed), found.name, common.runs)
     )
@@ -138,7 +141,7 @@ def assist_chain(
     """
     flags = [*distilling(kind, alpha, temperature), *([("--dense", "distill.dense=true")] if dense else [])]
     found = common.resolve(*flags)
-    recipe = shared_out(found.recipe, common.seeds, teacher_seeds, teachers)
+    recipe = divided(found.recipe, common.seeds, teacher_seeds, teachers)
     act(
         ctx,
         common,
@@ -169,7 +172,7 @@ def ensemble(
         raise UsageError(f"ensemble: {teachers[0]} is only one teacher; name two or more, or use ghost distill")
     flags = distilling(kind, alpha, temperature)
     found = common.resolve(*flags, *([("--weighting", f"distill.weighting={weighting}")] if weighting else []))
-    recipe = shared_out(found.recipe, common.seeds, teacher_seeds, teachers)
+    recipe = divided(found.recipe, common.seeds, teacher_seeds, teachers)
     act(
         ctx,
         common,

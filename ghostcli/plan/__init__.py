@@ -104,7 +104,7 @@ class Job:
 
     @cached_property
     def group(self) -> str:
-        """Digest of the job without its teachers' seeds: equal for the runs that are seeds of one run group."""
+        """Digest of the job without its teachers' seeds. It is equal for all runs of a run group."""
         if not self.taught:
             return self.digest
         content = {**self.content, "teachers": [teacher.group for teacher in self.teachers]}
@@ -218,7 +218,7 @@ class Plan:
 
     @cached_property
     def seeds(self) -> dict[str, tuple[int, ...]]:
-        """Run group -> the seeds that are planned of it."""
+        """Run group -> its planned seeds."""
         found: dict[str, set[int]] = {}
         for job in self.jobs:
             found.setdefault(job.group, set()).add(job.seed)

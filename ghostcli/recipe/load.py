@@ -184,11 +184,11 @@ class _Merged:
             else:
                 if name in keys.VARIANTS and keys.VARIANTS[name].chooser in value:
                     self._change_variant(name, value[keys.VARIANTS[name].chooser])
-                for key, said in value.items():
+                for key, given in value.items():
                     if key in keys.FIELDS[name]:
-                        self._set(layer, (name, key), said)
+                        self._set(layer, (name, key), given)
                     else:
-                        self._refuse_unknown(layer, name, key, said)
+                        self._refuse_unknown(layer, name, key, given)
 
     def _refuse_unknown(self, layer: _Layer, section: str, key: str, value: Any) -> None:
         path = (section, key) if section else (key,)
@@ -226,15 +226,15 @@ class _Merged:
                 self._note(found, tree, whole)
             return None
 
-    def _of_variant(self, section: str, said: dict[str, Any], whole: bool) -> dict[str, Any]:
+    def _of_variant(self, section: str, values: dict[str, Any], whole: bool) -> dict[str, Any]:
         """A section with its variant filled in, without keys of other variants, which are recorded as mistakes."""
         variants = keys.VARIANTS[section]
-        chosen = said.get(variants.chooser, variants.default)
+        chosen = values.get(variants.chooser, variants.default)
         if not isinstance(chosen, str) or chosen not in variants.models:
             self._refuse((section, variants.chooser), chosen)
             return {variants.chooser: variants.default}
         kept = {variants.chooser: chosen}
-        for key, value in said.items():
+        for key, value in values.items():
             if key in variants.models[chosen].model_fields:
                 kept[key] = value
             elif whole:

@@ -15,10 +15,10 @@ def dumps(recipe: Recipe, provenance: Mapping[str, str] | None = None) -> str:
     tree = recipe.model_dump()
     rows = [(f"{name} = {_value(tree[name])}", name) for name in keys.TOP]
     for section in keys.MODELS:
-        said = tree[section]
+        values = tree[section]
         first = [keys.VARIANTS[section].chooser] if section in keys.VARIANTS else []  # the other keys depend on it
         rows += [("", ""), (f"[{section}]", "")]
-        rows += [(f"{key} = {_value(said[key])}", f"{section}.{key}") for key in dict.fromkeys([*first, *said])]
+        rows += [(f"{key} = {_value(values[key])}", f"{section}.{key}") for key in dict.fromkeys([*first, *values])]
     if provenance is None:
         return "".join(f"{line}\n" for line, _ in rows)
     width = min(48, max(len(line) for line, path in rows if path != "summary"))

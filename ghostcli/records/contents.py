@@ -71,14 +71,14 @@ def _against_metrics(run: RunRecord) -> list[str]:
     if len(rows) != run.result.epochs:
         return [f"metrics.jsonl has {len(rows)} of {run.result.epochs} epochs"]
     found = [row["test"]["accuracy"] for row in rows]
-    said = {
+    pairs = {
         "last": (scores.last, found[-1]),
         "best": (scores.best, max(found)),
         "selected": (scores.selected, found[scores.selected_epoch - 1]),
     }
     return [
         f"result.json says {ours:.2f} % ({name}), metrics.jsonl {theirs:.2f} %"
-        for name, (ours, theirs) in said.items()
+        for name, (ours, theirs) in pairs.items()
         if abs(ours - theirs) > 1e-6
     ]
 

@@ -153,6 +153,7 @@ class RunSetup(_Frozen):
 
     @property
     def of_group(self) -> str:
+        """The digest of its run group."""
         return self.group or self.digest
 
     @property

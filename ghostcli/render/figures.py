@@ -289,9 +289,9 @@ def forest(tables: Sequence[Table]) -> Figure:
         family = "" if table.family == "any" else f" · {table.family}"
         panel.set_title(f"Table {table.name}{family}" if table.name != ALSO else "Also run")
     axes[-1, 0].set_xlabel("Δ accuracy against the untaught student (points)")
-    said = {row.verdict for _, rows in shown for row in rows if row.delta}
-    said |= {row.control.verdict for _, rows in shown for row in rows if row.control}
-    _forest_legend(figure, colours, said, shown)
+    verdicts = {row.verdict for _, rows in shown for row in rows if row.delta}
+    verdicts |= {row.control.verdict for _, rows in shown for row in rows if row.control}
+    _forest_legend(figure, colours, verdicts, shown)
     return figure
 
 

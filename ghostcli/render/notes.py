@@ -83,8 +83,8 @@ def remarks(table: Table) -> Iterable[str]:
             if group and group.missing:
                 job, seeds = group.runs[0].id.rpartition("/")[0], ", ".join(map(str, group.missing))
                 yield (
-                    f"The plan of {job} is not kept yet. Seeds planned together that have no result: {seeds}. "
-                    "A verdict before they are there depends on when somebody looked."
+                    f"The plan of {job} is not complete. Planned seeds without a result: {seeds}. "
+                    "Until then a verdict depends on when the table is read."
                 )
         if row.looks:
             before = ", ".join(f"{n} and {m}" for n, m in row.looks)

@@ -23,8 +23,8 @@ def verdict(row: Row) -> str | None:
     if delta.of_two_networks:
         return f"no verdict, because one side has one run (difference {delta.mean:+.2f} points)"
     seeds = f"{ours} seed{'s' * (ours != 1)}" if ours == theirs else f"{ours} seeds against {theirs}"
-    said = f"{VERDICTS[row.verdict]}: {delta.mean:+.2f} points, 95 % interval {delta.low:+.2f} to {delta.high:+.2f}"
-    return f"{said}, {seeds}"
+    text = f"{VERDICTS[row.verdict]}: {delta.mean:+.2f} points, 95 % interval {delta.low:+.2f} to {delta.high:+.2f}"
+    return f"{text}, {seeds}"
 
 
 def subject(row: Row) -> str:

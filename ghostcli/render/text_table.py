@@ -204,20 +204,20 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> TextTable:
             for family, row in zip(by_family, lines, strict=True):
                 cells[family] = accuracy(row.ours, row.group) + marks.of_ours(row) + _deltas(row)
             rows.append(cells)
-    said = list(notes.footnotes(every, marks))
+    remarks = list(notes.footnotes(every, marks))
     for family, tables in by_family.items():
         protocols = dict.fromkeys(table.cohort.describe() for table in tables if table.cohort)
-        said.append(f"{family}: {'; '.join(protocols) or 'no runs yet'}.")
+        remarks.append(f"{family}: {'; '.join(protocols) or 'no runs yet'}.")
         if verdicts := _counted([row for table in tables for row in table.rows]):
-            said.append(f"Teaching under {family}: {verdicts}.")
-    said += dict.fromkeys(note for table in every for note in notes.remarks(table))
+            remarks.append(f"Teaching under {family}: {verdicts}.")
+    remarks += dict.fromkeys(note for table in every for note in notes.remarks(table))
     columns = (STUDENT, PRINTED, *(Column(family, family) for family in by_family))
     signs = "  ".join(f"{sign} {name}" for name, sign in SIGNS.items())
     return TextTable(
         f"Printed, and ours by protocol: {', '.join(by_family)}",
         columns,
         tuple(rows),
-        tuple(said),
+        tuple(remarks),
         (*notes.general(every), signs),
         lacking=tuple(lack for table in every for lack in notes.lacks(table)),
         parts=tuple(parts[1:]),
@@ -227,11 +227,11 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> TextTable:
 def _counted(rows: Sequence[Row]) -> str:
     """The number of rows by verdict, and how many of the better rows are also better than their control."""
     counts = {name: sum(row.verdict == name for row in rows) for name in SIGNS}
-    said = {name: f"{n} {name}" for name, n in counts.items() if n}
+    counted = {name: f"{n} {name}" for name, n in counts.items() if n}
     controls = [row.control.verdict for row in rows if row.verdict == "better" and row.control and row.control.verdict]
     if controls:
-        said["better"] += f" ({controls.count('better')} of them better than their control)"
-    return ", ".join(said.values())
+        counted["better"] += f" ({controls.count('better')} of them better than their control)"
+    return ", ".join(counted.values())
 
 
 def _deltas(row: Row) -> str:
