@@ -77,7 +77,8 @@ def reproduce(
         if dry_run:
             _show_plan(todo, expected, runs, jobs, as_json)
             return
-        _announce(todo, expected, runs, jobs)
+        for line in _summary(todo, expected, runs, jobs):
+            console.print(line, markup=False)
         total = sum(cost.seconds for cost in expected.values())
         if total > LONG and not yes and sys.stdin.isatty() and not typer.confirm("Go ahead?", err=True):
             raise typer.Exit
@@ -165,12 +166,6 @@ def measure(model: str, device: str) -> float:
         wait()
         steps += 1
     return steps * batch / (time.perf_counter() - began)
-
-
-def _announce(todo: Study, expected: dict[str, Cost], runs: Path, jobs: int) -> None:
-    """Print the summary of the plan on stderr."""
-    for line in _summary(todo, expected, runs, jobs):
-        console.print(line, markup=False)
 
 
 def _summary(todo: Study, expected: dict[str, Cost], runs: Path, at_a_time: int) -> list[str]:

@@ -18,7 +18,7 @@ from ghostcli.cli.check import report
 from ghostcli.cli.options import Common, Device, Json, Runs, with_common, words
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.plan import Job, record_of
-from ghostcli.recipe.models import Recipe
+from ghostcli.recipe import Recipe, Resolved
 from ghostcli.records import record
 from ghostcli.records.model import RunResult
 from ghostcli.run import launch
@@ -91,7 +91,7 @@ def train_teacher(ctx: typer.Context, model: Model, common: Common) -> None:
     ghost train-teacher resnet50        ghost train-teacher gns:1.0 --seed 0 --seed 1 --seed 2
     """
     found = common.resolve()
-    act(ctx, common, found.recipe, lambda seed: plan.plain(model, seed, found.recipe, found.name))
+    act(ctx, common, lambda seed: plan.plain(model, seed, found.recipe, found.name))
 
 
 @with_common
@@ -117,10 +117,7 @@ def distill(
     """
     found = common.resolve(*distilling(kind, alpha, temperature))
     stages = [teacher, *[student] * (generations - 1)]
-    recipe = divided(found.recipe, common.seeds, teacher_seeds, stages[:1])
-    act(
-        ctx, common, found.recipe, lambda seed: plan.chain(stages, student, seed, recipe(seed), found.name, common.runs)
-    )
+    teach(ctx, common, found, plan.chain, stages, student, teacher_seeds)
 
 
 @with_common
@@ -141,13 +138,7 @@ def assist_chain(
     """
     flags = [*distilling(kind, alpha, temperature), *([("--dense", "distill.dense=true")] if dense else [])]
     found = common.resolve(*flags)
-    recipe = divided(found.recipe, common.seeds, teacher_seeds, teachers)
-    act(
-        ctx,
-        common,
-        found.recipe,
-        lambda seed: plan.chain(teachers, student, seed, recipe(seed), found.name, common.runs),
-    )
+    teach(ctx, common, found, plan.chain, teachers, student, teacher_seeds)
 
 
 @with_common
@@ -172,13 +163,7 @@ def ensemble(
         raise UsageError(f"ensemble: {teachers[0]} is only one teacher; name two or more, or use ghost distill")
     flags = distilling(kind, alpha, temperature)
     found = common.resolve(*flags, *([("--weighting", f"distill.weighting={weighting}")] if weighting else []))
-    recipe = divided(found.recipe, common.seeds, teacher_seeds, teachers)
-    act(
-        ctx,
-        common,
-        found.recipe,
-        lambda seed: plan.ensemble(teachers, student, seed, recipe(seed), found.name, common.runs),
-    )
+    teach(ctx, common, found, plan.ensemble, teachers, student, teacher_seeds)
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -197,7 +182,21 @@ def register(app: typer.Typer, panel: str) -> None:
         )(verb)
 
 
-def act(ctx: typer.Context, common: Common, recipe: Recipe, job_of: Callable[[int], Job]) -> None:
+def teach(
+    ctx: typer.Context,
+    common: Common,
+    found: Resolved,
+    build: Callable[..., Job],
+    teachers: list[str],
+    student: str,
+    count: int,
+) -> None:
+    """Act on one job per seed, planned by `build` (`plan.chain` or `plan.ensemble`). `count`: of --teacher-seeds."""
+    recipe = divided(found.recipe, common.seeds, count, teachers)
+    act(ctx, common, lambda seed: build(teachers, student, seed, recipe(seed), found.name, common.runs))
+
+
+def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> None:
     """The last step of every verb: plan one job per seed, then print, check or run the plan."""
     todo = plan.order(job_of(seed) for seed in common.seeds)
     if ctx.parent is not None and ctx.parent.info_name == "check":

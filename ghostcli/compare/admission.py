@@ -6,7 +6,7 @@ Invariant: each refused run is listed with the reason. Times of files do not mat
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +110,12 @@ def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:
             found |= {run.id: "the runs of this job name different teachers under one digest" for run in same}
         elif len({tuple(t.weights for t in run.result.teachers) for run in same}) > 1:
             found |= {run.id: "the runs of this job had teachers of one id with different weights" for run in same}
-    for key, what in ((_weights, "weights"), (_logits, "predictions"), (_errors, "errors on the test images")):
+    contents: dict[str, Callable[[RunRecord], Any]] = {
+        "weights": lambda run: run.result.files.get("model.safetensors"),
+        "predictions": lambda run: run.result.files.get("predictions.npz"),
+        "errors on the test images": _errors,
+    }
+    for what, key in contents.items():
         by_content: dict[Any, list[RunRecord]] = defaultdict(list)
         for run in runs:
             if (content := key(run)) is not None:
@@ -135,14 +140,6 @@ def _second_records(runs: Sequence[RunRecord]) -> dict[str, str]:
         if kept != run.id:
             found[run.id] = f"a second record of one seed; {kept} counts"
     return found
-
-
-def _weights(run: RunRecord) -> str | None:
-    return run.result.files.get("model.safetensors")
-
-
-def _logits(run: RunRecord) -> str | None:
-    return run.result.files.get("predictions.npz")
 
 
 def _errors(run: RunRecord) -> tuple[str, str] | None:

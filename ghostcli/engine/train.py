@@ -31,7 +31,7 @@ from ghostcli.errors import GhostError, Interrupted, NonFiniteError, OutOfMemory
 from ghostcli.plan import Job
 from ghostcli.recipe.models import FEW_STEPS, Recipe
 from ghostcli.records import checkpoint, tensorfile
-from ghostcli.records.record import RunWriter
+from ghostcli.records.record import RunWriter, metrics_begin_with
 from ghostcli.zoo import evaluate
 from ghostcli.zoo.evaluate import Norm
 
@@ -349,7 +349,7 @@ def resume(state: State, origin: dict[str, Any], run: RunWriter, show: Display) 
                         f"{run.id}: the {what} have changed since this run began; restore them, or start over with "
                         "--no-resume"
                     )
-            if not run.metrics_begin_with(*meta["metrics"]):
+            if not metrics_begin_with(run.path, *meta["metrics"]):
                 raise GhostError(f"{run.path / 'metrics.jsonl'}: has changed since {file.name}; refused")
             state.restore(tensors, meta)
         except UsageError:

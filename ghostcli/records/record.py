@@ -220,6 +220,19 @@ def find(runs: Path, run_id: str) -> RunRecord:
     return hits[0]
 
 
+def metrics_begin_with(run: Path, length: int, checksum: str) -> bool:
+    """Whether the first `length` bytes of a run's metrics are those of a checkpoint."""
+    kept = _metrics(run)[:length]
+    return len(kept) == length and hashlib.sha256(kept).hexdigest() == checksum
+
+
+def _metrics(run: Path) -> bytes:
+    try:
+        return (run / "metrics.jsonl").read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 class RunWriter:
     """Write access to a run directory. Only the holder of the run's lock writes."""
 
@@ -335,22 +348,11 @@ class RunWriter:
 
     def metrics_mark(self) -> tuple[int, str]:
         """Length and sha256 of the metrics file, for the checkpoint."""
-        content = self._metrics()
+        content = _metrics(self.path)
         return len(content), hashlib.sha256(content).hexdigest()
-
-    def _metrics(self) -> bytes:
-        try:
-            return (self.path / "metrics.jsonl").read_bytes()
-        except FileNotFoundError:
-            return b""
-
-    def metrics_begin_with(self, length: int, checksum: str) -> bool:
-        """Whether the first `length` bytes of the metrics are those of a checkpoint."""
-        kept = self._metrics()[:length]
-        return len(kept) == length and hashlib.sha256(kept).hexdigest() == checksum
 
     def rewind_metrics(self, length: int) -> None:
         """Cut the metrics to the length at the checkpoint."""
-        content = self._metrics()
+        content = _metrics(self.path)
         if len(content) > length:
             write_bytes(self.path / "metrics.jsonl", content[:length], "rewind")

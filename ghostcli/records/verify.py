@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from ghostcli.errors import GhostError
 from ghostcli.records import checkpoint, tensorfile
 from ghostcli.records.contents import content_problems
-from ghostcli.records.record import RunRecord, file_digest
+from ghostcli.records.record import RunRecord, file_digest, metrics_begin_with
 
 
 def verify_run(run: RunRecord) -> list[str]:
@@ -24,7 +22,7 @@ def verify_run(run: RunRecord) -> list[str]:
                 marks += [meta["metrics"]] if "metrics" in meta else []
             except GhostError as error:
                 problems.append(str(error))
-    if marks and not _is_prefix(run, *marks[0]):
+    if marks and not metrics_begin_with(run.path, *marks[0]):
         problems.append("metrics.jsonl has changed since the last checkpoint")
     if run.status == "broken":
         problems.append(str(run.problem))
@@ -33,9 +31,3 @@ def verify_run(run: RunRecord) -> list[str]:
     if run.weights.exists() and file_digest(run.weights) != run.result.files.get(run.weights.name):
         problems.append(f"{run.weights.name} has changed since the result was written")
     return problems + content_problems(run)
-
-
-def _is_prefix(run: RunRecord, length: int, sha256: str) -> bool:
-    path = run.path / "metrics.jsonl"
-    content = path.read_bytes() if path.exists() else b""
-    return hashlib.sha256(content[:length]).hexdigest() == sha256

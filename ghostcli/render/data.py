@@ -126,16 +126,13 @@ def comma_separated(found: Sequence[dict[str, Any]]) -> str:
     ]
     columns = list(dict.fromkeys(key for line in lines for key in line))
     # A value can be empty in one row and nested in another. Then the column of the bare name is empty and left out.
-    columns = [key for key in columns if not any(other.startswith(f"{key}_") for other in columns) or _said(key, lines)]
+    filled = {key for line in lines for key, value in line.items() if value not in (None, "")}
+    columns = [key for key in columns if key in filled or not any(other.startswith(f"{key}_") for other in columns)]
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return out.getvalue()
-
-
-def _said(key: str, lines: Sequence[dict[str, Any]]) -> bool:
-    return any(line.get(key) not in (None, "") for line in lines)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
