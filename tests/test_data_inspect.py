@@ -40,12 +40,12 @@ def test_a_sound_folder_is_counted_and_its_command_runs(ghost, photos: Path, tmp
     assert found["sides"] == [30, sides[len(sides) // 2], 69]
     assert (found["broken"], found["shared"], found["contradictory"]) == ([], [], [])
     [uneven] = found["remarks"]
-    assert "the largest has 40 training images; few have dog (5)" in uneven
+    assert "the largest has 40 training images; small ones are dog (5)" in uneven
     monkeypatch.chdir(tmp_path)
     planned = ghost(*shlex.split(found["command"])[1:], "--dry-run")
     assert planned.code == 0 and "gns-1.0-plain-" in planned.out and "data.size=32" in found["command"]
     said = ghost("data", "inspect", f"folder:{photos}").out
-    assert "cat" in said and "shorter sides: 30 to 69 pixels" in said and "To begin" in said
+    assert "cat" in said and "shorter sides: 30 to 69 pixels" in said and "A first training" in said
 
 
 def test_test_images_that_are_training_images_are_named_and_counted(ghost, photos: Path) -> None:
@@ -58,8 +58,8 @@ def test_test_images_that_are_training_images_are_named_and_counted(ghost, photo
     ]
     assert [len(group) for group in found["contradictory"]] == [2]
     said = ghost("data", "inspect", f"folder:{photos}").out
-    assert "2 in both train and test: the accuracy will be too good:" in said and "again.bmp" in said
-    assert "1 equal pictures under several classes:" in said
+    assert "2 in both train and test: the accuracy will be too high:" in said and "again.bmp" in said
+    assert "1 equal pictures in several classes:" in said
 
 
 def test_broken_files_and_missing_parts_are_said_and_nothing_is_proposed(ghost, photos: Path, tmp_path: Path) -> None:
@@ -92,12 +92,12 @@ def test_a_split_is_stratified_repeatable_and_keeps_copies_together(ghost, tmp_p
     again = ghost("data", "split", f"folder:{tmp_path / 'all'}", "--out", outs[0])
     assert again.code == 2 and "exists" in again.err
     twice = ghost("data", "split", f"folder:{outs[0]}", "--out", tmp_path / "c")
-    assert twice.code == 2 and "has a test part already" in twice.err and not (tmp_path / "c").exists()
+    assert twice.code == 2 and "already has a test part" in twice.err and not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("digits", "is no folder of yours"), ("folder:none", "there is no such folder"), ("folder:.", "holds no images")],
+    [("digits", "is not a folder"), ("folder:none", "there is no such folder"), ("folder:.", "holds no images")],
 )
 def test_bad_input(ghost, tmp_path, monkeypatch, name: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)

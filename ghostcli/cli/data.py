@@ -71,24 +71,27 @@ def verify(name: Name, as_json: Json = False) -> None:
         raise UsageError(f"{printable(name)}: {len(bad)} of {len(checks)} checks failed")
 
 
-Folder = Annotated[str, typer.Argument(metavar="folder:PATH", help="A folder with a folder for each class.")]
+Folder = Annotated[str, typer.Argument(metavar="folder:PATH", help="A folder with one folder per class.")]
 #: So many files of a list are named.
 NAMED = 5
 
 
 @app.command()
 def inspect(folder: Folder, as_json: Json = False) -> None:
-    """What is in a folder of your own images: classes, sizes, faults, pictures in both parts; and how to begin.
+    """Describe a folder of your own images: classes, sizes, faults, pictures in both parts, and a first command.
 
     ghost data inspect folder:photos
     """
     from dataclasses import asdict
 
     from ghostcli.data import inspect as room
+    from ghostcli.plan import commands
 
     found = room.inspect(_path(folder))
+    command = found.settings and commands.training("gns:1.0", flags=commands.flags_of(found.settings))
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=1, ensure_ascii=False))
+        data = {key: value for key, value in asdict(found).items() if key != "settings"}
+        typer.echo(json.dumps(data | {"command": command}, indent=1, ensure_ascii=False))
         return
     from rich.text import Text
 
@@ -101,14 +104,14 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
     view.add_row("all", *(f"{total:,}" for total in totals.values()), style="bold")
     tell(view)
     if found.sides:
-        typer.echo("shorter sides: {} to {} pixels, half of them below {}".format(*found.sides[::2], found.sides[1]))
+        typer.echo("shorter sides: {} to {} pixels, median {}".format(*found.sides[::2], found.sides[1]))
     _list("cannot be read", [f"{file}: {why}" for file, why in found.broken])
-    _list("in both train and test: the accuracy will be too good", [" = ".join(files) for files in found.shared])
-    _list("equal pictures under several classes", [" = ".join(files) for files in found.contradictory])
+    _list("in both train and test: the accuracy will be too high", [" = ".join(files) for files in found.shared])
+    _list("equal pictures in several classes", [" = ".join(files) for files in found.contradictory])
     for remark in found.remarks:
         typer.echo(remark)
-    if found.command:
-        typer.echo(f"To begin (not measured for your images): {found.command}")
+    if command:
+        typer.echo(f"A first training (settings not tested on your images): {command}")
 
 
 @app.command()
@@ -118,9 +121,9 @@ def split(
     share: Annotated[
         float, typer.Option("--share", min=0.01, max=0.99, metavar="S", help="Share of each class for test/.")
     ] = 0.2,
-    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Which images: the same seed, the same.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Seed of the random choice.")] = 0,
 ) -> None:
-    """Copy a folder that has no test part into one that has: stratified by class, equal pictures kept together."""
+    """Copy a folder without a test part to a new one with train/ and test/: stratified, equal pictures in one part."""
     from ghostcli.data import inspect as room
 
     counts = room.split(_path(folder), out, share, seed)
@@ -132,7 +135,7 @@ def _path(name: str) -> Path:
 
     found = folder_of(name)
     if found is None:
-        raise UsageError(f"{name}: is no folder of yours; type folder:PATH")
+        raise UsageError(f"{name}: is not a folder; type folder:PATH")
     return found
 
 
@@ -142,7 +145,7 @@ def _list(title: str, lines: list[str]) -> None:
         for line in lines[:NAMED]:
             typer.echo(f"  {line}")
         if len(lines) > NAMED:
-            typer.echo(f"  and {len(lines) - NAMED} more (--json names all)")
+            typer.echo(f"  and {len(lines) - NAMED} more (--json prints all)")
 
 
 def _sets() -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
-"""What is in a folder of a user's own images, and where to begin with it. No torch.
+"""Describes a folder of a user's own images, suggests settings for it, and splits it. No torch.
 
-Invariant: nothing is written. A folder with faults is described, with each fault named; only one that cannot be read at
-all is an error.
+Invariant: a folder with faults is described, and each fault is named. It is an error only if it cannot be read at all.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import shlex
 import shutil
 import warnings
 from collections import Counter, defaultdict
@@ -18,28 +16,30 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from PIL import Image
 
 from ghostcli.data.pictures import FORMATS, SUFFIXES, decode
 from ghostcli.errors import UsageError, printable
 
-#: Images are compared at this side, in pixels: copies of one picture in two formats count as equal.
+#: Images are compared at this side in pixels, so copies of a picture in two formats are equal.
 COMPARED_AT = 32
-#: A class with fewer training images than this share of the largest is called small.
+#: A class is small if it has fewer training images than this share of the largest class.
 UNEVEN = 0.2
-#: What a training of the paper takes, in images seen; small folders get epochs until about a tenth of it is reached.
+#: The suggested budget in images (a tenth of the paper's), and the maximum number of epochs.
 SEEN, MOST_EPOCHS = 1_000_000, 200
 SIZES = (32, 48, 64, 96, 128)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Images by part and class, and what is wrong with them.
+    """Images by part and class, and their faults.
 
-    `counts`: part (train, test) -> class -> readable images. `sides`: the least, middle and largest shorter side in
-    pixels. `broken`: (file, why). `shared`: groups of equal pictures with a file in both parts. `contradictory`:
-    groups of equal pictures under several classes. `remarks` are sentences on the whole. `command` begins a training.
+    `counts`: part (train, test) -> class -> readable images. `sides`: the smallest, median and largest shorter side in
+    pixels. `broken`: (file, reason). `shared`: groups of equal pictures with files in both parts. `contradictory`:
+    groups of equal pictures in several classes. `remarks`: sentences about the folder. `settings`: keys of a recipe for
+    a first training; None if the folder cannot be used as it is.
     """
 
     folder: str
@@ -49,7 +49,7 @@ class Found:
     shared: tuple[tuple[str, ...], ...]
     contradictory: tuple[tuple[str, ...], ...]
     remarks: tuple[str, ...]
-    command: str | None
+    settings: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class _Picture:
 
 
 def inspect(folder: Path) -> Found:
-    """Look at every image of a folder. UsageError where it holds no images in folders of classes."""
+    """Inspect all images of a folder. UsageError if it has no images in class folders."""
     files = list(images(folder))
     if not files:
         raise UsageError(
@@ -88,12 +88,12 @@ def inspect(folder: Path) -> Found:
         _equal(good, lambda picture: picture.part),
         _equal(good, lambda picture: picture.label),
         tuple(_remarks(counts, len(broken))),
-        _command(folder, counts, sides, bool(broken)),
+        _settings(folder, counts, sides, bool(broken)),
     )
 
 
 def images(folder: Path) -> Iterator[_Picture]:
-    """Every image of a folder by part and class, by name; without parts all are `train`. Links are passed by."""
+    """All images of a folder by part and class, sorted by name. Without parts all are `train`. Links are ignored."""
     if not folder.is_dir():
         raise UsageError(f"folder:{printable(folder)}: there is no such folder")
     parts = {name: folder / name for name in ("train", "test", "val") if (folder / name).is_dir()}
@@ -126,7 +126,7 @@ def _look(picture: _Picture) -> _Picture:
 
 
 def _equal(pictures: Sequence[_Picture], apart: Callable[[_Picture], str]) -> tuple[tuple[str, ...], ...]:
-    """Groups of equal pictures in which `apart` has several values."""
+    """Groups of equal pictures with several values of `apart`."""
     groups: dict[str, list[_Picture]] = defaultdict(list)
     for picture in pictures:
         groups[picture.checksum].append(picture)
@@ -137,7 +137,7 @@ def _equal(pictures: Sequence[_Picture], apart: Callable[[_Picture], str]) -> tu
 def _remarks(counts: dict[str, dict[str, int]], broken: int) -> Iterator[str]:
     train, test = counts.get("train", {}), counts.get("test", {})
     if not train:
-        yield "There is no train/: nothing can be learnt from."
+        yield "There is no train/, so there is nothing to train on."
     if not test:
         yield "There is no test/: `ghost data split` makes one, stratified by class."
     for part, other, names in (
@@ -153,15 +153,17 @@ def _remarks(counts: dict[str, dict[str, int]], broken: int) -> Iterator[str]:
     if small:
         listed = ", ".join(f"{printable(name)} ({n:,})" for name, n in sorted(small.items(), key=lambda item: item[1]))
         yield (
-            f"Uneven classes: the largest has {most:,} training images; few have {listed}. Accuracy alone hides how "
-            "badly small classes do: look at each class in `ghost report`."
+            f"Uneven classes: the largest has {most:,} training images; small ones are {listed}. The accuracy alone "
+            "hides errors in small classes, so look at each class in `ghost report`."
         )
     if broken:
-        yield f"{broken} file{'s' * (broken != 1)} cannot be read: a training stops at the first of them."
+        yield f"{broken} file{'s' * (broken != 1)} cannot be read: a training stops at the first such file."
 
 
-def _command(folder: Path, counts: dict[str, dict[str, int]], sides: Sequence[int], broken: bool) -> str | None:
-    """A training to begin with; None where the folder cannot be trained on as it is."""
+def _settings(
+    folder: Path, counts: dict[str, dict[str, int]], sides: Sequence[int], broken: bool
+) -> dict[str, Any] | None:
+    """Keys of a recipe for a first training; None if the folder cannot be used as it is."""
     train, test = counts.get("train", {}), counts.get("test", {})
     if broken or not sides or len(train) < 2 or train.keys() != test.keys():
         return None
@@ -169,24 +171,28 @@ def _command(folder: Path, counts: dict[str, dict[str, int]], sides: Sequence[in
     size = max((side for side in SIZES if side <= median(sides)), default=SIZES[0])
     batch = max(8, min(256, 2 ** max(3, (count // 20).bit_length() - 1)))
     epochs = max(1, min(MOST_EPOCHS, SEEN // count))
-    words = ["ghost", "train-teacher", "gns:1.0", "--data", f"folder:{folder}", "--epochs", str(epochs)]
-    return shlex.join([*words, "-s", f"data.size={size}", "-s", f"train.batch_size={batch}"])
+    return {
+        "data.name": f"folder:{folder}",
+        "train.epochs": epochs,
+        "data.size": size,
+        "train.batch_size": batch,
+    }
 
 
 def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
-    """Copy a folder of classes to `out`/train and `out`/test, `share` of each class (at least one image) into test.
+    """Copy a folder of classes to `out`/train and `out`/test. `share` of each class (at least one image) goes to test.
 
-    Equal pictures stay together, so that none is in both parts. Returns how many images each part has. UsageError where
-    `out` exists, or where a class has too few pictures.
+    Equal pictures go to the same part. Returns the number of images of each part. UsageError if `out` exists, or if a
+    class has too few pictures.
     """
     if out.exists():
-        raise UsageError(f"{printable(out)}: exists; name a folder that does not")
+        raise UsageError(f"{printable(out)}: already exists; name a new folder")
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         seen = [_look(picture) for picture in images(folder)]
     parts = {picture.part for picture in seen}
     if parts != {"train"}:
-        raise UsageError(f"folder:{printable(folder)}: has a test part already" if parts else _nothing(folder))
+        raise UsageError(f"folder:{printable(folder)}: already has a test part" if parts else _nothing(folder))
     by_class: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for picture in seen:
         by_class[picture.label][picture.checksum or str(picture.file)].append(picture.file)

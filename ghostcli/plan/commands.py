@@ -61,7 +61,11 @@ def settings(name: str, recipe: Recipe, taught: bool, changed: Mapping[str, Any]
     except UsageError:
         diff = {}
     known, kept = flat(recipe), diff.keys() if taught else untaught(diff)
-    values = {key: known[key] for key in diff if key in kept and key in known} | dict(changed or {})
+    return flags_of({key: known[key] for key in diff if key in kept and key in known} | dict(changed or {}))
+
+
+def flags_of(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The flags that set these keys of a recipe."""
     words: list[str] = []
     for key, value in values.items():
         text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -203,7 +203,7 @@ def _width(student: str) -> float:
 
 
 @styled
-def front(points: Sequence[Point], cost: str = "Parameters, training form (millions)", title: str = "") -> Figure:
+def front(points: Sequence[Point], cost: str = "Parameters, train form (millions)", title: str = "") -> Figure:
     """Accuracy against cost (log axis) by series, with the Pareto front."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 

@@ -39,7 +39,7 @@ def build_shapes(name: str, classes: int = 10) -> nn.Module:
 def count_macs(model: nn.Module, image: tuple[int, int, int] = (3, 32, 32)) -> int:
     """Multiply-accumulates of the convolutions and linear layers for one image [C, H, W], by torch's own counter.
 
-    A training form counts every branch; a deploy form counts its one convolution. By convention biases, norms, pooling
+    The train form counts every branch; the deploy form counts its one convolution. By convention biases, norms, pooling
     and activations do not count.
     """
     shadow = copy.deepcopy(model).to("meta").eval()

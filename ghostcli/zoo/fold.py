@@ -1,6 +1,6 @@
 """The deploy form: every re-parameterizable sum and every batch norm is folded into one convolution with bias.
 
-Invariant: outputs equal those of the training form in eval mode, up to rounding. The given network is not changed.
+Invariant: outputs equal those of the train form in eval mode, up to rounding. The given network is not changed.
 """
 
 from __future__ import annotations

@@ -34,8 +34,10 @@ def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compiler.disable` for kernels written by hand, without its import: that takes seconds, and only a
-    network that somebody compiles needs it."""
+    """`torch.compiler.disable` for our own kernels, without its slow import if nothing is compiled.
+
+    The import takes seconds, and only compiled networks need it.
+    """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
