@@ -147,7 +147,9 @@ def test_names_with_markup_and_control_characters_are_text(ghost, tmp_path: Path
 
 def test_a_run_has_its_curves_its_errors_and_its_recipe(ghost, runs: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("GHOST_DATA", str(tmp_path / "nowhere"))
-    [run, *_] = [r for r in record.scan(runs) if r.status == "done" and r.result.path == ("resnet50",)]
+    [run, *_] = [
+        r for r in record.scan(runs) if r.status == "done" and r.result.path == ("resnet50",) and r.result.check
+    ]
     page = made(ghost, tmp_path, run.id, "--runs", runs)
     logits, labels = run.predictions()
     said = logits.argmax(axis=1)
