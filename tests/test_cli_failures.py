@@ -60,7 +60,7 @@ def test_what_rests_on_a_failure_is_not_started(ghost, tmp_path, first_fails):
     assert done.err.splitlines()[-1] == "ghost: 3 of 3 runs failed; the lines above say why"
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_failure_is_the_same_however_many_run_at_a_time(tmp_path, jobs):
     """Something that only the run itself sees, and that is a mistake of usage: a link where a file belongs."""
     argv = [*crash.COMMANDS["plain"], *crash.TINY, *TWO, "--runs", "runs"]
@@ -75,6 +75,7 @@ def test_a_failure_is_the_same_however_many_run_at_a_time(tmp_path, jobs):
     assert by_seed(done.out)[1]["status"] == "done" and by_seed(done.out)[0]["accuracy"] is None
 
 
+@pytest.mark.long
 def test_workers_failures_are_printed_once(tmp_path):
     argv = [*crash.COMMANDS["plain"], *crash.TINY, *TWO, "--jobs", 2, "--runs", "runs"]
     done = crash.server().run(argv, tmp_path, {"GHOST_FAULT": "predictions:written=enospc"})

@@ -84,6 +84,7 @@ def test_the_onnx_file_runs_without_ghost_for_any_batch(files, images, digits_ru
         np.testing.assert_allclose(found, logits[part].astype(np.float32), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.long
 def test_the_program_runs_without_ghost(files, images, digits_run, tmp_path):
     np.save(tmp_path / "images.npy", images)
     program = (

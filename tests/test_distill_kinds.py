@@ -61,6 +61,7 @@ def test_on_real_cifar10(ghost, cifar10, runs, way):
     assert teach(ghost, way, "cifar10", runs)["classes"] == 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", WAYS)
 def test_on_data_of_cifar100s_shape(ghost, runs, tmp_path, monkeypatch, way):
     files = files_of("cifar100")

@@ -16,7 +16,7 @@ def doctor(folder, runs: str = "runs") -> list[str]:
     return [line for line in crash.server().run(["doctor", "--runs", runs], folder).out.splitlines() if "/s" in line]
 
 
-@pytest.mark.parametrize("more", [[], ["--seed", "0", "--seed", "1"]])
+@pytest.mark.parametrize("more", [[], pytest.param(["--seed", "0", "--seed", "1"], marks=pytest.mark.long)])
 def test_the_recorded_command_goes_on_with_the_run(tmp_path, more):
     argv = [*crash.COMMANDS["kd"], *crash.TINY, *more, "--runs", "my runs"]
     crash.server().run(argv, tmp_path, KILLED)

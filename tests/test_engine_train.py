@@ -97,6 +97,7 @@ def test_recorded_recipe_put_in_again_is_the_same_run(ghost, runs):
     assert row["run"] == first["run"] and row["state"] == "reused"
 
 
+@pytest.mark.long
 def test_seeds_differ_and_repeat(ghost, tmp_path):
     def train(folder):
         done = ghost(*STRATEGIES["plain"], *TINY, "--runs", tmp_path / folder, "--seed", 1, "--seed", 2, "--json")
@@ -175,6 +176,7 @@ def test_what_no_table_can_hold_asks_the_teacher_and_says_so(ghost, runs, extra)
     assert done.code == 0 and "computed at every step" in done.err
 
 
+@pytest.mark.long
 def test_jobs_spread_over_processes(ghost, tmp_path):
     alone = ghost(*STRATEGIES["kd"], *TINY, "--runs", tmp_path / "a", "--seed", 3, "--seed", 4, "--json")
     spread = ghost(*STRATEGIES["kd"], *TINY, "--runs", tmp_path / "b", "--seed", 3, "--seed", 4, "--jobs", 2, "--json")

@@ -129,6 +129,7 @@ def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path):
     assert done.stdout.startswith("pytorch | "), done.stderr
 
 
+@pytest.mark.long
 @needs_compiler
 def test_two_processes_build_one_library(tmp_path):
     command = [sys.executable, "-c", STATUS]

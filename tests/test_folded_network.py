@@ -67,6 +67,7 @@ def test_a_copy_trains_alike_and_apart():
         assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
 
 
+@pytest.mark.long
 def test_a_compiled_network_trains_alike():
     x, labels = images()
     model = network("folded")

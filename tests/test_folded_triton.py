@@ -66,6 +66,7 @@ def agree(device: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 @needs_triton
 def test_under_the_interpreter():
     done = agree("cpu", TRITON_INTERPRET="1")

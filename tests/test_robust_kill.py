@@ -19,7 +19,9 @@ SEED = int(os.environ.get("GHOST_KILL_SEED") or random.SystemRandom().randrange(
 EVERY_STEP = ("-s", "engine.checkpoint_minutes=1e-9")
 
 
-@pytest.mark.parametrize(("name", "kills"), [("plain", 8), ("kd", 8), ("chain", 8)])
+@pytest.mark.parametrize(
+    ("name", "kills"), [("plain", 8), *(pytest.param(name, 8, marks=pytest.mark.long) for name in ("kd", "chain"))]
+)
 def test_random_kills(tmp_path, name, kills):
     """24 in all; the chain has an assistant, and its last two runs are fed by tables."""
     print(f"GHOST_KILL_SEED={SEED}")
@@ -31,6 +33,7 @@ def test_random_kills(tmp_path, name, kills):
     assert len(places) == kills
 
 
+@pytest.mark.long
 def test_kills_of_a_new_interpreter(tmp_path):
     """`python -m ghostcli`, a network of full depth: killed behind its first checkpoint, and in its start."""
     command = [sys.executable, "-m", "ghostcli", *crash.COMMANDS["plain"], *crash.TINY, *EVERY_STEP]

@@ -111,6 +111,7 @@ def test_filling_a_table_by_hand(tmp_path):
     assert done.code == 0 and json.loads(done.out)["filled"] == 1.0
 
 
+@pytest.mark.long
 def test_workers_that_are_told_twice_still_save(tmp_path):
     """Ctrl-C reaches the whole group, and the parent tells its workers too: neither of them leaves without saving."""
     argv = [*crash.COMMANDS["plain"], *crash.TINY, "--epochs", 200, "--seed", 0, "--seed", 1, "--jobs", 2]
@@ -123,6 +124,7 @@ def test_workers_that_are_told_twice_still_save(tmp_path):
     assert states == ["interrupted", "interrupted"], command.err
 
 
+@pytest.mark.long
 def test_a_reader_that_leaves_ends_no_training(tmp_path):
     """As `ghost ... 2>&1 | head -1` does."""
     command = [sys.executable, "-m", "ghostcli", *crash.COMMANDS["plain"], *crash.TINY, "--runs", "runs"]
