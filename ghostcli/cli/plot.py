@@ -14,6 +14,7 @@ import typer
 from ghostcli.cli.options import Runs
 from ghostcli.errors import UsageError, one_of
 from ghostcli.paper import FAMILIES, paper
+from ghostcli.plan import commands
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,10 +102,10 @@ def _width(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: st
     found = [_with_cohort(tables.build("I", admitted, f), admitted) for f in families]
     if (family or admitted.runs) and not any(table.cohort for table in found):
         under = f" under {family}" if family else ""
-        recipe = f" --recipe {family}" if family not in (None, "paper") else ""
+        command = commands.training("gns:1.0", recipe=family or "paper")
         raise UsageError(
             f"plot width: there is no finished GN-S baseline{under} on {paper().source.data} to compare with the "
-            f"paper's; `ghost train-teacher gns:1.0{recipe}` makes one"
+            f"paper's; `{command}` makes one"
         )
     return figures.width(found)
 

@@ -155,7 +155,7 @@ def cost(table: Table, known: dict[str, Cost]) -> TextTable:
     )
     general = [
         "Hours of training on one device, without evaluation, mean over seeds. Own: the run with its teachers' "
-        "answers, live or into their tables; entries that an earlier run or `ghost teach fill` made are not counted "
+        "logits, live or into their tables; entries that an earlier run or `ghost teach fill` made are not counted "
         "again. Shared: each teacher's hours are divided among the finished runs it taught. Full: all hours of its "
         "teachers, as if this were their only student."
     ]

@@ -5,10 +5,11 @@ Invariant: nothing is written. A problem is one UsageError.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghostcli.errors import UsageError, printable
-from ghostcli.plan import Finished, Job, Plan, is_done, record_of
+from ghostcli.plan import Finished, Job, Plan, commands, is_done, record_of
 from ghostcli.records.record import RUN_ID, RunRecord
 from ghostcli.records.storage import refuse_link
 from ghostcli.run.job import Options, load_data
@@ -37,7 +38,7 @@ def prepare(plan: Plan, options: Options) -> None:
         device = pick(options.device)
         data = load_data(job.recipe.data)
         if done:
-            _require_same_images(record_of(job, options.runs), data)
+            _require_same_images(record_of(job, options.runs), data, options.runs)
             continue
         require_room(job.student, len(data.classes), device)
         if names.is_own(job.student):
@@ -53,7 +54,7 @@ def _require_teacher(teacher: Job | Finished, data: Data, options: Options) -> N
     if run.status == "done" and not run.weights.exists():
         raise UsageError(
             f"{teacher.id}: cannot teach, because its record has no weights; remove it "
-            f"(ghost runs rm {teacher.id}) to train it again, or name another folder with --runs"
+            f"({_remove(teacher.id, options.runs)}) to train it again, or name another folder with --runs"
         )
     known = printable(run.result.data) if run.result else data.name
     if known != data.name and not any(name.startswith("folder:") for name in (known, data.name)):
@@ -67,10 +68,14 @@ def _require_teacher(teacher: Job | Finished, data: Data, options: Options) -> N
         )
 
 
-def _require_same_images(run: RunRecord, data: Data) -> None:
+def _require_same_images(run: RunRecord, data: Data, runs: Path) -> None:
     """UsageError if the images in the folder have changed since a finished run was trained."""
     if run.result is None or run.result.data_checksum != data.checksum:
         raise UsageError(
             f"{run.id}: the images of {data.name} have changed since its training; restore them, or remove the run "
-            f"(ghost runs rm {run.id}) to train it on the new images"
+            f"({_remove(run.id, runs)}) to train it on the new images"
         )
+
+
+def _remove(run: str, runs: Path) -> str:
+    return commands.line("runs", "rm", run, runs=runs)
