@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ghostcli.recipe import load
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -246,3 +248,43 @@ def test_commands_are_shown_as_a_person_would_type_them(gpu):
     assert gpu.Part("b", (sys.executable, str(ROOT / "benchmarks" / "x.py"))).shown == shlex.join(
         ["python", "benchmarks/x.py"]
     )
+
+
+def test_every_trial_of_the_search_is_another_valid_run_that_holds_images_out(ghost, tmp_path):
+    search = script("search")
+    trials = search.trials()
+    assert len({trial.key for trial in trials}) == len(trials)
+    for trial in trials:
+        recipe = load("ghost", [f"{key}={value}" for key, value in trial.settings.items()]).recipe
+        assert all(str(recipe_value(recipe, key)) == str(value) for key, value in trial.settings.items())
+    planned = json.loads(ghost(*trials[0].command(tmp_path), "--dry-run", "--json").out)
+    assert [row["student"] for row in planned] == ["gns:0.25"]
+    assert "data.validation=5000" in trials[0].command(tmp_path)
+
+
+def recipe_value(recipe, key: str):
+    section, name = key.split(".")
+    return getattr(getattr(recipe, section), name)
+
+
+def test_the_search_keeps_each_trial_and_goes_on_with_the_next(tmp_path, monkeypatch, capsys):
+    search = script("search")
+    monkeypatch.setattr(search, "RECORD", tmp_path / "search.json")
+    small = {"data.name": "digits", "data.limit": 64}
+    monkeypatch.setattr(search, "HELD_OUT", 40)
+    pair = [search.Trial("a", name, small, "gns:0.2", 1, seed) for seed, name in enumerate(("one", "two"))]
+    monkeypatch.setattr(search, "trials", lambda: pair)
+    monkeypatch.setattr(sys, "argv", ["search.py", "--runs", str(tmp_path / "runs")])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    search.main()
+    lines = json.loads((tmp_path / "search.json").read_text())
+    assert [line["status"] for line in lines.values()] == ["done", "done"]
+    for line in lines.values():
+        rows = (tmp_path / "runs" / line["run"] / "metrics.jsonl").read_text().splitlines()
+        assert line["validation"] == round(json.loads(rows[-1])["validation"]["accuracy"], 2)
+    capsys.readouterr()
+    search.main()
+    assert capsys.readouterr().out == ""  # nothing is trained twice
+    monkeypatch.setattr(sys, "argv", ["search.py", "--table"])
+    search.main()
+    assert "| a | two | gns:0.2 | 1 | 1 |" in capsys.readouterr().out
