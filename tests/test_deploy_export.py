@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,10 +20,21 @@ from ghostcli.zoo import weights
 
 @pytest.fixture(scope="module")
 def exported(digits_runs, tmp_path_factory):
-    """(folder, rows): one run in three formats at once."""
+    """(folder, rows): one run in several formats at once."""
     [run] = record.scan(digits_runs)
     folder = tmp_path_factory.mktemp("exported")
-    words = ["export", run.id, "--format", "onnx,pt2,safetensors", "--out", folder, "--runs", digits_runs, "--json"]
+    words = [
+        "export",
+        run.id,
+        "--format",
+        "onnx,pt2,safetensors,html",
+        "--int8",
+        "--out",
+        folder,
+        "--runs",
+        digits_runs,
+        "--json",
+    ]
     done = subprocess.run([sys.executable, "-m", "ghostcli", *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
@@ -32,7 +44,11 @@ def exported(digits_runs, tmp_path_factory):
 def files(exported, tmp_path):
     """Copies that a test may damage, by ending."""
     folder, _ = exported
-    return {file.suffix: shutil.copy(file, tmp_path / f"network{file.suffix}") for file in folder.iterdir()}
+    copies = {}
+    for file in folder.iterdir():
+        ending = f"-int8{file.suffix}" if file.stem.endswith("-int8") else file.suffix
+        copies[ending] = shutil.copy(file, tmp_path / f"network{ending}")
+    return copies
 
 
 @pytest.fixture
@@ -55,17 +71,40 @@ def images():
 
 def test_every_format_comes_with_its_proof(exported, digits_run):
     folder, rows = exported
-    assert [row["format"] for row in rows] == ["onnx", "pt2", "safetensors"]
+    assert [row["format"] for row in rows] == ["onnx", "onnx-int8", "pt2", "safetensors", "html"]
     recorded = digits_run.result.accuracy.selected
     for row in rows:
-        assert row["file"].startswith(str(folder)) and row["run"] == digits_run.id
-        assert row["accuracy"] == pytest.approx(recorded, abs=0.01)
-        assert row["low"] <= 0 <= row["high"] and row["disagreements"] == 0 and row["images"] == 360
-        assert row["largest_difference"] < 1e-4
-        assert row["latency_ms"]["median"] <= row["latency_ms"]["p90"] and row["images_per_second"] > 0
-        assert row["problem"] is None and row["runtime"].split()[0] in ("torch", "onnxruntime")
+        assert row["file"].startswith(str(folder)) and row["run"] == digits_run.id and row["images"] == 360
+        assert row["problem"] is None
+        assert row["runtime"].split()[0] in ("torch", "onnxruntime", "node", "chromium")
+        assert row["latency_ms"]["median"] <= row["latency_ms"]["p90"]
+        if row["format"] in ("onnx", "pt2", "safetensors"):
+            assert row["accuracy"] == pytest.approx(recorded, abs=0.01)
+            assert row["low"] <= 0 <= row["high"] and row["disagreements"] == 0
+            assert row["largest_difference"] < 1e-4 and row["images_per_second"] > 0
     assert sorted(file.stat().st_size for file in folder.iterdir()) == sorted(row["bytes"] for row in rows)
     assert rows[0]["peak_memory_mb"] > 0
+
+
+def test_the_int8_file_is_one_of_integers(exported, files, images, digits_run):
+    """Weights of 8 bits a channel, every convolution between integers, and the answers of the float network."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    row = next(row for row in exported[1] if row["format"] == "onnx-int8")
+    assert row["high"] >= -2 and row["bytes"] < 0.45 * exported[1][0]["bytes"]
+    assert re.search(r"\d+ of \d+ convolutions and matrix products in integers", row["note"])
+    model = onnx.load(files["-int8.onnx"])
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    convolutions = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(convolutions) > 80
+    whole = [node for node in convolutions if makers[node.input[0]].op_type == "DequantizeLinear"]
+    assert len(whole) >= len(convolutions) - 4  # the ladder may leave four in float
+    for node in whole:
+        assert [makers[name].op_type for name in node.input[:2]] == ["DequantizeLinear"] * 2
+        assert kinds[makers[node.input[1]].input[0]] == onnx.TensorProto.INT8
+    found = onnxruntime.InferenceSession(files["-int8.onnx"]).run(["logits"], {"images": images})[0]
+    wanted = digits_run.predictions()[0].astype(np.float32)
+    assert np.abs(found - wanted).mean() < 0.25 * np.abs(wanted).mean()
 
 
 def test_the_onnx_file_runs_without_ghost_for_any_batch(files, images, digits_run):

@@ -39,12 +39,20 @@ def bench(
         typer.Option("--formats", metavar="all|F,F...", help="Instead: prove one run in each format and runtime."),
     ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="With --formats: the table as Markdown.")] = False,
+    mlperf: Annotated[
+        bool, typer.Option("--mlperf-tiny", help="Instead: runs and exported files beside MLPerf Tiny's references.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Parameters, MACs, speed and memory of networks: train form (branches apart) and deploy form (folded).
 
     ghost bench gns:1.0 gns:2.8 resnet18        ghost bench run/gns-1.0-kd-1a2b3c4d/s0 --formats all
     """
+    if mlperf:
+        from ghostcli.cli.mlperf import compare
+
+        compare(models, runs, as_json)
+        return
     if formats is not None:
         _formats(models, formats, runs, timing, rounds, plot, as_markdown, as_json)
         return

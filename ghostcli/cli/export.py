@@ -25,11 +25,14 @@ def export(
         typer.Option(
             "--format",
             metavar="F,F...",
-            help="onnx, pt2, safetensors, safetensors-float16; several with commas, or all.",
+            help="onnx, onnx-int8, pt2, safetensors, safetensors-float16, html; several with commas, or all.",
             show_default="by the ending of --out",
         ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Weights as float16 (.safetensors).")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="In 8-bit integers: the file --out, or one more file in the folder.")
+    ] = False,
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Time the files too, or only check them.")
     ] = True,
@@ -44,7 +47,7 @@ def export(
     from ghostcli.deploy import formats
 
     chosen = record.find(runs, run)
-    files = formats.destinations(chosen.id, out, form, half)
+    files = formats.destinations(chosen.id, out, form, half, int8)
 
     from ghostcli.deploy import export as room
     from ghostcli.display import Display

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ghostcli.deploy.formats import BATCH
 from ghostcli.display import table
 from ghostcli.display import tell as show
 from ghostcli.errors import printable
@@ -61,8 +62,47 @@ def tell(rows: Sequence[Proof], markdown: bool = False) -> None:
             view.add_row(*line)
         show(view)
     for row in rows:
-        if row.problem:
-            typer.echo(f"{row.format}: {printable(row.problem)}")
+        if row.problem or row.note:
+            typer.echo(f"{row.format}: {printable(row.problem or row.note)}")
+    if said := integers(rows):
+        typer.echo(said)
+
+
+def integers(rows: Sequence[Proof]) -> str | None:
+    """The speed of the best int8 file against the fastest float one of the same batch, and where it is no gain, why.
+
+    None where neither was timed.
+    """
+    parts = []
+    slower = False
+    for name, cost in (("batch 1", _latency), (f"batch {BATCH}", _per_image)):
+        sides: list[list[tuple[float, str]]] = [[], []]
+        for row in rows:
+            if (found := cost(row)) is not None:
+                sides[row.format.endswith("-int8")].append((found, (row.runtime or "").split()[0]))
+        if not all(sides):
+            continue
+        (plain, where), (whole, runtime) = map(min, sides)
+        parts.append(f"{plain / whole:.2f} x as fast at {name} ({runtime}, against {where})")
+        slower = slower or whole > plain
+    if not parts:
+        return None
+    said = f"int8 against the fastest float: {'; '.join(parts)}."
+    if slower:
+        said += (
+            " On this CPU integers are no gain everywhere: without VNNI instructions 8-bit products are hardly faster "
+            "than float ones, and small layers are bound by the cost of a call, not by arithmetic. A phone or a "
+            "microcontroller gains a quarter of the bytes and operations that need no float unit."
+        )
+    return said
+
+
+def _latency(row: Proof) -> float | None:
+    return row.latency_ms["median"] if row.latency_ms else None
+
+
+def _per_image(row: Proof) -> float | None:
+    return 1 / row.images_per_second if row.images_per_second else None
 
 
 def figure(rows: Sequence[Proof]) -> Figure:

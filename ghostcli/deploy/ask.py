@@ -99,13 +99,11 @@ class Evaluation:
     runtime: str
 
 
-def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.ndarray]:
-    """The test images of the network's own data, or of `data_name`; with the confusion, counts [true, said].
+def answers_on_test(network: Network, data_name: str | None) -> tuple[np.ndarray, np.ndarray, str]:
+    """(logits [N, C], labels [N] by the network's numbers, name) of the test images of its own data or `data_name`.
 
-    UsageError where the data has other classes. The interval is Wilson's (1927) for a proportion.
+    UsageError where the data has other classes.
     """
-    from scipy.stats import binomtest
-
     from ghostcli import data as sets
     from ghostcli.deploy.source import section_of
 
@@ -118,19 +116,35 @@ def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.nd
             f"{printable(data.name)}: its images have a side of {pixels.shape[1]} pixels, "
             f"{printable(network.label)} takes {network.about.size}"
         )
-    found = answers(network, pixels)
+    return answers(network, pixels), labels, data.name
+
+
+def interval(right: int, images: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy in percent: Wilson's (1927) for a proportion."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(right, images).proportion_ci(LEVEL, method="wilson")
+    return round(100 * low, 4), round(100 * high, 4)
+
+
+def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.ndarray]:
+    """The test images of the network's own data, or of `data_name`; with the confusion, counts [true, said].
+
+    UsageError where the data has other classes.
+    """
+    found, labels, name = answers_on_test(network, data_name)
     said = found.argmax(axis=1)
     right = int((said == labels).sum())
-    low, high = binomtest(right, len(labels)).proportion_ci(LEVEL, method="wilson")
+    low, high = interval(right, len(labels))
     count = len(network.about.classes)
     confusion = np.bincount(labels * count + said, minlength=count**2).reshape(count, count)
     return Evaluation(
         model=network.label,
-        data=data.name,
+        data=name,
         images=len(labels),
         accuracy=round(100 * right / len(labels), 4),
-        low=round(100 * low, 4),
-        high=round(100 * high, 4),
+        low=low,
+        high=high,
         nll=calibration.nll(found, labels),
         ece=calibration.ece(found, labels),
         runtime=network.runtime,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,9 @@ import torch
 
 from ghostcli import zoo
 from ghostcli.data import Data
-from ghostcli.deploy import onnxwrite, program, proof, source
+from ghostcli.deploy import ladder, onnxwrite, page, program, proof, source
 from ghostcli.deploy.about import About
-from ghostcli.deploy.formats import FORMATS, Format
+from ghostcli.deploy.formats import BATCH, FORMATS, Format
 from ghostcli.deploy.onnxfile import Ask
 from ghostcli.deploy.program import Program
 from ghostcli.deploy.proof import Proof
@@ -30,6 +30,8 @@ from ghostcli.zoo import evaluate, weights
 from ghostcli.zoo.weights import Loaded
 
 COMPARED = 1000  # images on which train form and deploy form are compared
+BROWSED = 1000  # images that a page is proven on: it computes one at a time
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,17 @@ class Exported:
     @cached_property
     def program(self) -> Program:
         return Program(self.deployed, self.loaded.norm).eval()
+
+    @cached_property
+    def onnx(self) -> bytes:
+        return onnxwrite.encode(self.program, self.about)
+
+    @property
+    def samples(self) -> list[tuple[str, np.ndarray]]:
+        """The first test image of each of the first ten classes, with its name."""
+        classes = enumerate(self.about.classes[:10])
+        first = [(name, np.flatnonzero(self.labels == number)[:1]) for number, name in classes]
+        return [(name, self.pixels[index[0]]) for name, index in first if len(index)]
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -82,14 +95,19 @@ def from_train_form(network: Exported) -> float:
     return float(np.abs(theirs - network.wanted[:COMPARED]).max())
 
 
-def encode(network: Exported, form: Format) -> bytes:
-    """The file of one format."""
+def encode(network: Exported, form: Format, say: Say = lambda note: None) -> tuple[bytes, str | None]:
+    """The file of one format, and how it was made where there is a choice."""
     if form.name == "pt2":
-        return program.encode(network.program, network.about)
+        return program.encode(network.program, network.about), None
     if form.name == "onnx":
-        return onnxwrite.encode(network.program, network.about)
+        return network.onnx, None
+    if form.int8:
+        task = ladder.Task(network.program, network.about, network.data.train, network.run.result.recipe.augment)
+        return ladder.climb(task, network.onnx, say)
+    if form.name == "html":
+        return page.encode(network.onnx, network.about, network.samples), None
     deployed = zoo.deploy(network.loaded.model)
-    return weights.encode(deployed.half() if form.half else deployed, network.loaded.norm, form="deploy")
+    return weights.encode(deployed.half() if form.half else deployed, network.loaded.norm, form="deploy"), None
 
 
 def prove(
@@ -98,7 +116,7 @@ def prove(
     timing: bool = True,
     everywhere: bool = False,
     rounds: int = proof.ROUNDS,
-    say: Callable[[str], None] = lambda note: None,
+    say: Say = lambda note: None,
 ) -> tuple[list[Proof], list[GhostError]]:
     """Prove each format and write it where its path says (None: nowhere): a row a format, the baseline's first.
 
@@ -110,28 +128,44 @@ def prove(
     rows = [proof.compare(baseline, network.wanted, network.wanted, network.labels)]
     asks: list[Ask | None] = [source.ask_torch(network.program)]
     made: dict[str, bytes] = {}
-    errors = []
+    errors: list[GhostError] = []
+
+    def attempt(form: Format, work: Callable[[], tuple[Proof, Ask | None]], row: Proof) -> bool:
+        """Append the row that `work` gives, or one that says why there is none."""
+        ask = None
+        try:
+            row, ask = work()
+        except Interrupted:
+            raise
+        except GhostError as error:
+            errors.append(error)
+            row = replace(row, file=None, problem=str(error))
+        except Exception as error:  # an exporter or a runtime that does not know a layer raises what it likes
+            reason = printable((str(error).splitlines() or [""])[0][:200])
+            errors.append(GhostError(f"{form.name}: cannot be made ({type(error).__name__}: {reason})"))
+            row = replace(row, file=None, problem=str(errors[-1]))
+        rows.append(row)
+        asks.append(ask)
+        return row.problem is None
+
     for form, path in files:
-        for runtime in form.runtimes if everywhere else form.runtimes[:1]:
-            say(f"{form.name}: {runtime}")
-            row, ask = Proof(form.name, str(path) if path else None, network.run.id, runtime=runtime), None
-            try:
-                row, ask = _attempt(network, form, row, made)
-            except Interrupted:
-                raise
-            except GhostError as error:
-                errors.append(error)
-            except Exception as error:  # an exporter or a runtime that does not know a layer raises what it likes
-                reason = printable((str(error).splitlines() or [""])[0][:200])
-                errors.append(GhostError(f"{form.name}: cannot be made ({type(error).__name__}: {reason})"))
-            if ask is None:
-                row = replace(row, file=None, problem=str(errors[-1]))
-            rows.append(row)
-            asks.append(ask)
+        row = Proof(form.name, str(path) if path else None, network.run.id, runtime=form.runtimes[0])
+
+        def first(form: Format = form, row: Proof = row) -> tuple[Proof, Ask | None]:
+            say(form.name)
+            content, note = encode(network, form, say)
+            made[form.name] = content
+            return _proven(network, form, replace(row, note=note), content)
+
+        if attempt(form, first, row) and everywhere:
+            for runtime in form.runtimes[1:]:
+                say(f"{form.name}: {runtime}")
+                row = Proof(form.name, None, network.run.id, runtime=runtime)
+                attempt(form, partial(_proven, network, form, row, made[form.name]), row)
     good = [i for i, ask in enumerate(asks) if ask is not None]
     if timing and len(good) > 1:
         say("timing")
-        images = source.as_input(network.pixels[: proof.BATCH])
+        images = source.as_input(network.pixels[:BATCH])
         timed = proof.time_all([rows[i] for i in good], [asks[i] for i in good], images, rounds)
         for i, row in zip(good, timed, strict=True):
             rows[i] = row
@@ -146,14 +180,19 @@ def prove(
     return rows, errors
 
 
-def _attempt(network: Exported, form: Format, row: Proof, made: dict[str, bytes]) -> tuple[Proof, Ask]:
-    """The row before timing, and what asks the file; `made` keeps its bytes. GhostError where it is another network."""
-    if form.name not in made:
-        made[form.name] = encode(network, form)
-    content = made[form.name]
+def _proven(network: Exported, form: Format, row: Proof, content: bytes) -> tuple[Proof, Ask | None]:
+    """The row before timing, and what asks the file. GhostError where it is another network than the run's."""
+    if form.runtimes == ("browser",):
+        few = slice(0, BROWSED)
+        found, times, version = page.run(content, network.pixels[few])
+        row = replace(row, bytes=len(content), runtime=version, latency_ms=proof.latency(times / 1000))
+        row = proof.compare(row, found, network.wanted[few], network.labels[few])
+        proof.accept(
+            row, form, 100 * float((network.wanted[few].argmax(1) == network.labels[few]).mean()), network.wanted
+        )
+        return row, None
     ask, version = source.opened(f"network{form.suffix}", content, row.runtime)
     row = replace(row, bytes=len(content), runtime=version)
     row = proof.compare(row, network.answers(ask, form.name), network.wanted, network.labels)
-    scale = float(np.abs(network.wanted).max())
-    proof.accept(row, network.run.result.accuracy.selected, exact=not form.half, scale=scale)
+    proof.accept(row, form, network.run.result.accuracy.selected, network.wanted)
     return row, ask

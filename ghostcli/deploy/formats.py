@@ -13,12 +13,18 @@ from ghostcli.errors import UsageError, nearest, printable
 
 @dataclass(frozen=True)
 class Format:
-    """`runtimes`: the first proves the file; `half`: weights as float16."""
+    """`runtimes`: the first proves the file; `half`: weights as float16; `int8`: computed in 8-bit integers."""
 
     name: str
     suffix: str
     runtimes: tuple[str, ...]
     half: bool = False
+    int8: bool = False
+
+    @property
+    def variant(self) -> str:
+        """What its file's name has before the ending, where another format has the same ending."""
+        return self.name[self.name.index("-") :] if "-" in self.name else ""
 
 
 FORMATS = {
@@ -28,14 +34,20 @@ FORMATS = {
         Format("safetensors", ".safetensors", ("torch",)),
         Format("safetensors-float16", ".safetensors", ("torch",), half=True),
         Format("onnx", ".onnx", ("onnxruntime", "openvino")),
+        Format("onnx-int8", ".onnx", ("onnxruntime", "openvino"), int8=True),
+        Format("html", ".html", ("browser",), half=True),
     )
 }
 ALL = "all"
+BATCH = 256  # images that a throughput is measured with
 SUFFIXES = tuple(dict.fromkeys(form.suffix for form in FORMATS.values()))
 
 
-def choose(text: str, half: bool = False) -> list[Format]:
-    """The formats of a list such as `onnx,pt2`, or of `all`; UsageError for a name that is none."""
+def choose(text: str, half: bool = False, int8: bool = False) -> list[Format]:
+    """The formats of a list such as `onnx,pt2`, or of `all`; UsageError for a name that is none.
+
+    `half` takes the float16 form in place of one that has it; `int8` adds the int8 form of each that has one.
+    """
     words = [word.strip() for word in text.split(",") if word.strip()]
     if words == [ALL]:
         return list(FORMATS.values())
@@ -47,13 +59,16 @@ def choose(text: str, half: bool = False) -> list[Format]:
             raise UsageError(f"--format {printable(word)}: is no format.{nearest(word, list(FORMATS))}")
         form = FORMATS[word]
         found.append(FORMATS.get(f"{form.name}-float16", form) if half else form)
-    return found
+        if int8 and f"{form.name}-int8" in FORMATS:
+            found.append(FORMATS[f"{form.name}-int8"])
+    return list(dict.fromkeys(found))
 
 
-def destinations(run: str, out: Path, text: str | None, half: bool) -> list[tuple[Format, Path]]:
+def destinations(run: str, out: Path, text: str | None, half: bool, int8: bool = False) -> list[tuple[Format, Path]]:
     """The file of each format: `out` itself for one whose ending it has, otherwise files in the folder `out`.
 
-    UsageError where the ending is no format's, several formats would be one file, or the folder is not there.
+    In a folder `int8` adds files; where `out` is a file, that file is int8. UsageError where the ending is no
+    format's, several formats would be one file, or the folder is not there.
     """
     where = printable(out)
     if text is None:
@@ -61,8 +76,13 @@ def destinations(run: str, out: Path, text: str | None, half: bool) -> list[tupl
         if form is None:
             raise UsageError(f"--out {where}: its name must end in {', '.join(SUFFIXES)}; or add --format")
         text = form.name
-    forms = choose(text, half)
-    if half and not any(form.half for form in forms):
+    forms = choose(text, half, int8)
+    if int8:
+        whole = [form for form in forms if form.int8]
+        if not whole:
+            raise UsageError(f"--int8: {forms[0].name} has no int8 form; add --format onnx")
+        forms = forms if out.is_dir() or out.suffix not in SUFFIXES else whole
+    if half and not any(form.name.endswith("-float16") for form in forms):
         other = printable(out.with_suffix(".safetensors"))
         raise UsageError(f"--half: {forms[0].name} computes in float32; use --format safetensors, or --out {other}")
     if len(forms) == 1 and out.suffix == forms[0].suffix and not out.is_dir():
@@ -75,7 +95,7 @@ def destinations(run: str, out: Path, text: str | None, half: bool) -> list[tupl
         if not out.is_dir():
             raise UsageError(f"--out {where}: there is no such folder; make it first")
         name = run.replace("/", "-")
-        targets = [(form, out / f"{name}{'-float16' if form.half else ''}{form.suffix}") for form in forms]
+        targets = [(form, out / f"{name}{form.variant}{form.suffix}") for form in forms]
     for _, path in targets:
         if not path.parent.is_dir():
             raise UsageError(f"--out {printable(path)}: there is no folder {printable(path.parent)}; make it first")

@@ -18,17 +18,25 @@ from ghostcli import __version__
 from ghostcli.deploy import about as room
 from ghostcli.deploy.about import About
 from ghostcli.deploy.onnxfile import INPUT, OUTPUT, require
-from ghostcli.zoo.ghost import GhostModule, SqueezeExcite
+from ghostcli.zoo.ghost import GhostModule, GhostNet, SqueezeExcite
 
 OPSET = 18  # the lowest that torch's exporter writes by itself
 
 
+@torch.no_grad()
 def spelled(program: nn.Module) -> nn.Module:
-    """A copy whose layers are spelled in the operators that ONNX has, by the same weights."""
+    """A copy whose layers are spelled in the operators that ONNX has. What can be computed beforehand is."""
     plain = copy.deepcopy(program)
-    plain.forward = lambda images: plain.net((images - plain.mean) / plain.std)  # a layout is no operator
+    net, mean, std = plain.net, plain.mean, plain.std
+    if isinstance(net, GhostNet):
+        net.stem.weight.copy_(net.stem.weight / std)  # padding is zero before the division and after it
+        plain.forward = lambda images: net(images - mean)
+    else:
+        plain.forward = lambda images: net((images - mean) / std)
     for module in plain.modules():
         if isinstance(module, SqueezeExcite):
+            module.expand.weight.copy_(module.expand.weight / 6)  # of the hard sigmoid, min(max(x / 6 + 1 / 2, 0), 1)
+            module.expand.bias.copy_(module.expand.bias / 6 + 0.5)
             module.forward = _excite(module)
         elif isinstance(module, GhostModule):
             module.forward = _ghost(module)
@@ -37,7 +45,7 @@ def spelled(program: nn.Module) -> nn.Module:
 
 def _excite(module: SqueezeExcite) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        return x * F.hardsigmoid(module.expand(F.relu(module.reduce(F.adaptive_avg_pool2d(x, 1)))))
+        return x * module.expand(F.relu(module.reduce(F.adaptive_avg_pool2d(x, 1)))).clamp(0, 1)
 
     return forward
 
@@ -97,6 +105,7 @@ def finish(model: object, about: About) -> bytes:
         if hasattr(entry, "metadata_props"):
             del entry.metadata_props[:]
     del graph.value_info[:]
+    _pool_globally(graph)
     _share_constants(graph)
     _shorten(graph)
     graph.name = about.model
@@ -107,6 +116,29 @@ def finish(model: object, about: About) -> bytes:
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
+
+
+def _pool_globally(graph: object) -> None:
+    """The mean of whole maps by the operator that is made for it: runtimes have it in integers too."""
+    import onnx
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        axes = onnx.numpy_helper.to_array(constants[node.input[1]])
+        keeps = [entry.i for entry in node.attribute if entry.name == "keepdims"] in ([], [1])
+        if keeps and sorted(axis % 4 for axis in axes.tolist()) == [2, 3]:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:], node.attribute[:]
+    _drop_unread(graph)
+
+
+def _drop_unread(graph: object) -> None:
+    read = {name for node in graph.node for name in node.input}
+    kept = [copy.deepcopy(tensor) for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _share_constants(graph: object) -> None:
