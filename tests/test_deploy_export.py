@@ -353,3 +353,29 @@ def test_bench_proves_a_run_in_every_runtime_and_draws_it(ghost, digits_run, dig
     assert row["file"] is None and figure.read_bytes().startswith(b"\x89PNG")
     assert ghost(*words, "gns:1.0", "--formats", "all").code == 2
     assert ghost(*words, "--formats", "tflite").code == 2
+
+
+def test_the_page_computes_the_network_in_a_browser(files, images, digits_run, tmp_path):
+    """Opened from file://, in a browser without a window, asked by a script that only the test adds."""
+    import base64
+
+    from ghostcli.deploy import page
+
+    browser = next(filter(None, map(shutil.which, page.BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no chromium is installed")
+    pixels = (images[:100] * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    with open(files[".html"], encoding="utf-8") as file:
+        text = file.read()
+    assert "http:" not in text and "https:" not in text  # nothing is fetched
+    asked = base64.b64encode(pixels.tobytes()).decode()
+    script = f"""document.body.innerHTML = `<p id="seen">${{document.querySelectorAll("#classes tr").length}}</p>` +
+      `<pre>${{JSON.stringify(answers(network, bytesOf("{asked}")).logits)}}</pre>`;"""
+    (tmp_path / "asked.html").write_text(text.replace("</html>", f"<script>{script}</script></html>"), encoding="utf-8")
+    command = [browser, "--headless", "--disable-gpu", "--no-sandbox", f"--user-data-dir={tmp_path}/profile"]
+    command += ["--dump-dom", (tmp_path / "asked.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    found = np.array(json.loads(re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1]), np.float32)
+    assert '<p id="seen">10</p>' in done.stdout  # the page itself has shown ten classes
+    wanted = digits_run.predictions()[0][:100].astype(np.float32)
+    assert np.abs(found - wanted).max() < 1e-2 * np.abs(wanted).max()
