@@ -55,8 +55,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Train small image classifiers, distil into them, and learn whether it helped.\n\n"
-        "Start with [bold]ghost demo[/]: the whole story in two minutes on a CPU. Then "
+        "Train small image classifiers with teachers, and measure whether distillation helps.\n\n"
+        "Start with [bold]ghost demo[/], which takes two minutes on a CPU. Then "
         "[bold]ghost distill resnet18 --student gns:1.0[/] and [bold]ghost table[/]."
     ),
 )
@@ -77,7 +77,7 @@ def root(
     pass
 
 
-TRAIN, READ, PREPARE = "Train", "Read", "Prepare and look after"
+TRAIN, READ, PREPARE = "Train", "Read", "Set up and maintain"
 
 train.register(app, TRAIN)
 app.command(rich_help_panel=TRAIN)(reproduce.reproduce)

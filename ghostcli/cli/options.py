@@ -66,7 +66,7 @@ class Common:
     data: Data = None
     epochs: Epochs = None
     seed: Annotated[
-        list[int], typer.Option("--seed", min=0, max=2**63 - 1, metavar="S", help="Repeatable: one run a seed.")
+        list[int], typer.Option("--seed", min=0, max=2**63 - 1, metavar="S", help="Repeatable: one run per seed.")
     ] = (0,)  # type: ignore[assignment]
     jobs: Jobs = 1
     runs: Runs = Path("runs")
