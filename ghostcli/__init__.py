@@ -1,3 +1,44 @@
-"""ghost: train small image classifiers, distil into them, and say honestly whether it helped."""
+"""ghost: train small image classifiers, distil into them, and say honestly whether it helped.
+
+As a library: `import ghostcli as ghost`, then `ghost.load`, `ghost.train`, `ghost.compare` and `ghost.runs` (api.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["Comparison", "Network", "Run", "__version__", "compare", "load", "runs", "train"]
+
+if TYPE_CHECKING:
+    from ghostcli.api import Comparison, Network, Run, compare, load, runs, train
+
+
+def __getattr__(name: str) -> Any:
+    """The interface is imported when it is used: the command needs none of it."""
+    if name not in __all__:
+        raise AttributeError(f"module 'ghostcli' has no attribute '{name}'")
+    from ghostcli import api
+
+    return getattr(api, name)
+
+
+class _Callable(ModuleType):
+    """The package `ghostcli.compare`, which has the name of a function of the interface: it answers as that too."""
+
+    def __call__(self, *sides: Any, **options: Any) -> Comparison:
+        from ghostcli import api
+
+        return api.compare(*sides, **options)
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "compare" and type(value) is ModuleType:
+            value.__class__ = _Callable
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

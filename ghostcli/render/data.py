@@ -33,12 +33,13 @@ def objects(table: Table, known: dict[str, Cost] | None = None, more: bool = Fal
         "margin": table.options.margin,
         "mixed": mixed,
         "config_diff": table.cohort.changes if table.cohort and not mixed else {},
-        "rows": [_object(row, known, more) for row in table.rows],
+        "rows": [row_object(row, known, more) for row in table.rows],
         "left_out": [asdict(out) for out in table.left_out],
     }
 
 
-def _object(row: Row, known: dict[str, Cost] | None, more: bool) -> dict[str, Any]:
+def row_object(row: Row, known: dict[str, Cost] | None = None, more: bool = False) -> dict[str, Any]:
+    """A row as data. `known`: what each run cost, where hours are wanted; `more`: calibration and agreement too."""
     printed, group, delta = row.printed, row.group, row.delta
     found: dict[str, Any] = {
         "student": row.student,
@@ -107,7 +108,7 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> dict[str, Any]:
     rows = []
     for tables in zip(*by_family.values(), strict=True):
         for lines in zip(*(table.rows for table in tables), strict=True):
-            found = dict(zip(by_family, (_object(line, None, False) for line in lines), strict=True))
+            found = dict(zip(by_family, (row_object(line) for line in lines), strict=True))
             row = found["paper"]
             keep = ("ours", "delta", "verdict", "p_value", "p_adjusted", "control", "check", "runs", "command")
             rows.append(

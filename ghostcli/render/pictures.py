@@ -5,7 +5,7 @@ Invariant: each function takes arrays and returns a matplotlib `Figure`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,5 +117,24 @@ def disagreement(
                 fontsize=6.5,
                 color=colour,
             )
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+@styled
+def answer(image: np.ndarray, shares: Mapping[str, float], title: str = "") -> Figure:
+    """An image uint8 [H, W, 3] beside the probability of each class, 0 to 1."""
+    figure, [[picture, bars]] = canvas(1, 2, (6.0, 2.8), gridspec_kw={"width_ratios": [1, 1.3]})
+    picture.imshow(image, interpolation="nearest")
+    picture.set_axis_off()
+    names = list(shares)
+    best = max(shares, key=lambda name: shares[name])
+    colours = [PALETTE[2] if name == best else GREY for name in names]
+    bars.barh(range(len(names)), [100 * shares[name] for name in names], color=colours)
+    bars.set_yticks(range(len(names)), names)
+    bars.invert_yaxis()
+    bars.set_xlim(0, 100)
+    bars.set_xlabel("probability (%)")
+    bars.grid(axis="y", visible=False)
     figure.suptitle(title, fontsize=10)
     return figure

@@ -1,0 +1,261 @@
+"""`import ghostcli as ghost`: the verbs as functions, for notebooks and programs. `ghostcli` itself names them.
+
+Invariant: nothing is computed here. Each function does what its verb does, by the same code, and returns a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+from ghostcli.errors import UsageError, printable
+from ghostcli.records import record
+from ghostcli.records.model import RunResult
+from ghostcli.records.record import RunRecord
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    from ghostcli.deploy.source import Network as Opened
+
+RUNS = Path("runs")
+#: A picture: a file, an image of Pillow's, or pixels as uint8 [H, W, 3].
+Picture = Union[str, Path, "Image", "np.ndarray"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network that answers for pictures. `classes` in the order of its probabilities."""
+
+    opened: Opened
+
+    @property
+    def name(self) -> str:
+        return self.opened.label
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.opened.about.classes
+
+    def __call__(self, images: Picture | Sequence[Picture]) -> np.ndarray:
+        """Probabilities [N, classes] of N pictures, or of an array uint8 [N, H, W, 3]; of one picture [classes]."""
+        import numpy as np
+
+        from ghostcli.compare.calibration import softmax
+        from ghostcli.deploy.source import logits
+
+        one = isinstance(images, str | Path) or not isinstance(images, Sequence | np.ndarray)
+        one = one or (isinstance(images, np.ndarray) and images.ndim == 3)
+        pictures = [images] if one else list(images)
+        if not pictures:
+            raise UsageError("net(images): there is no image")
+        pixels = np.stack([_pixels(picture, self.opened.about.size) for picture in pictures])
+        found = softmax(logits(self.opened, pixels))
+        return found[0] if one else found
+
+    def predict(self, images: Picture | Sequence[Picture]) -> str | list[str]:
+        """The likeliest class of each picture; of one picture its name alone."""
+        found = self(images)
+        if found.ndim == 1:
+            return self.classes[int(found.argmax())]
+        return [self.classes[int(i)] for i in found.argmax(axis=1)]
+
+    def __repr__(self) -> str:
+        return f"Network({printable(self.name)}: {self.opened.about.model}, {len(self.classes)} classes)"
+
+
+def _pixels(picture: Picture, size: int) -> np.ndarray:
+    """A picture through the steps that training images go through."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from ghostcli.data.pictures import decode
+
+    if isinstance(picture, str | Path):
+        return decode(Path(picture), size)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise UsageError(
+                f"net(images): an array must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}"
+            )
+        picture = Image.fromarray(picture)
+    out = io.BytesIO()
+    picture.convert("RGB").save(out, "PNG")
+    return decode(out, size, "the image")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's record; in a notebook it shows itself."""
+
+    record: RunRecord
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def result(self) -> RunResult:
+        """What came out. UsageError where the run is not finished."""
+        if self.record.result is None:
+            raise UsageError(f"{self.id}: has no result ({self.record.problem})")
+        return self.record.result
+
+    @property
+    def accuracy(self) -> float:
+        """Test accuracy in percent: the run's result."""
+        return self.result.accuracy.selected
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One dict an epoch."""
+        return self.record.metrics()
+
+    def network(self) -> Network:
+        return load(f"run/{self.id}", runs=self.record.path.parent.parent)
+
+    def __repr__(self) -> str:
+        return f"Run({self.id}: {self.record.status})"
+
+    def _repr_html_(self) -> str:
+        from ghostcli.render.facts import page
+
+        return _table(page(self.record))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two groups of runs: `a` minus `b` in points of test accuracy, with the interval and the verdict of `ghost table`.
+
+    `low`, `high` and `verdict` are None where nothing can be said.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    verdict: str | None
+    p: float | None
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+
+    def __str__(self) -> str:
+        within = "" if self.low is None else f", 95 % interval {self.low:+.2f} to {self.high:+.2f}"
+        return (
+            f"{self.verdict or 'no verdict'}: {self.mean:+.2f} points{within}, {len(self.a)} runs against {len(self.b)}"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(str(self))}</p>" + _table([("a", ", ".join(self.a)), ("b", ", ".join(self.b))])
+
+
+def load(model: str, *, runs: str | Path = RUNS) -> Network:
+    """A trained network by run id (`run/ID`, `ID`, or its folder) or exported file, in its deploy form, on the CPU.
+
+    UsageError, with the nearest ids, where there is none.
+    """
+    from ghostcli.deploy.source import open_network
+
+    folder = Path(model)
+    if (folder / "status.json").is_file():
+        return load(f"run/{folder.parent.name}/{folder.name}", runs=folder.parent.parent)
+    return Network(open_network(str(model), Path(runs)))
+
+
+def train(
+    student: str,
+    teachers: str | Sequence[str] = (),
+    *,
+    recipe: str = "paper",
+    settings: Mapping[str, object] | None = None,
+    seeds: Sequence[int] = (0,),
+    together: bool = False,
+    runs: str | Path = RUNS,
+    device: str = "auto",
+    jobs: int = 1,
+) -> list[Run]:
+    """Train `student`, one run a seed, and return the finished runs; finished work is found, not made again.
+
+    No teachers: alone. One: distilled. Several: a chain, first to last, or an ensemble where `together`. `settings`:
+    recipe key -> value, as `{"train.epochs": 20}`. `jobs` above 1 needs `if __name__ == "__main__"` in a program. The
+    errors are those of the verbs: GhostError and its kinds.
+    """
+    from ghostcli import plan
+    from ghostcli.recipe import load as load_recipe
+    from ghostcli.run import launch
+
+    names = [teachers] if isinstance(teachers, str) else list(teachers)
+    found = load_recipe(recipe, [f"{key}={_typed(value)}" for key, value in (settings or {}).items()])
+    common, folder = (found.recipe, found.name), Path(runs)
+
+    def job(seed: int) -> plan.Job:
+        if not names:
+            return plan.plain(student, seed, *common)
+        return (plan.ensemble if together else plan.chain)(names, student, seed, *common, folder)
+
+    asked = plan.order(job(seed) for seed in seeds)
+    return [Run(done) for done in launch.carry_out(asked, launch.Options(folder, device, jobs=jobs))]
+
+
+def _typed(value: object) -> str:
+    """A value as --set takes it."""
+    import json
+
+    return "none" if value is None else json.dumps(value)
+
+
+def compare(
+    a: Iterable[Run | str] | Run | str, b: Iterable[Run | str] | Run | str, *, runs: str | Path = RUNS
+) -> Comparison:
+    """Runs `a` minus runs `b`, with the interval and the verdict that `ghost table` gives such a pair.
+
+    Each side is runs of one job. UsageError where a record cannot be believed, or where the sides were not trained on
+    the same data for as long.
+    """
+    from ghostcli.compare.admission import admit
+    from ghostcli.compare.groups import cohorts
+    from ghostcli.compare.rows import MARGIN
+    from ghostcli.compare.verdicts import judge
+
+    sides = [_records(side, Path(runs)) for side in (a, b)]
+    admitted = admit([one for side in sides for one in side])
+    if admitted.left_out:
+        first = admitted.left_out[0]
+        raise UsageError(f"{first.run}: cannot be compared, {first.reason}")
+    groups = []
+    for side in sides:
+        ids = {one.id for one in side}
+        found = [group for cohort in cohorts(admitted.runs) for group in cohort.groups if group.ids & ids]
+        if len(found) != 1 or found[0].ids != ids:
+            raise UsageError(
+                "compare: each side must be runs of one job, which differ in their seeds alone; and no run twice"
+            )
+        groups += found
+    ours, theirs = groups
+    if (ours.about.data_checksum, ours.steps) != (theirs.about.data_checksum, theirs.steps):
+        raise UsageError(
+            "compare: the sides were not trained on the same images for as many steps; no verdict is possible"
+        )
+    delta = ours.minus(theirs)
+    [judged] = judge([delta], MARGIN)
+    ids = (tuple(one.id for one in group.runs) for group in groups)
+    return Comparison(delta.mean, delta.low, delta.high, judged.verdict, judged.p, *ids)
+
+
+def _records(side: Iterable[Run | str] | Run | str, runs: Path) -> list[RunRecord]:
+    named = [side] if isinstance(side, Run | str) else list(side)
+    return [one.record if isinstance(one, Run) else record.find(runs, one) for one in named]
+
+
+def runs(folder: str | Path = RUNS) -> list[Run]:
+    """Every run in a folder, by id."""
+    return [Run(found) for found in record.scan(Path(folder))]
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    cells = "".join(f"<tr><th>{escape(printable(k))}</th><td>{escape(printable(v))}</td></tr>" for k, v in rows)
+    return f"<table>{cells}</table>"

@@ -1,0 +1,92 @@
+"""The README and the pages of docs/: every command in them is run, every link leads somewhere; the README is short."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from report_runs import study
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: Verbs that train: their commands are planned and not carried out.
+TRAIN = {"train-teacher", "distill", "assist-chain", "ensemble", "reproduce"}
+#: Verbs whose commands other tests run, since they train or wait.
+ELSEWHERE = {
+    "demo": "test_cli_demo.py",
+    "report --live": "test_report_page.py",
+    "plan-seeds": "test_compare_verdicts.py",
+}
+
+
+def blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """(what stands behind the language, content) of each fenced block of a language."""
+    found = re.findall(rf"^```{language}(?: +(\S+))?\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    return [(name, content) for name, content in found]
+
+
+def commands(page: Path) -> list[str]:
+    """Every `ghost` command of a page: lines of its shell blocks, and code in its text that begins so."""
+    lines = [line for _, content in blocks(page, "sh") for line in content.splitlines() if line.startswith("ghost ")]
+    inline = re.findall(
+        r"`(ghost [a-z][^`]*)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    )
+    return list(dict.fromkeys([*lines, *inline]))
+
+
+ALL = [pytest.param(command, id=f"{page.stem}: {command}") for page in PAGES for command in commands(page)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, digits_runs: Path) -> Path:
+    """Where a reader of the pages might stand: runs, a photo, a folder of photos, a network of one's own."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("reader")
+    study(folder / "runs", seeds=2)
+    shutil.copytree(digits_runs, folder / "runs", dirs_exist_ok=True)
+    Image.new("RGB", (40, 30), (200, 30, 40)).save(folder / "photo.jpg")
+    for part in ("train", "test"):
+        for shade, name in enumerate(("cat", "dog")):
+            (folder / "photos" / part / name).mkdir(parents=True)
+            for i in range(4):
+                shown = Image.new("RGB", (32, 32), (90 * shade + 5 * i, 60, 100 + len(part)))
+                shown.save(folder / "photos" / part / name / f"{i}.png")
+    for page in PAGES:
+        for name, content in blocks(page, "python"):
+            if name:
+                (folder / name).write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_every_command(ghost, place: Path, monkeypatch: pytest.MonkeyPatch, command: str, digits_runs: Path) -> None:
+    [run] = [path.parent for path in digits_runs.glob("*/s0/result.json")]
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("GHOST_DATA", str(place / "data"))
+    words = shlex.split(command.replace("run/ID", f"run/{run.parent.name}/s0").replace("NAME", "one"))[1:]
+    if any(" ".join(words).startswith(verb) for verb in ELSEWHERE):
+        return
+    if words[0] in TRAIN:
+        words += ["--dry-run"]
+    done = ghost(*(word for word in words if word != "--open"))
+    if words[0] == "check":  # its teachers take hours to train: it must get as far as asking for them
+        assert done.code == 2 and "has no finished run (not begun); train it first" in done.err
+    elif words[0] == "doctor":
+        assert done.code in (0, 1) and "torch" in done.out
+    else:
+        assert done.code == 0, done
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)", page.read_text())
+    for target in targets:
+        assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"

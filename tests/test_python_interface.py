@@ -1,0 +1,99 @@
+"""`import ghostcli as ghost`: what its functions return, that docs/python.md runs, and what they say of mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_runs import edit, write_run
+from test_compare_tables import build, row
+from test_docs import ROOT, blocks
+
+import ghostcli
+from ghostcli.errors import UsageError
+
+
+def test_the_page_runs(digits_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(digits_runs, tmp_path / "runs")
+    [run] = ghostcli.runs(tmp_path / "runs")
+    Image.new("RGB", (40, 30), (200, 30, 40)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for _, code in blocks(ROOT / "docs" / "python.md", "python"):
+        exec(code.replace("run/ID", f"run/{run.id}"), names)
+    alone, taught = names["alone"], names["taught"]
+    assert [r.result.seed for r in alone] == [0, 1] and taught[0].result.strategy == "kd"
+    assert taught[0].result.recipe.train.epochs == 1
+    compared = ghostcli.compare(taught, alone)
+    assert compared.mean == pytest.approx(np.mean([r.accuracy for r in taught]) - np.mean([r.accuracy for r in alone]))
+    assert run.id in run._repr_html_() and "<table>" in compared._repr_html_()
+
+
+def test_a_network_answers_as_the_command_does(ghost, digits_runs: Path, tmp_path: Path) -> None:
+    [run] = ghostcli.runs(digits_runs)
+    file = tmp_path / "digit.png"
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[6:26, 14:18] = 255
+    Image.fromarray(pixels).save(file)
+    net = run.network()
+    said = json.loads(ghost("predict", f"run/{run.id}", file, "--runs", digits_runs, "--json", "--top", 10).out)
+    shares = {each["class"]: each["probability"] for each in said[0]["predictions"]}
+    ours = net(file)
+    assert ours.shape == (10,) and ours == pytest.approx([shares[name] for name in net.classes], abs=1e-5)
+    assert net.predict(file) == said[0]["predictions"][0]["class"]
+    both = net(np.stack([pixels, pixels]))
+    assert both.shape == (2, 10) and both == pytest.approx(np.stack([ours, ours]), abs=1e-6)
+    assert net([file, Image.open(file), pixels]) == pytest.approx(np.stack([ours] * 3), abs=1e-6)
+    assert ghostcli.load(str(run.record.path)).predict(file) == net.predict(file)
+
+
+def test_a_comparison_is_that_of_the_table(tmp_path: Path) -> None:
+    alone = [write_run(tmp_path, "gns:1.0", seed=s, accuracy=91.4 + 0.1 * s, epochs=20) for s in range(3)]
+    taught = [
+        write_run(tmp_path, "gns:1.0", "kd", ("resnet50",), seed=s, accuracy=93.2 + 0.1 * s, epochs=20)
+        for s in range(3)
+    ]
+    found = ghostcli.compare(taught, alone, runs=tmp_path)
+    theirs = row(build(tmp_path), "gns:1.0", "resnet50")
+    assert (found.mean, found.low, found.high) == (theirs.delta.mean, theirs.delta.low, theirs.delta.high)
+    assert found.verdict == theirs.verdict == "better" and str(found).startswith("better: +1.80 points, 95 % interval")
+    with pytest.raises(UsageError, match="runs of one job"):
+        ghostcli.compare([taught[0], alone[0]], alone, runs=tmp_path)
+    shorter = write_run(tmp_path, "gns:1.0", seed=0, epochs=2)
+    with pytest.raises(UsageError, match="not trained on the same images for as many steps"):
+        ghostcli.compare(taught, shorter, runs=tmp_path)
+    edit(tmp_path / alone[0] / "result.json", seal=False, nll=0.1)
+    with pytest.raises(UsageError, match=r"cannot be compared, result\.json was changed"):
+        ghostcli.compare(taught, alone, runs=tmp_path)
+
+
+def test_mistakes_are_the_commands_errors(digits_runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no runs at all"):
+        ghostcli.load("run/gns-1.0-plain-00000000/s0", runs=tmp_path)
+    with pytest.raises(UsageError, match="resnet18"):
+        ghostcli.train("resnet19", runs=tmp_path)
+    with pytest.raises(UsageError, match=r"train\.epochs"):
+        ghostcli.train("gns:1.0", settings={"train.epoch": 3}, runs=tmp_path)
+    [run] = ghostcli.runs(digits_runs)
+    net = run.network()
+    for wrong in (np.zeros((32, 32), np.uint8), np.zeros((32, 32, 3), np.float32)):
+        with pytest.raises(UsageError, match="must be uint8"):
+            net([wrong])
+    with pytest.raises(UsageError, match="there is no image"):
+        net([])
+    with pytest.raises(AttributeError):
+        _ = ghostcli.nothing
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("first", ["", "import ghostcli.compare.stats;"])
+def test_importing_it_costs_nothing_and_compare_is_both(first: str) -> None:
+    code = f"import sys; import ghostcli as g; assert 'numpy' not in sys.modules; {first} assert callable(g.compare)"
+    code += "; from ghostcli.compare import stats; assert callable(g.compare) and g.compare.stats is stats"
+    subprocess.run([sys.executable, "-c", code], check=True)
