@@ -1,4 +1,4 @@
-"""Draws docs/demo.svg, the README's picture: what `ghost table also` shows on a terminal after `ghost demo`.
+"""Draws docs/demo.svg, the README's picture: what `ghost demo` ends with on a terminal.
 
 ghost demo && python docs/picture.py
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shlex
 import sys
 from io import StringIO
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH = 128
+WIDTH = 92
 
 shown = bytearray()
 
@@ -28,8 +29,11 @@ def keep(terminal: int) -> bytes:
 
 os.chdir(ROOT)
 os.environ |= {"COLUMNS": str(WIDTH), "TERM": "xterm-256color"}
-if pty.spawn([sys.executable, "-m", "ghostcli", "table", "also", "--runs", "runs/demo"], keep):
-    sys.exit("ghost table failed; run ghost demo first")
+if not Path("runs/demo/forest.png").exists():
+    sys.exit("runs/demo: holds no finished demo; run ghost demo first")
+words = shlex.join([sys.executable, "-m", "ghostcli", "demo"])
+if pty.spawn(["sh", "-c", f"{words} 2>/dev/null"], keep):  # its progress goes to stderr
+    sys.exit("ghost demo failed")
 console = Console(record=True, width=WIDTH, file=StringIO())
 console.print("$ ghost demo")
 console.print(Text.from_ansi(shown.decode().replace("\r\n", "\n").rstrip()), soft_wrap=True)

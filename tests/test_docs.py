@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shlex
 import shutil
@@ -14,11 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Verbs that train: their commands are planned and not carried out.
 TRAIN = {"train-teacher", "distill", "assist-chain", "ensemble", "reproduce"}
-#: Verbs whose commands other tests run, since they train or wait.
+#: Commands that other tests run, since they train, wait, or need a runtime that may not be installed.
 ELSEWHERE = {
     "demo": "test_cli_demo.py",
     "report --live": "test_report_page.py",
     "plan-seeds": "test_compare_verdicts.py",
+    "export": "test_deploy_export.py",
+    "bench run/": "test_deploy_export.py",
 }
 
 
@@ -29,12 +32,13 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
 
 
 def commands(page: Path) -> list[str]:
-    """Every `ghost` command of a page: lines of its shell blocks, and code in its text that begins so."""
+    """Every `ghost` command of a page: lines of its shell blocks, and code in its text. A verb that the text only names
+    is asked for its help."""
     lines = [line for _, content in blocks(page, "sh") for line in content.splitlines() if line.startswith("ghost ")]
-    inline = re.findall(
-        r"`(ghost [a-z][^`]*)`", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    )
-    return list(dict.fromkeys([*lines, *inline]))
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    inline = [re.sub(r"\s+", " ", found) for found in re.findall(r"`(ghost [a-z][^`]*)`", text)]
+    named = [found if found.count(" ") > 1 else f"{found} --help" for found in inline]
+    return list(dict.fromkeys([*lines, *named]))
 
 
 ALL = [pytest.param(command, id=f"{page.stem}: {command}") for page in PAGES for command in commands(page)]
@@ -67,15 +71,22 @@ def test_every_command(ghost, place: Path, monkeypatch: pytest.MonkeyPatch, comm
     [run] = [path.parent for path in digits_runs.glob("*/s0/result.json")]
     monkeypatch.chdir(place)
     monkeypatch.setenv("GHOST_DATA", str(place / "data"))
-    words = shlex.split(command.replace("run/ID", f"run/{run.parent.name}/s0").replace("NAME", "one"))[1:]
+    for placeholder in ("run/ID", "ID...", "RUN"):
+        command = command.replace(placeholder, f"run/{run.parent.name}/s0")
+    words = shlex.split(command.replace("NAME", "one"))[1:]
+    (place / "mine.toml").unlink(missing_ok=True)
     if any(" ".join(words).startswith(verb) for verb in ELSEWHERE):
         return
-    if words[0] in TRAIN:
+    if words[0] in TRAIN and "--help" not in words:
         words += ["--dry-run"]
+    if words[0] == "check":
+        words += ["--runs", "none"]
     done = ghost(*(word for word in words if word != "--open"))
-    if words[0] == "check":  # its teachers take hours to train: it must get as far as asking for them
-        assert done.code == 2 and "has no finished run (not begun); train it first" in done.err
-    elif words[0] == "doctor":
+    if (
+        words[0] == "check" and "--help" not in words
+    ):  # its teachers take hours to train: it must get as far as asking for them
+        assert done.code == 2 and "has no finished run (not started); train it first" in done.err
+    elif words == ["doctor"]:
         assert done.code in (0, 1) and "torch" in done.out
     else:
         assert done.code == 0, done
@@ -90,3 +101,20 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)", page.read_text())
     for target in targets:
         assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_picture_has_no_broken_columns() -> None:
+    """docs/picture.py draws it. Each way of learning stands on one line, and the columns stand below their headings."""
+    picture = (ROOT / "docs" / "demo.svg").read_text()
+    lines: dict[float, list[tuple[float, str]]] = {}
+    for x, y, content in re.findall(r'<text [^>]*?x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', picture):
+        lines.setdefault(float(y), []).append((float(x), html.unescape(content).replace("\xa0", " ")))
+    texts = ["".join(part for _, part in sorted(line)).rstrip() for line in lines.values()]
+    [head] = [text for text in texts if text.startswith("how the student learnt")]
+    ways = ("alone", "one teacher", "teacher, then assistant", "two teachers")
+    rows = [[text for text in texts if re.match(rf"{way} +\d\d\.\d\d", text)] for way in ways]
+    assert [len(found) for found in rows] == [1] * 4, texts
+    end = head.index("accuracy (%)") + len("accuracy (%)")
+    for [row] in rows:
+        assert re.fullmatch(r"\d\d\.\d\d( ± \d+\.\d\d \(\d\))?", row[head.index("learnt") + 6 : end].strip()), row
+    assert any(text.startswith("Verdict: ") for text in texts)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ghostcli.cli import complete
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.load import Resolved, load
 
@@ -30,7 +31,13 @@ Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout and nothing else.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Recipe = Annotated[
-    str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="See [bold]ghost recipe list[/]; or your own file.")
+    str,
+    typer.Option(
+        *("--recipe", "-r"),
+        metavar="NAME|FILE",
+        help="See [bold]ghost recipe list[/]; or your own file.",
+        autocompletion=complete.recipes,
+    ),
 ]
 Set = Annotated[
     list[str],

@@ -8,10 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
+from ghostcli.cli import complete
 from ghostcli.cli.options import Json, Runs
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A finished run (run/ID), or an exported .onnx or .pt2 file.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A finished run (run/ID), or an exported .onnx or .pt2 file.",
+        autocompletion=complete.models,
+    ),
 ]
 
 

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ghostcli.cli import complete
 from ghostcli.cli.options import Json
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe import Recipe, Resolved, canonical, digest, files, keys, load, names
@@ -22,7 +23,12 @@ from ghostcli.recipe.toml import dumps
 app = typer.Typer(help="List, show, check and copy recipes.", no_args_is_help=True)
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="A shipped recipe's name, a .toml file, or a run's recipe.json.")
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A shipped recipe's name, a .toml file, or a run's recipe.json.",
+        autocompletion=complete.recipes,
+    ),
 ]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghostcli.cli import complete
 from ghostcli.cli.options import Runs
 from ghostcli.errors import UsageError, printable
 
@@ -23,7 +24,10 @@ def report(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN|STUDY]...", help="Runs by id, or folders of runs; none: all runs.", show_default=False
+            metavar="[RUN|STUDY]...",
+            help="Runs by id, or folders of runs; none: all runs.",
+            show_default=False,
+            autocompletion=complete.runs,
         ),
     ] = None,
     runs: Runs = Path("runs"),

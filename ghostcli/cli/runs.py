@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ghostcli.cli import complete
 from ghostcli.cli.options import Json, Runs
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.records import record
@@ -19,7 +20,9 @@ from ghostcli.render.facts import overview, page
 
 app = typer.Typer(no_args_is_help=True, help="Run directories: list, show, verify, remove.")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="A run's id, as `ghost runs list` prints it.")]
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="A run's id, as `ghost runs list` prints it.", autocompletion=complete.runs)
+]
 
 
 @app.command("list")

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ghostcli import plan
+from ghostcli.cli import complete
 from ghostcli.cli.check import report
 from ghostcli.cli.options import Common, Device, Json, Runs, with_common, words
 from ghostcli.errors import GhostError, UsageError, printable
@@ -33,10 +34,20 @@ teach_app = typer.Typer(no_args_is_help=True, help="Work with a trained teacher'
 MODELS = ", ".join(
     ["gns:WIDTH", "gnd:WIDTH", *(name for name in KNOWN if ":" not in name), "timm/NAME", "py:FILE.py:FUNCTION"]
 )
-Model = Annotated[str, typer.Argument(help=f"{MODELS}.")]
-TeacherModel = Annotated[str, typer.Argument(help="A model (trained first if it has no finished run) or run/ID.")]
-TeacherModels = Annotated[list[str], typer.Argument(help="Models or run/ID, first to last.")]
-Student = Annotated[str, typer.Option("--student", metavar="MODEL", help="The network to train, as in gns:1.3.")]
+Model = Annotated[str, typer.Argument(help=f"{MODELS}.", autocompletion=complete.models)]
+TeacherModel = Annotated[
+    str,
+    typer.Argument(help="A model (trained first if it has no finished run) or run/ID.", autocompletion=complete.models),
+]
+TeacherModels = Annotated[
+    list[str], typer.Argument(help="Models or run/ID, first to last.", autocompletion=complete.models)
+]
+Student = Annotated[
+    str,
+    typer.Option(
+        "--student", metavar="MODEL", help="The network to train, as in gns:1.3.", autocompletion=complete.models
+    ),
+]
 Kind = Annotated[
     str | None,
     typer.Option("--kind", help="Distillation loss: kd, dkd, dist, hint, at or rkd.", show_default="the recipe's"),
