@@ -34,7 +34,7 @@ def list_runs(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     elif rows:
         _print(rows)
     else:
-        typer.echo(f"{printable(runs)}: no runs yet; ghost demo makes some in two minutes")
+        typer.echo(f"{printable(runs)}: no runs yet; ghost demo makes some in three minutes")
 
 
 def scanned(runs: Path) -> list[RunRecord]:
