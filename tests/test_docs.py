@@ -21,6 +21,7 @@ ELSEWHERE = {
     "report --live": "test_report_page.py",
     "plan-seeds": "test_compare_verdicts.py",
     "export": "test_deploy_export.py",
+    "runs sync": "test_track.py",
     "bench run/": "test_deploy_export.py",
 }
 

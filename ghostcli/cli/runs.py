@@ -155,6 +155,53 @@ def study(
     typer.echo(f"{len(chosen)} record{'s' * (len(chosen) != 1)} in {printable(out)}")
 
 
+@app.command("sync")
+def sync_runs(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ID]...", help="Runs.", show_default="all", autocompletion=complete.runs),
+    ] = None,
+    to: Annotated[str, typer.Option("--to", metavar="TRACKER", help="tensorboard, wandb or trackio.")] = "tensorboard",
+    runs: Runs = Path("runs"),
+    folder: Annotated[
+        Path | None, typer.Option("--logdir", metavar="DIR", help="Of TensorBoard.", show_default="RUNS/tensorboard")
+    ] = None,
+    project: Annotated[str, typer.Option("--project", metavar="NAME", help="Of wandb and trackio.")] = "ghost",
+    follow: Annotated[bool, typer.Option("--follow", help="Go on while runs go on, until Ctrl-C.")] = False,
+) -> None:
+    """Copy the metrics of runs into a tracker: what it does not have yet. The record stays the truth.
+
+    ghost runs sync --follow        ghost runs sync --to wandb --project cifar
+    """
+    import time
+
+    from ghostcli import track
+    from ghostcli.display import console
+    from ghostcli.errors import Interrupted
+
+    if to not in track.TRACKERS:
+        raise UsageError(f"--to '{printable(to)}' does not exist; choose {', '.join(track.TRACKERS)}")
+    place = track.Place(to, folder or runs / "tensorboard", project)
+    try:
+        while True:
+            chosen = [record.find(runs, name) for name in names] if names else scanned(runs)
+            try:
+                for run, count in track.sync(runs, chosen, place):
+                    typer.echo(f"{run}: {count} epoch{'s' * (count != 1)} to {place.key}")
+            except UsageError:
+                raise
+            except GhostError as error:
+                if not follow:
+                    raise
+                console.print(printable(error), style="yellow", markup=False)
+            if not follow:
+                return
+            time.sleep(2)
+    except Interrupted:
+        if not follow:
+            raise
+
+
 @app.command("rm")
 def remove(
     run: Id,

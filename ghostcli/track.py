@@ -1,0 +1,137 @@
+"""Mirrors of metrics.jsonl in trackers that people already use: TensorBoard, Weights & Biases, trackio.
+
+Invariant: records are only read. A tracker works in a process of its own (`ghost runs sync`), so none that fails can
+fail a run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.recipe.diff import flat
+from ghostcli.records.record import RunRecord
+from ghostcli.records.storage import read_json, write_json
+
+#: Tracker -> (the module that it needs, the extra of `pip install` that brings it).
+TRACKERS = {
+    "tensorboard": ("torch.utils.tensorboard", "tensorboard"),
+    "wandb": ("wandb", "track"),
+    "trackio": ("trackio", "track"),
+}
+#: Beside the runs: how many epochs of each run each tracker has.
+FILE = ".synced.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where mirrors go: a folder of event files (TensorBoard), or a project by name (the others)."""
+
+    tracker: str
+    folder: Path
+    project: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.tracker} {self.folder if self.tracker == 'tensorboard' else self.project}"
+
+
+class Mirror(Protocol):
+    """A run in a tracker: values by name at an epoch."""
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    def __init__(self, module: Any, run: RunRecord, place: Place) -> None:
+        self.writer = module.SummaryWriter(str(place.folder / run.id))
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, epoch)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _Hosted:
+    """Weights & Biases, and trackio, which has the same calls."""
+
+    def __init__(self, module: Any, run: RunRecord, place: Place) -> None:
+        config = flat(run.setup.recipe) if run.setup else {}
+        more = {"id": run.id.replace("/", "-"), "resume": "allow"} if place.tracker == "wandb" else {"resume": "allow"}
+        self.module = module
+        module.init(project=place.project, name=run.id, config=config, **more)
+
+    def log(self, values: Mapping[str, float], epoch: int) -> None:
+        self.module.log(dict(values), step=epoch)
+
+    def close(self) -> None:
+        self.module.finish()
+
+
+def sync(runs: Path, chosen: Sequence[RunRecord], place: Place) -> Iterator[tuple[str, int]]:
+    """Send what each tracker does not have yet; yields (run, epochs sent) for each run that had something new.
+
+    UsageError where the tracker is not installed; GhostError, naming it, where it refuses.
+    """
+    module = _module(place.tracker)
+    known = _known(runs)
+    had = known.setdefault(place.key, {})
+    for run in chosen:
+        rows = run.metrics()
+        # A run that was started over has fewer epochs than were sent: it is sent again from the first.
+        begin = had.get(run.id, 0) if had.get(run.id, 0) <= len(rows) else 0
+        if len(rows) == begin:
+            continue
+        try:
+            mirror: Mirror = (_TensorBoard if place.tracker == "tensorboard" else _Hosted)(module, run, place)
+            try:
+                for row in rows[begin:]:
+                    mirror.log(values(row), row["epoch"])
+            finally:
+                mirror.close()
+        except Exception as error:  # a tracker may raise anything, and none of it is the run's affair
+            reason = printable(str(error).partition("\n")[0] or type(error).__name__)
+            raise GhostError(f"{place.tracker}: refused {run.id} ({reason}); the run itself is not affected") from error
+        had[run.id] = len(rows)
+        write_json(runs / FILE, known, "synced")
+        yield run.id, len(rows) - begin
+
+
+def values(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of an epoch's line by name: `test/accuracy`, `loss`, `lr`."""
+    found: dict[str, float] = {}
+    for key, value in row.items():
+        parts = value.items() if isinstance(value, Mapping) else [("", value)]
+        for part, number in parts:
+            if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number):
+                found[f"{key}/{part}" if part else key] = float(number)
+    found.pop("epoch", None)
+    return found
+
+
+def _module(tracker: str) -> Any:
+    name, extra = TRACKERS[tracker]
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(f"--to {tracker}: is not installed; type pip install 'ghostcli[{extra}]'") from error
+
+
+def _known(runs: Path) -> dict[str, dict[str, int]]:
+    file = runs / FILE
+    value = read_json(file) if file.exists() else {}
+    sound = isinstance(value, dict) and all(
+        isinstance(had, dict) and all(isinstance(n, int) and n >= 0 for n in had.values()) for had in value.values()
+    )
+    if not sound:
+        raise UsageError(f"{printable(file)}: is damaged; remove it, and all runs are sent again")
+    return value
