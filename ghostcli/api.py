@@ -46,7 +46,7 @@ class Network:
         import numpy as np
 
         from ghostcli.compare.calibration import softmax
-        from ghostcli.deploy.source import logits
+        from ghostcli.deploy.ask import answers
 
         one = isinstance(images, str | Path) or not isinstance(images, Sequence | np.ndarray)
         one = one or (isinstance(images, np.ndarray) and images.ndim == 3)
@@ -54,7 +54,7 @@ class Network:
         if not pictures:
             raise UsageError("net(images): there is no image")
         pixels = np.stack([_pixels(picture, self.opened.about.size) for picture in pictures])
-        found = softmax(logits(self.opened, pixels))
+        found = softmax(answers(self.opened, pixels))
         return found[0] if one else found
 
     def predict(self, images: Picture | Sequence[Picture]) -> str | list[str]:

@@ -53,6 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, digits_runs: Path) -> Path:
     folder = tmp_path_factory.mktemp("reader")
     study(folder / "runs", seeds=2)
     shutil.copytree(digits_runs, folder / "runs", dirs_exist_ok=True)
+    shutil.copytree(ROOT / "runs" / "studies" / "demo", folder / "runs" / "demo")
     Image.new("RGB", (40, 30), (200, 30, 40)).save(folder / "photo.jpg")
     for part in ("train", "test"):
         for shade, name in enumerate(("cat", "dog")):
@@ -111,11 +112,13 @@ def test_the_picture_has_no_broken_columns() -> None:
     for x, y, content in re.findall(r'<text [^>]*?x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', picture):
         lines.setdefault(float(y), []).append((float(x), html.unescape(content).replace("\xa0", " ")))
     texts = ["".join(part for _, part in sorted(line)).rstrip() for line in lines.values()]
-    [head] = [text for text in texts if text.startswith("how the student learnt")]
     ways = ("alone", "one teacher", "teacher, then assistant", "two teachers")
-    rows = [[text for text in texts if re.match(rf"{way} +\d\d\.\d\d", text)] for way in ways]
-    assert [len(found) for found in rows] == [1] * 4, texts
-    end = head.index("accuracy (%)") + len("accuracy (%)")
-    for [row] in rows:
-        assert re.fullmatch(r"\d\d\.\d\d( ± \d+\.\d\d \(\d\))?", row[head.index("learnt") + 6 : end].strip()), row
+    accuracy, against = r"\d\d\.\d\d(?: ± \d+\.\d\d \(\d\))?", r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]"
+    ends = []
+    for way in ways:
+        [row] = [text for text in texts if re.match(rf"{way} +\d\d\.\d\d", text)]
+        found = re.fullmatch(rf"{way} +({accuracy})(?: +({against}) +(better|worse|[a-z: ]+))?", row)
+        assert found, row
+        ends.append((found.end(1), found.end(2), found.end(3)))
+    assert len({accuracy for accuracy, *_ in ends}) == 1 and len(set(ends[1:])) == 1, "columns that end in one place"
     assert any(text.startswith("Verdict: ") for text in texts)
