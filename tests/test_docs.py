@@ -23,6 +23,9 @@ ELSEWHERE = {
     "export": "test_deploy_export.py",
     "runs sync": "test_track.py",
     "bench run/": "test_deploy_export.py",
+    "bench --mlperf": "test_deploy_export.py",
+    "predict folder/": "test_deploy_export.py",
+    "evaluate folder/": "test_deploy_export.py",
 }
 
 

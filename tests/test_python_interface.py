@@ -74,7 +74,7 @@ def test_a_comparison_is_that_of_the_table(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_the_commands_errors(digits_runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no runs at all"):
+    with pytest.raises(UsageError, match="has no runs at all"):
         ghostcli.load("run/gns-1.0-plain-00000000/s0", runs=tmp_path)
     with pytest.raises(UsageError, match="resnet18"):
         ghostcli.train("resnet19", runs=tmp_path)
