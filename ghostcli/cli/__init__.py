@@ -55,9 +55,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Train small image classifiers with teachers, and measure whether distillation helps.
-
-"
+        "Train small image classifiers with teachers, and measure whether distillation helps.\n\n"
         "Start with [bold]ghost demo[/], which takes about three minutes on two CPU cores. Then "
         "[bold]ghost distill resnet18 --student gns:1.0[/] and [bold]ghost table[/]."
     ),
