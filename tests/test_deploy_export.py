@@ -260,6 +260,7 @@ def test_half_precision_weights_load_as_the_deploy_form(ghost, digits_runs, file
         ("student.gguf", [], ".pt2"),
         ("nowhere/student.pt2", [], "nowhere"),
         ("student.pt2", ["--half"], "student.safetensors"),
+        ("student.pt2", ["--int8"], "--format onnx"),
         ("student.pt2", ["--format", "onnx,pt2"], "folder"),
         ("nowhere", ["--format", "onnx,pt2"], "nowhere"),
         ("student.onnx", ["--format", "onxx"], "onnx"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ghostcli.zoo.ghost import Bottleneck, SqueezeExcite
 
 STRENGTH = 0.5  # of the migration from activations to weights: Xiao et al. 2023, equation 4, alpha
-OUTSIDE = 1e-4  # of the values of an activation, beyond each end of its range
+OUTSIDE = 3e-5  # of the values of an activation, beyond each end of its range
 STEPS = 80
 BATCH = 128
 RATE = 5e-5

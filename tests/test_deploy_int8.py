@@ -1,0 +1,92 @@
+"""What comes before integers: equalised channels, fine-tuning, and the choice among ways of quantising."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from ghostcli import zoo
+from ghostcli.data import Images
+from ghostcli.deploy import equalise, ladder
+from ghostcli.deploy.program import Program
+from ghostcli.recipe.models import AugmentSection
+
+
+@pytest.fixture(scope="module")
+def program():
+    """A deploy form whose channels differ as those of a trained network do."""
+    torch.manual_seed(0)
+    model = zoo.build("gns:0.25", 10)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.1, 3)
+            module.bias.data.normal_(0, 0.3)
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    return Program(zoo.deploy(model), ((0.5,) * 3, (0.25,) * 3)).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def inner_peaks(program, images):
+    """The largest value of each channel that the second ghost module of each bottleneck reads."""
+    peaks = []
+
+    def watch(module, inputs):
+        peaks.append(inputs[0].amax((0, 2, 3)))
+
+    handles = [block.project.register_forward_pre_hook(watch) for block in program.net.bottlenecks]
+    with torch.no_grad():
+        logits = program(images)
+    for handle in handles:
+        handle.remove()
+    return peaks, logits
+
+
+def test_an_equalised_network_is_the_same_function_with_channels_more_alike(program, images):
+    before, wanted = inner_peaks(program, images)
+    after, found = inner_peaks(equalise.equalised(program, images), images)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+    spreads = [torch.stack([p.clamp_min(1e-3).log().std() for p in peaks]).mean().item() for peaks in (before, after)]
+    assert spreads[1] < 0.9 * spreads[0]
+    assert torch.equal(program(images), wanted)  # the network given is left as it was
+
+
+def test_fine_tuning_moves_a_copy_towards_what_survives_rounding(program, images, monkeypatch):
+    monkeypatch.setattr(equalise, "STEPS", 3)
+    before = copy.deepcopy(program.state_dict())
+    tuned = equalise.tuned(program, lambda step: images[8 * (step % 4) :][:8], 7, lambda note: None)
+    after = program.state_dict()
+    assert before.keys() == tuned.state_dict().keys()  # no trace of the rounding is left
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    changed = [key for key in before if not torch.equal(before[key], tuned.state_dict()[key])]
+    assert len(changed) > 50 and not {"mean", "std"} & set(changed)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            tuned(images), program(images), rtol=0.2, atol=0.1 * program(images).abs().max().item()
+        )
+
+
+@pytest.mark.parametrize(
+    ("losses", "name", "tried"), [([0.1, 0.0], "a", 1), ([2.0, 0.2, 0.0], "b", 2), ([2.0, 0.9, 1.5], "b", 3)]
+)
+def test_the_first_way_inside_the_margin_is_taken_or_the_best(monkeypatch, losses, name, tried):
+    made = []
+
+    def ways(*arguments):
+        for way, lost in zip("abc", losses, strict=False):
+            made.append(way)
+            yield way, str(lost).encode(), "9 of 9"
+
+    monkeypatch.setattr(ladder, "_ways", ways)
+    monkeypatch.setattr(ladder, "_accuracy", lambda content, *rest: 90.0 - float(content or 0))
+    train = Images(torch.zeros(40, 32, 32, 3, dtype=torch.uint8), torch.zeros(40, dtype=torch.int64))
+    task = ladder.Task(torch.nn.Identity(), None, train, AugmentSection())
+    content, note = ladder.climb(task, b"", lambda text: None)
+    assert content == str(losses["abc".index(name)]).encode() and note.startswith(f"{name};") and len(made) == tried
+    assert "20 training images" in note  # the other 20 are for the ranges
