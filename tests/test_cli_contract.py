@@ -13,7 +13,7 @@ import pytest
 VERBS = {
     *("train-teacher", "distill", "assist-chain", "ensemble", "reproduce", "demo", "check", "teach"),
     *("table", "plot", "bench", "runs", "recipe", "data", "export", "doctor", "predict", "evaluate"),
-    *("plan-seeds", "report"),
+    *("plan-seeds", "report", "push", "pull"),
 }
 TRAINING_FLAGS = {
     *("--recipe", "--set", "--data", "--epochs", "--seed", "--jobs", "--runs", "--device", "--dry-run", "--resume"),

@@ -22,6 +22,8 @@ ELSEWHERE = {
     "plan-seeds": "test_compare_verdicts.py",
     "export": "test_deploy_export.py",
     "runs sync": "test_track.py",
+    "push": "test_hub.py",
+    "pull": "test_hub.py",
     "bench run/": "test_deploy_export.py",
     "bench --mlperf": "test_deploy_export.py",
     "predict folder/": "test_deploy_export.py",

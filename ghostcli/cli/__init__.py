@@ -19,6 +19,7 @@ from ghostcli.cli import (
     doctor,
     evaluate,
     export,
+    hub,
     plan_seeds,
     plot,
     predict,
@@ -95,6 +96,8 @@ app.add_typer(runs.app, name="runs", rich_help_panel=READ)
 app.add_typer(recipe.app, name="recipe", rich_help_panel=PREPARE)
 app.add_typer(data.app, name="data", rich_help_panel=PREPARE)
 app.command(rich_help_panel=PREPARE)(export.export)
+app.command(rich_help_panel=PREPARE)(hub.push)
+app.command(rich_help_panel=PREPARE)(hub.pull)
 app.command(rich_help_panel=PREPARE)(doctor.doctor)
 
 

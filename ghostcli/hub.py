@@ -1,0 +1,178 @@
+"""Runs on a model hub (huggingface_hub): a run's record and weights with a model card, and back.
+
+Invariant: what is pulled is a fixed list of files, none of which can run code. It becomes a run only after its record
+has been re-checked. Nothing else of a repository is downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ghostcli.compare.stats import LEVEL
+from ghostcli.deploy.about import LICENCES
+from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.paper import label
+from ghostcli.records.model import RunResult
+from ghostcli.records.record import RUN_ID, RunRecord
+from ghostcli.records.storage import write_json
+from ghostcli.records.verify import verify_run
+
+#: The files of a run that travel. The first two make a repository a ghost model.
+NEEDED, MORE = ("result.json", "model.safetensors"), ("recipe.json", "metrics.jsonl", "predictions.npz")
+#: Endings of files that can hold a pickle, which runs code when it is read.
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".dill")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def push(run: RunRecord, repository: str, exported: Sequence[Path] = (), private: bool = False) -> str:
+    """Upload a finished run with its card and exported .onnx files; returns the address. It replaces what was there.
+
+    UsageError where the run is not finished or does not pass its checks; GhostError where the hub refuses.
+    """
+    named(repository)
+    if run.status != "done" or run.result is None or not run.weights.exists():
+        raise UsageError(f"{run.id}: cannot be pushed, {run.problem or 'its weights are not here'}; finish it first")
+    if problems := verify_run(run):
+        raise UsageError(f"{run.id}: cannot be pushed, {problems[0]}")
+    for file in exported:
+        if file.suffix != ".onnx" or not file.is_file():
+            raise UsageError(f"--onnx {printable(file)}: is no .onnx file; `ghost export` writes one")
+    api = _api()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in (*(run.path / part for part in (*NEEDED, *MORE)), *exported):
+            if file.exists():
+                shutil.copyfile(file, folder / file.name)
+        (folder / "README.md").write_text(card(run.result, repository, [file.name for file in exported]), "utf-8")
+        with _asked(repository):
+            api.create_repo(repository, private=private, exist_ok=True)
+            found = api.upload_folder(repo_id=repository, folder_path=name, commit_message=f"ghost: {run.id}")
+    return str(getattr(found, "repo_url", None) or repository)
+
+
+def pull(repository: str, runs: Path) -> RunRecord:
+    """Download a run into `runs`, where it is found by its id.
+
+    UsageError where the repository holds no ghost model, files that could run code or leave the folder, or a record
+    that does not agree with itself.
+    """
+    named(repository)
+    api = _api()
+    with _asked(repository):
+        files = list(api.list_repo_files(repository))
+    for file in files:
+        path = PurePosixPath(file)
+        if path.is_absolute() or ".." in path.parts or "\\" in file:
+            raise UsageError(f"{repository}: is refused, its file {printable(file)} leads out of its folder")
+        if path.suffix.lower() in PICKLES:
+            raise UsageError(f"{repository}: is refused, {printable(file)} can run code when it is read")
+    if missing := [file for file in NEEDED if file not in files]:
+        raise UsageError(f"{repository}: is no ghost model, it has no {missing[0]}")
+    runs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=runs, prefix=".pull-") as name:
+        folder = Path(name)
+        for file in (*NEEDED, *MORE):
+            if file in files:
+                with _asked(repository):
+                    source = Path(api.hf_hub_download(repository, file))
+                shutil.copyfile(source, folder / file)
+        write_json(folder / "status.json", {"status": "done"})
+        result = RunRecord(folder, "").result
+        if result is None or not RUN_ID.fullmatch(result.run) or "/s" not in result.run:
+            raise UsageError(f"{repository}: its result.json is no record of a run that this ghost reads")
+        run = RunRecord(folder, result.run)
+        if problems := verify_run(run):
+            raise UsageError(f"{repository}: its record is not to be believed: {problems[0].replace(f'{folder}/', '')}")
+        place = runs / result.run
+        if place.exists():
+            raise UsageError(f"{printable(place)}: is there already; remove it first with `ghost runs rm {result.run}`")
+        place.parent.mkdir(exist_ok=True)
+        os.rename(folder, place)
+        folder.mkdir()  # for the temporary directory to remove
+    return RunRecord(place, result.run)
+
+
+def named(repository: str) -> str:
+    """`OWNER/NAME`, or a UsageError."""
+    if not REPOSITORY.fullmatch(repository):
+        raise UsageError(f"{printable(repository)}: is no repository; type OWNER/NAME, as in ada/digits-small")
+    return repository
+
+
+def card(result: RunResult, repository: str, exported: Sequence[str]) -> str:
+    """The model card: what the network is, how good, how it was taught, what the check said, and how to use it."""
+    return "\n".join(_card(result, repository, exported)) + "\n"
+
+
+def _card(result: RunResult, repository: str, exported: Sequence[str]) -> Iterator[str]:
+    from scipy.stats import binomtest
+
+    accuracy = result.accuracy.selected
+    right = round(accuracy * result.test_images / 100)
+    low, high = binomtest(right, result.test_images).proportion_ci(LEVEL, method="wilson")
+    data = _text(result.data.partition(":")[0])
+    yield from (
+        "---",
+        "library_name: ghostcli",
+        "tags: [ghostnet, image-classification, knowledge-distillation]",
+        "---",
+    )
+    yield from (f"# {_text(label(result.student))} on {data}", "")
+    yield (
+        f"An image classifier with {result.parameters:,} parameters and {result.classes} classes. Test accuracy "
+        f"**{accuracy:.2f} %** (95 % interval {100 * low:.2f} to {100 * high:.2f}, n = {result.test_images:,} test "
+        f"images, seed {result.seed}). One seed: another training would differ."
+    )
+    yield from ("", "## How it was trained", "")
+    taught = (
+        f"Taught by {_text(', '.join(map(label, result.path)))} ({result.strategy})."
+        if result.path
+        else "Without a teacher."
+    )
+    yield f"{taught} Recipe `{_text(result.recipe_name)}`, {result.epochs} epochs of {result.train_images:,} images."
+    yield from (f"- Check, {_text(found.code)}: {_text(found.message)}" for found in result.check)
+    yield from (
+        "",
+        "## How to use it",
+        "",
+        "```sh",
+        f"ghost pull {repository}",
+        f"ghost predict run/{result.run} photo.jpg",
+        "```",
+    )
+    yield from (f"- `{_text(name)}` is the deploy form for other programs." for name in exported)
+    licence = LICENCES.get(result.data, "of the images of the owner's folder: not known to ghost")
+    yield from ("", "## Licence", "", f"The training data: {licence}. The weights are their owner's to license.")
+
+
+def _text(value: str) -> str:
+    """Text from a record in a page of Markdown: no control characters, no markup."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", printable(value))
+
+
+def _api() -> Any:
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise UsageError("the hub needs huggingface_hub; type pip install 'ghostcli[hub]'") from error
+    return HfApi()
+
+
+class _asked:
+    """What the hub says no with, as one line."""
+
+    def __init__(self, repository: str) -> None:
+        self.repository = repository
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, Exception):
+            reason = printable(str(error).strip().partition("\n")[0] or type(error).__name__)
+            raise GhostError(f"{self.repository}: the hub refused ({reason})") from error
