@@ -90,3 +90,22 @@ def test_the_first_way_inside_the_margin_is_taken_or_the_best(monkeypatch, losse
     content, note = ladder.climb(task, b"", lambda text: None)
     assert content == str(losses["abc".index(name)]).encode() and note.startswith(f"{name};") and len(made) == tried
     assert "20 training images" in note  # the other 20 are for the ranges
+
+
+def test_the_table_says_in_words_where_integers_are_no_gain():
+    from ghostcli.cli import proofs
+    from ghostcli.deploy.proof import Proof
+
+    def row(form, runtime, latency, speed):
+        return Proof(
+            form, runtime=f"{runtime} 1.0", latency_ms={"median": latency, "p90": latency}, images_per_second=speed
+        )
+
+    rows = [row("torch", "torch", 9.0, 3000.0), row("onnx", "onnxruntime", 1.0, 2000.0)]
+    assert proofs.integers(rows) is None
+    fast = [*rows, row("onnx-int8", "onnxruntime", 0.5, 2000.0), row("onnx-int8", "openvino", 2.0, 6000.0)]
+    said = proofs.integers(fast)
+    assert "2.00 x as fast at batch 1 (onnxruntime, against onnxruntime)" in said
+    assert "2.00 x as fast at batch 256 (openvino, against torch)" in said and "no gain" not in said
+    slow = [*rows, row("onnx-int8", "onnxruntime", 2.0, 6000.0)]
+    assert "0.50 x as fast at batch 1" in proofs.integers(slow) and "no gain" in proofs.integers(slow)

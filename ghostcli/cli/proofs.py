@@ -106,12 +106,14 @@ def _per_image(row: Proof) -> float | None:
 
 
 def figure(rows: Sequence[Proof]) -> Figure:
-    """Accuracy against latency at batch 1."""
+    """Accuracy against latency at batch 1, of the rows that were asked about all test images."""
     from ghostcli.render.figures import Point, front
 
-    points = [
-        Point(row.format, row.latency_ms["median"], row.accuracy, None, (row.runtime or "").split()[0])
-        for row in rows
-        if row.latency_ms
-    ]
+    points = []
+    for row in rows:
+        if row.latency_ms and row.images == rows[0].images:
+            name = (
+                f"{row.format} ({runtime})" if (runtime := (row.runtime or "").split()[0]) != row.format else row.format
+            )
+            points.append(Point(row.format, row.latency_ms["median"], row.accuracy, None, name))
     return front(points, "Latency at batch 1 (ms)")
