@@ -82,6 +82,7 @@ def test_every_command(ghost, place: Path, monkeypatch: pytest.MonkeyPatch, comm
         command = command.replace(placeholder, f"run/{run.parent.name}/s0")
     words = shlex.split(command.replace("NAME", "one"))[1:]
     (place / "mine.toml").unlink(missing_ok=True)
+    shutil.rmtree(place / "split", ignore_errors=True)
     if any(" ".join(words).startswith(verb) for verb in ELSEWHERE):
         return
     if words[0] in TRAIN and "--help" not in words:
