@@ -16,7 +16,7 @@ import torch
 
 from ghostcli import zoo
 from ghostcli.data import Data
-from ghostcli.deploy import ladder, onnxwrite, page, program, proof, source
+from ghostcli.deploy import ladder, onnxwrite, page, program, proof, source, tflite
 from ghostcli.deploy.about import About
 from ghostcli.deploy.formats import BATCH, FORMATS, Format
 from ghostcli.deploy.onnxfile import Ask
@@ -104,6 +104,8 @@ def encode(network: Exported, form: Format, say: Say = lambda note: None) -> tup
     if form.int8:
         task = ladder.Task(network.program, network.about, network.data.train, network.run.result.recipe.augment)
         return ladder.climb(task, network.onnx, say)
+    if form.name == "tflite":
+        return tflite.encode(network.program, network.about), None
     if form.name == "html":
         return page.encode(network.onnx, network.about, network.samples), None
     deployed = zoo.deploy(network.loaded.model)

@@ -35,6 +35,7 @@ FORMATS = {
         Format("safetensors-float16", ".safetensors", ("torch",), half=True),
         Format("onnx", ".onnx", ("onnxruntime", "openvino")),
         Format("onnx-int8", ".onnx", ("onnxruntime", "openvino"), int8=True),
+        Format("tflite", ".tflite", ("litert",)),
         Format("html", ".html", ("browser",), half=True),
     )
 }

@@ -70,6 +70,10 @@ def opened(name: str, content: bytes, runtime: str) -> tuple[Ask, str]:
         return (ask_openvino if runtime == "openvino" else ask_onnxruntime)(content, name)
     if name.endswith(".pt2"):
         return _ask_program(content, name)[:2]
+    if name.endswith(".tflite"):
+        from ghostcli.deploy import tflite
+
+        return tflite.ask(content, name)
     return _ask_weights(content)
 
 
@@ -78,6 +82,9 @@ def warm(runtime: str) -> None:
     import importlib
 
     importlib.import_module({"onnxruntime": "onnxruntime", "openvino": "openvino"}.get(runtime, "torch"))
+    if runtime == "litert":
+        importlib.import_module("ghostcli.deploy.tflite")
+        importlib.import_module("ai_edge_litert.interpreter")
 
 
 def section_of(data: str, size: int) -> DataSection:
