@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-MOST_WORKERS = 4  # each holds about a gigabyte
+MOST_WORKERS = 4  # each holds one or two gigabytes
 
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, CORES // workers)))  # before the first import of torch
@@ -26,7 +26,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     named = config.args_source is pytest.Config.ArgsSource.ARGS
     if named and not any(Path(argument).is_dir() for argument in config.args):
         return 0
-    return min(CORES, MOST_WORKERS)
+    return min(CORES + 1, MOST_WORKERS)  # one more than cores: many tests wait for the disk or for a process
 
 
 @dataclass(frozen=True)
