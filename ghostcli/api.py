@@ -217,7 +217,7 @@ def compare(
     the same data for as long.
     """
     from ghostcli.compare.admission import admit
-    from ghostcli.compare.groups import cohorts
+    from ghostcli.compare.groups import cohorts, unlike
     from ghostcli.compare.rows import MARGIN
     from ghostcli.compare.verdicts import judge
 
@@ -240,6 +240,10 @@ def compare(
         raise UsageError(
             "compare: the sides were not trained on the same images for as many steps; no verdict is possible"
         )
+    if ours.student == theirs.student and (reason := unlike(ours, theirs)):
+        raise UsageError(f"compare: {reason}")
+    if ours.about.accuracy.selected_by != theirs.about.accuracy.selected_by:
+        raise UsageError("compare: one side's epoch was chosen on held-out images, the other's is the last")
     delta = ours.minus(theirs)
     [judged] = judge([delta], MARGIN)
     ids = (tuple(one.id for one in group.runs) for group in groups)

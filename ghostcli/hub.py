@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ghostcli.compare.stats import LEVEL
+from ghostcli.compare.stats import accuracy_interval
 from ghostcli.deploy.about import LICENCES
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.paper import label
@@ -111,11 +111,9 @@ def card(result: RunResult, repository: str, exported: Sequence[str]) -> str:
 
 
 def _card(result: RunResult, repository: str, exported: Sequence[str]) -> Iterator[str]:
-    from scipy.stats import binomtest
-
     accuracy = result.accuracy.selected
     right = round(accuracy * result.test_images / 100)
-    low, high = binomtest(right, result.test_images).proportion_ci(LEVEL, method="wilson")
+    low, high = accuracy_interval(right, result.test_images)
     data = _text(result.data.partition(":")[0])
     yield from (
         "---",
@@ -126,7 +124,7 @@ def _card(result: RunResult, repository: str, exported: Sequence[str]) -> Iterat
     yield from (f"# {_text(label(result.student))} on {data}", "")
     yield (
         f"An image classifier with {result.parameters:,} parameters and {result.classes} classes. Test accuracy "
-        f"**{accuracy:.2f} %** (95 % interval {100 * low:.2f} to {100 * high:.2f}, n = {result.test_images:,} test "
+        f"**{accuracy:.2f} %** (95 % interval {low:.2f} to {high:.2f}, n = {result.test_images:,} test "
         f"images, seed {result.seed}). One seed: another training would differ."
     )
     yield from ("", "## How it was trained", "")

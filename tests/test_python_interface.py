@@ -65,6 +65,9 @@ def test_a_comparison_is_that_of_the_table(tmp_path: Path) -> None:
     assert found.verdict == theirs.verdict == "better" and str(found).startswith("better: +1.80 points, 95 % interval")
     with pytest.raises(UsageError, match="runs of one job"):
         ghostcli.compare([taught[0], alone[0]], alone, runs=tmp_path)
+    native = [write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), s, 93.2, epochs=20, start="native") for s in range(2)]
+    with pytest.raises(UsageError, match=r"start as native, those of .* as kaiming"):
+        ghostcli.compare(native, alone, runs=tmp_path)
     shorter = write_run(tmp_path, "gns:1.0", seed=0, epochs=2)
     with pytest.raises(UsageError, match="not trained on the same images for as many steps"):
         ghostcli.compare(taught, shorter, runs=tmp_path)

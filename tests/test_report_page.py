@@ -93,6 +93,7 @@ def test_a_study_has_the_cells_of_its_tables_and_every_run(ghost, runs: Path, tm
         assert cell in page.text, cell
     assert all(run.id in page.text for run in record.scan(runs))
     assert "GN-S 1.0x taught by ResNet-50" in page.text and "teaching helped: +1.80 points, 95 % interval" in page.text
+    assert "3 seeds, for this teacher" in page.text
     assert "non-finite" in page.text and "other protocol (2,000 images × 2 epochs)" in page.text
     counts = Counter(" ".join(a["class"].split()[:2]) for a in page.of("svg") if a.get("class"))
     assert counts["chart lines"] == 4 and counts["chart"] == 2 and counts["row"] == 6 + 5  # rows, scales

@@ -285,6 +285,21 @@ def with_changes(changes: dict[str, Any]) -> str:
     return f"with {typed(values)}" if values else ""
 
 
+def unlike(group: RunGroup, other: RunGroup) -> str | None:
+    """Why two groups of one student cannot be compared: another network by the same name, or another start."""
+    ours, theirs, run = group.about, other.about, other.runs[0].id
+    if theirs.parameters != ours.parameters:
+        return f"{run} is another network by the same name: their parameters differ in number"
+    if theirs.source != ours.source:
+        return f"{run} is another network by the same name: their sources differ"
+    if theirs.start != ours.start:
+        return (
+            f"its weights start as {ours.start}, those of {run} as {theirs.start}: "
+            "runs with different starts are not compared"
+        )
+    return None
+
+
 def same_conditions(about: RunResult) -> tuple[str, ...]:
     """Protocol (data, budget, training), images and choice of the epoch. Runs are comparable if these are equal."""
     return about.protocol, about.data_checksum, about.accuracy.selected_by

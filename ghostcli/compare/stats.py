@@ -138,6 +138,14 @@ def summarize(accuracy: Sequence[float] | np.ndarray) -> Summary:
     return Summary(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values))
 
 
+def accuracy_interval(right: int, images: int) -> tuple[float, float]:
+    """The 95 % interval, in percent, of one network's accuracy over the choice of images: Wilson's (1927)."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(right, images).proportion_ci(LEVEL, method="wilson")
+    return 100 * float(low), 100 * float(high)
+
+
 def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float] | None:
     """Low, high and two-sided p of mean(a) - mean(b), unequal variances. None for a side of one value or no spread."""
     found = _t_test(a, b, paired=False)

@@ -21,6 +21,7 @@ from ghostcli.compare.groups import (
     largest,
     of_family,
     same_conditions,
+    unlike,
     with_changes,
 )
 from ghostcli.compare.labels import names
@@ -61,15 +62,8 @@ class Baselines:
             found = next((other for other in self._untaught(group) if other.about.epochs == epochs), None)
         if found is None:
             return None, f"`{commands.of_baseline(group, epochs, self.options.runs)}` makes it"
-        if found.about.parameters != group.about.parameters:
-            return None, f"{found.runs[0].id} is another network by the same name: their parameters differ in number"
-        if found.about.source != group.about.source:
-            return None, f"{found.runs[0].id} is another network by the same name: their sources differ"
-        if found.about.start != group.about.start:
-            return None, (
-                f"its weights start as {group.about.start}, those of {found.runs[0].id} as {found.about.start}: "
-                "runs with different starts are not compared"
-            )
+        if reason := unlike(group, found):
+            return None, reason
         return found, None
 
     def _untaught(self, group: RunGroup) -> Iterable[RunGroup]:

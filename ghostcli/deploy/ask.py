@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ghostcli.compare import calibration
-from ghostcli.compare.stats import LEVEL
+from ghostcli.compare.stats import accuracy_interval
 from ghostcli.data.pictures import SUFFIXES, decode
 from ghostcli.deploy.source import Network, logits
 from ghostcli.errors import UsageError, printable
@@ -119,14 +119,6 @@ def answers_on_test(network: Network, data_name: str | None) -> tuple[np.ndarray
     return answers(network, pixels), labels, data.name
 
 
-def interval(right: int, images: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy in percent: Wilson's (1927) for a proportion."""
-    from scipy.stats import binomtest
-
-    low, high = binomtest(right, images).proportion_ci(LEVEL, method="wilson")
-    return round(100 * low, 4), round(100 * high, 4)
-
-
 def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.ndarray]:
     """The test images of the network's own data, or of `data_name`; with the confusion, counts [true, said].
 
@@ -135,7 +127,7 @@ def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.nd
     found, labels, name = answers_on_test(network, data_name)
     said = found.argmax(axis=1)
     right = int((said == labels).sum())
-    low, high = interval(right, len(labels))
+    low, high = accuracy_interval(right, len(labels))
     count = len(network.about.classes)
     confusion = np.bincount(labels * count + said, minlength=count**2).reshape(count, count)
     return Evaluation(
@@ -143,8 +135,8 @@ def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.nd
         data=name,
         images=len(labels),
         accuracy=round(100 * right / len(labels), 4),
-        low=low,
-        high=high,
+        low=round(low, 4),
+        high=round(high, 4),
         nll=calibration.nll(found, labels),
         ece=calibration.ece(found, labels),
         runtime=network.runtime,

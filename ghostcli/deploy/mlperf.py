@@ -92,17 +92,17 @@ def _row(model: str, on_200: float, accuracy: float, images: int, reference: boo
         parameters=sizes["parameters"],
         macs=sizes["macs"],
         on_200=round(float(on_200), 2),
-        on_200_low=low,
-        on_200_high=high,
+        on_200_low=round(low, 4),
+        on_200_high=round(high, 4),
         accuracy=round(float(accuracy), 2),
-        low=all_low,
-        high=all_high,
+        low=round(all_low, 4),
+        high=round(all_high, 4),
         **more,
     )
 
 
 def _wilson(percent: float, images: int) -> tuple[float, float]:
-    return ask.interval(round(percent * images / 100), images)
+    return stats.accuracy_interval(round(percent * images / 100), images)
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:

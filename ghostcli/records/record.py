@@ -259,7 +259,7 @@ class RunWriter:
             except Timeout:
                 self._say_waiting(say)
                 lock.acquire()
-            except NotImplementedError:
+            except NotImplementedError:  # a file system without locks: the lease alone keeps writers apart
                 pass
         except OSError as error:
             raise UsageError(

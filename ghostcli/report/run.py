@@ -14,7 +14,7 @@ import numpy as np
 from ghostcli.compare.calibration import softmax
 from ghostcli.compare.cost import Cost
 from ghostcli.compare.rows import Row
-from ghostcli.compare.stats import LEVEL
+from ghostcli.compare.stats import accuracy_interval
 from ghostcli.display import clock
 from ghostcli.errors import GhostError
 from ghostcli.paper import label
@@ -110,11 +110,9 @@ def _cards(run: RunRecord, result: RunResult | None) -> Iterator[Card]:
         yield Card("Status", run.status, run.problem or "")
         yield Card("Test accuracy so far", accuracy, f"epoch {seen['epoch']} of {seen['epochs'] or '?'}")
         return
-    from scipy.stats import binomtest
-
     right = round(result.accuracy.selected * result.test_images / 100)
-    low, high = binomtest(right, result.test_images).proportion_ci(LEVEL, method="wilson")
-    within = f"95 % interval {100 * low:.2f} to {100 * high:.2f} over {result.test_images:,} test images"
+    low, high = accuracy_interval(right, result.test_images)
+    within = f"95 % interval {low:.2f} to {high:.2f} over {result.test_images:,} test images"
     yield Card("Test accuracy", f"{result.accuracy.selected:.2f} %", within)
     yield Card("Parameters", f"{result.parameters / 1e6:.3f} M", "training form")
     if result.test is not None:
