@@ -64,8 +64,9 @@ def serve() -> None:
 
     if "--small" in sys.argv:
         ghost.ROWS["gns"] = (ghost.GNS[0], ghost.GNS[1], ghost.GNS[3])  # a stride, a gate and a squeeze-excite
-    # What every child would do again, to the same effect.
+    # What every child would do again, to the same effect. An optimiser imports the compiler, which takes two seconds.
     kernels.status()
+    import torch._dynamo
     environment.commit()
     platform.platform()
     digits.read = functools.cache(digits.read)
