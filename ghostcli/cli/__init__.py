@@ -29,6 +29,8 @@ from ghostcli.cli import (
     runs,
     table,
     train,
+    volume,
+    welcome,
 )
 from ghostcli.errors import GhostError, Interrupted, nearest, printable
 
@@ -51,7 +53,7 @@ class Verbs(typer.core.TyperGroup):
 app = typer.Typer(
     cls=Verbs,
     name="ghost",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -71,11 +73,13 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def root(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if ctx.invoked_subcommand is None:
+        welcome.welcome()
 
 
 TRAIN, READ, PREPARE = "Train", "Read", "Set up and maintain"
@@ -99,6 +103,7 @@ app.command(rich_help_panel=PREPARE)(export.export)
 app.command(rich_help_panel=PREPARE)(hub.push)
 app.command(rich_help_panel=PREPARE)(hub.pull)
 app.command(rich_help_panel=PREPARE)(doctor.doctor)
+volume.everywhere(app)
 
 
 def main() -> None:
