@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: save, then exit with code 75. A second signal exits at once.
+"""SIGINT, SIGTERM and SIGUSR1: save, then exit with code 75. A second signal exits at once.
 
 Invariant: inside `polled()` a signal only sets a flag, and the loop reads the flag between two whole steps. Outside
 `polled()` the signal raises `Interrupted` at once.
@@ -14,6 +14,9 @@ from collections.abc import Iterator
 from types import FrameType
 
 from ghostcli.errors import Interrupted
+
+#: Slurm sends SIGUSR1 before the time limit of a job. A system may lack it.
+STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 _received: str | None = None
 _depth = 0
@@ -36,9 +39,15 @@ def _interrupted() -> Interrupted:
     return Interrupted(f"stopped by {_received}. Finished work is saved, and the same command goes on from there")
 
 
+def stay() -> None:
+    """Ignore a second signal. For processes that get each signal several times, from a scheduler or a parent."""
+    global _leave_at_second
+    _leave_at_second = False
+
+
 @contextlib.contextmanager
 def handled(leave_at_second: bool = True) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM in this context. Does nothing in other threads and in a nested call.
+    """Handle these signals in this context. Does nothing in other threads and in a nested call.
 
     A worker gets each signal twice: from its parent, and from the terminal or scheduler that stops the whole process
     group. It passes `leave_at_second=False`, so that it still saves.
@@ -48,7 +57,7 @@ def handled(leave_at_second: bool = True) -> Iterator[None]:
         yield
         return
     _received, _taken, _leave_at_second = None, True, leave_at_second
-    before = {number: signal.signal(number, _handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _handle) for number in STOP}
     try:
         yield
     finally:

@@ -64,9 +64,8 @@ def serve() -> None:
 
     if "--small" in sys.argv:
         ghost.ROWS["gns"] = (ghost.GNS[0], ghost.GNS[1], ghost.GNS[3])  # a stride, a gate and a squeeze-excite
-    # What every child would do again, to the same effect. An optimiser imports the compiler, which takes two seconds.
+    # What every child would do again, to the same effect.
     kernels.status()
-    import torch._dynamo
     environment.commit()
     platform.platform()
     digits.read = functools.cache(digits.read)

@@ -13,11 +13,12 @@ import pytest
 VERBS = {
     *("train-teacher", "distill", "assist-chain", "ensemble", "reproduce", "demo", "check", "teach"),
     *("table", "plot", "bench", "runs", "recipe", "data", "export", "doctor", "predict", "evaluate"),
-    *("plan-seeds", "report", "push", "pull"),
+    *("plan-seeds", "report", "push", "pull", "run-job"),
 }
 TRAINING_FLAGS = {
     *("--recipe", "--set", "--data", "--epochs", "--seed", "--jobs", "--runs", "--device", "--dry-run", "--resume"),
-    "--json",
+    *("--json", "--on", "--detach", "--slurm", "--partition", "--gres", "--time", "--account"),
+    *("--cpus-per-job", "--gpus-per-job"),
 }
 
 
@@ -41,6 +42,11 @@ def test_verbs_are_those_of_the_contract():
 @pytest.mark.parametrize("verb", ["train-teacher", "distill", "assist-chain", "ensemble"])
 def test_training_verbs_take_the_common_flags(verb):
     assert flags_of(verb) >= TRAINING_FLAGS | ({"--student"} if verb != "train-teacher" else set())
+
+
+@pytest.mark.parametrize("verb", ["demo", "reproduce"])
+def test_studies_run_anywhere_too(verb):
+    assert flags_of(verb) >= {"--on", "--detach", "--slurm"}
 
 
 def test_strategy_flags():

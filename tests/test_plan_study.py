@@ -172,6 +172,8 @@ def test_the_control_of_a_taught_row_is_its_job_with_blind_teachers():
 class Scripted:
     """An executor that trains nothing: `fails` maps a network to its error; up to `width` jobs end at each look."""
 
+    ahead = False
+
     def __init__(self, fails: dict[str, Exception] | None = None, width: int = 1) -> None:
         self.fails, self.width, self.started, self.alive = fails or {}, width, [], []
         self.show = Display(quiet=True)

@@ -26,11 +26,11 @@ from ghostcli.cli import (
     recipe,
     report,
     reproduce,
+    run_job,
     runs,
     table,
+    teach,
     train,
-    volume,
-    welcome,
 )
 from ghostcli.errors import GhostError, Interrupted, nearest, printable
 
@@ -53,7 +53,7 @@ class Verbs(typer.core.TyperGroup):
 app = typer.Typer(
     cls=Verbs,
     name="ghost",
-    invoke_without_command=True,
+    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -73,13 +73,11 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def root(
-    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    if ctx.invoked_subcommand is None:
-        welcome.welcome()
+    pass
 
 
 TRAIN, READ, PREPARE = "Train", "Read", "Set up and maintain"
@@ -88,7 +86,7 @@ train.register(app, TRAIN)
 app.command(rich_help_panel=TRAIN)(reproduce.reproduce)
 app.command(rich_help_panel=TRAIN)(demo.demo)
 app.add_typer(train.check_app, name="check", rich_help_panel=TRAIN)
-app.add_typer(train.teach_app, name="teach", rich_help_panel=TRAIN)
+app.add_typer(teach.app, name="teach", rich_help_panel=TRAIN)
 app.command(rich_help_panel=READ)(table.table)
 app.command(name="plan-seeds", rich_help_panel=READ)(plan_seeds.plan_seeds)
 app.command(rich_help_panel=READ)(plot.plot)
@@ -103,7 +101,9 @@ app.command(rich_help_panel=PREPARE)(export.export)
 app.command(rich_help_panel=PREPARE)(hub.push)
 app.command(rich_help_panel=PREPARE)(hub.pull)
 app.command(rich_help_panel=PREPARE)(doctor.doctor)
-volume.everywhere(app)
+
+
+app.command(name="run-job", hidden=True)(run_job.run_job)
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghostcli import plan
-from ghostcli.cli.options import Device, Json, Runs, words
+from ghostcli.cli.options import Device, Json, Runs, Where, with_common, words
+from ghostcli.cli.train import at_once, leave
 from ghostcli.errors import printable
 from ghostcli.plan import Job, record_of
 from ghostcli.run import launch
@@ -32,7 +33,9 @@ ALL, FEW = "smoke/demo", "smoke/few"
 ALONE, ONE, CHAIN, TWO = "alone", "one teacher", "teacher, then assistant", "two teachers"
 
 
+@with_common
 def demo(
+    where: Where,
     runs: Runs = Path("runs/demo"),
     device: Device = "auto",
     resume: Annotated[
@@ -50,13 +53,20 @@ def demo(
     began = time.perf_counter()
     everything, few = load(ALL), load(FEW)
     # One network this small does not use two cores fully. Two runs at a time take a third less time in all.
-    options = launch.Options(runs, device, resume, jobs=min(2, os.cpu_count() or 1), command=words())
+    place = where.place()
+    at_a_time = at_once(None if place.remote else min(2, os.cpu_count() or 1), place)
+    options = launch.Options(runs, device, resume, at_a_time, command=words(), place=place)
     teacher = plan.plain(TEACHER, 0, everything.recipe, everything.name)
-    launch.carry_out(plan.order([teacher]), options)
     ways = students(teacher, few, runs)
-    asked = [job for jobs in ways.values() for job in jobs]
-    launch.carry_out(plan.order(asked), options)
-    table, rows = compared([teacher, *plan.order(asked).jobs], ways, runs)
+    taught = [job for jobs in ways.values() for job in jobs]
+    if place.detach:
+        leave(plan.order([teacher, *taught]), options)
+        return
+    if not place.remote:  # the teacher alone, with all cores
+        launch.carry_out(plan.order([teacher]), options)
+    asked = plan.order([teacher, *taught] if place.remote else taught)
+    launch.carry_out(asked, options)
+    table, rows = compared(asked.jobs, ways, runs)
     forest = _forest(table, runs / "forest.png")
     said = _classified(ways[ONE][0], runs)
     seconds = time.perf_counter() - began
@@ -70,15 +80,14 @@ def demo(
 
 
 def students(teacher: Job, few: Resolved, runs: Path) -> dict[str, list[Job]]:
-    """Way of learning from few labelled digits -> its jobs, one for each seed. The teacher must be finished."""
-    first = f"run/{teacher.id}"
+    """Way of learning from few labelled digits -> its jobs, one for each seed."""
     common = (few.recipe, few.name)
     return {
         ALONE: [plan.plain(STUDENT, seed, *common) for seed in SEEDS],
-        ONE: [plan.chain([first], STUDENT, seed, *common, runs) for seed in SEEDS],
+        ONE: [plan.chain([teacher], STUDENT, seed, *common, runs) for seed in SEEDS],
         # One seed each: the time is for the question that gets a verdict.
-        CHAIN: [plan.chain([first, ASSISTANT], STUDENT, SEEDS[0], *common, runs)],
-        TWO: [plan.ensemble([first, STUDENT], STUDENT, SEEDS[0], *common, runs)],
+        CHAIN: [plan.chain([teacher, ASSISTANT], STUDENT, SEEDS[0], *common, runs)],
+        TWO: [plan.ensemble([teacher, STUDENT], STUDENT, SEEDS[0], *common, runs)],
     }
 
 

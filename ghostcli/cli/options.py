@@ -9,16 +9,16 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ghostcli import plan
 from ghostcli.cli import complete
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.load import Resolved, load
+from ghostcli.run.place import Place, place
 
 
 def folder(text: str | Path) -> Path:
@@ -53,18 +53,26 @@ Data = Annotated[
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, metavar="N", help="Epochs.", show_default="the recipe's")
 ]
-Start = Annotated[
-    str | None,
-    typer.Option(
-        "--from",
-        metavar="run/ID",
-        help="Start from the weights of a finished run, with a new last layer.",
-        show_default="new weights",
-        autocompletion=complete.models,
-    ),
-]
+
+
+def at_a_time(text: str | int) -> int:
+    """The number of --jobs; 0 for `auto`."""
+    if text == "auto":
+        return 0
+    if not str(text).isdecimal() or int(text) < 1:
+        raise UsageError(f"--jobs {printable(text)}: must be a number from 1, or auto")
+    return int(text)
+
+
 Jobs = Annotated[
-    int, typer.Option("--jobs", min=1, metavar="K", help="Number of runs at a time, each in its own process.")
+    int | None,
+    typer.Option(
+        "--jobs",
+        metavar="K|auto",
+        parser=at_a_time,
+        help="Number of runs at a time, each in its own process. auto: as many as are fastest here, measured.",
+        show_default="1; on a cluster as many as it holds",
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and reused, and exit.")]
 Resume = Annotated[
@@ -75,19 +83,52 @@ Resume = Annotated[
 ]
 
 
+PANEL = "On a cluster"
+
+
+def cluster(*names: str, metavar: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=PANEL, **more)
+
+
 @dataclass(frozen=True)
-class Common:
+class Where:
+    """The flags that say where jobs run."""
+
+    on: Annotated[str, cluster("--on", metavar="WHERE", help="local, ray, ray://HOST:PORT or slurm.")] = "local"
+    cpus_per_job: Annotated[
+        int | None,
+        cluster("--cpus-per-job", metavar="N", min=1, help="Threads of a job.", show_default="a share; 1 on a cluster"),
+    ] = None
+    gpus_per_job: Annotated[
+        float, cluster("--gpus-per-job", metavar="N", help="GPUs of a job. On Ray also a fraction, as in 0.5.")
+    ] = 0.0
+    partition: Annotated[str | None, cluster("--partition", metavar="NAME", help="Of Slurm.")] = None
+    gres: Annotated[str | None, cluster("--gres", metavar="LIST", help="Of Slurm, as in gpu:1.")] = None
+    time: Annotated[str | None, cluster("--time", metavar="LIMIT", help="Of Slurm; a job saves and requeues.")] = None
+    account: Annotated[str | None, cluster("--account", metavar="NAME", help="Of Slurm.")] = None
+    slurm: Annotated[
+        list[str], cluster("--slurm", metavar="KEY=VALUE", help="Any other option of sbatch, as in qos=long.")
+    ] = ()  # type: ignore[assignment]
+    detach: Annotated[bool, typer.Option("--detach", help="Submit to Slurm and leave.", rich_help_panel=PANEL)] = False
+
+    def place(self) -> Place:
+        """The flags as a checked value."""
+        flags = {name: getattr(self, name) for name in ("partition", "gres", "time", "account")}
+        return place(self.on, self.cpus_per_job, self.gpus_per_job, self.slurm, flags, self.detach)
+
+
+@dataclass(frozen=True)
+class Common(Where):
     """The flags of every training verb."""
 
     recipe: Recipe = "paper"
     overrides: Set = ()  # type: ignore[assignment]
     data: Data = None
     epochs: Epochs = None
-    start: Start = None
     seed: Annotated[
         list[int], typer.Option("--seed", min=0, max=2**63 - 1, metavar="S", help="Repeatable: one run per seed.")
     ] = (0,)  # type: ignore[assignment]
-    jobs: Jobs = 1
+    jobs: Jobs = None
     runs: Runs = Path("runs")
     device: Device = "auto"
     dry_run: DryRun = False
@@ -98,9 +139,7 @@ class Common:
         """The recipe with all overrides: common flags, then `more` (flags of the verb), then --set."""
         flags = [("--data", f"data.name={quoted(self.data)}")] if self.data is not None else []
         flags += [("--epochs", f"train.epochs={self.epochs}")] if self.epochs is not None else []
-        flags += [("--from", f"model.start={quoted(self.start)}")] if self.start is not None else []
-        found = load(self.recipe, list(self.overrides), [*flags, *more])
-        return replace(found, recipe=plan.started(found.recipe, self.runs))
+        return load(self.recipe, list(self.overrides), [*flags, *more])
 
     @property
     def seeds(self) -> list[int]:
@@ -122,11 +161,14 @@ def quoted(value: str) -> str:
 
 
 def with_common(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the common flags to a verb: `function(..., common)` becomes a command with its own and these parameters."""
-    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "common"]
-    hints = inspect.get_annotations(Common, eval_str=True)
+    """Add common flags to a verb. `function(..., common: Common)` or `function(..., where: Where)` becomes a command
+    with its own parameters and the flags of that class."""
+    parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+    [given] = [p for p in parameters if p.name in ("common", "where")]
+    own = [p for p in parameters if p is not given]
+    hints = {name: hint for kind in reversed(given.annotation.__mro__) for name, hint in _hints(kind).items()}
     flags = []
-    for field in fields(Common):
+    for field in fields(given.annotation):
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         flags.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
@@ -135,9 +177,13 @@ def with_common(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> Any:
         chosen = {flag.name: kwargs.pop(flag.name) for flag in flags}
-        return function(*args, common=Common(**chosen), **kwargs)
+        return function(*args, **{given.name: given.annotation(**chosen)}, **kwargs)
 
     command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
     del command.__wrapped__  # typer must see the new signature, not the old one
     return command
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return inspect.get_annotations(kind, eval_str=True) if kind is not object else {}

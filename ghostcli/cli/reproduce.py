@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from ghostcli import signals
-from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs, Set, quoted, words
-from ghostcli.cli.train import STATES, TeacherSeeds
+from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs, Set, Where, quoted, with_common, words
+from ghostcli.cli.train import STATES, TeacherSeeds, at_once, leave, show_scripts
 from ghostcli.display import console
 from ghostcli.errors import UsageError
 from ghostcli.paper import FAMILIES, PaperRow, joined, label, paper
@@ -36,8 +36,10 @@ LONG = 600
 DAY = 86_400
 
 
+@with_common
 def reproduce(
     tables: Annotated[list[str], typer.Argument(metavar="I|II|III|IV|all...", help="Tables of the paper.")],
+    where: Where,
     family: Annotated[str, typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.")] = "paper",
     seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Seeds 0 to N - 1 of every row.")] = 1,
     limit: Annotated[
@@ -49,7 +51,7 @@ def reproduce(
     ] = [],  # noqa: B006 typer reads the default and never changes it
     overrides: Set = [],  # noqa: B006
     data: Data = None,
-    jobs: Jobs = 1,
+    jobs: Jobs = None,
     runs: Runs = Path("runs"),
     device: Device = "auto",
     dry_run: DryRun = False,
@@ -68,23 +70,30 @@ def reproduce(
     --controls adds controls: the same training with teachers that know nothing about the image.
     """
     chosen = [*settings(quoted(data) if data is not None else None, limit, epochs), *overrides]
+    place = where.place()
+    at_a_time = at_once(jobs, place)
+    options = launch.Options(runs, device, jobs=at_a_time, command=words(), place=place)
     todo = study(tables, family, seeds, chosen, skip, runs, controls, teacher_seeds)
     with signals.handled():
         from ghostcli.engine.device import pick
 
-        rates = Rates(record.scan(runs), pick(device).type, lambda model: measure(model, device))
+        here = "auto" if place.remote else device  # a machine of the cluster may have what this one lacks
+        rates = Rates(record.scan(runs), pick(here).type, lambda model: measure(model, here))
         expected = costs(todo.plan, rates, runs)
         if dry_run:
-            _show_plan(todo, expected, runs, jobs, as_json)
+            _show_plan(todo, expected, runs, at_a_time, as_json)
+            show_scripts(todo.plan, options)
             return
-        for line in _summary(todo, expected, runs, jobs):
+        for line in _summary(todo, expected, runs, at_a_time):
             console.print(line, markup=False)
         total = sum(cost.seconds for cost in expected.values())
         if total > LONG and not yes and sys.stdin.isatty() and not typer.confirm("Go ahead?", err=True):
             raise typer.Exit
         if total > DAY and not yes and not sys.stdin.isatty():
             raise UsageError(f"about {hours(total)} of work and no terminal to confirm it: add --yes to start")
-        options = launch.Options(runs, device, jobs=jobs, command=words())
+        if place.detach:
+            leave(todo.plan, options)
+            return
         failed = _run(todo, options, expected, as_json)
     if as_json:
         typer.echo(json.dumps(_result(todo, runs), indent=1, ensure_ascii=False, allow_nan=False))

@@ -17,6 +17,7 @@ from ghostcli.records.model import dump
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes, write_json
 from ghostcli.render.facts import overview, page
+from ghostcli.run import queue
 
 app = typer.Typer(no_args_is_help=True, help="Run directories: list, show, verify, remove.")
 
@@ -28,13 +29,26 @@ Id = Annotated[
 @app.command("list")
 def list_runs(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """All runs: status, epochs, accuracy and problems."""
-    rows = [overview(run) for run in scanned(runs)]
+    rows = with_queue([overview(run) for run in scanned(runs)], runs)
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     elif rows:
         _print(rows)
     else:
         typer.echo(f"{printable(runs)}: no runs yet; ghost demo makes some in three minutes")
+
+
+def with_queue(rows: list[dict[str, Any]], runs: Path) -> list[dict[str, Any]]:
+    """The rows, and what Slurm says of runs that were submitted and are not done."""
+    told = queue.told(runs)
+    if not told:
+        return rows
+    found = {row["run"]: row for row in rows}
+    for run, (status, phrase) in told.items():
+        row = found.setdefault(run, queue.planned(runs, run))
+        if row["status"] not in ("running", "done"):
+            row |= {"status": status, "problem": phrase}
+    return [found[run] for run in sorted(found)]
 
 
 def scanned(runs: Path) -> list[RunRecord]:

@@ -16,20 +16,20 @@ import typer
 from ghostcli import plan
 from ghostcli.cli import complete
 from ghostcli.cli.check import report
-from ghostcli.cli.options import Common, Device, Json, Runs, with_common, words
+from ghostcli.cli.options import Common, with_common, words
 from ghostcli.errors import GhostError, UsageError, printable
-from ghostcli.plan import Job, record_of
+from ghostcli.plan import Job, commands, record_of
 from ghostcli.recipe import Recipe, Resolved
 from ghostcli.records import record
 from ghostcli.records.model import RunResult
 from ghostcli.run import launch
+from ghostcli.run.place import Place
 from ghostcli.zoo.names import KNOWN
 
 check_app = typer.Typer(
     no_args_is_help=True,
     help="Only the teaching check, with the arguments of a training verb: ghost check distill resnet18 --student gns.",
 )
-teach_app = typer.Typer(no_args_is_help=True, help="Work with a trained teacher's table of logits.")
 
 MODELS = ", ".join(
     ["gns:WIDTH", "gnd:WIDTH", *(name for name in KNOWN if ":" not in name), "timm/NAME", "py:FILE.py:FUNCTION"]
@@ -212,10 +212,19 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
     todo = plan.order(job_of(seed) for seed in common.seeds)
     if ctx.parent is not None and ctx.parent.info_name == "check":
         report(todo.requested[0], common)
-    elif common.dry_run:
+        return
+    place = common.place()
+    options = launch.Options(
+        common.runs, common.device, common.resume, at_once(common.jobs, place), command=words(), place=place
+    )
+    if common.dry_run:
         show_plan(todo, common)
+        show_scripts(todo, options)
+    elif place.detach:
+        leave(todo, options)
+        if common.json:
+            show_results(todo, common.runs)
     else:
-        options = launch.Options(common.runs, common.device, common.resume, common.jobs, command=words())
         try:
             draw_curves(launch.carry_out(todo, options), common.runs)
         except UsageError:
@@ -226,6 +235,31 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
             raise
         if common.json:
             show_results(todo, common.runs)
+
+
+def at_once(jobs: int | None, place: Place) -> int:
+    """The number of runs at a time: of --jobs, or 1 here, and any number on a cluster (0)."""
+    return jobs if jobs is not None else 0 if place.remote else 1
+
+
+def leave(todo: plan.Plan, options: launch.Options) -> None:
+    """Submit a plan to Slurm and say how to follow it."""
+    from ghostcli.display import console
+    from ghostcli.run.on_slurm import jobs
+
+    if count := launch.detach(todo, options):
+        how = commands.line("runs", "list", runs=options.runs)
+        console.print(f"{jobs(count)} in the queue; {how} tells more", markup=False)
+
+
+def show_scripts(todo: plan.Plan, options: launch.Options) -> None:
+    """With --on slurm: print the script of each job that is not done, on stderr beside --json."""
+    if options.place.on != "slurm":
+        return
+    from ghostcli.run.on_slurm import scripts
+
+    left = [job for job in todo.jobs if options.resume is False or not plan.is_done(job, options.runs)]
+    typer.echo("\n" + scripts(left, options), nl=False, err="--json" in options.command)
 
 
 def show_results(todo: plan.Plan, runs: Path) -> None:
@@ -321,58 +355,3 @@ def show_plan(todo: plan.Plan, common: Common) -> None:
     for number, row in enumerate(rows, 1):
         view.add_row(str(number), row["run"], "\n".join(row["teachers"]) or "-", str(row["epochs"]), row["state"])
     Console(soft_wrap=True).print(view)
-
-
-@teach_app.command("fill")
-def fill(
-    run: Annotated[str, typer.Argument(help="A finished run: ID or run/ID.")],
-    runs: Runs = Path("runs"),
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Fill the table of logits of a trained teacher: all views of all training images. All students reuse it.
-
-    This is optional: a student's training computes missing logits and adds them to the table.
-    """
-    from ghostcli import signals
-    from ghostcli.display import Display
-
-    chosen = record.find(runs, run)
-    if chosen.status != "done" or chosen.result is None:
-        raise UsageError(f"{chosen.id}: cannot teach ({chosen.problem}); finish it first")
-    recipe = chosen.result.recipe
-    with signals.handled():
-        from ghostcli.distill import teacher
-        from ghostcli.engine.device import pick
-
-        where = pick(device)
-        from ghostcli.run.job import load_data
-
-        data = load_data(recipe.data)
-        if data.checksum != chosen.result.data_checksum:
-            raise UsageError(
-                f"{chosen.id}: the images of {recipe.data.name} have changed since its training; restore them"
-            )
-        loaded = teacher.load(chosen.id, chosen.path, len(data.classes), where)
-        views = recipe.augment.view_count
-        if views is None:
-            raise UsageError(
-                f"{chosen.id}: views with augment.cutout={recipe.augment.cutout} cannot be numbered, so no table is "
-                "possible"
-            )
-        with Display() as show, signals.polled():
-            show.begin(f"{chosen.id} table", views * len(data.train))
-            table = teacher.fill_table(loaded, data, recipe.augment, where, show.advance)
-    filled = {
-        "run": chosen.id,
-        "table": str(table.folder),
-        "views": views,
-        "images": len(data.train),
-        "filled": table.coverage(),
-    }
-    if as_json:
-        typer.echo(json.dumps(filled, indent=1))
-    else:
-        typer.echo(
-            f"{chosen.id}: {filled['filled']:.1%} of {views} views x {len(data.train):,} images, in {table.folder}"
-        )

@@ -6,6 +6,8 @@ executor.
 
 from __future__ import annotations
 
+import heapq
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -19,6 +21,8 @@ from ghostcli.plan import Job, Plan, is_done, record_of
 from ghostcli.records.record import RunRecord
 from ghostcli.run.job import Options, reached
 from ghostcli.run.local import InProcess
+from ghostcli.run.on_slurm import Slurm
+from ghostcli.run.place import RAY, SLURM
 from ghostcli.run.prepare import prepare
 from ghostcli.run.spawned import Spawned
 
@@ -35,13 +39,15 @@ class Executor(Protocol):
     """Runs jobs somewhere. It is a context manager; its exit stops the jobs that still run."""
 
     show: Display
+    #: Whether jobs may be started before their teachers are done: it holds them until then.
+    ahead: bool
 
     @property
     def free(self) -> bool:
         """Whether another job can start now."""
 
     def start(self, job: Job, fresh: bool) -> None:
-        """Start a job whose teachers are done. `fresh`: do not continue an earlier attempt."""
+        """Start a job whose teachers are done, or were started. `fresh`: do not continue an earlier attempt."""
 
     def wait(self) -> Sequence[tuple[Job, GhostError | None]]:
         """The jobs that ended since the last call, each with its error. Returns after a short time, even without any.
@@ -55,8 +61,15 @@ class Executor(Protocol):
 
 
 def executor_for(plan: Plan, options: Options) -> Executor:
-    """Worker processes if several runs are requested at a time and more than one is left; otherwise this process."""
+    """The cluster that was named. Here: worker processes if several runs are requested at a time and more than one is
+    left; otherwise this process."""
     left = sum(not _is_found(job, plan, options) for job in plan.jobs)
+    if options.place.on == SLURM and left:
+        return Slurm(options, left)
+    if options.place.on == RAY and left:
+        from ghostcli.run.on_ray import Ray
+
+        return Ray(options, left)
     return Spawned(options, left) if options.jobs > 1 and left > 1 else InProcess(options)
 
 
@@ -68,38 +81,62 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
     """
     options = replace(options, seeds=plan.seeds)
     prepare(plan, options)
-    waiting, pending = list(plan.jobs), {job.id for job in plan.jobs}
-    failed: dict[str, GhostError] = {}
+    number = {job.id: place for place, job in enumerate(plan.jobs)}
+    missing = {job.id: {teacher.id for teacher in job.teachers if teacher.id in number} for job in plan.jobs}
+    students: dict[str, list[Job]] = defaultdict(list)
+    for job in plan.jobs:
+        for teacher in missing[job.id]:
+            students[teacher].append(job)
+    pending, failed = set(number), dict[str, GhostError]()
     with executor or executor_for(plan, options) as place:
+        settled = deque(job for job in plan.jobs if place.ahead or not missing[job.id])
+        ready: list[int] = []  # a heap of places in the plan
+
+        def noted(ended: Sequence[tuple[Job, GhostError | None]]) -> Iterator[Outcome]:
+            """The outcomes. A student whose teachers are all done, or of which one failed, is settled."""
+            for job, error in ended:
+                pending.discard(job.id)
+                if error is not None:
+                    failed[job.id] = error
+                for student in students.get(job.id, ()):
+                    waits = missing[student.id]
+                    if waits and not place.ahead:
+                        waits.discard(job.id) if error is None else waits.clear()
+                        if not waits:
+                            settled.append(student)
+                yield Outcome(job, error)
+
         while pending:
-            for job in list(waiting):
+            while settled:
+                job = settled.popleft()
                 lost = next((teacher.id for teacher in job.teachers if teacher.id in failed), None)
-                ready = not any(teacher.id in pending for teacher in job.teachers)
                 if lost is not None:
-                    ended = [(job, _not_started(lost, failed[lost]))]
-                elif ready and _is_found(job, plan, options):
+                    yield from noted([(job, _not_started(lost, failed[lost]))])
+                elif _is_found(job, plan, options):
                     _say_found(job, options, place.show)
-                    ended = [(job, None)]
-                elif ready and place.free:
-                    signals.raise_if_received()
-                    place.start(job, not options.resume and job in plan.requested)
-                    ended = []
+                    yield from noted([(job, None)])
                 else:
-                    continue
-                waiting.remove(job)
-                yield from _note(ended, pending, failed)
+                    heapq.heappush(ready, number[job.id])
+            while ready and place.free:
+                signals.raise_if_received()
+                job = plan.jobs[heapq.heappop(ready)]
+                place.start(job, not options.resume and job in plan.requested)
             if pending:
-                yield from _note(place.wait(), pending, failed)
+                yield from noted(place.wait())
 
 
-def _note(
-    ended: Sequence[tuple[Job, GhostError | None]], pending: set[str], failed: dict[str, GhostError]
-) -> Iterator[Outcome]:
-    for job, error in ended:
-        pending.discard(job.id)
-        if error is not None:
-            failed[job.id] = error
-        yield Outcome(job, error)
+def detach(plan: Plan, options: Options) -> int:
+    """Submit all jobs of a plan that are not done to Slurm, and leave. Returns how many there are."""
+    options = replace(options, seeds=plan.seeds)
+    prepare(plan, options)
+    left = [job for job in plan.jobs if not _is_found(job, plan, options)]
+    if left:
+        with signals.handled(), Slurm(options, len(left)) as place:
+            for job in left:
+                place.start(job, not options.resume and job in plan.requested)
+            place.tell()
+            place.refuse_stuck()
+    return len(left)
 
 
 def _not_started(teacher: str, why: GhostError) -> GhostError:

@@ -17,6 +17,8 @@ class InProcess:
         self.show = Display(options.quiet)
         self.next: tuple[Job, bool] | None = None
 
+    ahead = False
+
     @property
     def free(self) -> bool:
         return self.next is None
@@ -31,6 +33,10 @@ class InProcess:
             return []
         (job, fresh), self.next = self.next, None
         signals.raise_if_received()
+        if self.options.place.cpus:
+            import torch
+
+            torch.set_num_threads(self.options.place.cpus)
         try:
             run_job(job, self.options, pick(self.options.device), fresh)
         except Interrupted:

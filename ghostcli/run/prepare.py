@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ghostcli.errors import UsageError, printable
 from ghostcli.plan import Finished, Job, Plan, commands, is_done, record_of
-from ghostcli.records import record
 from ghostcli.records.record import RUN_ID, RunRecord
 from ghostcli.records.storage import refuse_link
 from ghostcli.run.job import Options, load_data
@@ -33,37 +32,25 @@ def prepare(plan: Plan, options: Options) -> None:
         done = is_done(job, options.runs) and (options.resume or job not in plan.requested)
         if done and not job.recipe.data.name.startswith("folder:"):
             continue  # the files of all other data sets have fixed checksums
-        from ghostcli.engine.device import pick
-        from ghostcli.engine.train import require_room, require_two_images
-
-        device = pick(options.device)
-        data = load_data(job.recipe.data)
         if done:
-            _require_same_images(record_of(job, options.runs), data, options.runs)
+            _require_same_images(record_of(job, options.runs), load_data(job.recipe.data), options.runs)
             continue
-        require_room(job.student, len(data.classes), device)
-        if names.is_own(job.student):
-            own.check(job.student, len(data.classes), data.train.pixels.shape[1])
-        require_two_images(job, data)
-        _require_start(job, options.runs)
-        for teacher in job.teachers:
-            _require_teacher(teacher, data, options)
+        prepare_job(job, options)
 
 
-def _require_start(job: Job, runs: Path) -> None:
-    """UsageError if the weights that a network starts from are not those of such a network."""
-    start = job.recipe.model.start
-    if start is None:
-        return
-    if job.recipe.model.start_sha256 is None:
-        raise UsageError(f"model.start {printable(start)}: this command trains from new weights; remove the key")
-    known = record.find(runs, start).result
-    if known is None or (known.student, known.source) != (job.student, job.content.get("source")):
-        theirs = known.student if known else "unfinished"
-        raise UsageError(
-            f"--from {start}: is {printable(theirs)}, which is not {printable(job.student)}; name a run of "
-            f"{printable(job.student)}, or train {printable(theirs)}"
-        )
+def prepare_job(job: Job, options: Options) -> None:
+    """Check one job that is to be trained. Device and memory are checked on the machine that trains it."""
+    from ghostcli.engine.device import pick
+    from ghostcli.engine.train import require_room, require_two_images
+
+    data = load_data(job.recipe.data)
+    if not options.place.remote:
+        require_room(job.student, len(data.classes), pick(options.device))
+    if names.is_own(job.student):
+        own.check(job.student, len(data.classes), data.train.pixels.shape[1])
+    require_two_images(job, data)
+    for teacher in job.teachers:
+        _require_teacher(teacher, data, options)
 
 
 def _require_teacher(teacher: Job | Finished, data: Data, options: Options) -> None:

@@ -7,16 +7,15 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 from ghostcli import signals
 from ghostcli.display import Display
 from ghostcli.errors import GhostError
-from ghostcli.plan import Job, record_of
+from ghostcli.plan import Job
+from ghostcli.run.follow import EpochLines
 from ghostcli.run.job import Options, reached, run_job
 
 #: Seconds between two checks of the workers.
@@ -51,8 +50,10 @@ class Spawned:
         self.options, self.total = options, total
         self.show = Display(options.quiet)
         self.workers: list[Worker] = []
-        self.epochs = _EpochLines(options.runs, self.show)
+        self.epochs = EpochLines(options.runs, self.show)
         self.stack = contextlib.ExitStack()
+
+    ahead = False
 
     @property
     def free(self) -> bool:
@@ -60,7 +61,7 @@ class Spawned:
 
     def start(self, job: Job, fresh: bool) -> None:
         context = multiprocessing.get_context("spawn")
-        threads = max(1, (os.cpu_count() or 1) // self.options.jobs)
+        threads = self.options.place.cpus or max(1, (os.cpu_count() or 1) // self.options.jobs)
         answer, sender = context.Pipe(duplex=False)
         arguments = (job, replace(self.options, quiet=True), fresh, threads, sender)
         process = context.Process(target=_work, args=arguments, name=job.id)
@@ -115,18 +116,3 @@ def _work(job: Job, options: Options, fresh: bool, threads: int, sender: Connect
     except GhostError as error:
         sender.send(str(error))
         sys.exit(error.exit_code)
-
-
-class _EpochLines:
-    """Prints the workers' epochs from their metrics files."""
-
-    def __init__(self, runs: Path, show: Display) -> None:
-        self.runs, self.show = runs, show
-        self.seen: dict[str, int] = {}
-
-    def follow(self, jobs: Iterable[Job]) -> None:
-        for job in jobs:
-            rows = record_of(job, self.runs).metrics()
-            if len(rows) > self.seen.get(job.id, 0):
-                self.seen[job.id] = len(rows)
-                self.show.epoch(job.id, rows[-1], job.recipe.train.last_epoch)

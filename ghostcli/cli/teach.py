@@ -1,0 +1,70 @@
+"""`ghost teach`: a trained teacher's table of logits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ghostcli.cli.options import Device, Json, Runs
+from ghostcli.errors import UsageError
+from ghostcli.records import record
+
+app = typer.Typer(no_args_is_help=True, help="Work with a trained teacher's table of logits.")
+
+
+@app.command("fill")
+def fill(
+    run: Annotated[str, typer.Argument(help="A finished run: ID or run/ID.")],
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Fill the table of logits of a trained teacher: all views of all training images. All students reuse it.
+
+    This is optional: a student's training computes missing logits and adds them to the table.
+    """
+    from ghostcli import signals
+    from ghostcli.display import Display
+
+    chosen = record.find(runs, run)
+    if chosen.status != "done" or chosen.result is None:
+        raise UsageError(f"{chosen.id}: cannot teach ({chosen.problem}); finish it first")
+    recipe = chosen.result.recipe
+    with signals.handled():
+        from ghostcli.distill import teacher
+        from ghostcli.engine.device import pick
+
+        where = pick(device)
+        from ghostcli.run.job import load_data
+
+        data = load_data(recipe.data)
+        if data.checksum != chosen.result.data_checksum:
+            raise UsageError(
+                f"{chosen.id}: the images of {recipe.data.name} have changed since its training; restore them"
+            )
+        loaded = teacher.load(chosen.id, chosen.path, len(data.classes), where)
+        views = recipe.augment.view_count
+        if views is None:
+            raise UsageError(
+                f"{chosen.id}: views with augment.cutout={recipe.augment.cutout} cannot be numbered, so no table is "
+                "possible"
+            )
+        with Display() as show, signals.polled():
+            show.begin(f"{chosen.id} table", views * len(data.train))
+            table = teacher.fill_table(loaded, data, recipe.augment, where, show.advance)
+    filled = {
+        "run": chosen.id,
+        "table": str(table.folder),
+        "views": views,
+        "images": len(data.train),
+        "filled": table.coverage(),
+    }
+    if as_json:
+        typer.echo(json.dumps(filled, indent=1))
+    else:
+        typer.echo(
+            f"{chosen.id}: {filled['filled']:.1%} of {views} views x {len(data.train):,} images, in {table.folder}"
+        )

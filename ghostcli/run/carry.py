@@ -1,0 +1,149 @@
+"""`ghost run-job SPEC`: one job in a process of its own, on any machine.
+
+Invariant: it may be called any number of times, anywhere, at once: it finds its run done, goes on from its checkpoint,
+or begins it. Its outcome is written last. In a Slurm job SIGUSR1 (the time limit comes near) saves and requeues it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ghostcli import signals
+from ghostcli.errors import GhostError, Interrupted, UsageError, printable
+from ghostcli.plan import Finished, Job, is_done, record_of
+from ghostcli.records.record import file_digest
+from ghostcli.run import spec
+from ghostcli.run.job import Options, reached, run_job
+from ghostcli.run.place import Place
+from ghostcli.run.spec import Spec
+
+#: Seconds for which a teacher's files may be on their way from another machine.
+PATIENCE = 60.0
+#: The same for a file that is there, with other bytes than its record says.
+SETTLES = 3.0
+#: Seconds until Slurm has taken a requeued job away.
+TAKEN_AWAY = 120.0
+
+
+def run(file: Path, with_parent: bool = False) -> None:
+    """Carry out a spec. `with_parent`: save and end when the process that started this one ends."""
+    if with_parent:
+        _end_with_parent()
+    signals.stay()  # Slurm and Ray can send a signal several times
+    given = spec.read(file)
+    runs, run = Path(given.runs), given.run
+    if not file.samefile(spec.path(runs, run)):
+        raise UsageError(f"{printable(file)}: is not the job of {run} in {printable(runs)}; give its command again")
+    with _outcome(runs, run):
+        host = socket.gethostname()
+        spec.require_seen(runs, given.seen, host)
+        spec.refuse_other_versions(given.versions, host)
+        _stand_where_the_command_stood(given)
+        job = spec.as_job(given.job)
+        if not isinstance(job, Job) or job.id != run:
+            raise UsageError(f"{printable(file)}: gives {job.id} on {host}, not {run}: the sources of ghost differ")
+        place = Place(cpus=given.threads)
+        seeds = {job.group: given.planned}
+        options = Options(runs, given.device, quiet=False, command=given.command, seeds=seeds, place=place)
+        if is_done(job, runs):
+            print(reached(job, runs, "found"), file=sys.stderr)
+            return
+        for teacher in job.teachers:
+            _require_teacher(teacher, runs)
+        _train(job, options)
+
+
+def _train(job: Job, options: Options) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(options.place.threads)
+    import torch
+
+    from ghostcli.engine.device import pick
+    from ghostcli.run.prepare import prepare_job
+
+    torch.set_num_threads(options.place.threads)
+    before = _checkpoints(job, options.runs)
+    try:
+        prepare_job(job, options)
+        run_job(job, options, pick(options.device))
+    except Interrupted:
+        if signals.received() == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
+            if _checkpoints(job, options.runs) == before:
+                raise GhostError(f"{job.id}: saved nothing within its time limit; give a longer --time") from None
+            _requeue()
+        raise
+
+
+def _checkpoints(job: Job, runs: Path) -> dict[str, int]:
+    """The checkpoints of a run, with their times: equal if nothing was saved in between."""
+    found = (runs / job.id / "checkpoint").glob("*.safetensors")
+    return {path.name: path.stat().st_mtime_ns for path in found}
+
+
+def _requeue() -> None:
+    """Ask Slurm to run this job again. It ends this process, and jobs that depend on it go on waiting."""
+    asked = subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], capture_output=True, text=True)
+    if asked.returncode:
+        raise GhostError(f"scontrol requeue: {asked.stderr.strip()}; give the command again, and it goes on")
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(Interrupted.exit_code))  # without an outcome: it is not over
+    time.sleep(TAKEN_AWAY)
+    os._exit(Interrupted.exit_code)
+
+
+@contextlib.contextmanager
+def _outcome(runs: Path, run: str) -> Iterator[None]:
+    """Write how the context ended. A bug is an outcome too: its traceback is in the log."""
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as found:
+        error = found
+        raise
+    finally:
+        known = (
+            error if error is None or isinstance(error, GhostError) else GhostError(f"{type(error).__name__}: {error}")
+        )
+        with contextlib.suppress(GhostError):
+            spec.note(runs, run, known)
+
+
+def _require_teacher(teacher: Job | Finished, runs: Path) -> None:
+    """Look again at a teacher's files. GhostError if they are not those of its record."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        signals.raise_if_received()
+        run = record_of(teacher, runs)
+        if run.result is not None and run.status == "done" and run.weights.exists():
+            if file_digest(run.weights) == run.result.files.get(run.weights.name):
+                return
+            problem, end = "its weights have changed since it was trained", min(end, time.monotonic() + SETTLES)
+        else:
+            problem = run.problem or "its weights are missing"
+        if time.monotonic() >= end or run.status in ("failed", "broken"):
+            raise GhostError(f"not started, its teacher {teacher.id} cannot teach ({problem})")
+        time.sleep(1)
+
+
+def _stand_where_the_command_stood(given: Spec) -> None:
+    try:
+        os.chdir(given.folder)
+    except OSError as error:
+        raise UsageError(
+            f"{printable(given.folder)}: {socket.gethostname()} does not see the folder of the command "
+            f"({error.strerror}); mount it at the same path on all machines"
+        ) from error
+    os.environ["GHOST_DATA"] = given.data
+
+
+def _end_with_parent() -> None:
+    """On Linux: SIGTERM when the parent ends, however it ends. Elsewhere its caller must send it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

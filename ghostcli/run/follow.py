@@ -1,0 +1,24 @@
+"""The progress of runs that other processes train, read from their metrics files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ghostcli.display import Display
+from ghostcli.plan import Job, record_of
+
+
+class EpochLines:
+    """Prints the epochs of jobs, each once."""
+
+    def __init__(self, runs: Path, show: Display) -> None:
+        self.runs, self.show = runs, show
+        self.seen: dict[str, int] = {}
+
+    def follow(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            rows = record_of(job, self.runs).metrics()
+            if len(rows) > self.seen.get(job.id, 0):
+                self.seen[job.id] = len(rows)
+                self.show.epoch(job.id, rows[-1], job.recipe.train.last_epoch)

@@ -1,0 +1,214 @@
+"""An executor: one Slurm job for each job of the plan, submitted at once with its dependencies.
+
+Invariant: a run has at most one job in the queue. A job that is queued or running there is waited for, not submitted
+again, also by a command that was killed and is given again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from ghostcli import signals
+from ghostcli.display import Display
+from ghostcli.errors import GhostError, UsageError
+from ghostcli.plan import Finished, Job, is_done
+from ghostcli.records.record import RunWriter
+from ghostcli.run import queue, spec
+from ghostcli.run.follow import EpochLines
+from ghostcli.run.job import Options, reached
+from ghostcli.run.queue import Queued
+
+#: Seconds between two looks at the outcomes, and between two questions to Slurm.
+PAUSE, ASK = 0.5, 3.0
+#: Seconds until a file that another machine wrote last is seen here.
+ARRIVES = 15.0
+
+
+class Slurm:
+    """All jobs are accepted before their teachers are done (`ahead`): Slurm holds them until then."""
+
+    ahead = True
+    free = True
+
+    def __init__(self, options: Options, total: int) -> None:
+        self.options, self.total = replace(options, runs=Path(options.runs).absolute()), total
+        self.show = Display(options.quiet)
+        self.epochs = EpochLines(self.options.runs, self.show)
+        self.numbers: dict[str, str] = {}
+        self.jobs: dict[str, Job] = {}
+        self.gone: dict[str, float] = {}
+        self.failed: dict[str, GhostError] = {}
+        self.there: dict[str, Queued] = {}
+        self.asked = 0.0
+        self.counts: Counter[str] = Counter()
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Slurm:
+        self.there = queue.states()
+        self.seen = spec.mark(self.options.runs)
+        self.stack.enter_context(self.show)
+        self.stack.enter_context(signals.polled())
+        self.show.begin("runs", self.total)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stack.close()
+
+    def start(self, job: Job, fresh: bool) -> None:
+        """Submit a job, or find it in the queue. Its teachers were started before."""
+        runs = self.options.runs
+        signals.raise_if_received()
+        number = queue.number_of(runs, job.id)
+        there = self.there.get(number or "")
+        if there is not None and there.name == job.id and not there.never and not fresh:
+            if spec.outcome(runs, job.id) is False:
+                self._accept(job, number or "", "queued" if there.state == "PENDING" else "running")
+                return
+        elif there is not None and there.name == job.id:
+            queue.cancel([number or ""])
+        if fresh:
+            run = RunWriter(runs, job.id)
+            with run.locked(self.show.line):
+                run.set_aside()
+        lost = number is not None and spec.outcome(runs, job.id) is False
+        after = [self.numbers[teacher.id] for teacher in job.teachers if teacher.id in self.numbers]
+        try:
+            spec.write(job, self.options, self.seen)
+            number = queue.submit(job, runs, self.options.place, after)
+        except UsageError as error:
+            if not self.jobs:
+                raise
+            left = f"{jobs(len(self.jobs))} submitted before; the same command submits the others"
+            raise UsageError(f"{error} ({left})") from error
+        self._accept(job, number, "lost before, submitted again" if lost else "submitted")
+
+    def _accept(self, job: Job, number: str, how: str) -> None:
+        self.numbers[job.id], self.jobs[job.id] = number, job
+        self.counts[how] += 1
+
+    def tell(self) -> None:
+        """One line about what was submitted and what was there."""
+        if self.counts:
+            counts = ", ".join(f"{count} {how}" for how, count in self.counts.items())
+            numbers = sorted(map(int, self.numbers.values()))
+            span = f"{numbers[0]}" + (f" to {numbers[-1]}" if len(numbers) > 1 else "")
+            self.show.line(f"Slurm: {counts} (numbers {span})")
+            self.counts.clear()
+
+    def refuse_stuck(self) -> None:
+        """UsageError for jobs that Slurm will never start. They are cancelled."""
+        time.sleep(PAUSE)
+        there = queue.states()
+        mine = self.numbers.values()
+        stuck = {one: there[one].reason for one in mine if one in there and there[one].never}
+        if stuck:
+            queue.cancel(list(stuck))
+            number, reason = next(iter(stuck.items()))
+            raise UsageError(f"Slurm will never start {jobs(len(stuck))} (number {number}: {reason}); cancelled")
+
+    def wait(self) -> list[tuple[Job, GhostError | None]]:
+        self.tell()
+        time.sleep(PAUSE)
+        if signals.received():
+            self._cancel()
+            signals.raise_if_received()
+        self._look()
+        ended = []
+        for job in list(self.jobs.values()):
+            error = self._ended(job)
+            if error is False:
+                continue
+            del self.jobs[job.id]
+            if error is None:
+                self.show.line(reached(job, self.options.runs))
+            else:
+                self.failed[job.id] = error
+            self.show.advance()
+            ended.append((job, error))
+        self.epochs.follow(job for job in self.jobs.values() if self._runs(job))
+        return ended
+
+    def _look(self) -> None:
+        if time.monotonic() - self.asked < ASK:
+            return
+        with contextlib.suppress(queue.Silent):  # Slurm may be restarted; its jobs go on
+            self.there = queue.states()
+            self.asked = time.monotonic()
+            queue.cancel([self.numbers[run] for run in self.jobs if (queued := self._queued(run)) and queued.never])
+
+    def _queued(self, run: str) -> Queued | None:
+        return self.there.get(self.numbers[run])
+
+    def _runs(self, job: Job) -> bool:
+        queued = self._queued(job.id)
+        return queued is not None and queued.state != "PENDING"
+
+    def _ended(self, job: Job) -> GhostError | bool | None:
+        """The error of a job that ended; None if it is done; False while it goes on."""
+        runs, number, queued = self.options.runs, self.numbers[job.id], self._queued(job.id)
+        found = spec.outcome(runs, job.id)
+        if found is None and is_done(job, runs):
+            return None
+        if isinstance(found, GhostError) and (queued is None or queued.state != "PENDING"):
+            if found.exit_code == 75:  # Slurm stopped it, and not at its time limit
+                return _error(f"stopped in Slurm (job {number}); it is saved, and the same command goes on", 75)
+            return found
+        if queued is not None and queued.never:
+            if queued.reason != "DependencyNeverSatisfied":
+                return _error(f"Slurm will never start job {number}: {queued.reason}; it was cancelled", 2)
+        elif queued is not None or not self.asked:
+            self.gone.pop(job.id, None)
+            return False
+        if lost := next((t.id for t in job.teachers if t.id in self.failed), None):
+            return _error(f"not started, its teacher {lost} failed", self.failed[lost].exit_code)
+        if time.monotonic() - self.gone.setdefault(job.id, time.monotonic()) < ARRIVES:
+            return False
+        if is_done(job, runs):
+            return None
+        what = queue.ended(number)
+        cancelled = "CANCELLED" in what
+        log = spec.path(runs, job.id, "log")
+        hint = (
+            "the same command submits it again"
+            if cancelled
+            else f"see {log}"
+            if log.exists()
+            else f"it wrote nothing: is {runs} mounted at this path on its node?"
+        )
+        return _error(f"Slurm job {number} ended without a result ({what}); {hint}", 75 if cancelled else 1)
+
+    def _cancel(self) -> None:
+        """Cancel the jobs of this plan and wait until those that ran have saved."""
+        mine = {self.numbers[run] for run in self.jobs}
+        self.show.line(f"Slurm: cancelling {jobs(len(mine))}; what runs is saved first")
+        queue.cancel(sorted(mine))
+        end = time.monotonic() + 60
+        with contextlib.suppress(queue.Silent):
+            while mine & queue.states().keys() and time.monotonic() < end:
+                time.sleep(PAUSE)
+
+
+def jobs(count: int) -> str:
+    return f"{count} job{'s' * (count != 1)}"
+
+
+def _error(text: str, code: int) -> GhostError:
+    error = GhostError(text)
+    error.exit_code = code
+    return error
+
+
+def scripts(jobs: list[Job], options: Options) -> str:
+    """What --dry-run prints: the script of each job, and how it is submitted."""
+    runs, ids = Path(options.runs).absolute(), {job.id for job in jobs}
+    parts = []
+    for job in jobs:
+        after = [t.id for t in job.teachers if not isinstance(t, Finished) and t.id in ids]
+        waits = f" --dependency=afterok:{':'.join(f'<job of {one}>' for one in after)}" if after else ""
+        head = f"# sbatch{waits} {spec.path(runs, job.id, 'sh')}\n"
+        parts.append(head + queue.script(job, runs, options.place))
+    return "\n".join(parts)
