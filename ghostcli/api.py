@@ -174,6 +174,7 @@ def train(
     settings: Mapping[str, object] | None = None,
     seeds: Sequence[int] = (0,),
     together: bool = False,
+    start: str | None = None,
     runs: str | Path = RUNS,
     device: str = "auto",
     jobs: int = 1,
@@ -181,16 +182,17 @@ def train(
     """Train `student`, one run a seed, and return the finished runs; finished work is found, not made again.
 
     No teachers: alone. One: distilled. Several: a chain, first to last, or an ensemble where `together`. `settings`:
-    recipe key -> value, as `{"train.epochs": 20}`. `jobs` above 1 needs `if __name__ == "__main__"` in a program. The
-    errors are those of the verbs: GhostError and its kinds.
+    recipe key -> value, as `{"train.epochs": 20}`. `start`: `run/ID`, whose weights the student starts from. `jobs`
+    above 1 needs `if __name__ == "__main__"` in a program. The errors are those of the verbs: GhostError and its kinds.
     """
     from ghostcli import plan
     from ghostcli.recipe import load as load_recipe
     from ghostcli.run import launch
 
     names = [teachers] if isinstance(teachers, str) else list(teachers)
-    found = load_recipe(recipe, [f"{key}={_typed(value)}" for key, value in (settings or {}).items()])
-    common, folder = (found.recipe, found.name), Path(runs)
+    chosen = {**(settings or {}), **({} if start is None else {"model.start": start})}
+    found, folder = load_recipe(recipe, [f"{key}={_typed(value)}" for key, value in chosen.items()]), Path(runs)
+    common = (plan.started(found.recipe, folder), found.name)
 
     def job(seed: int) -> plan.Job:
         if not names:

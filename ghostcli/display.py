@@ -1,7 +1,8 @@
-"""Progress of runs, always on stderr. A terminal shows one line per epoch above a live progress line. A file or pipe
-gets plain lines.
+"""Progress of runs, always on stderr. A terminal shows one line per epoch above a live progress line. A notebook shows
+one line that is rewritten. A file, a pipe or the log of a CI job gets plain lines.
 
-Invariant: on a terminal no progress line is wider than the terminal. Only the least important text is cut.
+Invariant: on a terminal no progress line is wider than the terminal. Only the least important text is cut. (With
+--verbose the lines of epochs are whole, and a narrow terminal wraps them.)
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from html import escape
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
@@ -27,6 +30,20 @@ class _Stderr(Console):
 
 
 console = _Stderr(stderr=True, highlight=False, soft_wrap=True)
+
+#: How much this process says: --quiet, nothing, --verbose.
+QUIET, NORMAL, VERBOSE = -1, 0, 1
+volume = NORMAL
+#: Seconds between two plain lines about unfinished work.
+PLAIN_EVERY = 60.0
+
+
+def live() -> bool:
+    """Whether a line on stderr can be rewritten.
+
+    A CI job may ask for colours (FORCE_COLOR), which rich takes for a terminal. But a log cannot rewrite a line.
+    """
+    return volume != QUIET and console.is_interactive and console.file.isatty()
 
 
 def table(first: str, *titles: str, numbers: bool = False) -> Table:
@@ -63,39 +80,67 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
 
 
+def progress(task: Task) -> tuple[float, list[str]]:
+    """The finished share of `task` (0 to 1), and in words: epoch, percent, remaining time, speed, note."""
+    share = min(task.completed / task.total, 1) if task.total else 0.0
+    epochs, images = task.fields["epochs"], task.fields["images"]
+    what = shorten(task.description, 24)
+    if epochs:
+        what = f"epoch {min(int(share * epochs) + 1, epochs)}/{epochs}"
+    elif task.description == "runs":
+        what = f"runs {task.completed:.0f}/{task.total or 0:.0f}"
+    speed = f"{images * epochs * task.speed / task.total:.0f} images/s" if epochs and task.speed else ""
+    parts = [what, f"{share:.0%}", f"ETA {clock(task.time_remaining)}", speed, task.fields["note"]]
+    return share, [part for part in parts if part]
+
+
 class _Live(ProgressColumn):
-    """The live line: progress bar, epoch, percent, remaining time, speed. The bar takes the remaining width."""
+    """The live line: a bar, and the progress in words. The bar takes the remaining width."""
 
     def render(self, task: Task) -> Text:
         width = console.width
         if not task.total:
             return Text(shorten(task.description, width))
-        share = min(task.completed / task.total, 1)
-        epochs, images = task.fields["epochs"], task.fields["images"]
-        what = shorten(task.description, 24)
-        if epochs:
-            what = f"epoch {min(int(share * epochs) + 1, epochs)}/{epochs}"
-        elif task.description == "runs":
-            what = f"runs {task.completed:.0f}/{task.total:.0f}"
-        speed = f"{images * epochs * task.speed / task.total:.0f} images/s" if epochs and task.speed else ""
-        parts = [what, f"{share:.0%}", f"ETA {clock(task.time_remaining)}", speed, task.fields["note"]]
-        text = "  ".join(part for part in parts if part)[: width - 8]
+        share, parts = progress(task)
+        text = "  ".join(parts)[: width - 8]
         room = max(min(24, width - len(text) - 2), 4)
         done, left = "━─" if console.encoding.startswith("utf") else "#-"
         filled = round(share * room)
         return Text.assemble((done * filled, "green"), (left * (room - filled), "dim"), "  ", text)
 
 
+class _Cell:
+    """A line in a notebook that is rewritten, at most twice a second."""
+
+    def __init__(self) -> None:
+        self.handle: Any = None
+        self.written = 0.0
+
+    def write(self, share: float, text: str) -> None:
+        if self.handle is not None and time.monotonic() - self.written < 0.5:
+            return
+        from IPython.display import HTML, display
+
+        self.written = time.monotonic()
+        html = HTML(f'<progress value="{share:.3f}"></progress> <code>{escape(text)}</code>')
+        if self.handle is None:
+            self.handle = display(html, display_id=True)
+        else:
+            self.handle.update(html)
+
+
 class Display:
-    """Progress of one run, as a context manager. With `quiet` it shows warnings only."""
+    """Progress of one run, as a context manager. With `quiet` (or --quiet) it shows warnings only."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.live = not quiet and console.is_terminal
+        self.quiet = quiet or volume == QUIET
+        self.live = not self.quiet and live()
+        self.cell = _Cell() if console.is_jupyter and not self.quiet else None
         self.bar = Progress(_Live(), console=console, transient=True, disable=not self.live, speed_estimate_period=120)
         self.epochs: dict[str, dict[str, int]] = {}
         self.task = self.bar.add_task("starting", total=None, note="", epochs=0, images=0)
-        self.printed = 0.0
+        self.printed = time.monotonic()
+        self.epoch_printed = 0.0
 
     def __enter__(self) -> Display:
         self.bar.start()
@@ -107,7 +152,13 @@ class Display:
     def line(self, text: str) -> None:
         """Print one permanent line."""
         if not self.quiet:
+            self.printed = time.monotonic()
             self.bar.console.print(Text(printable(text)))
+
+    def detail(self, text: str) -> None:
+        """Print one permanent line if --verbose asks for it."""
+        if volume == VERBOSE:
+            self.line(text)
 
     def warn(self, text: str) -> None:
         self.bar.console.print(Text(printable(text), style="yellow"))
@@ -122,14 +173,26 @@ class Display:
         self.bar.reset(self.task, total=total, completed=done, description=title, note=note, **fields)
 
     def advance(self, by: int = 1, note: str | None = None) -> None:
-        if self.live:
-            self.bar.update(self.task, advance=by, **({} if note is None else {"note": note}))
+        """Count finished units. Where no line can be rewritten, one line a minute says how far the work is."""
+        if self.quiet:
+            return
+        self.bar.update(self.task, advance=by, **({} if note is None else {"note": note}))
+        task = self.bar.tasks[0]
+        if self.cell is not None:
+            share, parts = progress(task)
+            self.cell.write(share, "  ".join([task.description, *parts]))
+        elif not self.live and time.monotonic() - self.printed >= PLAIN_EVERY:
+            self.line("  ".join([task.description, *progress(task)[1]]))
 
     def epoch(self, run: str, row: dict, epochs: int) -> None:
-        """Print one finished epoch: a line that fits the terminal; elsewhere a longer line, at most one a second."""
+        """Print one finished epoch: a line that fits the terminal; elsewhere a longer line, at most one a second.
+
+        A notebook's line is rewritten instead. --verbose prints every epoch, in the long form.
+        """
         rate = f"{row['images_per_second']:.0f} images/s"
         test = f"test {row['test']['accuracy']:.2f}"
-        if self.live:
+        now, wordy = time.monotonic(), volume == VERBOSE
+        if self.live and not wordy:
             done = f"epoch {row['epoch']}/{epochs}"
             rest = f"{done}  loss {row['loss']:.3f}  train {row['train_accuracy']:.2f}  {test}  {rate}"
             room = console.width - len(rest) - 2
@@ -137,8 +200,10 @@ class Display:
                 rest = f"{done}  loss {row['loss']:.3f}  {test}"  # the live line shows the rate
                 room = max(console.width - len(rest) - 2, 8)
             self.line(f"{shorten(run, room)}  {rest}")
-        elif row["epoch"] == epochs or time.monotonic() - self.printed >= 1:
-            self.printed = time.monotonic()
+        elif self.cell is not None and not wordy:
+            self.bar.update(self.task, note=f"loss {row['loss']:.3f}  {test}")
+        elif wordy or row["epoch"] == epochs or now - self.epoch_printed >= 1:
+            self.epoch_printed = now
             validation = f"  val {row['validation']['accuracy']:.2f}" if row.get("validation") else ""
             self.line(
                 f"{run}  epoch {row['epoch']}/{epochs}  lr {row['lr']:.2g}  loss {row['loss']:.4f} (hard "

@@ -31,6 +31,8 @@ from ghostcli.cli import (
     table,
     teach,
     train,
+    volume,
+    welcome,
 )
 from ghostcli.errors import GhostError, Interrupted, nearest, printable
 
@@ -53,7 +55,7 @@ class Verbs(typer.core.TyperGroup):
 app = typer.Typer(
     cls=Verbs,
     name="ghost",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -73,11 +75,13 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def root(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if ctx.invoked_subcommand is None:
+        welcome.welcome()
 
 
 TRAIN, READ, PREPARE = "Train", "Read", "Set up and maintain"
@@ -101,9 +105,8 @@ app.command(rich_help_panel=PREPARE)(export.export)
 app.command(rich_help_panel=PREPARE)(hub.push)
 app.command(rich_help_panel=PREPARE)(hub.pull)
 app.command(rich_help_panel=PREPARE)(doctor.doctor)
-
-
 app.command(name="run-job", hidden=True)(run_job.run_job)
+volume.everywhere(app)
 
 
 def main() -> None:

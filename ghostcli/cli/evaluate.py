@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,9 @@ def evaluate(
         ),
     ] = None,
     confusion: Annotated[bool, typer.Option("--confusion", help="Count what each class was taken for.")] = False,
+    by_class: Annotated[
+        bool, typer.Option("--by-class", help="The accuracy of each class, worst first, and their mean.")
+    ] = False,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
@@ -37,8 +40,10 @@ def evaluate(
 
     network = source.open_network(model, runs)
     found, counts = ask.evaluate(network, data)
+    classes = ask.by_class(network.about.classes, counts)
     if as_json:
         more = {"confusion": counts.tolist(), "classes": network.about.classes} if confusion else {}
+        more |= {"by_class": classes, "class_mean": ask.class_mean(classes)} if by_class else {}
         typer.echo(json.dumps(asdict(found) | more, indent=1, ensure_ascii=False))
         return
     typer.echo(
@@ -46,8 +51,24 @@ def evaluate(
         f"accuracy {found.accuracy:.2f} % (95 % interval {found.low:.2f} to {found.high:.2f}), "
         f"negative log-likelihood {found.nll:.4f} nats, calibration error {100 * found.ece:.2f} points"
     )
+    if by_class:
+        _print_classes(classes)
     if confusion:
         _print(network.about.classes, counts)
+
+
+def _print_classes(rows: list[dict[str, Any]]) -> None:
+    from rich.text import Text
+
+    from ghostcli.deploy.ask import class_mean
+    from ghostcli.display import table, tell
+
+    view = table("class", "test images", "accuracy (%)", "95 % interval", numbers=True)
+    for row in rows:
+        interval = f"{row['low']:.2f} to {row['high']:.2f}"
+        view.add_row(Text(printable(row["class"])), f"{row['images']:,}", f"{row['accuracy']:.2f}", interval)
+    tell(view)
+    typer.echo(f"mean over the classes {class_mean(rows):.2f} %")
 
 
 def _print(classes: tuple[str, ...], counts: np.ndarray) -> None:

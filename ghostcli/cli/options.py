@@ -9,12 +9,13 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ghostcli import plan
 from ghostcli.cli import complete
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.load import Resolved, load
@@ -52,6 +53,16 @@ Data = Annotated[
 ]
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, metavar="N", help="Epochs.", show_default="the recipe's")
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="run/ID",
+        help="Start from the weights of a finished run, with a new last layer.",
+        show_default="new weights",
+        autocompletion=complete.models,
+    ),
 ]
 
 
@@ -125,6 +136,7 @@ class Common(Where):
     overrides: Set = ()  # type: ignore[assignment]
     data: Data = None
     epochs: Epochs = None
+    start: Start = None
     seed: Annotated[
         list[int], typer.Option("--seed", min=0, max=2**63 - 1, metavar="S", help="Repeatable: one run per seed.")
     ] = (0,)  # type: ignore[assignment]
@@ -139,7 +151,9 @@ class Common(Where):
         """The recipe with all overrides: common flags, then `more` (flags of the verb), then --set."""
         flags = [("--data", f"data.name={quoted(self.data)}")] if self.data is not None else []
         flags += [("--epochs", f"train.epochs={self.epochs}")] if self.epochs is not None else []
-        return load(self.recipe, list(self.overrides), [*flags, *more])
+        flags += [("--from", f"model.start={quoted(self.start)}")] if self.start is not None else []
+        found = load(self.recipe, list(self.overrides), [*flags, *more])
+        return replace(found, recipe=plan.started(found.recipe, self.runs))
 
     @property
     def seeds(self) -> list[int]:

@@ -30,6 +30,23 @@ def order(n: int, seed: int, epoch: int, shuffle: bool = True) -> torch.Tensor:
     return torch.randperm(n, generator=generator(seed, "order", epoch)) if shuffle else torch.arange(n)
 
 
+def balanced(labels: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
+    """As `order`, but each class of `labels` [n] has an equal share of the n places: int64 [n].
+
+    A class goes through all of its images before it shows one again. Places that are left over go to the classes in
+    turn, beginning with another class each epoch.
+    """
+    n, classes = len(labels), labels.unique()
+    found = []
+    for place, label in enumerate(classes):
+        share = n // len(classes) + ((place + epoch) % len(classes) < n % len(classes))
+        members, rng = (labels == label).nonzero().flatten(), generator(seed, f"balance {int(label)}", epoch)
+        rounds = [members[torch.randperm(len(members), generator=rng)] for _ in range(-(-share // len(members)))]
+        found.append(torch.cat(rounds or [members[:0]])[:share])
+    drawn = torch.cat(found)
+    return drawn[order(n, seed, epoch)]
+
+
 def views(n: int, seed: int, epoch: int, augment: AugmentSection) -> torch.Tensor:
     """The view number of each image in this epoch: int64 [n].
 

@@ -25,6 +25,7 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
+from ghostcli import display
 from ghostcli.data import Images
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.sets import SETS
@@ -173,7 +174,8 @@ def _download(source: Archive, root: Path) -> None:
     import pooch
 
     console = Console(stderr=True)
-    console.print(f"{source.name}: fetching {source.url} into {printable(root)}/", markup=False, soft_wrap=True)
+    if display.volume != display.QUIET:
+        console.print(f"{source.name}: fetching {source.url} into {printable(root)}/", markup=False, soft_wrap=True)
     pooch.get_logger().setLevel("ERROR")
     with _bar(console, source.filename) as bar:
         downloader = pooch.HTTPDownloader(progressbar=bar, timeout=TIMEOUT, headers={"User-Agent": "ghost"})
@@ -207,9 +209,7 @@ class _Bar:
 @contextlib.contextmanager
 def _bar(console: Console, label: str) -> Iterator[_Bar]:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(
-        "{task.description}", *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as show:
+    with Progress("{task.description}", *columns, console=console, transient=True, disable=not display.live()) as show:
         yield _Bar(show, label)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ghostcli import display
 from ghostcli.data import Images
 from ghostcli.data.pictures import SUFFIXES, decode
 from ghostcli.data.split import interleaved
@@ -109,13 +110,7 @@ def _read(by_class: dict[str, list[Path]], size: int) -> Images:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         console = Console(stderr=True)
         done = pool.map(lambda path, out: np.copyto(out, decode(path, size)), paths, pixels)
-        for _ in track(
-            done,
-            "reading images",
-            len(paths),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        ):
+        hidden = not display.live()
+        for _ in track(done, "reading images", len(paths), console=console, transient=True, disable=hidden):
             pass
     return Images(torch.from_numpy(pixels), torch.tensor([c for c, _ in places]))

@@ -143,6 +143,23 @@ def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.nd
     ), confusion
 
 
+def by_class(classes: Sequence[str], confusion: np.ndarray) -> list[dict[str, Any]]:
+    """Each class with test images, worst first: its accuracy and 95 % interval (Wilson's), in percent."""
+    rows = []
+    for name, said, right in zip(classes, confusion, confusion.diagonal(), strict=True):
+        images = int(said.sum())
+        if images:
+            low, high = accuracy_interval(int(right), images)
+            numbers = {"accuracy": 100 * right / images, "low": low, "high": high}
+            rows.append({"class": name, "images": images} | {key: round(float(x), 4) for key, x in numbers.items()})
+    return sorted(rows, key=lambda row: row["accuracy"])
+
+
+def class_mean(rows: Sequence[dict[str, Any]]) -> float:
+    """The mean of the classes' accuracies. A class with few images counts as much as one with many."""
+    return round(sum(row["accuracy"] for row in rows) / len(rows), 4)
+
+
 def _numbers(network: Network, classes: tuple[str, ...], data: str) -> np.ndarray:
     """The network's number of each class of a data set, by name."""
     ours = network.about.classes

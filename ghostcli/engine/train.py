@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from ghostcli import distill, signals, zoo
 from ghostcli.data import Data
-from ghostcli.data.batches import Cropper, generator, order, views
+from ghostcli.data.batches import Cropper, balanced, generator, order, views
 from ghostcli.display import Display
 from ghostcli.distill.teacher import Teacher, TeacherLogits
 from ghostcli.engine import optimizers
@@ -32,8 +32,9 @@ from ghostcli.plan import Job
 from ghostcli.recipe.models import FEW_STEPS, Recipe
 from ghostcli.records import checkpoint, tensorfile
 from ghostcli.records.record import RunWriter, metrics_begin_with
-from ghostcli.zoo import evaluate
+from ghostcli.zoo import evaluate, weights
 from ghostcli.zoo.evaluate import Norm
+from ghostcli.zoo.weights import Loaded
 
 #: If a step keeps more than this share of free memory for its backward pass, blocks are recomputed.
 MEMORY_SHARE = 0.6
@@ -84,8 +85,10 @@ class State:
             setattr(self, name, meta[name])
 
 
-def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device) -> State:
-    """The student at its start. Its weights depend on the seed, not on earlier work."""
+def make_state(
+    job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device, start: Loaded | None = None
+) -> State:
+    """The student at its start. Its weights depend on the seed and on `start` alone, not on earlier work."""
     recipe, seed = job.recipe, job.seed
     if job.generation:  # a born-again network gets new initial weights (Furlanello 2018), not those of its teacher
         seed = generator(seed, "generation", job.generation).initial_seed()
@@ -97,8 +100,10 @@ def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.
             branches=recipe.engine.branches,
             pretrained=recipe.model.pretrained,
         )
-        if start_of(recipe, model) == "kaiming":
+        if recipe.model.init == "kaiming" and not model.spec.pretrained:
             zoo.init_kaiming(model, torch.Generator().manual_seed(seed))
+        if start is not None:
+            weights.begin_from(model, start)
         size = data.train.pixels.shape[1]
         objective = distill.build_for(recipe, model, [t.model for t in teachers], size)
     if must_recompute(recipe, model, size, device):
@@ -112,7 +117,10 @@ def make_state(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.
 
 
 def start_of(recipe: Recipe, model: nn.Module) -> str:
-    """`kaiming`, `native` or `pretrained`. It depends on the recipe and the network only, never on the teachers."""
+    """`kaiming`, `native`, `pretrained`, or the checksum of the weights it starts from. It depends on the recipe and
+    the network only, never on the teachers."""
+    if recipe.model.start_sha256 is not None:
+        return f"weights {recipe.model.start_sha256[:12]}"
     return "pretrained" if model.spec.pretrained else recipe.model.init
 
 
@@ -177,7 +185,13 @@ def require_two_images(job: Job, data: Data) -> None:
 
 
 def train(
-    job: Job, data: Data, teachers: Sequence[Teacher], run: RunWriter, device: torch.device, show: Display
+    job: Job,
+    data: Data,
+    teachers: Sequence[Teacher],
+    run: RunWriter,
+    device: torch.device,
+    show: Display,
+    start: Loaded | None = None,
 ) -> tuple[State, Tensor, Norm]:
     """Train `job`, or continue it. Returns the final state, the last test logits and the normalisation.
 
@@ -185,7 +199,7 @@ def train(
     """
     recipe, seed = job.recipe, job.seed
     data = on_device(data, device)
-    state = make_state(job, data, teachers, device)
+    state = make_state(job, data, teachers, device, start)
     origin = {"job": job.digest, "seed": seed, "data": data.checksum, "teachers": [t.sha256 for t in teachers]}
     resume(state, origin, run, show)
     update = make_update(recipe, state, data, teachers, seed)
@@ -197,7 +211,7 @@ def train(
         show.line(f"{job.id}: blocks are recomputed in the backward pass (engine.recompute), to save memory")
     step_once = update if why_eager(update) else Captured(update, recipe.train.batch_size)
 
-    images, batches = len(data.train), len(state.log)
+    images, batches, labels = len(data.train), len(state.log), data.train.labels.cpu()
     total = recipe.train.epochs * batches
     last_epoch = recipe.train.last_epoch
     if state.epoch == state.batch == 0 and last_epoch * batches < FEW_STEPS:
@@ -209,7 +223,8 @@ def train(
     with arithmetic(recipe.engine, device), signals.polled():
         while state.epoch < last_epoch:
             epoch = state.epoch
-            sequence = order(images, seed, epoch, job.shuffled).to(device)  # [N]
+            drawn = balanced(labels, seed, epoch) if recipe.data.balance else order(images, seed, epoch, job.shuffled)
+            sequence = drawn.to(device)  # [N]
             step_once.start_epoch(epoch, views(images, seed, epoch, recipe.augment).to(device))
             state.teacher_seconds = teacher_logits.seconds
             mark, saved = time.perf_counter(), time.monotonic()

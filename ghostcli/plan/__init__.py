@@ -142,7 +142,10 @@ def network(name: str) -> str:
         raise UsageError(f"{name}: is the id of a run, not the name of a model; type run/{name}")
     parsed = names.parse(name)
     if parsed.family == "run":
-        raise UsageError(f"{printable(name)}: a finished run can teach, but it is not trained again; name a model")
+        raise UsageError(
+            f"{printable(name)}: a finished run can teach, but it is not trained again; name a model (--from "
+            f"{printable(name)} starts it from this run's weights)"
+        )
     if parsed.family == "py":
         own.trust(parsed.canonical)
     return parsed.canonical
@@ -153,13 +156,45 @@ def plain(student: str, seed: int, recipe: Recipe, recipe_name: str) -> Job:
     return Job(network(student), seed, recipe.model_copy(update={"distill": KD()}), recipe_name)
 
 
+def unstarted(recipe: Recipe) -> Recipe:
+    """The recipe of the teachers: `model.start` is for the requested student alone."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"start": None, "start_sha256": None})})
+
+
+def started(recipe: Recipe, runs: Path) -> Recipe:
+    """The recipe with the checksum of the weights that `model.start` names. Every verb calls this before it plans.
+
+    UsageError if they are not there, or are not those that `model.start_sha256` names.
+    """
+    start, known = recipe.model.start, recipe.model.start_sha256
+    if start is None and known is None:
+        return recipe
+    if start is None:
+        raise UsageError("model.start_sha256: needs model.start (--from run/ID), which says where the weights are")
+    if not start.startswith("run/"):
+        raise UsageError(f"--from {printable(start)}: is not a trained network; name a finished run, as run/ID")
+    run = record.find(runs, start)
+    if run.status != "done" or run.result is None:
+        raise UsageError(f"--from {start}: has no final weights ({run.problem}); name a finished run")
+    sha256 = run.result.files.get("model.safetensors")
+    if sha256 is None or not run.weights.exists():
+        raise UsageError(f"--from {start}: its weights are not here; use it where it was trained, or ghost pull it")
+    if known not in (None, sha256):
+        raise UsageError(
+            f"--from {start}: its weights are not those of the recipe (model.start_sha256 {printable(known)[:16]}); "
+            "remove that key to start from what is there"
+        )
+    model = recipe.model.model_copy(update={"start": f"run/{run.id}", "start_sha256": sha256})
+    return recipe.model_copy(update={"model": model})
+
+
 def root_teacher(name: Named, recipe: Recipe, recipe_name: str, runs: Path) -> Job | Finished:
     """A teacher: a model name (trained with the same recipe), `run/ID` (a finished run), or a job of another recipe."""
     if isinstance(name, Job):
         return name
     if name.startswith("run/"):
         return finished(name, runs)
-    job = plain(name, recipe.distill.teacher_seed, recipe, recipe_name)
+    job = plain(name, recipe.distill.teacher_seed, unstarted(recipe), recipe_name)
     if recipe.distill.teacher_epochs not in (None, recipe.train.epochs):
         train = recipe.train.model_copy(update={"stop": recipe.distill.teacher_epochs})
         job = replace(job, recipe=job.recipe.model_copy(update={"train": train}))
@@ -193,7 +228,7 @@ def chain(path: Sequence[Named], student: str, seed: int, recipe: Recipe, recipe
             raise UsageError(
                 f"{printable(name)}: only the first teacher of a chain can be a finished run; name a model"
             )
-        stages.append(_taught(name, stages, recipe.distill.teacher_seed, seeing, recipe_name))
+        stages.append(_taught(name, stages, recipe.distill.teacher_seed, unstarted(seeing), recipe_name))
     return _taught(student, stages, seed, recipe, recipe_name)
 
 

@@ -22,6 +22,8 @@ FEW_STEPS = 100
 #: Keys that change speed or safety of a run, never its result. The digest leaves them out.
 UNDIGESTED = frozenset(
     {"engine.deterministic", "engine.capture", "engine.checkpoint_minutes", "engine.recompute", "distill.source"}
+    # The name of the weights that a network starts from. The digest has their checksum instead.
+    | {"model.start"}
 )
 
 Family = Literal["paper", "published", "ghost", "smoke"]
@@ -81,6 +83,9 @@ class DataSection(Section):
     validation: int = Field(0, ge=0, description="images held out of the training set, stratified by class")
     split_seed: Seed = Field(0, description="seed of the validation split, apart from the run's seed")
     shuffle: bool = Field(True, description="a new order every epoch; false keeps the file's order")
+    balance: Annotated[bool, Before(False)] = Field(
+        False, description="an epoch shows each class equally often, however many images the class has"
+    )
     size: int = Field(32, ge=8, le=512, description="folder data only: images are resized to SIZE x SIZE")
 
 
@@ -144,6 +149,12 @@ class ModelSection(Section):
     )
     pretrained: bool = Field(
         True, description="ImageNet weights, if available, for networks that work at ImageNet's size"
+    )
+    start: Line | None = Field(
+        None, description="run/ID: the student starts from this run's weights, with a new last layer (--from)"
+    )
+    start_sha256: Annotated[Line | None, Before(None)] = Field(
+        None, description="checksum of the weights that `start` names; ghost fills it in"
     )
 
 
@@ -363,6 +374,9 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     if augment.fill == "reflect" and augment.pad >= side:
         text = f"an image of {side} pixels reflects at most {side - 1}; make it smaller, or augment.fill zeros"
         yield ("augment.pad", "augment.fill"), text
+    if data.balance and not (data.shuffle and distill.shuffle):
+        key = "data.shuffle" if not data.shuffle else "distill.shuffle"
+        yield ("data.balance", key), f"a balanced epoch has an order of its own; set {key} true, or data.balance false"
     if train.stop is not None and train.stop > train.epochs:
         yield (
             ("train.stop", "train.epochs"),

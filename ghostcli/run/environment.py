@@ -63,6 +63,12 @@ def now(device: torch.device, data_checksum: str, self_check: dict[str, str] | N
     )
 
 
+def described(now: Environment) -> str:
+    """The environment in a line, for --verbose."""
+    at = f" ({now.commit[:12]})" if now.commit else ""
+    return f"ghost {now.ghost}{at}, torch {now.torch}, Python {now.python}; {now.device}; kernels: {now.kernel}"
+
+
 @lru_cache(maxsize=1)
 def commit() -> str | None:
     """The git commit, if ghost runs from a checkout."""

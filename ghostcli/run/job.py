@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ghostcli import signals
 from ghostcli.display import Display
-from ghostcli.errors import GhostError, Interrupted, UsageError
+from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.plan import Finished, Job, is_done, record_of
 from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.recipe.models import DataSection
+from ghostcli.records import record
 from ghostcli.records.model import RunSetup, TeacherRun, dump
 from ghostcli.records.record import RunWriter
 from ghostcli.run import environment
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from ghostcli.data import Data
     from ghostcli.distill.teacher import Teacher
+    from ghostcli.zoo.weights import Loaded
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,15 @@ def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: 
         show.warn(f"{job.id}: {warning}")
     now = environment.now(device, data.checksum, verdict.record if verdict else None)
     surroundings, notes = environment.note(run, now, show)
+    show.detail(f"{job.id}: {environment.described(now)}")
+    show.detail(f"{job.id}: {described(data)}")
     teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
+    start = _start(job, options.runs, device)
     findings = _check(job, data, teachers, device, show)
     # Ctrl-C also stops the compiler of the kernels. So end here: no step must use the slow kernels because of it.
     signals.raise_if_received()
     show.training(job.id, job.recipe.train.last_epoch, len(data.train))
-    state, test_logits, norm = train(job, data, teachers, run, device, show)
+    state, test_logits, norm = train(job, data, teachers, run, device, show, start)
     model, chosen = results.final(state, test_logits)
     files = {
         "model.safetensors": weights.encode(model, norm),
@@ -157,6 +162,26 @@ def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: 
     run.write("result.json", content)
     run.set_status("done")
     show.line(reached(job, options.runs))
+
+
+def _start(job: Job, runs: Path, device: torch.device) -> Loaded | None:
+    """The network that the student starts from. UsageError if its weights have changed since the run was planned."""
+    from ghostcli.zoo import weights
+
+    name = job.recipe.model.start
+    if name is None:
+        return None
+    file = record.find(runs, name).weights
+    if record.file_digest(file) != job.recipe.model.start_sha256:
+        raise UsageError(f"--from {name}: its weights have changed since its training; restore {printable(file)}")
+    return weights.load(file, model=job.student)
+
+
+def described(data: Data) -> str:
+    """The images of a run in a line, for --verbose."""
+    held_out = f" and {len(data.validation):,} validation" if data.validation else ""
+    counts = f"{len(data.train):,} training{held_out} and {len(data.test):,} test images"
+    return f"{data.name}: {counts} of {len(data.classes)} classes, checksum {data.checksum[:16]}"
 
 
 def reached(job: Job, runs: Path, how: str = "done") -> str:

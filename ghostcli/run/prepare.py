@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ghostcli.errors import UsageError, printable
 from ghostcli.plan import Finished, Job, Plan, commands, is_done, record_of
+from ghostcli.records import record
 from ghostcli.records.record import RUN_ID, RunRecord
 from ghostcli.records.storage import refuse_link
 from ghostcli.run.job import Options, load_data
@@ -49,8 +50,25 @@ def prepare_job(job: Job, options: Options) -> None:
     if names.is_own(job.student):
         own.check(job.student, len(data.classes), data.train.pixels.shape[1])
     require_two_images(job, data)
+    _require_start(job, options.runs)
     for teacher in job.teachers:
         _require_teacher(teacher, data, options)
+
+
+def _require_start(job: Job, runs: Path) -> None:
+    """UsageError if the weights that a network starts from are not those of such a network."""
+    start = job.recipe.model.start
+    if start is None:
+        return
+    if job.recipe.model.start_sha256 is None:
+        raise UsageError(f"model.start {printable(start)}: this command trains from new weights; remove the key")
+    known = record.find(runs, start).result
+    if known is None or (known.student, known.source) != (job.student, job.content.get("source")):
+        theirs = known.student if known else "unfinished"
+        raise UsageError(
+            f"--from {start}: is {printable(theirs)}, which is not {printable(job.student)}; name a run of "
+            f"{printable(job.student)}, or train {printable(theirs)}"
+        )
 
 
 def _require_teacher(teacher: Job | Finished, data: Data, options: Options) -> None:

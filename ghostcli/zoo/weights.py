@@ -5,7 +5,7 @@ Invariant: a weights file contains its model, classes, form and normalisation. A
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,6 +41,23 @@ def encode(model: nn.Module, norm: Norm, form: str = "train") -> bytes:
         **({"source": spec.source} if spec.source else {}),
     }
     return tensorfile.encode(dict(model.state_dict()), meta)
+
+
+def last_layer(name: str, classes: int) -> set[str]:
+    """The tensors of a network whose shape follows the number of classes."""
+    here, other = (zoo.build(name, n).state_dict() for n in (classes, classes + 1))
+    return {key for key, tensor in here.items() if other[key].shape != tensor.shape}
+
+
+def begin_from(model: nn.Module, start: Loaded) -> None:
+    """Give `model` the weights of a trained network of the same name, all but its last layer's.
+
+    It also keeps that network's normalisation, so that its first layers see what they were trained on.
+    """
+    fresh = last_layer(start.name, model.spec.classes)
+    mine, theirs = model.state_dict(), start.model.state_dict()
+    model.load_state_dict({key: mine[key] if key in fresh else theirs[key] for key in mine})
+    model.spec = replace(model.spec, mean=start.norm[0], std=start.norm[1])
 
 
 def load(
