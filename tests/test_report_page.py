@@ -267,3 +267,15 @@ def test_live_serves_this_machine_alone_and_stops_when_asked(tmp_path: Path) -> 
             server.send_signal(signal.SIGINT)
         assert server.wait(60) == 0
         assert "Traceback" not in server.stderr.read()
+
+
+def test_one_huge_loss_does_not_hide_the_others():
+    """A network that has just begun can have a loss of thousands. Then the axis is logarithmic; a rate's never is."""
+    from ghostcli.report.charts import Series, lines
+
+    falling = [2000.0, 300.0, 2.0, 0.5, 0.4]
+    wide = lines("Loss", [Series("test", falling)], "loss (nats)", wide=True)
+    assert "loss (nats), logarithmic" in wide.svg
+    assert "logarithmic" not in lines("Rate", [Series("rate", falling)], "rate").svg
+    heights = [float(point.split(",")[1]) for point in re.search(r'points="([^"]+)"', wide.svg)[1].split()]
+    assert heights == sorted(heights) and heights[-1] - heights[2] > 40, "the small values can be told apart"

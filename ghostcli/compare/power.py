@@ -46,29 +46,32 @@ def found(effect: float, variances: Sequence[float], dfs: Sequence[float], compa
 
     `comparisons`: their number in the answer. The first verdict needs p below 5 % / comparisons.
     """
-    from scipy import stats
+    from scipy import special
 
-    total = sum(variances)
-    if total == 0:
+    if not any(variances):
         return 1.0 if effect else 0.0
-    needed = float(half_width(1 - (1 - LEVEL) / comparisons, variances, dfs)) / math.sqrt(total)
-    noise = sum(v**2 / df for v, df in zip(variances, dfs, strict=True))
-    shift = abs(effect) / math.sqrt(total)
-    if noise == 0:
-        return float(stats.norm.sf(needed - shift))
-    return float(stats.nct.sf(needed, total**2 / noise, shift))
+    error, needed, df = _test(variances, dfs, comparisons)
+    shift = abs(effect) / error
+    return float(special.ndtr(shift - needed) if math.isinf(df) else 1 - special.nctdtr(df, shift, needed))
 
 
 def smallest(variances: Sequence[float], dfs: Sequence[float], power: float = POWER, comparisons: int = 1) -> float:
     """The smallest true difference, in points, that is called better or worse with probability `power`."""
-    from scipy import optimize
+    from scipy import special
 
-    most = float(half_width(1 - (1 - LEVEL) / comparisons, variances, dfs))
-    if most == 0:
+    if not any(variances):
         return 0.0
-    while found(most, variances, dfs, comparisons) < power:
-        most *= 2
-    return float(optimize.brentq(lambda effect: found(effect, variances, dfs, comparisons) - power, 0.0, most))
+    error, needed, df = _test(variances, dfs, comparisons)
+    shift = needed + special.ndtri(power) if math.isinf(df) else special.nctdtrinc(df, 1 - power, needed)
+    return error * float(shift)
+
+
+def _test(variances: Sequence[float], dfs: Sequence[float], comparisons: int) -> tuple[float, float, float]:
+    """The standard error, how many of them a difference needs for a verdict, and Satterthwaite's degrees of freedom."""
+    total = sum(variances)
+    error, noise = math.sqrt(total), sum(v**2 / df for v, df in zip(variances, dfs, strict=True))
+    needed = float(half_width(1 - (1 - LEVEL) / comparisons, variances, dfs)) / error
+    return error, needed, total**2 / noise if noise else math.inf
 
 
 def could_find(delta: Difference, power: float = POWER, comparisons: int = 1) -> float | None:

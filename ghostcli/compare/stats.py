@@ -28,7 +28,6 @@ no verdict, because two seeds of the same job can differ as much.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -140,38 +139,41 @@ def summarize(accuracy: Sequence[float] | np.ndarray) -> Summary:
 
 def accuracy_interval(right: int, images: int) -> tuple[float, float]:
     """The 95 % interval, in percent, of one network's accuracy over the choice of images: Wilson's (1927)."""
-    from scipy.stats import binomtest
-
-    low, high = binomtest(right, images).proportion_ci(LEVEL, method="wilson")
-    return 100 * float(low), 100 * float(high)
+    z2 = float(quantile(LEVEL, math.inf)) ** 2
+    share = right / images
+    centre = share + z2 / (2 * images)
+    reach = math.sqrt(z2 * (share * (1 - share) / images + z2 / (4 * images**2)))
+    # At the ends the exact limit is 0 or 1, which rounding may miss.
+    low = 0.0 if right == 0 else (centre - reach) / (1 + z2 / images)
+    high = 1.0 if right == images else (centre + reach) / (1 + z2 / images)
+    return 100 * low, 100 * high
 
 
 def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float] | None:
     """Low, high and two-sided p of mean(a) - mean(b), unequal variances. None for a side of one value or no spread."""
-    found = _t_test(a, b, paired=False)
-    return None if found is None else (*found.confidence_interval(LEVEL), float(found.pvalue))
-
-
-def _t_test(a: np.ndarray, b: np.ndarray, paired: bool):
-    """scipy's result of Welch's test, or of Student's on the pairs."""
-    from scipy import stats
-
-    values = [a - b] if paired else [a, b]
-    if min(map(len, values)) < 2 or max(map(np.ptp, values)) < 1e-9:
+    found, mean = _t_part(a, b), float(np.mean(a) - np.mean(b))
+    if found is None:
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a side with equal accuracies
-        return stats.ttest_rel(a, b) if paired else stats.ttest_ind(a, b, equal_var=False)
+    down, up = found.reach(LEVEL)
+    return mean - down, mean + up, found.p(mean)
+
+
+def _t_part(*sides: np.ndarray) -> Part | None:
+    """Welch's test of two sides (1947), or Student's of one side of pairs, as a part. None without spread."""
+    if min(map(len, sides)) < 2 or max(map(np.ptp, sides)) < 1e-9:
+        return None
+    squares = [float(np.var(side, ddof=1)) / len(side) for side in sides]
+    weights = [square**2 / (len(side) - 1) for square, side in zip(squares, sides, strict=True)]
+    variance = sum(squares)
+    return Part((variance**2 / sum(weights),), (variance,), (variance,))
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     """Exact two-sided p of McNemar's test for two runs' correctness [N] on the same images."""
-    from scipy import stats
+    from scipy import special
 
     only_a, only_b = int(np.sum(a & ~b)), int(np.sum(~a & b))
-    if only_a + only_b == 0:
-        return 1.0
-    return float(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+    return min(1.0, 2 * float(special.bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def difference(a: Sample, b: Sample, paired: bool = False) -> Difference:
@@ -196,12 +198,12 @@ def difference(a: Sample, b: Sample, paired: bool = False) -> Difference:
         low, high = _limits(mean, floor, LEVEL)
         return Difference(mean, low, high, found, test, None, IMAGES_ONLY, tuple(floor), units, paired, one_teacher)
 
-    cross = _t_test(sides[0][0], np.zeros(units[0]) if paired else -sides[1][0], paired)
+    cross = _t_part(*(accuracy for accuracy, _ in sides))
     if not seen and cross is None:
         return Difference(mean, units=units, one_teacher=one_teacher)
     parts = [
         _two_level(sides, shared),
-        *([] if cross is None else [_as_part(cross)]),
+        *([] if cross is None else [cross]),
         *floor,
     ]
     low, high = _limits(mean, parts, LEVEL)
@@ -211,7 +213,7 @@ def difference(a: Sample, b: Sample, paired: bool = False) -> Difference:
         high,
         max(part.p(mean) for part in parts),
         TWO_LEVEL if seen else RUNS_ONLY,
-        None if cross is None else float(cross.pvalue),
+        None if cross is None else cross.p(mean),
         _covers(by_teacher, seen),
         tuple(parts),
         units,
@@ -293,13 +295,6 @@ def _item_variance(sides: Sequence[np.ndarray]) -> float:
 def _luck(correct: np.ndarray) -> float:
     """Variance of a unit's correctness [n, N] around the image's mean, minus the variance between units."""
     return max(0.0, float(correct.var(axis=0, ddof=1).mean() - correct.mean(axis=1).var(ddof=1)))
-
-
-def _as_part(test) -> Part:
-    """The standard error and degrees of freedom of scipy's t-test, as a part."""
-    low, high = test.confidence_interval(LEVEL)
-    variance = (float(high - low) / 2 / float(quantile(LEVEL, test.df))) ** 2
-    return Part((float(test.df),), (variance,), (variance,))
 
 
 def _limits(mean: float, parts: Sequence[Part], level: float) -> tuple[float, float]:

@@ -148,16 +148,21 @@ def _remarks(counts: dict[str, dict[str, int]], broken: int) -> Iterator[str]:
             yield f"Only {part}/ has {', '.join(map(printable, sorted(names)))}: {other}/ needs the same classes."
     if len(train) == 1:
         yield "There is one class: a classifier needs two or more."
-    most = max(train.values(), default=0)
-    small = {name: n for name, n in train.items() if n < UNEVEN * most}
+    most, small = max(train.values(), default=0), _small(train)
     if small:
         listed = ", ".join(f"{printable(name)} ({n:,})" for name, n in sorted(small.items(), key=lambda item: item[1]))
         yield (
             f"Uneven classes: the largest has {most:,} training images; small ones are {listed}. The accuracy alone "
-            "hides errors in small classes, so look at each class in `ghost report`."
+            "hides errors in small classes: `ghost evaluate run/ID --by-class` shows each. With data.balance=true a "
+            "training shows every class equally often."
         )
     if broken:
         yield f"{broken} file{'s' * (broken != 1)} cannot be read: a training stops at the first such file."
+
+
+def _small(train: dict[str, int]) -> dict[str, int]:
+    """The classes with few images, beside the largest."""
+    return {name: n for name, n in train.items() if n < UNEVEN * max(train.values())}
 
 
 def _settings(
@@ -176,7 +181,7 @@ def _settings(
         "train.epochs": epochs,
         "data.size": size,
         "train.batch_size": batch,
-    }
+    } | ({"data.balance": True} if _small(train) else {})
 
 
 def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:

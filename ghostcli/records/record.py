@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,20 +135,12 @@ class RunRecord:
 
     def metrics(self) -> list[dict[str, Any]]:
         """One dict per epoch. An incomplete last line (from a killed writer) is left out."""
+        file = self.path / "metrics.jsonl"
         try:
-            lines = (self.path / "metrics.jsonl").read_bytes().splitlines()
+            now = file.stat()
+            return list(_rows_of(file, now.st_size, now.st_mtime_ns))
         except OSError:
             return []
-        rows: list[dict[str, Any]] = []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                break
-            if not _is_row(row, len(rows) + 1):
-                break
-            rows.append(row)
-        return rows
 
     def predictions(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Final test logits [n, C] (float16) and labels [n]; None if the file is missing or unreadable."""
@@ -163,6 +155,21 @@ class RunRecord:
     @property
     def weights(self) -> Path:
         return self.path / "model.safetensors"
+
+
+@lru_cache(maxsize=128)
+def _rows_of(file: Path, size: int, changed: int) -> tuple[dict[str, Any], ...]:
+    """The rows of a metrics file, which a report reads three times. `size` and `changed` tell its versions apart."""
+    rows: list[dict[str, Any]] = []
+    for line in file.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not _is_row(row, len(rows) + 1):
+            break
+        rows.append(row)
+    return tuple(rows)
 
 
 #: The exceptions of numpy for a file that is not a valid archive of arrays.

@@ -24,6 +24,8 @@ COLOURS = 7
 #: The most points of a line: more would be invisible, and make the file large.
 MOST_POINTS = 240
 MANY_CLASSES = 20
+#: Positive values whose largest is so many times the smallest get a logarithmic axis.
+WIDE = 300
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,13 @@ class Chart:
     note: str = ""
 
 
-def lines(title: str, found: Sequence[Series], what: str, zoom: bool = False, note: str = "") -> Chart:
-    """Values by epoch. With `zoom` the first tenth of a training does not set the scale."""
+def lines(
+    title: str, found: Sequence[Series], what: str, zoom: bool = False, wide: bool = False, note: str = ""
+) -> Chart:
+    """Values by epoch. With `zoom` the first tenth of a training does not set the scale.
+
+    With `wide` the axis is logarithmic if one line would hide all others: the loss of a new network can be huge.
+    """
     epochs = max(len(series.values) for series in found)
     begin = [min(len(s.values) - 1, len(s.values) // 10) if zoom else 0 for s in found]
     bounds = [
@@ -57,9 +64,12 @@ def lines(title: str, found: Sequence[Series], what: str, zoom: bool = False, no
         for value in (*(s.low or s.values)[i:], *(s.high or s.values)[i:])
     ]
     low, high = min(bounds), max(bounds)
-    margin = 0.05 * (high - low) or 0.1 * abs(high) or 0.5
-    low, high = low - margin, high + margin
-    x, y = scale(1, max(epochs, 2), LEFT, WIDTH - RIGHT), scale(low, high, HEIGHT - BOTTOM, TOP)
+    if log := wide and low > 0 and high / low > WIDE:
+        low, high, what = low / 1.1, high * 1.1, f"{what}, logarithmic"
+    else:
+        margin = 0.05 * (high - low) or 0.1 * abs(high) or 0.5
+        low, high = low - margin, high + margin
+    x, y = scale(1, max(epochs, 2), LEFT, WIDTH - RIGHT), scale(low, high, HEIGHT - BOTTOM, TOP, log)
     drawn: list[Markup] = []
     legend = []
     own = 0
@@ -83,7 +93,8 @@ def lines(title: str, found: Sequence[Series], what: str, zoom: bool = False, no
     box = {"x": LEFT, "y": TOP, "width": WIDTH - LEFT - RIGHT, "height": HEIGHT - TOP - BOTTOM}
     inside = element("svg", *drawn, viewBox="{x} {y} {width} {height}".format(**box), **box)  # clips what is outside
     marks = [int(tick) for tick in ticks(1, max(epochs, 2)) if tick == int(tick)]
-    frame = _frame(x, y, [1] if epochs == 1 else marks, ticks(low, high), "epoch", what)
+    numbers = log_ticks(low, high) if log else ticks(low, high)
+    frame = _frame(x, y, [1] if epochs == 1 else marks, numbers, "epoch", what)
     ruler = element("line", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM, class_="ruler")
     return Chart(title, _svg(title, frame, inside, ruler, class_="chart lines"), tuple(legend), note)
 

@@ -134,7 +134,11 @@ def training_charts(run: RunRecord) -> list[Chart]:
     loss += _series(rows, "test", "test", "loss")
     drawn = {"Accuracy": (accuracy, "accuracy (%)"), "Loss": (loss, "loss (nats)")}
     drawn["Learning rate"] = (_series(rows, "learning rate", "lr"), "learning rate")
-    return [charts.lines(f"{name} by epoch", found, what) for name, (found, what) in drawn.items() if found]
+    return [
+        charts.lines(f"{name} by epoch", found, what, wide=name == "Loss")
+        for name, (found, what) in drawn.items()
+        if found
+    ]
 
 
 def _series(rows: Sequence[dict[str, Any]], name: str, *path: str) -> list[Series]:

@@ -1,10 +1,15 @@
-"""An executor: runs several jobs at a time, each in its own process on this machine."""
+"""An executor: runs several jobs at a time, in worker processes on this machine.
+
+Invariant: a worker runs one job at a time. A job's result does not depend on the jobs that its worker ran before.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -22,29 +27,34 @@ from ghostcli.run.job import Options, reached, run_job
 PAUSE = 0.2
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Worker:
-    """A process that runs one job. It sends its error through `answer`."""
+    """A process that runs jobs, one after the other. `job`: the one it runs now, or None."""
 
-    job: Job
     process: BaseProcess
-    answer: Connection
+    line: Connection
+    job: Job | None = None
 
-    @property
-    def error(self) -> GhostError | None:
-        """The error of the job; None if it succeeded."""
-        code = self.process.exitcode
-        if code == 0:
+    def answer(self) -> tuple[Job, GhostError | None] | None:
+        """Its job and the job's error, if the job has ended. None while it runs."""
+        if self.job is None or not (self.line.poll() or self.process.exitcode is not None):
             return None
-        error = GhostError(f"ended with code {code}")
-        error.exit_code = max(code or 1, 1)
-        with contextlib.suppress(EOFError, OSError):
-            error.args = (self.answer.recv(),)
-        return error
+        job, self.job = self.job, None
+        try:
+            code, text = self.line.recv()
+        except (EOFError, OSError):  # it died without a word
+            self.process.join()
+            code, text = max(self.process.exitcode or 1, 1), f"ended with code {self.process.exitcode}"
+        if code == 0:
+            return job, None
+        self.process.join()  # a worker leaves after an error
+        error = GhostError(text)
+        error.exit_code = code
+        return job, error
 
 
 class Spawned:
-    """Up to `options.jobs` workers. Each uses its share of the cores."""
+    """Up to `options.jobs` workers. Each uses its share of the cores, and takes the next job when it is done."""
 
     def __init__(self, options: Options, total: int) -> None:
         self.options, self.total = options, total
@@ -56,25 +66,34 @@ class Spawned:
     ahead = False
 
     @property
+    def busy(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.job is not None]
+
+    @property
     def free(self) -> bool:
-        return len(self.workers) < self.options.jobs
+        return len(self.busy) < self.options.jobs
 
     def start(self, job: Job, fresh: bool) -> None:
+        idle = (worker for worker in self.workers if worker.job is None and worker.process.is_alive())
+        worker = next(idle, None) or self._hire()
+        worker.line.send((job, fresh, replace(self.options, quiet=True)))
+        worker.job = job
+
+    def _hire(self) -> Worker:
         context = multiprocessing.get_context("spawn")
         threads = self.options.place.cpus or max(1, (os.cpu_count() or 1) // self.options.jobs)
-        answer, sender = context.Pipe(duplex=False)
-        arguments = (job, replace(self.options, quiet=True), fresh, threads, sender)
-        process = context.Process(target=_work, args=arguments, name=job.id)
+        line, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(threads, theirs))
         process.start()
-        sender.close()  # only the worker keeps this end, so the pipe closes when the worker ends
-        self.workers.append(Worker(job, process, answer))
+        theirs.close()  # only the worker keeps this end, so the pipe closes when the worker ends
+        self.workers.append(Worker(process, line))
+        return self.workers[-1]
 
     def wait(self) -> list[tuple[Job, GhostError | None]]:
         time.sleep(PAUSE)
-        self.epochs.follow(worker.job for worker in self.workers)
-        ended = [worker for worker in self.workers if worker.process.exitcode is not None]
-        self.workers = [worker for worker in self.workers if worker not in ended]
-        found = [(worker.job, worker.error) for worker in ended]
+        self.epochs.follow(worker.job for worker in self.busy)
+        found = [answer for worker in self.busy if (answer := worker.answer())]
+        self.workers = [worker for worker in self.workers if worker.process.exitcode is None]
         for job, error in found:
             if error is None:
                 self.show.line(reached(job, self.options.runs))
@@ -103,16 +122,27 @@ class Spawned:
         self.stack.close()
 
 
-def _work(job: Job, options: Options, fresh: bool, threads: int, sender: Connection) -> None:
-    """The body of a worker process. It ends with the exit code of its error and sends the message through `sender`."""
+def _work(threads: int, line: Connection) -> None:
+    """The body of a worker process: it runs the jobs that come through `line`, and answers each (exit code, message).
+
+    It ends with the code of the first error, or when its parent is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between jobs; the parent ends its workers itself
     import torch
 
     from ghostcli.engine.device import pick
 
     torch.set_num_threads(threads)
-    try:
-        with signals.handled(leave_at_second=False):
-            run_job(job, options, pick(options.device), fresh)
-    except GhostError as error:
-        sender.send(str(error))
-        sys.exit(error.exit_code)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            job, fresh, options = line.recv()
+            try:
+                with signals.handled(leave_at_second=False):
+                    run_job(job, options, pick(options.device), fresh)
+            except GhostError as error:
+                line.send((error.exit_code, str(error)))
+                sys.exit(error.exit_code)
+            gc.collect()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # the next job looks at the free memory
+            line.send((0, ""))
