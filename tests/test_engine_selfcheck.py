@@ -16,7 +16,8 @@ from ghostcli.zoo import kernels
 from ghostcli.zoo.kernels import native, pytorch
 
 CPU = torch.device("cpu")
-OPERATIONS = ("moments", "convolve", "reduce", "adjoint", "multiply", "multiply_backward", "whole")
+OPERATIONS = ("moments", "fold", "convolve", "reduce", "unfold", "adjoint", "track", "multiply", "multiply_backward")
+OPERATIONS += ("whole",)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from ghostcli.errors import UsageError
 from ghostcli.zoo import kernels
 from ghostcli.zoo.kernels import native, pytorch
+from ghostcli.zoo.kernels.algebra import Branches
 
 needs_compiler = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
 REPOSITORY = Path(__file__).parents[1]
@@ -32,20 +33,25 @@ def pixels(*shape: int, within: int = 0) -> torch.Tensor:
 
 
 @needs_compiler
-@pytest.mark.parametrize("k, stride", [(1, 1), (3, 1), (3, 2), (5, 1), (5, 2)])
-@pytest.mark.parametrize("shape", [(5, 8, 8, 8), (3, 7, 6, 19), (2, 1, 5, 3), (4, 2, 1, 16), (1, 16, 9, 40)])
+@pytest.mark.parametrize(
+    "k, stride", [((1, 1), 1), *((window, stride) for window in kernels.WINDOWS for stride in (1, 2))], ids=str
+)
+@pytest.mark.parametrize(
+    "shape", [(5, 8, 8, 8), (3, 7, 6, 19), (2, 1, 5, 3), (4, 2, 1, 16), (1, 16, 9, 40), (2, 12, 12, 2)]
+)
 @pytest.mark.parametrize("within", [0, 5])
 @pytest.mark.parametrize("relu, mask, add", [(True, True, True), (False, False, False)])
 def test_every_operation_agrees_with_pytorch(k, stride, shape, within, relu, mask, add):
     torch.manual_seed(0)
     x = pixels(*shape, within=within)
     c = x.shape[3]
-    o = 7 if k == 1 else c
-    t = c if k == 1 else k * k
+    dense = k == (1, 1)
+    o = 7 if dense else c
+    t = c if dense else k[0] * k[1]
     kernel, bias = torch.randn(o, t), torch.randn(o)
-    S = torch.randn(*(() if k == 1 else (c,)), t, t)
+    S = torch.randn(*(() if dense else (c,)), t, t)
     S = S + S.transpose(-1, -2)
-    constant = torch.randn(t if k == 1 else (c, t))
+    constant = torch.randn(t if dense else (c, t))
     extra = pixels(*shape, within=within) if add else None
 
     def everything(ops):
@@ -57,10 +63,45 @@ def test_every_operation_agrees_with_pytorch(k, stride, shape, within, relu, mas
         dz = pixels(*z.shape, within=within)
         step = ops.reduce(dz, z if relu else None, x, kernel, k, stride)
         dx = ops.adjoint(step, x, kernel, S, constant, k, stride, extra, mask)
-        return mean, cov, z, step.dkernel, step.dbias, dx
+        step = ops.reduce(dz, z if relu else None, x, kernel, k, stride)  # plain PyTorch uses up the first one
+        alone = [] if dense else [ops.adjoint(step, x, kernel, None, None, k, stride, extra, mask)]
+        return mean, cov, z, step.dkernel, step.dbias, dx, *alone
 
     for ours, theirs in zip(everything(native), everything(pytorch), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5 * float(theirs.abs().max().clamp(min=1)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dense, out, branches, scale, identity", [
+    (True, 12, 3, False, True), (True, 20, 3, False, False), (True, 12, 1, False, False),
+    (False, 12, 3, True, True), (False, 12, 3, True, False), (False, 3, 1, False, False),
+])  # fmt: skip
+def test_the_algebra_agrees_with_pytorch(dense, out, branches, scale, identity):
+    """Folding, its gradients and the running statistics, with every kind of branch, against float64."""
+    torch.manual_seed(0)
+    taps, place = (12, ()) if dense else (9, (out,))
+    weight = torch.randn(branches, out, taps, 1, 1) if dense else torch.randn(branches, out, 1, 3, 3)
+    extra = [torch.randn(out) for _ in range(5)]
+    here = [scale] * 3 + [identity] * 2
+    both = [weight, torch.rand(branches, out) + 0.5, torch.randn(branches, out)]
+    both += [value if there else None for value, there in zip(extra, here, strict=True)]
+    patches = torch.randn(*place, 50, taps) + 0.3
+    mean, centred = patches.mean(-2), patches - patches.mean(-2, keepdim=True)
+    cov = centred.transpose(-1, -2) @ centred / 50
+    dkernel, dbias = torch.randn(out, taps), torch.randn(out)
+
+    def everything(ops, dtype):
+        p = Branches(*(None if t is None else t.to(dtype) for t in both))
+        fold = ops.fold(p, mean.to(dtype), cov.to(dtype))
+        grads, S, t = ops.unfold(p, fold, dkernel.to(dtype), dbias.to(dtype), 50)
+        running = [(torch.zeros(branches, out, dtype=dtype), torch.ones(branches, out, dtype=dtype))]
+        running += [(torch.zeros(out, dtype=dtype), torch.ones(out, dtype=dtype)) for _ in range(scale + identity)]
+        ops.track(fold.mean, fold.var, 50, 0.1, running)
+        followed = [statistic for pair in running for statistic in pair]
+        return [fold.kernel, fold.bias, fold.mean, fold.var, *(g for g in grads if g is not None), S, t, *followed]
+
+    for ours, theirs in zip(everything(native, torch.float32), everything(pytorch, torch.float64), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max().clamp(min=1)))
 
 
 @pytest.mark.parametrize("ops", [pytest.param(native, marks=needs_compiler), pytorch])
@@ -86,7 +127,7 @@ def test_equal_results_for_an_equal_number_of_threads():
         found = {}
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            first, second = native.moments(x, 3, 1), native.moments(x, 3, 1)
+            first, second = native.moments(x, (3, 3), 1), native.moments(x, (3, 3), 1)
             assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
             found[threads] = first[1]
         torch.testing.assert_close(found[1], found[3])

@@ -38,10 +38,10 @@ for (n, h, w, c), stride, (relu, mask, add), within, dtype in [
 
     def run(ops, x, dz, extra):
         kernel, bias, S, t = (v.to(device, torch.promote_types(x.dtype, torch.float32)) for v in tables)
-        z = ops.convolve(x, kernel, bias, 3, stride, relu)
-        step = ops.reduce(dz, z if relu else None, x, kernel, 3, stride)
-        dx = ops.adjoint(step, x, kernel, S, t, 3, stride, extra, mask)
-        return *ops.moments(x, 3, stride), z, step.dkernel, step.dbias, dx
+        z = ops.convolve(x, kernel, bias, (3, 3), stride, relu)
+        step = ops.reduce(dz, z if relu else None, x, kernel, (3, 3), stride)
+        dx = ops.adjoint(step, x, kernel, S, t, (3, 3), stride, extra, mask)
+        return *ops.moments(x, (3, 3), stride), z, step.dkernel, step.dbias, dx
 
     found = run(ours, x, dz, extra)
     expected = run(pytorch, x.double(), dz.double(), None if extra is None else extra.double())
@@ -96,9 +96,9 @@ def test_one_compilation_serves_every_size(monkeypatch):
     for name in ("_moments", "_forward", "_reduce", "_adjoint"):
         monkeypatch.setattr(ours, name, Launch(getattr(ours, name)))
     x, kernel, bias, S = torch.randn(2, 4, 4, 8), torch.randn(8, 9), torch.randn(8), torch.randn(8, 9, 9)
-    ours.moments(x, 3, 1)
-    step = ours.reduce(x, ours.convolve(x, kernel, bias, 3, 1, True), x, kernel, 3, 1)
-    ours.adjoint(step, x, kernel, S, kernel, 3, 1)
+    ours.moments(x, (3, 3), 1)
+    step = ours.reduce(x, ours.convolve(x, kernel, bias, (3, 3), 1, True), x, kernel, (3, 3), 1)
+    ours.adjoint(step, x, kernel, S, kernel, (3, 3), 1)
     assert len(seen) == 7 + 8 + 9 + 10
 
 

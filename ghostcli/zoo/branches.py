@@ -13,12 +13,61 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghostcli.zoo import folded
+from ghostcli.zoo import folded, kernels
 
 Mode = Literal["plain", "folded"]
 
 EPS = folded.EPS
 MOMENTUM = 0.1
+
+
+class Chain(nn.Sequential):
+    """Convolutions, batch norms and ReLUs in a row.
+
+    In training in mode "folded" the compiled kernels, where there are some, compute the depthwise convolutions, and a
+    1x1 convolution, its batch norm and its ReLU as one.
+    """
+
+    mode: Mode = "plain"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.mode == "folded" and kernels.of(x).NAME == "c++":
+            return self.folded(x)
+        return super().forward(x)
+
+    @folded.uncompiled
+    def folded(self, x: Tensor) -> Tensor:
+        """The output of `forward` by the compiled kernels."""
+        left = list(self)
+        while left:
+            module, *left = left
+            if not isinstance(module, nn.Conv2d) or module.bias is not None:
+                x = module(x)
+            elif _depthwise(module):
+                x = folded.depthwise(x, module.weight, module.stride[0])
+            elif module.kernel_size == (1, 1) and module.groups == 1 and left:
+                norm, *left = left
+                relu = bool(left) and isinstance(left[0], nn.ReLU)
+                left = left[relu:]
+                x = _normed(x, module, norm, relu)
+            else:
+                x = module(x)
+        return x
+
+
+def _depthwise(conv: nn.Conv2d) -> bool:
+    """Whether the compiled kernels know this depthwise convolution."""
+    known = conv.kernel_size in kernels.WINDOWS and conv.stride in ((1, 1), (2, 2))
+    return known and conv.groups == conv.in_channels == conv.out_channels
+
+
+def _normed(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
+    """A 1x1 convolution, its batch norm in training and, perhaps, a ReLU: a folded sum of one branch."""
+    one = folded.Branches(conv.weight[None], norm.weight[None], norm.bias[None])
+    y, mean, var = folded.convolve(x, one, folded.Shape(relu=relu))
+    folded.track(mean, var, y.numel() // y.shape[1], norm.momentum, [(norm.running_mean, norm.running_var)])
+    norm.num_batches_tracked.add_(1)
+    return y
 
 
 class RepConv(nn.Module):
@@ -106,7 +155,7 @@ class RepConv(nn.Module):
 
     @property
     def shape(self) -> folded.Shape:
-        return folded.Shape(self.kernel_size, self.stride, self.relu)
+        return folded.Shape((self.kernel_size, self.kernel_size), self.stride, self.relu)
 
     def stacked(self) -> folded.Branches:
         return folded.Branches(*(getattr(self, name, None) for name in folded.Branches._fields))
@@ -118,15 +167,7 @@ class RepConv(nn.Module):
         `var` is the biased variance over `count` values. Batch norm stores the unbiased one.
         """
         present = (("", True), ("scale_", self.has_scale), ("identity_", self.has_identity))
-        norms = [self._norm_of(prefix)[2:] for prefix, there in present if there]
-        running = [statistic for norm in norms for statistic in norm]
-        batch, after = [], 0
-        unbiased = var * (count / (count - 1))
-        for its_mean, _ in norms:
-            rows = slice(after, after + self.branches) if after == 0 else after
-            batch += [mean[rows].to(its_mean.dtype), unbiased[rows].to(its_mean.dtype)]
-            after += self.branches if after == 0 else 1
-        torch._foreach_lerp_(running, batch, MOMENTUM)
+        folded.track(mean, var, count, MOMENTUM, [self._norm_of(prefix)[2:] for prefix, there in present if there])
 
     def plain(self, x: Tensor) -> Tensor:
         """The reference: the sum of the branches before the ReLU, each branch computed separately."""

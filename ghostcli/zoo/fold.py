@@ -49,7 +49,7 @@ class FoldedGhost(GhostModule):
         z = y[..., :half]
         for conv, source, out in ((self.primary, pixels, z), (self.cheap, z, y[..., half:])):
             kernel, bias = conv.weight.flatten(1), conv.bias
-            ops.convolve(source, kernel, bias, conv.kernel_size[0], 1, conv.relu, out)
+            ops.convolve(source, kernel, bias, conv.kernel_size, 1, conv.relu, out)
         y = y[..., : self.out_channels]
         if self.gate is not None:
             y = ops.multiply(y, self.gate(x).permute(0, 2, 3, 1).contiguous())

@@ -24,8 +24,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ghostcli.zoo import kernels
+from ghostcli.zoo.kernels.algebra import EPS, Branches, Fold
 
-EPS = 1e-5
+__all__ = ["EPS", "Branches", "Shape", "convolve", "depthwise", "ghost", "multiply", "track", "uncompiled"]
+
+
+DENSE, CHEAP = (1, 1), (3, 3)  # the windows of a ghost module
 
 
 @functools.cache
@@ -47,113 +51,12 @@ def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class Branches(NamedTuple):
-    """Stacked parameters of one sum: [B, O, I/groups, k, k], [B, O], [B, O]; the rest [O] or None."""
-
-    weight: Tensor
-    gamma: Tensor
-    beta: Tensor
-    scale_weight: Tensor | None = None
-    scale_gamma: Tensor | None = None
-    scale_beta: Tensor | None = None
-    identity_gamma: Tensor | None = None
-    identity_beta: Tensor | None = None
-
-
 class Shape(NamedTuple):
     """The settings of a sum of branches, without its parameters."""
 
-    kernel: int = 1
+    window: tuple[int, int] = (1, 1)
     stride: int = 1
     relu: bool = False
-
-
-class Fold(NamedTuple):
-    """One convolution, kernel [O, T] and bias [O], with the values for its backward pass. B' counts all branches."""
-
-    kernel: Tensor
-    bias: Tensor
-    rows: Tensor  # [B', O, T]
-    rows_cov: Tensor  # rows R
-    gain: Tensor  # [B', O]
-    rstd: Tensor
-    mean: Tensor
-    var: Tensor
-    patch_mean: Tensor  # [T], or [O, T] for a depthwise
-
-
-def _stack(branches: Branches, depthwise: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows [B', O, T], gamma and beta [B', O] of all branches: the given ones, scale, identity."""
-    p = branches
-    rows = p.weight.flatten(2).to(dtype)
-    gamma, beta = [p.gamma], [p.beta]
-    if p.scale_gamma is not None:
-        gamma.append(p.scale_gamma[None])
-        beta.append(p.scale_beta[None])
-    if p.identity_gamma is not None:
-        gamma.append(p.identity_gamma[None])
-        beta.append(p.identity_beta[None])
-    known = len(gamma) - 1
-    if known and depthwise:
-        extra = rows.new_zeros(known, *rows.shape[1:])
-        middle = extra[:, :, rows.shape[2] // 2]
-        if p.identity_gamma is not None:
-            middle[-1].fill_(1)
-        if p.scale_weight is not None:
-            middle[0] = p.scale_weight
-        rows = torch.cat([rows, extra])
-    elif known:
-        rows = torch.cat([rows, torch.eye(rows.shape[1], dtype=dtype, device=rows.device)[None]])
-    if not known:
-        return rows, p.gamma.to(dtype), p.beta.to(dtype)
-    return rows, torch.cat(gamma).to(dtype), torch.cat(beta).to(dtype)
-
-
-def _unstack(branches: Branches, drows: Tensor, dgamma: Tensor, dbias: Tensor) -> list[Tensor | None]:
-    """Gradients in the order of `Branches`. The beta of each branch has the gradient of the bias."""
-    p, b = branches, branches.gamma.shape[0]
-    grads = [drows[:b].reshape(p.weight.shape), dgamma[:b], dbias.expand(b, -1), None, None, None, None, None]
-    if p.scale_gamma is not None:
-        grads[3:6] = drows[b, :, drows.shape[2] // 2], dgamma[b], dbias
-    if p.identity_gamma is not None:
-        grads[6:8] = dgamma[-1], dbias
-    return [None if g is None else g.to(t.dtype) for g, t in zip(grads, p, strict=True)]
-
-
-def _fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
-    """Fold the branches, given `mean` [T] and `cov` [T, T] of the patches; [O, T] and [O, T, T] for a depthwise."""
-    depthwise = mean.dim() == 2
-    rows, gamma, beta = _stack(branches, depthwise, mean.dtype)
-    if depthwise:
-        rows_cov = (rows.transpose(0, 1) @ cov).transpose(0, 1)
-        branch_mean = (rows * mean).sum(-1)
-    else:
-        rows_cov, branch_mean = rows @ cov, rows @ mean
-    var = (rows_cov * rows).sum(-1).clamp_(min=0)
-    rstd = (var + EPS).rsqrt_()
-    gain = gamma * rstd
-    kernel = (gain[..., None] * rows).sum(0)
-    bias = (beta - gain * branch_mean).sum(0)
-    return Fold(kernel, bias, rows, rows_cov, gain, rstd, branch_mean, var, mean)
-
-
-def _unfold(fold: Fold, dkernel: Tensor, dbias: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of rows and gamma, and S and t of the patches' gradient, from the gradients of kernel and bias."""
-    dgain = (dkernel * fold.rows).sum(-1).addcmul_(dbias, fold.mean, value=-1)  # [B', O]
-    dmean = -dbias * fold.gain
-    dvar = -0.5 * dgain * fold.gain * fold.rstd.square()
-    dgamma = dgain * fold.rstd
-    drows = fold.gain[..., None] * dkernel
-    drows.addcmul_(dmean[..., None], fold.patch_mean).addcmul_(dvar[..., None], fold.rows_cov, value=2)
-    weighted = fold.rows * (dvar[..., None] * (2 / count))
-    if fold.patch_mean.dim() == 2:
-        S = weighted.permute(1, 2, 0) @ fold.rows.transpose(0, 1)
-        t = (fold.rows * dmean[..., None]).sum(0).div_(count)
-        t = t - (S @ fold.patch_mean[..., None])[..., 0]
-    else:
-        S = weighted.flatten(0, 1).t() @ fold.rows.flatten(0, 1)
-        t = (dmean.flatten() @ fold.rows.flatten(0, 1)).div_(count) - S @ fold.patch_mean
-    return drows, dgamma, S, t
 
 
 def _count(x: Tensor, stride: int) -> int:
@@ -173,21 +76,21 @@ def _seen(side: int, kernel: int, stride: int) -> tuple[int, int]:
     return met.index(True), kernel - met[::-1].index(True)
 
 
-def _moments(x: Tensor, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
+def _moments(x: Tensor, window: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
     """Mean and covariance of the patches.
 
     Taps that only cover padding are set to exactly zero. Otherwise rounding errors (of sums over the image minus its
     borders) would remain, and large weights would turn them into a variance.
     """
-    mean, cov = kernels.of(x).moments(x, kernel, stride)
-    (top, bottom), (left, right) = (_seen(side, kernel, stride) for side in x.shape[1:3])
-    if (top, bottom, left, right) == (0, kernel, 0, kernel):
+    mean, cov = kernels.of(x).moments(x, window, stride)
+    seen = [_seen(side, taps, stride) for side, taps in zip(x.shape[1:3], window, strict=True)]
+    if seen == [(0, taps) for taps in window]:
         return mean, cov
-    for moment, taps in ((mean, 1), (cov, 1), (cov, 2)):
-        square = moment.unflatten(taps, (kernel, kernel))  # a view
-        for axis, low, high in ((taps, top, bottom), (taps + 1, left, right)):
-            square.narrow(axis, 0, low).zero_()
-            square.narrow(axis, high, kernel - high).zero_()
+    for moment, first in ((mean, 1), (cov, 1), (cov, 2)):
+        grid = moment.unflatten(first, window)  # a view
+        for axis, taps, (low, high) in zip((first, first + 1), window, seen, strict=True):
+            grid.narrow(axis, 0, low).zero_()
+            grid.narrow(axis, high, taps - high).zero_()
     return mean, cov
 
 
@@ -209,7 +112,7 @@ class _Sum(torch.autograd.Function):
         x, branches, ops = _pixels(x), Branches(*parameters), kernels.of(x)
         k, stride, relu = shape
         ctx.shape, ctx.count = shape, _count(x, stride)
-        fold = _fold(branches, *_moments(x, k, stride))
+        fold = ops.fold(branches, *_moments(x, k, stride))
         z = ops.convolve(x, fold.kernel, fold.bias, k, stride, relu)
         ctx.save_for_backward(x, z if relu else None, *parameters, *fold)
         ctx.mark_non_differentiable(fold.mean, fold.var)
@@ -223,9 +126,8 @@ class _Sum(torch.autograd.Function):
         k, stride, _ = ctx.shape
         with torch.autocast(x.device.type, enabled=False):
             step = ops.reduce(_pixels(dz), z, x, fold.kernel, k, stride)
-            drows, dgamma, S, t = _unfold(fold, step.dkernel, step.dbias, ctx.count)
+            grads, S, t = ops.unfold(branches, fold, step.dkernel, step.dbias, ctx.count)
             dx = ops.adjoint(step, x, fold.kernel, S, t, k, stride) if ctx.needs_input_grad[0] else None
-            grads = _unstack(branches, drows, dgamma, step.dbias)
         return None if dx is None else _images(dx), None, *grads
 
 
@@ -241,10 +143,10 @@ class _Ghost(torch.autograd.Function):
         half = primary.weight.shape[1]
         ctx.relu, ctx.count = relu, _count(x, 1)
         y = x.new_empty(*x.shape[:3], 2 * half)
-        dense = _fold(primary, *_moments(x, 1, 1))
-        z = ops.convolve(x, dense.kernel, dense.bias, 1, 1, relu, y[..., :half])
-        depthwise = _fold(cheap, *_moments(z, 3, 1))
-        ops.convolve(z, depthwise.kernel, depthwise.bias, 3, 1, relu, y[..., half:])
+        dense = ops.fold(primary, *_moments(x, DENSE, 1))
+        z = ops.convolve(x, dense.kernel, dense.bias, DENSE, 1, relu, y[..., :half])
+        depthwise = ops.fold(cheap, *_moments(z, CHEAP, 1))
+        ops.convolve(z, depthwise.kernel, depthwise.bias, CHEAP, 1, relu, y[..., half:])
         ctx.save_for_backward(x, y, *parameters, *dense, *depthwise)
         statistics = dense.mean, dense.var, depthwise.mean, depthwise.var
         ctx.mark_non_differentiable(*statistics)
@@ -259,15 +161,34 @@ class _Ghost(torch.autograd.Function):
         half, ops, dy = y.shape[3] // 2, kernels.of(x), _pixels(dy)
         z, z_cheap = ops.whole(y[..., :half]), y[..., half:]
         with torch.autocast(x.device.type, enabled=False):
-            step = ops.reduce(dy[..., half:], z_cheap if ctx.relu else None, z, depthwise.kernel, 3, 1)
-            drows, dgamma, S, t = _unfold(depthwise, step.dkernel, step.dbias, ctx.count)
-            grads_cheap = _unstack(cheap, drows, dgamma, step.dbias)
-            dz = ops.adjoint(step, z, depthwise.kernel, S, t, 3, 1, dy[..., :half], ctx.relu)
-            step = ops.reduce(dz, None, x, dense.kernel, 1, 1)
-            drows, dgamma, S, t = _unfold(dense, step.dkernel, step.dbias, ctx.count)
-            grads_primary = _unstack(primary, drows, dgamma, step.dbias)
-            dx = ops.adjoint(step, x, dense.kernel, S, t, 1, 1) if ctx.needs_input_grad[0] else None
+            step = ops.reduce(dy[..., half:], z_cheap if ctx.relu else None, z, depthwise.kernel, CHEAP, 1)
+            grads_cheap, S, t = ops.unfold(cheap, depthwise, step.dkernel, step.dbias, ctx.count)
+            dz = ops.adjoint(step, z, depthwise.kernel, S, t, CHEAP, 1, dy[..., :half], ctx.relu)
+            step = ops.reduce(dz, None, x, dense.kernel, DENSE, 1)
+            grads_primary, S, t = ops.unfold(primary, dense, step.dkernel, step.dbias, ctx.count)
+            dx = ops.adjoint(step, x, dense.kernel, S, t, DENSE, 1) if ctx.needs_input_grad[0] else None
         return None if dx is None else _images(dx), None, *grads_primary, *grads_cheap
+
+
+class _Depthwise(torch.autograd.Function):
+    """A depthwise convolution [N, C, H, W] -> [N, C, H', W'] with zeros around and no bias."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+        x, kernel = _pixels(x), weight.flatten(1)
+        ctx.save_for_backward(x, weight)
+        ctx.stride = stride
+        no_bias = kernel.new_zeros(len(kernel))
+        return _images(kernels.of(x).convolve(x, kernel, no_bias, tuple(weight.shape[2:]), stride, False))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        kernel, ops, window = weight.flatten(1), kernels.of(x), tuple(weight.shape[2:])
+        step = ops.reduce(_pixels(dz), None, x, kernel, window, ctx.stride)
+        dx = ops.adjoint(step, x, kernel, None, None, window, ctx.stride) if ctx.needs_input_grad[0] else None
+        return None if dx is None else _images(dx), step.dkernel.view_as(weight), None
 
 
 class _Multiply(torch.autograd.Function):
@@ -308,6 +229,17 @@ def ghost(x: Tensor, primary: Branches, cheap: Branches, relu: bool) -> tuple[Te
         x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
         return _Ghost.apply(x, relu, *primary, *cheap)
+
+
+def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """The convolution of `x` [N, C, H, W] with `weight` [C, 1, kh, kw], zeros around, in channels_last."""
+    return _Depthwise.apply(x, weight, stride)
+
+
+@torch.no_grad()
+def track(mean: Tensor, var: Tensor, count: int, momentum: float, running: list[tuple[Tensor, Tensor]]) -> None:
+    """Move running means and variances towards those of a batch; see `kernels.algebra.track`."""
+    kernels.of(mean).track(mean, var, count, momentum, running)
 
 
 def multiply(x: Tensor, gate: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostcli.zoo import folded
-from ghostcli.zoo.branches import Mode, RepConv
+from ghostcli.zoo.branches import Chain, Mode, RepConv
 from ghostcli.zoo.names import Spec
 
 
@@ -75,21 +75,19 @@ def divisible(channels: float) -> int:
     return rounded + 4 if rounded < 0.9 * channels else rounded
 
 
-class ConvBN(nn.Sequential):
+class ConvBN(Chain):
     """`conv` (square, no bias, same padding) -> `bn` -> ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, mode: Mode) -> None:
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(super().forward(x), inplace=True)
+        super().__init__(OrderedDict(conv=conv, bn=nn.BatchNorm2d(out_channels), relu=nn.ReLU(inplace=True)))
+        self.mode = mode
 
 
-class Gate(nn.Sequential):
+class Gate(Chain):
     """The long-range ("DFC") attention of a ghost module. Its output has half the side of the map it multiplies."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, mode: Mode) -> None:
         c = out_channels
         super().__init__(
             nn.Conv2d(in_channels, c, 1, bias=False),
@@ -99,6 +97,7 @@ class Gate(nn.Sequential):
             nn.Conv2d(c, c, (5, 1), padding=(2, 0), groups=c, bias=False),
             nn.BatchNorm2d(c),
         )
+        self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
         # a side of one pixel (from small images) is not pooled
@@ -115,7 +114,7 @@ class GhostModule(nn.Module):
         self.out_channels = out_channels
         self.primary = RepConv(in_channels, half, relu=relu, mode=mode)
         self.cheap = RepConv(half, half, 3, relu=relu, mode=mode)
-        self.gate = Gate(in_channels, out_channels) if gated else None
+        self.gate = Gate(in_channels, out_channels, mode=mode) if gated else None
 
     def forward(self, x: Tensor) -> Tensor:
         folding = self.training and isinstance(self.primary, RepConv) and self.primary.mode == "folded"
@@ -170,14 +169,15 @@ class Bottleneck(nn.Module):
         self.se = SqueezeExcite(middle, row.se, mode=mode) if row.se else None
         self.project = GhostModule(middle, out_channels, relu=False, gated=False, mode=mode)
         if stride == 1 and in_channels == out_channels:
-            self.shortcut = nn.Sequential()
+            self.shortcut = Chain()
         else:
-            self.shortcut = nn.Sequential(
+            self.shortcut = Chain(
                 nn.Conv2d(in_channels, in_channels, k, stride, k // 2, groups=in_channels, bias=False),
                 nn.BatchNorm2d(in_channels),
                 nn.Conv2d(in_channels, out_channels, 1, bias=False),
                 nn.BatchNorm2d(out_channels),
             )
+        self.shortcut.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.expand(x)
@@ -202,14 +202,14 @@ class GhostNet(nn.Module):
         super().__init__()
         self.rows = rows
         channels = divisible(STEM * width)
-        self.stem = ConvBN(3, channels, 3)
+        self.stem = ConvBN(3, channels, 3, mode=mode)
         self.bottlenecks = nn.ModuleList()
         for i, row in enumerate(rows):
             middle, out = divisible(row.expansion * width), divisible(row.out * width)
             gated = i >= FIRST_GATED
             self.bottlenecks.append(Bottleneck(channels, middle, out, row, gated=gated, mode=mode))
             channels = out
-        self.tail = ConvBN(channels, divisible(rows[-1].expansion * width), 1)
+        self.tail = ConvBN(channels, divisible(rows[-1].expansion * width), 1, mode=mode)
         self.head = nn.Conv2d(divisible(rows[-1].expansion * width), HEAD, 1)
         self.classifier = nn.Linear(HEAD, classes)
 

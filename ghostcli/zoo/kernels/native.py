@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -20,12 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghostcli.zoo.kernels.pytorch import Step, pitch
+from ghostcli.zoo.kernels import algebra
+from ghostcli.zoo.kernels.algebra import Branches, Fold
+from ghostcli.zoo.kernels.pytorch import DENSE, Step, Window, pitch
 from ghostcli.zoo.own import cache_folder
 
 NAME = "c++"
-SOURCES = ("depthwise.cpp", "pointwise.cpp", "multiply.cpp")
-HEADERS = ("vector.h",)
+SOURCES = ("algebra.cpp", "depthwise.cpp", "pointwise.cpp", "multiply.cpp")
+HEADERS = ("rows.h", "vector.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
 BUILD_SECONDS = 120
 INT, LONG = ctypes.c_int, ctypes.c_long
@@ -131,13 +134,13 @@ def _covering(x: Tensor, gate: Tensor) -> tuple[Tensor | ctypes.c_long, ...]:
     return gate, LONG(h), LONG(w), _nearest(x.shape[1], h), _nearest(x.shape[2], w)
 
 
-def _window(k: int, stride: int) -> tuple[ctypes.c_int, ctypes.c_long]:
-    return INT(k), LONG(stride)
+def _window(k: Window, stride: int) -> tuple[ctypes._SimpleCData, ...]:
+    return INT(k[0]), INT(k[1]), LONG(stride)
 
 
-def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
-    c, t = x.shape[3], k * k
-    if k == 1:
+def moments(x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
+    c, t = x.shape[3], math.prod(k)
+    if k == DENSE:
         mean, cov = x.new_empty(c), x.new_empty(c, c)
         _call("pointwise_moments", *_map(x), *_rows(x), mean, cov)
         return mean, cov
@@ -146,15 +149,69 @@ def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
     return mean, cov
 
 
+def _dense(branches: Branches) -> Branches:
+    return Branches(*(None if p is None else p.contiguous() for p in branches))
+
+
+def fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
+    p = _dense(branches)
+    b, o, t = p.weight.flatten(2).shape
+    norms = p.scale_gamma is not None, p.identity_gamma is not None
+    every = b + sum(norms)
+    kernel, bias = mean.new_empty(o, t), mean.new_empty(o)
+    gain, rstd, means, vars = mean.new_empty(4, every, o).unbind()
+    sizes, out = (LONG(b), LONG(o), LONG(t)), (gain, rstd, means, vars)
+    if mean.dim() == 1:
+        rows_cov = mean.new_empty(b, o, t)
+        given = p.weight, p.gamma, p.beta, p.identity_gamma, p.identity_beta
+        _call("dense_fold", *given, *sizes, mean, cov, kernel, bias, rows_cov, *out)
+    else:
+        rows_cov = mean.new_empty(every, o, t)
+        _call("depthwise_fold", *p, *sizes, mean, cov, kernel, bias, rows_cov, *out)
+    return Fold(kernel, bias, None, rows_cov, *out, mean)
+
+
+def unfold(
+    branches: Branches, fold: Fold, dkernel: Tensor, dbias: Tensor, count: int
+) -> tuple[list[Tensor | None], Tensor, Tensor]:
+    p, new = _dense(branches), dkernel.new_empty
+    b, o, t = p.weight.flatten(2).shape
+    sizes, known = (LONG(b), LONG(o), LONG(t)), (fold.patch_mean, fold.rows_cov, fold.gain, fold.rstd, fold.mean)
+    grads = [None if parameter is None else new(parameter.shape) for parameter in p]
+    dweight, dgamma, _, dscale_weight, dscale, _, didentity, _ = grads
+    for beta in (2, 5, 7):
+        grads[beta] = None if p[beta] is None else dbias.expand(p[beta].shape)
+    given = (dkernel, dbias, ctypes.c_double(count), dweight, dgamma)
+    if fold.patch_mean.dim() == 1:
+        S, out = new(t, t), new(t)
+        _call("dense_unfold", p.weight, *sizes, *known, *given, didentity, S, out)
+    else:
+        S, out = new(o, t, t), new(o, t)
+        given = (*given, dscale_weight, dscale, didentity)
+        _call("depthwise_unfold", p.weight, p.scale_weight, *sizes, *known, *given, S, out)
+    return grads, S, out
+
+
+def track(mean: Tensor, var: Tensor, count: int, momentum: float, running: list[tuple[Tensor, Tensor]]) -> None:
+    if any(kept.dtype != mean.dtype for pair in running for kept in pair):
+        return algebra.track(mean, var, count, momentum, running)
+    scalars, at = (ctypes.c_float(momentum), ctypes.c_float(count / (count - 1))), 0
+    means, variances = mean.view(-1), var.view(-1)
+    for of_mean, of_var in running:
+        length = of_mean.numel()
+        _call("track", means[at:], variances[at:], LONG(length), *scalars, of_mean, of_var)
+        at += length
+
+
 def convolve(
-    x: Tensor, kernel: Tensor, bias: Tensor, k: int, stride: int, relu: bool, out: Tensor | None = None
+    x: Tensor, kernel: Tensor, bias: Tensor, k: Window, stride: int, relu: bool, out: Tensor | None = None
 ) -> Tensor:
     n, h, w, _ = x.shape
     o = len(bias)
     if out is None:
         out = x.new_empty(n, -(-h // stride), -(-w // stride), o)
     kernel, bias = kernel.contiguous(), bias.contiguous()
-    if k == 1:
+    if k == DENSE:
         _call("pointwise_forward", *_map(x), *_rows(x), kernel, bias, LONG(o), INT(relu), *_map(out))
     else:
         _call("depthwise_forward", *_map(x), *_sizes(x), *_window(k, stride), kernel, bias, INT(relu), *_map(out))
@@ -165,10 +222,10 @@ def whole(x: Tensor) -> Tensor:
     return x  # a slice needs no copy
 
 
-def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: int, stride: int) -> Step:
+def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: Window, stride: int) -> Step:
     o = dz.shape[3]
     dkernel, dbias = x.new_empty(kernel.shape), x.new_empty(o)
-    if k == 1:
+    if k == DENSE:
         _call("pointwise_reduce", *_map(dz), *_map(z), *_map(x), *_rows(x), LONG(o), dkernel, dbias)
     else:
         _call("depthwise_reduce", *_map(dz), *_map(z), *_map(x), *_sizes(x), *_window(k, stride), dkernel, dbias)
@@ -179,17 +236,18 @@ def adjoint(
     step: Step,
     x: Tensor,
     kernel: Tensor,
-    S: Tensor,
-    t: Tensor,
-    k: int,
+    S: Tensor | None,
+    t: Tensor | None,
+    k: Window,
     stride: int,
     add: Tensor | None = None,
     mask: bool = False,
 ) -> Tensor:
     dx = x.new_empty(x.shape)
     maps = (*_map(step.dz), *_map(step.z), *_map(x))
-    rest = (kernel.contiguous(), S.contiguous(), t.contiguous(), *_map(add), INT(mask), *_map(dx))
-    if k == 1:
+    statistics = (None, None) if S is None else (S.contiguous(), t.contiguous())
+    rest = (kernel.contiguous(), *statistics, *_map(add), INT(mask), *_map(dx))
+    if k == DENSE:
         _call("pointwise_adjoint", *maps, *_rows(x), LONG(step.dz.shape[3]), *rest)
     else:
         _call("depthwise_adjoint", *maps, *_sizes(x), *_window(k, stride), *rest)

@@ -1,19 +1,29 @@
 """The operations of folded training in plain PyTorch: any device, any precision, no compiler.
 
-Invariant: every other implementation must agree with this one. Pixels are [N, H, W, C]. `k` 1 means a dense 1x1 with
-kernel [O, C]; other `k` mean a depthwise k x k with kernel [C, k * k] and zero padding k // 2.
+Invariant: every other implementation must agree with this one. Pixels are [N, H, W, C]. A window `k` of (1, 1)
+means a dense 1x1 with kernel [O, C]. Any other window (odd height and width) means a depthwise convolution with kernel
+[C, T], T = height x width, and zeros around.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ghostcli.zoo.kernels.algebra import fold, track, unfold
+
+__all__ = ["adjoint", "convolve", "fold", "moments", "multiply"]
+__all__ += ["multiply_backward", "reduce", "track", "unfold", "whole"]
+
 NAME = "pytorch"
+DENSE = (1, 1)
+
+Window = tuple[int, int]
 
 
 class Step(NamedTuple):
@@ -41,20 +51,20 @@ def precision(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the patches: [C] and [C, C] for k 1, else [C, T] and [C, T, T], T = k * k."""
-    if k == 1:
+def moments(x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the patches: [C] and [C, C] for a dense window, else [C, T] and [C, T, T]."""
+    if k == DENSE:
         return _pointwise_moments(x)
-    return _lag_moments(x) if k == 3 and stride == 1 else _patch_moments(x, k, stride)
+    return _lag_moments(x) if k == (3, 3) and stride == 1 else _patch_moments(x, k, stride)
 
 
 def convolve(
-    x: Tensor, kernel: Tensor, bias: Tensor, k: int, stride: int, relu: bool, out: Tensor | None = None
+    x: Tensor, kernel: Tensor, bias: Tensor, k: Window, stride: int, relu: bool, out: Tensor | None = None
 ) -> Tensor:
     """[N, H', W', O] in the precision of `x`. If `out` (a slice of a wider map) is given, it is written there too."""
     kernel, bias = kernel.to(x.dtype), bias.to(x.dtype)
-    groups = 1 if k == 1 else x.shape[3]
-    z = F.conv2d(_images(x), _weight(kernel, k), bias, stride, k // 2, 1, groups)
+    groups = 1 if k == DENSE else x.shape[3]
+    z = F.conv2d(_images(x), _weight(kernel, k), bias, stride, _padding(k), 1, groups)
     z = _pixels(z)
     z = z.relu_() if relu else z
     if out is not None:
@@ -67,15 +77,15 @@ def whole(x: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: int, stride: int) -> Step:
+def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: Window, stride: int) -> Step:
     """Gradients of kernel and bias. `z`: the output whose ReLU masks `dz`; None without ReLU."""
     if z is not None:
         dz = torch.ops.aten.threshold_backward(dz, z, 0)
-    if k == 1:
+    if k == DENSE:
         flat = dz.flatten(0, 2).to(kernel.dtype)
         return Step(flat.t() @ x.flatten(0, 2).to(kernel.dtype), flat.sum(0), dz)
     dx, dkernel, dbias = torch.ops.aten.convolution_backward(
-        _images(dz), _images(x), _weight(kernel.to(x.dtype), k), [x.shape[3]], [stride] * 2, [k // 2] * 2, [1, 1],
+        _images(dz), _images(x), _weight(kernel.to(x.dtype), k), [x.shape[3]], [stride] * 2, _padding(k), [1, 1],
         False, [0, 0], x.shape[3], [True, True, True],
     )  # fmt: skip
     return Step(dkernel.flatten(1).to(kernel.dtype), dbias.to(kernel.dtype), dz, dx=_pixels(dx))
@@ -85,21 +95,24 @@ def adjoint(
     step: Step,
     x: Tensor,
     kernel: Tensor,
-    S: Tensor,
-    t: Tensor,
-    k: int,
+    S: Tensor | None,
+    t: Tensor | None,
+    k: Window,
     stride: int,
     add: Tensor | None = None,
     mask: bool = False,
 ) -> Tensor:
     """Input gradient: that of the convolution, plus S patch + t of every patch, added at the patch's position.
 
-    Then `add` is added. With `mask` the gradient is kept only where `x`, the output of a ReLU, is positive.
+    Without S and t (of a depthwise window only) it is that of the convolution alone. Then `add` is added. With `mask`
+    the gradient is kept only where `x`, the output of a ReLU, is positive.
     """
-    if k == 1:
-        dx = _pixels(F.conv2d(_images(x), _weight(S.t().to(x.dtype), 1), t.to(x.dtype)))
+    if k == DENSE:
+        dx = _pixels(F.conv2d(_images(x), _weight(S.t().to(x.dtype), DENSE), t.to(x.dtype)))
         dx.view(-1, x.shape[3]).addmm_(step.dz.flatten(0, 2), kernel.to(x.dtype))
-    elif k == 3 and stride == 1:
+    elif S is None:
+        dx = step.dx
+    elif k == (3, 3) and stride == 1:
         dx = _add_lag_adjoint(step.dx, x, S, t)
     else:
         dx = _add_patch_adjoint(step.dx, x, S, t, k, stride)
@@ -138,8 +151,12 @@ def _enlarged(gate: Tensor, x: Tensor) -> Tensor:
     return _pixels(F.interpolate(_images(gate), x.shape[1:3], mode="nearest"))
 
 
-def _weight(kernel: Tensor, k: int) -> Tensor:
-    return kernel.view(*kernel.shape, 1, 1) if k == 1 else kernel.view(-1, 1, k, k)
+def _weight(kernel: Tensor, k: Window) -> Tensor:
+    return kernel.view(*kernel.shape, 1, 1) if k == DENSE else kernel.view(-1, 1, *k)
+
+
+def _padding(k: Window) -> list[int]:
+    return [taps // 2 for taps in k]
 
 
 def _images(x: Tensor) -> Tensor:
@@ -163,18 +180,19 @@ def _pointwise_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 # ---- any stride: the patches themselves, a few images at a time -------------------------------------------------
 
 
-def _patches(x: Tensor, k: int, stride: int, pivot: Tensor | None = None) -> Tensor:
+def _patches(x: Tensor, k: Window, stride: int, pivot: Tensor | None = None) -> Tensor:
     """[C, T, patches] of a few images, less `pivot` [C], in the moments' precision."""
-    x = F.pad(x.to(precision(x)), (0, 0, k // 2, k // 2, k // 2, k // 2))
+    above, left = _padding(k)
+    x = F.pad(x.to(precision(x)), (0, 0, left, left, above, above))
     x = x if pivot is None else x - pivot
-    return x.unfold(1, k, stride).unfold(2, k, stride).permute(3, 4, 5, 0, 1, 2).flatten(3).flatten(1, 2)
+    return x.unfold(1, k[0], stride).unfold(2, k[1], stride).permute(3, 4, 5, 0, 1, 2).flatten(3).flatten(1, 2)
 
 
-def _chunks(x: Tensor, k: int) -> tuple[Tensor, ...]:
-    return x.split(max(1, (1 << 22) // (k * k * x[0].numel())))
+def _chunks(x: Tensor, k: Window) -> tuple[Tensor, ...]:
+    return x.split(max(1, (1 << 22) // (math.prod(k) * x[0].numel())))
 
 
-def _patch_moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
+def _patch_moments(x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
     pivot = x.mean((0, 1, 2), dtype=precision(x))
     total = product = count = 0
     for chunk in _chunks(x, k):
@@ -184,12 +202,12 @@ def _patch_moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
     return mean + pivot[:, None], product / count - mean[:, :, None] * mean[:, None]
 
 
-def _add_patch_adjoint(dx: Tensor, x: Tensor, S: Tensor, t: Tensor, k: int, stride: int) -> Tensor:
+def _add_patch_adjoint(dx: Tensor, x: Tensor, S: Tensor, t: Tensor, k: Window, stride: int) -> Tensor:
     for chunk, out in zip(_chunks(x, k), _chunks(dx, k), strict=True):
         n, h, w, c = chunk.shape
         gradient = torch.baddbmm(t[..., None], S, _patches(chunk, k, stride))  # [C, T, patches]
-        columns = gradient.view(c * k * k, n, -1).transpose(0, 1)
-        out += _images_to_pixels(F.fold(columns, (h, w), k, 1, k // 2, stride)).to(out.dtype)
+        columns = gradient.view(c * math.prod(k), n, -1).transpose(0, 1)
+        out += _images_to_pixels(F.fold(columns, (h, w), k, 1, _padding(k), stride)).to(out.dtype)
     return dx
 
 

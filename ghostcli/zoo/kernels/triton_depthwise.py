@@ -17,9 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ghostcli.zoo.kernels import pytorch
-from ghostcli.zoo.kernels.pytorch import Step, multiply, multiply_backward, pitch
+from ghostcli.zoo.kernels.pytorch import Step, Window, fold, multiply, multiply_backward, pitch, track, unfold
 
-__all__ = ["NAME", "adjoint", "convolve", "moments", "multiply", "multiply_backward", "reduce", "whole"]
+__all__ = ["NAME", "adjoint", "convolve", "fold", "moments"]
+__all__ += ["multiply", "multiply_backward", "reduce", "track", "unfold", "whole"]
 
 NAME = "triton"
 TAPS = 9
@@ -148,8 +149,8 @@ def _vector(*maps: Tensor) -> int:
     return math.gcd(16 // maps[0].element_size(), maps[0].shape[3], *map(pitch, maps))
 
 
-def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
-    if k != 3:
+def moments(x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
+    if k != (3, 3):
         return pytorch.moments(x, k, stride)
     sides = _sides(x, stride)
     c, count = sides[2], len(x) * sides[3] * sides[4]
@@ -169,9 +170,9 @@ def moments(x: Tensor, k: int, stride: int) -> tuple[Tensor, Tensor]:
 
 
 def convolve(
-    x: Tensor, kernel: Tensor, bias: Tensor, k: int, stride: int, relu: bool, out: Tensor | None = None
+    x: Tensor, kernel: Tensor, bias: Tensor, k: Window, stride: int, relu: bool, out: Tensor | None = None
 ) -> Tensor:
-    if k != 3:
+    if k != (3, 3):
         return pytorch.convolve(x, kernel, bias, k, stride, relu, out)
     sides = _sides(x, stride)
     out = x.new_empty(len(x), *sides[3:5], sides[2]) if out is None else out
@@ -189,8 +190,8 @@ def whole(x: Tensor) -> Tensor:
     return x  # a slice is read where it lies
 
 
-def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: int, stride: int) -> Step:
-    if k != 3:
+def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: Window, stride: int) -> Step:
+    if k != (3, 3):
         return pytorch.reduce(dz, z, x, kernel, k, stride)
     sides = _sides(x, stride)
     c, count = sides[2], len(x) * sides[3] * sides[4]
@@ -211,12 +212,12 @@ def adjoint(
     kernel: Tensor,
     S: Tensor,
     t: Tensor,
-    k: int,
+    k: Window,
     stride: int,
     add: Tensor | None = None,
     mask: bool = False,
 ) -> Tensor:
-    if k != 3:
+    if k != (3, 3):
         return pytorch.adjoint(step, x, kernel, S, t, k, stride, add, mask)
     out = x.new_empty(x.shape)
     count = x.shape[:3].numel()

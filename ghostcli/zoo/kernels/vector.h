@@ -1,6 +1,7 @@
 // Eight float lanes and the static split of work over threads, shared by the kernels.
 #pragma once
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -50,6 +51,9 @@ inline void store(float *p, long n, v8f v) {
 inline v8f positive_part(v8f v) { return v < 0.f ? v8f{} : v; }
 inline v8f select_positive(v8f z, v8f v) { return z <= 0.f ? v8f{} : v; }
 
+// Keeps the compiler from working out later addresses from earlier ones: it would need a register for each of them.
+template <class T> inline void opaque(T *&p) { asm("" : "+r"(p)); }
+
 // Calls work(thread, begin, end) for equal, consecutive parts of [0, count).
 template <class Work> void each_thread(int threads, long count, Work work) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
@@ -65,4 +69,13 @@ template <class T> std::vector<T> per_thread(int threads, long size) { return st
 template <class T> void sum_threads(std::vector<T> &partial, int threads, long size) {
     for (int t = 1; t < threads; t++)
         for (long i = 0; i < size; i++) partial[i] += partial[t * size + i];
+}
+
+// One channel's sums over patches -> mean [T] and covariance [T][T].
+inline void finish_moments(const double *sum, const double *product, int T, double count, float *mean, float *cov) {
+    for (int k = 0; k < T; k++) {
+        mean[k] = float(sum[k] / count);
+        for (int l = 0; l < T; l++)
+            cov[k * T + l] = float(product[k * T + l] / count - sum[k] / count * (sum[l] / count));
+    }
 }

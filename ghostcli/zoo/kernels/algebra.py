@@ -1,0 +1,132 @@
+"""The algebra of a folded sum in plain PyTorch: branches to one convolution, and gradients back; see folded.py.
+
+Invariant: every other implementation must agree with this one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EPS = 1e-5
+
+
+class Branches(NamedTuple):
+    """Stacked parameters of one sum: [B, O, I/groups, k, k], [B, O], [B, O]; the rest [O] or None."""
+
+    weight: Tensor
+    gamma: Tensor
+    beta: Tensor
+    scale_weight: Tensor | None = None
+    scale_gamma: Tensor | None = None
+    scale_beta: Tensor | None = None
+    identity_gamma: Tensor | None = None
+    identity_beta: Tensor | None = None
+
+
+class Fold(NamedTuple):
+    """One convolution, kernel [O, T] and bias [O], with the values for its backward pass. B' counts all branches."""
+
+    kernel: Tensor
+    bias: Tensor
+    rows: Tensor | None  # [B', O, T]; None where the gradient is computed from the branches themselves
+    rows_cov: Tensor  # rows R
+    gain: Tensor  # [B', O]
+    rstd: Tensor
+    mean: Tensor
+    var: Tensor
+    patch_mean: Tensor  # [T], or [O, T] for a depthwise
+
+
+def _stack(branches: Branches, depthwise: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows [B', O, T], gamma and beta [B', O] of all branches: the given ones, scale, identity."""
+    p = branches
+    rows = p.weight.flatten(2).to(dtype)
+    gamma, beta = [p.gamma], [p.beta]
+    if p.scale_gamma is not None:
+        gamma.append(p.scale_gamma[None])
+        beta.append(p.scale_beta[None])
+    if p.identity_gamma is not None:
+        gamma.append(p.identity_gamma[None])
+        beta.append(p.identity_beta[None])
+    known = len(gamma) - 1
+    if known and depthwise:
+        extra = rows.new_zeros(known, *rows.shape[1:])
+        middle = extra[:, :, rows.shape[2] // 2]
+        if p.identity_gamma is not None:
+            middle[-1].fill_(1)
+        if p.scale_weight is not None:
+            middle[0] = p.scale_weight
+        rows = torch.cat([rows, extra])
+    elif known:
+        rows = torch.cat([rows, torch.eye(rows.shape[1], dtype=dtype, device=rows.device)[None]])
+    if not known:
+        return rows, p.gamma.to(dtype), p.beta.to(dtype)
+    return rows, torch.cat(gamma).to(dtype), torch.cat(beta).to(dtype)
+
+
+def _unstack(branches: Branches, drows: Tensor, dgamma: Tensor, dbias: Tensor) -> list[Tensor | None]:
+    """Gradients in the order of `Branches`. The beta of each branch has the gradient of the bias."""
+    p, b = branches, branches.gamma.shape[0]
+    grads = [drows[:b].reshape(p.weight.shape), dgamma[:b], dbias.expand(b, -1), None, None, None, None, None]
+    if p.scale_gamma is not None:
+        grads[3:6] = drows[b, :, drows.shape[2] // 2], dgamma[b], dbias
+    if p.identity_gamma is not None:
+        grads[6:8] = dgamma[-1], dbias
+    return [None if g is None else g.to(t.dtype) for g, t in zip(grads, p, strict=True)]
+
+
+def fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
+    """Fold the branches, given `mean` [T] and `cov` [T, T] of the patches; [O, T] and [O, T, T] for a depthwise."""
+    depthwise = mean.dim() == 2
+    rows, gamma, beta = _stack(branches, depthwise, mean.dtype)
+    if depthwise:
+        rows_cov = (rows.transpose(0, 1) @ cov).transpose(0, 1)
+        branch_mean = (rows * mean).sum(-1)
+    else:
+        rows_cov, branch_mean = rows @ cov, rows @ mean
+    var = (rows_cov * rows).sum(-1).clamp_(min=0)
+    rstd = (var + EPS).rsqrt_()
+    gain = gamma * rstd
+    kernel = (gain[..., None] * rows).sum(0)
+    bias = (beta - gain * branch_mean).sum(0)
+    return Fold(kernel, bias, rows, rows_cov, gain, rstd, branch_mean, var, mean)
+
+
+def unfold(
+    branches: Branches, fold: Fold, dkernel: Tensor, dbias: Tensor, count: int
+) -> tuple[list[Tensor | None], Tensor, Tensor]:
+    """Gradients in the order of `Branches`, and S and t of the patches' gradient, from those of kernel and bias."""
+    dgain = (dkernel * fold.rows).sum(-1).addcmul_(dbias, fold.mean, value=-1)  # [B', O]
+    dmean = -dbias * fold.gain
+    dvar = -0.5 * dgain * fold.gain * fold.rstd.square()
+    dgamma = dgain * fold.rstd
+    drows = fold.gain[..., None] * dkernel
+    drows.addcmul_(dmean[..., None], fold.patch_mean).addcmul_(dvar[..., None], fold.rows_cov, value=2)
+    weighted = fold.rows * (dvar[..., None] * (2 / count))
+    if fold.patch_mean.dim() == 2:
+        S = weighted.permute(1, 2, 0) @ fold.rows.transpose(0, 1)
+        t = (fold.rows * dmean[..., None]).sum(0).div_(count)
+        t = t - (S @ fold.patch_mean[..., None])[..., 0]
+    else:
+        S = weighted.flatten(0, 1).t() @ fold.rows.flatten(0, 1)
+        t = (dmean.flatten() @ fold.rows.flatten(0, 1)).div_(count) - S @ fold.patch_mean
+    return _unstack(branches, drows, dgamma, dbias), S, t
+
+
+def track(mean: Tensor, var: Tensor, count: int, momentum: float, running: list[tuple[Tensor, Tensor]]) -> None:
+    """Move running means and variances, in place, towards those of a batch of `count` values.
+
+    `mean` and `var` [B', O] have the rows of all of `running`, one after the other. `var` is biased; batch norm keeps
+    the unbiased one.
+    """
+    means, unbiased = mean.flatten(), (var * (count / (count - 1))).flatten()
+    kept, batch, at = [], [], 0
+    for of_mean, of_var in running:
+        rows = slice(at, at + of_mean.numel())
+        kept += [of_mean, of_var]
+        batch += [part[rows].view_as(of_mean).to(of_mean.dtype) for part in (means, unbiased)]
+        at = rows.stop
+    torch._foreach_lerp_(kept, batch, momentum)
