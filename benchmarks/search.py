@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -135,6 +136,7 @@ def main() -> None:
     asks = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asks.add_argument("stages", nargs="*", help="only these stages")
     asks.add_argument("--runs", type=Path, default=ROOT / "runs" / "search", help="where the runs lie")
+    asks.add_argument("--jobs", type=int, default=1, help="how many trials run side by side, each with one thread")
     asks.add_argument("--table", action="store_true", help="print the record as Markdown and leave")
     chosen = asks.parse_args()
     lines: dict[str, dict] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
@@ -142,12 +144,13 @@ def main() -> None:
         print(table(lines))
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for trial in trials():
-        if trial.key in lines or (chosen.stages and trial.stage not in chosen.stages):
-            continue
-        lines[trial.key] = carry_out(trial, chosen.runs)
-        write_json(RECORD, lines, "search record")
-        print(trial.key, lines[trial.key].get("validation"), flush=True)
+    left = [t for t in trials() if t.key not in lines and (not chosen.stages or t.stage in chosen.stages)]
+
+    with ThreadPoolExecutor(chosen.jobs) as pool:
+        for trial, line in zip(left, pool.map(lambda trial: carry_out(trial, chosen.runs), left), strict=True):
+            lines[trial.key] = line
+            write_json(RECORD, lines, "search record")
+            print(trial.key, line.get("validation"), flush=True)
 
 
 if __name__ == "__main__":
