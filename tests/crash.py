@@ -327,14 +327,22 @@ def uninterrupted(name: str, *more: str) -> tuple[dict[str, dict[str, Any]], flo
 def at_work(runs: Path, command: Command) -> bool:
     """Whether the command has begun a run of its own: only then is a kill worth its cost."""
     for status in runs.glob("*/s*/status.json"):
-        lease = status.with_name("lease.json")
         with suppress(FileNotFoundError):
-            if (
-                json.loads(status.read_text())["status"] == "running"
-                and json.loads(lease.read_text())["pid"] == command.pid
-            ):
+            lease = lease_of(status.parent)
+            if json.loads(status.read_text())["status"] == "running" and lease["pid"] == command.pid:
                 return True
     return False
+
+
+def lease_file(run: Path) -> Path | None:
+    """The file of the process that works on a run; None if nobody does."""
+    return next(iter(run.with_name(run.name + ".lease").glob("*")), None)
+
+
+def lease_of(run: Path) -> dict[str, Any]:
+    """What that file says; {"pid": None} if nobody works on the run."""
+    file = lease_file(run)
+    return json.loads(file.read_text()) if file else {"pid": None}
 
 
 def place(runs: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import signal
 import time
@@ -67,54 +69,79 @@ def test_the_lock_and_status_of_a_dead_process_hold_nobody_up(tmp_path):
     first = crash.server().start(PLAIN, tmp_path, before=SLOWLY)
     assert begun(first, tmp_path / "runs")
     first.kill()
-    (lock,) = tmp_path.glob("runs/*/s0.lock")
+    (run,) = tmp_path.glob("runs/*/s0")
+    assert crash.lease_of(run)["pid"] == first.pid
     listed = crash.server().run(["runs", "list", "--runs", "runs", "--json"], tmp_path)
     assert [row["status"] for row in json.loads(listed.out)] == ["interrupted"]
     done = crash.server().run(PLAIN, tmp_path)
-    assert done.code == 0 and "waiting" not in done.err and lock.exists()
+    assert done.code == 0 and "waiting" not in done.err and crash.lease_file(run) is None
 
 
 def test_whose_lease_counts(tmp_path):
     """A killed run names a process: one that is gone, one that began later under its number, one that lives, and one
-    on another machine, which is believed for as long as its heart beats."""
+    on another machine, which is told of for as long as its heart beats."""
     import psutil
 
     from ghostcli.records import record
 
     done = crash.server().run(PLAIN, tmp_path, {"GHOST_FAULT": "checkpoint:after=kill"})
     assert done.code == -signal.SIGKILL
-    (file,) = tmp_path.glob("runs/*/s0/lease.json")
-    lease = json.loads(file.read_text())
+    (folder,) = tmp_path.glob("runs/*/s0")
+    file, lease = crash.lease_file(folder), crash.lease_of(folder)
     living = crash.server().process.pid
     born, now = psutil.Process(living).create_time(), time.time()
     for change, status in (
         ({}, "interrupted"),
         ({"pid": living}, "interrupted"),
         ({"pid": living, "process_started": born}, "running"),
-        ({"host": "elsewhere", "heartbeat": now}, "running"),
-        ({"host": "elsewhere", "heartbeat": now - 3600}, "interrupted"),
+        ({"machine": "elsewhere", "heartbeat": now}, "running"),
+        ({"machine": "elsewhere", "heartbeat": now - 3600}, "interrupted"),
     ):
         file.write_text(json.dumps(lease | change))
         (run,) = record.scan(tmp_path / "runs")
         assert run.status == status, change
-    for content in ("", "[]", "{", json.dumps(lease | {"pid": 10**30}), json.dumps(lease | {"host": None})):
+    for content in ("", "[]", "{", json.dumps(lease | {"host": None}), json.dumps(lease | {"pid": 10**30})):
         file.write_text(content)
         (run,) = record.scan(tmp_path / "runs")
         assert run.status == "interrupted", content
-    assert crash.server().run(PLAIN, tmp_path).code == 0 and not file.exists()
+    assert crash.server().run(PLAIN, tmp_path).code == 0 and not file.parent.exists()
     assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
 
 
+#: A waiting process that counts in tenths of seconds what takes minutes.
+IMPATIENT = "from ghostcli.records import lease; lease.STALE = 0.5\n"
+
+
 def test_an_owner_on_another_machine_is_waited_for(tmp_path):
-    """No file lock tells of it: its lease does, until it is given back."""
+    """While its file changes, whatever its clock says. When it no longer does, the run is taken over."""
     done = crash.server().run(PLAIN, tmp_path, {"GHOST_FAULT": "checkpoint:after=kill"})
     assert done.code == -signal.SIGKILL
-    (file,) = tmp_path.glob("runs/*/s0/lease.json")
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"host": "elsewhere", "heartbeat": time.time()}))
-    command = crash.server().start(PLAIN, tmp_path)
-    assert command.until(lambda: "on elsewhere" in command.err), command.err
-    file.unlink()
+    (run,) = tmp_path.glob("runs/*/s0")
+    file, lease = crash.lease_file(run), crash.lease_of(run) | {"machine": "elsewhere", "host": "elsewhere"}
+    file.write_text(json.dumps(lease))
+    command = crash.server().start(PLAIN, tmp_path, before=IMPATIENT)
+    for beats in range(30):
+        file.write_text(json.dumps(lease | {"beats": beats, "heartbeat": 1e9 - beats}))
+        time.sleep(0.1)
+        assert command.poll() is None and file.exists()
+    assert "on elsewhere" in command.err and "waiting" in command.err
     assert command.wait() == 0 and "goes on after epoch" in command.err
+    assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
+
+
+def test_an_owner_that_lost_its_run_writes_no_more(tmp_path):
+    """As one that was frozen for minutes: another machine has taken over meanwhile."""
+    first = crash.server().start([*PLAIN, "--epochs", 50], tmp_path, before=SLOWLY)
+    assert begun(first, tmp_path / "runs")
+    (run,) = tmp_path.glob("runs/*/s0")
+    os.kill(first.pid, signal.SIGSTOP)
+    mine = crash.lease_file(run)
+    other = json.loads(mine.read_text()) | {"owner": "f" * 32, "machine": "elsewhere", "host": "elsewhere"}
+    mine.rename(mine.with_name("f" * 32)).write_text(json.dumps(other | {"heartbeat": time.time()}))
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    os.kill(first.pid, signal.SIGCONT)
+    assert first.wait() == 1 and "on elsewhere" in first.err and "has taken this over" in first.err
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
 def test_the_heart_beats_while_a_run_is_made(tmp_path):
@@ -123,12 +150,13 @@ def test_the_heart_beats_while_a_run_is_made(tmp_path):
     beats = set()
 
     def look() -> bool:
-        for file in tmp_path.glob("runs/*/s0/lease.json"):
-            beats.add(json.loads(file.read_text())["heartbeat"])
+        for file in tmp_path.glob("runs/*/s0.lease/*"):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                beats.add(json.loads(file.read_text())["beats"])
         return len(beats) > 2
 
     assert command.until(look)
-    assert command.wait() == 0 and not list(tmp_path.glob("runs/*/s0/lease.json"))
+    assert command.wait() == 0 and not list(tmp_path.glob("runs/*/s0.lease"))
 
 
 def test_two_students_fill_one_table(tmp_path):

@@ -12,7 +12,7 @@ import typer
 from ghostcli.cli import complete
 from ghostcli.cli.options import Json, Runs
 from ghostcli.errors import GhostError, UsageError, printable
-from ghostcli.records import record
+from ghostcli.records import lease, record
 from ghostcli.records.model import dump
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes, write_json
@@ -228,8 +228,9 @@ def remove(
         raise UsageError(f"{chosen.id}: {chosen.owner or 'another process'} is working on it; stop it first")
     if not yes and not typer.confirm(f"Delete {chosen.path} with all its files?"):
         raise typer.Exit
-    shutil.rmtree(chosen.path)
-    chosen.path.with_name(chosen.path.name + ".lock").unlink(missing_ok=True)
+    with lease.held(chosen.path, lambda who: typer.echo(f"{chosen.id}: {who} may work on it; waiting", err=True)):
+        shutil.rmtree(chosen.path)
+        chosen.path.with_name(chosen.path.name + ".lock").unlink(missing_ok=True)  # of an older version
     if not any(chosen.path.parent.iterdir()):
         chosen.path.parent.rmdir()
     typer.echo(f"{chosen.id}: removed")

@@ -28,6 +28,7 @@ from torch import Tensor
 from ghostcli import signals
 from ghostcli.errors import GhostError, printable
 from ghostcli.recipe.digest import digest
+from ghostcli.records import lease
 from ghostcli.records.record import UNREADABLE
 from ghostcli.records.storage import cannot_write, fault, read_json, refuse_link, sweep, write_bytes, write_json
 from ghostcli.zoo.evaluate import compact
@@ -61,7 +62,7 @@ class TeacherTable:
 
         Raises GhostError, naming the folder, if the table there is of another teacher, data set or views.
         """
-        self.meta = meta
+        self.meta, self.mapped = meta, False
         self.folder = run / "teacher-table" / digest(meta)[:8]
         self.shape = (meta["images"], meta["views"]["count"], meta["classes"])
         refuse_link(self.folder.parent, self.folder)
@@ -71,18 +72,24 @@ class TeacherTable:
                 sweep(self.folder)
                 self._create()
                 self._check()
-                self.logits = np.memmap(self.folder / "logits.f16", np.float16, "r", shape=self.shape)
-                self.filled = np.memmap(self.folder / "filled.u8", np.uint8, "r", shape=self.shape[:2])
+                self._map()
                 self._replay()
         except OSError as error:
             raise GhostError(cannot_write(self.folder, error)) from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        from filelock import FileLock
-
-        with FileLock(self.folder / "table.lock"):
+        """Keep other writers out, on any machine. What they wrote before is seen inside."""
+        with lease.held(self.folder / "table"):
+            if self.mapped:
+                self._map()
             yield
+
+    def _map(self) -> None:
+        """Open the files. A network file system shows what other machines wrote until then, but not for sure later."""
+        self.logits = np.memmap(self.folder / "logits.f16", np.float16, "r", shape=self.shape)
+        self.filled = np.memmap(self.folder / "filled.u8", np.uint8, "r", shape=self.shape[:2])
+        self.mapped = True
 
     def _create(self) -> None:
         # meta.json is written last. If it is missing, the other files may be incomplete and are made again.
@@ -207,6 +214,8 @@ class TeacherTable:
     def read(self, views: np.ndarray) -> Tensor:
         """float16 [N, C]: the entry of each image i at views[i]. The entries must be filled."""
         numbers = np.arange(len(views))
+        with self._locked():  # entries that other machines filled are seen
+            pass
         if not self.filled[numbers, views].all():
             raise GhostError(f"{printable(str(self.folder))}: entries that were filled are missing; delete that folder")
         return torch.from_numpy(self.logits[numbers, views])

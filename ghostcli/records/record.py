@@ -241,60 +241,43 @@ def _metrics(run: Path) -> bytes:
 
 
 class RunWriter:
-    """Write access to a run directory. Only the holder of the run's lock writes."""
+    """Write access to a run directory. Only the holder of the run's lease writes."""
 
     def __init__(self, runs: Path, run_id: str) -> None:
         self.runs, self.id = runs, run_id
         self.path = runs / run_id
         self.started = time.time()
+        self.lease: lease.Held | None = None
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[RunWriter]:
-        """Hold the run's lock in this context. Wait for another writer, and name it. A dead process holds no lock.
-
-        A file lock separates the processes of one machine, if the file system has locks. The lease separates processes
-        on several machines.
-        """
-        from filelock import FileLock, Timeout
-
-        lock_file = self.path.with_name(self.path.name + ".lock")
+        """Hold the run's lease in this context, on whatever machine. Wait for another writer, and name it."""
         try:
-            lock_file.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(lock_file)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                self._say_waiting(say)
-                lock.acquire()
-            except NotImplementedError:  # a file system without locks: the lease alone keeps writers apart
-                pass
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.lease = lease.take(
+                self.path, lambda who: say(f"{self.id}: {who} is working on it; waiting (Ctrl-C stops)")
+            )
         except OSError as error:
             raise UsageError(
                 f"--runs {printable(str(self.runs))}: not writable ({error.strerror or error}); name another folder"
             ) from error
         try:
-            if lease.holder(self.path):
-                self._say_waiting(say)
-                while lease.holder(self.path):
-                    time.sleep(1)
             yield self
         finally:
-            lock.release()
+            self.lease.give_back()
+            self.lease = None
+            if not self.path.exists():  # nothing was begun
+                with contextlib.suppress(OSError):
+                    self.path.parent.rmdir()
 
-    def _say_waiting(self, say: Callable[[str], None]) -> None:
-        # The other process takes the lock shortly before it writes its lease, so the lease can be missing.
-        who = lease.holder(self.path) or "another process"
-        say(f"{self.id}: {who} is working on it; waiting (Ctrl-C stops)")
-
-    def leased(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the lease in this context: readers on any machine see that this process works on the run.
-
-        Call it after `open`.
-        """
-        return lease.held(self.path)
+    def require_lease(self) -> None:
+        """lease.Lost if another process has taken the run over. Every write asks."""
+        if self.lease is not None:
+            self.lease.require()
 
     def open(self) -> None:
         """Create the directory and remove temporary files of killed writers. Call it inside `locked`."""
+        self.require_lease()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             (self.path / "checkpoint").mkdir(exist_ok=True)
@@ -308,6 +291,7 @@ class RunWriter:
         """Rename an earlier attempt (for --no-resume). Returns the new path; None if there is no earlier attempt."""
         if not self.path.exists():
             return None
+        self.require_lease()
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
             number += 1
@@ -325,23 +309,25 @@ class RunWriter:
     def discard_if_empty(self) -> None:
         """Remove the directory of a run that never started (no checkpoint, no metrics)."""
         if not self.has_checkpoint and not (self.path / "metrics.jsonl").exists():
+            self.require_lease()
             shutil.rmtree(self.path, ignore_errors=True)
-            self.path.with_name(self.path.name + ".lock").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self.path.parent.rmdir()
 
     def set_status(self, status: str, **more: Any) -> None:
+        self.require_lease()
         state = {"status": status, "started": self.started, "updated": time.time(), **more}
         write_json(self.path / "status.json", state, "status")
 
     def write(self, name: str, value: Any) -> None:
+        self.require_lease()
         write_json(self.path / name, value, name.partition(".")[0])
 
     def write_file(self, name: str, content: bytes) -> None:
+        self.require_lease()
         write_bytes(self.path / name, content, name.partition(".")[0])
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Append one line for a finished epoch, and sync."""
+        self.require_lease()
         fault("metrics:before")
         path = self.path / "metrics.jsonl"
         try:
@@ -354,12 +340,14 @@ class RunWriter:
         fault("metrics:after")
 
     def metrics_mark(self) -> tuple[int, str]:
-        """Length and sha256 of the metrics file, for the checkpoint."""
+        """Length and sha256 of the metrics file, for the checkpoint that is written next."""
+        self.require_lease()
         content = _metrics(self.path)
         return len(content), hashlib.sha256(content).hexdigest()
 
     def rewind_metrics(self, length: int) -> None:
         """Cut the metrics to the length at the checkpoint."""
+        self.require_lease()
         content = _metrics(self.path)
         if len(content) > length:
             write_bytes(self.path / "metrics.jsonl", content[:length], "rewind")

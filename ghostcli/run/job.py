@@ -66,7 +66,7 @@ def run_job(job: Job, options: Options, device: torch.device, fresh: bool = Fals
                 show.line(f"{job.id}: the earlier run was renamed to {aside}")
             run.open()
             try:
-                with memory_errors(job.recipe.train.batch_size), signals.polled(), run.leased():
+                with memory_errors(job.recipe.train.batch_size), signals.polled():
                     run.set_status("running")
                     run.write("recipe.json", dump(setup := setup_of(job, options, record_of(job, options.runs).setup)))
                     _train(job, setup, run, options, device, show)

@@ -1,0 +1,173 @@
+"""`--on ray`, on a Ray cluster of three nodes on this machine: the same bytes as here, whatever is lost on the way.
+
+Skipped, by name, where Ray is not installed (`pip install 'ghostcli[ray]'`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import crash
+import pytest
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ghostcli[ray]'")
+
+KD = [*crash.COMMANDS["kd"], *crash.TINY]
+SLOW = ["-s", "engine.checkpoint_minutes=1e-9"]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes with one core each, and a port for Ray's client."""
+    from ray.cluster_utils import Cluster
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    before = dict(os.environ)
+    # Ray's own niceness, 15, starves the jobs beside other work.
+    more = {"PYTHONPATH": str(crash.ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ.update(more)
+    nodes = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": port},
+    )
+    nodes.more = [nodes.add_node(num_cpus=1) for _ in range(2)]
+    nodes.client = f"ray://127.0.0.1:{port}"
+    yield nodes
+    nodes.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def ghost(cluster, tmp_path):
+    def run(*words: object, wait: bool = True, **more: str):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ghostcli", *map(str, words)],
+            env=crash.ENVIRONMENT | {"RAY_ADDRESS": cluster.address} | more,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        if not wait:
+            return process
+        out, err = process.communicate(timeout=crash.HANGS)
+        return SimpleNamespace(returncode=process.returncode, out=out, err=err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("here")
+    words = [sys.executable, "-m", "ghostcli", *map(str, KD), "--runs", "runs", "--cpus-per-job", "1"]
+    subprocess.run(words, cwd=folder, env=crash.ENVIRONMENT, check=True, capture_output=True)
+    return crash.outcomes(folder / "runs")
+
+
+def until(happened, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def trains(folder: Path, strategy: str = "plain") -> bool:
+    return bool(list(folder.glob(f"runs/*-{strategy}-*/s0/checkpoint/last*")))
+
+
+@pytest.mark.long
+def test_the_same_bytes(ghost, tmp_path, here):
+    done = ghost(*KD, "--on", "ray", "--json")
+    assert done.returncode == 0 and json.loads(done.out)["status"] == "done", done.err
+    assert done.err.count("epoch 2/2") == 2 and "Traceback" not in done.err
+    assert not crash.differences(here, tmp_path / "runs")
+    again = ghost(*KD, "--on", "ray")
+    assert again.returncode == 0 and "found, finished earlier" in again.err
+
+
+@pytest.mark.long
+def test_through_rays_client(ghost, cluster, tmp_path, here):
+    done = ghost(*KD, "--on", cluster.client)
+    assert done.returncode == 0, done.err
+    assert not crash.differences(here, tmp_path / "runs")
+
+
+@pytest.mark.long
+def test_ctrl_c_saves_on_every_node(ghost, tmp_path, here):
+    command = ghost(*KD, *SLOW, "--on", "ray", wait=False)
+    until(lambda: trains(tmp_path))
+    command.send_signal(signal.SIGINT)
+    _, err = command.communicate(timeout=crash.HANGS)
+    assert command.returncode == 75 and "the same command goes on" in err, err
+    [status] = tmp_path.glob("runs/*/s0/status.json")
+    assert json.loads(status.read_text())["status"] == "interrupted"
+    assert ghost(*KD, *SLOW, "--on", "ray").returncode == 0
+    assert not crash.differences(here, tmp_path / "runs")
+
+
+@pytest.mark.long
+def test_the_command_is_killed(ghost, tmp_path, here):
+    """Its tasks end with it, after they saved."""
+    command = ghost(*KD, *SLOW, "--on", "ray", wait=False)
+    until(lambda: trains(tmp_path))
+    command.kill()
+    command.communicate()
+    done = ghost(*KD, *SLOW, "--on", "ray")
+    assert done.returncode == 0, done.err
+    assert not crash.differences(here, tmp_path / "runs")
+
+
+@pytest.mark.long
+def test_a_lost_node_costs_the_time_since_the_last_checkpoint(ghost, cluster, tmp_path, here):
+    command = ghost(*KD, *SLOW, "--on", "ray", wait=False)
+    until(lambda: trains(tmp_path))
+    [file] = tmp_path.glob("runs/.jobs/*-plain-*/s0.node")
+    nodes = {node.node_id: node for node in (cluster.head_node, *cluster.more)}
+    lost = nodes[file.read_text()]
+    if lost is cluster.head_node:  # with it the cluster is gone: lose the process instead
+        [run] = tmp_path.glob("runs/*-plain-*/s0")
+        os.kill(crash.lease_of(run)["pid"], signal.SIGKILL)
+    else:
+        cluster.remove_node(lost, allow_graceful=False)
+        cluster.more.remove(lost)
+        cluster.more.append(cluster.add_node(num_cpus=1))
+    _, err = command.communicate(timeout=crash.HANGS)
+    assert command.returncode == 0 and "it goes on from its last checkpoint" in err, err
+    assert not crash.differences(here, tmp_path / "runs")
+
+
+@pytest.mark.long
+def test_a_job_that_fails_by_itself_is_not_tried_again(ghost, tmp_path):
+    done = ghost(*crash.COMMANDS["plain"], *crash.TINY, "--on", "ray", "-s", "optim.lr=1e30")
+    assert done.returncode == 3 and "non-finite" in done.err, done.err
+    [log] = tmp_path.glob("runs/.jobs/*/s0.log")
+    assert log.read_text().count("became non-finite") == 1
+
+
+BAD = {
+    "GPUs": (
+        ["--on", "ray", "--gpus-per-job", "2"],
+        "no machine of the Ray cluster has so many (the largest has 0 GPUs)",
+    ),
+    "cores": (["--on", "ray", "--cpus-per-job", "64"], "the largest has 1 cores"),
+    "nobody": (["--on", "ray://127.0.0.1:1"], "nobody answers at ray://127.0.0.1:1"),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_is_told_at_once(ghost, tmp_path, case):
+    flags, told = BAD[case]
+    done = ghost(*crash.COMMANDS["plain"], *crash.TINY, *flags)
+    assert done.returncode == 2 and told in done.err and done.err.count("\n") == 1, done.err
