@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -50,6 +51,36 @@ for (n, h, w, c), stride, (relu, mask, add), within, dtype in [
         # moments and reductions are in float32 whatever the input
         bound = 2e-2 if dtype == torch.bfloat16 and i in (2, 5) else 1e-5
         assert error < bound, (n, h, w, c, stride, i, error)
+
+from ghostcli.zoo.kernels import algebra, triton_algebra
+
+for dense, out, taps, b, scale, identity in [
+    (True, 12, 12, 3, False, True), (True, 20, 45, 3, False, False), (True, 40, 40, 1, False, True),
+    (False, 5, 9, 3, True, True), (False, 4, 9, 2, True, False), (False, 3, 25, 1, False, False),
+]:
+    torch.manual_seed(0)
+    shape = (b, out, taps, 1, 1) if dense else (b, out, 1, round(taps**0.5), round(taps**0.5))
+    here = [True] * 3 + [scale] * 3 + [identity] * 2
+    values = [torch.randn(shape), torch.rand(b, out) + 0.5, torch.randn(b, out), *(torch.randn(5, out))]
+    patches = torch.randn(*(() if dense else (out,)), 50, taps) + 0.3
+    centred = patches - patches.mean(-2, keepdim=True)
+    given = [patches.mean(-2), centred.transpose(-1, -2) @ centred / 50, torch.randn(out, taps), torch.randn(out)]
+
+    def run(ops, dtype):
+        p = algebra.Branches(*(v.to(device, dtype) if there else None for v, there in zip(values, here)))
+        mean, cov, dkernel, dbias = (v.to(device, dtype) for v in given)
+        fold = ops.fold(p, mean, cov)
+        grads, S, t = ops.unfold(p, fold, dkernel, dbias, 50)
+        running = [(torch.zeros(b, out).to(mean), torch.ones(b, out).to(mean))]
+        running += [(torch.zeros(out).to(mean), torch.ones(out).to(mean)) for _ in range(scale + identity)]
+        ops.track(fold.mean, fold.var, 50, 0.1, running)
+        kept = [statistic for pair in running for statistic in pair]
+        return [fold.kernel, fold.bias, fold.mean, fold.var, *(g for g in grads if g is not None), S, t, *kept]
+
+    for i, (a, b) in enumerate(zip(run(triton_algebra, torch.float32), run(algebra, torch.float64), strict=True)):
+        # a scale branch's weight has a gradient of nearly nothing, the rest of what its batch norm takes back
+        error = float((a.double() - b).norm() / b.norm().clamp(min=1 if b.dim() == 1 else 1e-6))
+        assert a.shape == b.shape and error < 1e-5, (dense, out, taps, scale, identity, i, error)
 print("they agree")
 """
 
@@ -73,6 +104,79 @@ def test_under_the_interpreter():
     assert done.stdout == "they agree\n", done.stderr
 
 
+COMPILED = """
+import subprocess, sys, tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from ghostcli.zoo.kernels import triton_algebra as algebra, triton_depthwise as depthwise
+
+def tile(pixels, warps, **more):
+    return {"S": 1, "V": 4, "P": pixels, "B": depthwise.CHANNELS, **more}, warps
+
+dense = {"B": 3, "IDENTITY": True}
+sums = {"T": 9, "B": 3, "SCALE": True, "IDENTITY": True, "WIDTH": 16}
+kernels = [
+    (depthwise._moments, *tile(*depthwise.SUMMED)), (depthwise._finish, {}, 1),
+    (depthwise._forward, *tile(*depthwise.WRITTEN, RELU=True)),
+    (depthwise._reduce, *tile(*depthwise.SUMMED, RELU=True)),
+    (depthwise._adjoint, *tile(*depthwise.WRITTEN, RELU=True, ADD=True, MASK=True)),
+    (algebra._dense_fold, dense | {"WIDTH": 256, "ROWS": 16}, 4), (algebra._dense_branches, dense | {"WIDTH": 256}, 4),
+    (algebra._dense_patches, dense | {"SIDE": algebra.TILE}, 4), (algebra._depthwise_fold, sums, 1),
+    (algebra._depthwise_unfold, sums, 1), (algebra._track, {"BLOCK": 256}, 4),
+]
+integers = set(depthwise.SIZES) | {"OUT", "T", "of_channel", "of_tap", "first", "second", "third"}
+reals = {"eps", "patches", "momentum", "unbias"}
+tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+for capability in (80, 90):
+    for kernel, constants, warps in kernels:
+        names = [parameter.name for parameter in kernel.params]
+        types = {name: "i32" if name in integers else "fp32" if name in reals else "*fp32" for name in names}
+        types |= dict.fromkeys(constants, "constexpr")
+        if kernel is depthwise._finish:
+            types["sums"] = "*fp64"
+        places = {(names.index(n),): value for n, value in constants.items()}
+        source = ASTSource(fn=kernel, signature=types, constexprs=places)
+        made = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            Path(file.name).write_bytes(made.asm["cubin"])
+            told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True).stdout
+        words = dict(word.split(":")[:2] for word in told.split() if ":" in word and word[0].isupper())
+        print(capability, kernel.__name__, words["REG"], words["STACK"], made.metadata.shared, sep="\\t")
+"""
+
+
+@pytest.mark.long
+@needs_triton
+def test_every_kernel_compiles_without_a_device_and_stays_in_its_registers():
+    """For an A100 (8.0) and an H100 (9.0): registers a thread, bytes of stack (spills), bytes of shared memory."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert len(rows) == 2 * 11
+    for capability, kernel, registers, stack, shared in rows:
+        assert int(registers) <= 160 and int(stack) == 0 and int(shared) <= 48 << 10, (capability, kernel)
+
+
+@needs_triton
+def test_a_step_starts_no_more_kernels_than_its_budget():
+    """benchmarks/results/launches.json; `python benchmarks/launches.py --write` after a change for the better."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    try:
+        import launches
+    finally:
+        sys.path.pop(0)
+    budget = json.loads(launches.RECORD.read_text())["models"]["gns:1.0"]
+    found = launches.count("gns:1.0")
+    assert found["kernels"] <= budget["kernels"] and found["small"] <= budget["small"]
+    assert found["by name"]["triton:adjoint"] == 22  # a sum of 3 x 3 each: the count sees the kernels
+
+
 @needs_triton
 def test_one_compilation_serves_every_size(monkeypatch):
     """A network has a dozen sizes of maps, and a kernel takes seconds to compile."""
@@ -93,13 +197,13 @@ def test_one_compilation_serves_every_size(monkeypatch):
                     assert parameter.do_not_specialize, (self.kernel.__name__, parameter.name)
                     seen.add((self.kernel.__name__, parameter.name))
 
-    for name in ("_moments", "_forward", "_reduce", "_adjoint"):
+    for name in ("_moments", "_finish", "_forward", "_reduce", "_adjoint"):
         monkeypatch.setattr(ours, name, Launch(getattr(ours, name)))
     x, kernel, bias, S = torch.randn(2, 4, 4, 8), torch.randn(8, 9), torch.randn(8), torch.randn(8, 9, 9)
     ours.moments(x, (3, 3), 1)
     step = ours.reduce(x, ours.convolve(x, kernel, bias, (3, 3), 1, True), x, kernel, (3, 3), 1)
     ours.adjoint(step, x, kernel, S, kernel, (3, 3), 1)
-    assert len(seen) == 7 + 8 + 9 + 10
+    assert len(seen) == 7 + 2 + 8 + 9 + 10
 
 
 @needs_triton

@@ -115,6 +115,7 @@ class _Sum(torch.autograd.Function):
         fold = ops.fold(branches, *_moments(x, k, stride))
         z = ops.convolve(x, fold.kernel, fold.bias, k, stride, relu)
         ctx.save_for_backward(x, z if relu else None, *parameters, *fold)
+        ctx.set_materialize_grads(False)  # those of the statistics would be zeros
         ctx.mark_non_differentiable(fold.mean, fold.var)
         return _images(z), fold.mean, fold.var
 
@@ -149,6 +150,7 @@ class _Ghost(torch.autograd.Function):
         ops.convolve(z, depthwise.kernel, depthwise.bias, CHEAP, 1, relu, y[..., half:])
         ctx.save_for_backward(x, y, *parameters, *dense, *depthwise)
         statistics = dense.mean, dense.var, depthwise.mean, depthwise.var
+        ctx.set_materialize_grads(False)  # those of the statistics would be zeros
         ctx.mark_non_differentiable(*statistics)
         return _images(y), *statistics
 

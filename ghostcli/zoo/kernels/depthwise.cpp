@@ -1,11 +1,11 @@
 // Depthwise convolutions (3 x 3, 5 x 5, 1 x 5 or 5 x 1, zeros around) of float32 images in channels_last, and what
 // training their folded form needs besides: moments of the input's patches, the two reductions and the input gradient.
 //
-// Images are N x H x W pixels of C channels, `pitch` floats from pixel to pixel, so that a channel slice of a wider
-// map is as good as a map of its own. Taps are numbered row by row; kernels and means are [C][T], T = KH * KW.
+// Images are N x H x W pixels of C channels. A pixel begins `pitch` floats after the last one, so a channel slice of a
+// wider map needs no copy. Taps are numbered row by row. Kernels and means are [C][T], T = KH * KW.
 //
-// Moments are accumulated in float64, where products of float32 are exact: they need no centring to keep their
-// digits. Work is split by image, in order, so that a result depends on the number of threads alone.
+// Moments are sums in float64. There the product of two float32 values is exact, so moments need no centring. Work is
+// split by image, in order, so a result depends on the number of threads only. Stride 1 is in rows.h.
 #include "rows.h"
 #include "vector.h"
 

@@ -1,5 +1,5 @@
-// A map of float32 images in channels_last times a coarser one (a gate, a squeeze-excite), and backwards, without
-// ever enlarging the coarser: `at_row` [H] and `at_column` [W] say which of its pixels covers which.
+// A map of float32 images in channels_last times a coarser map (a gate, a squeeze-excite), and the gradient of that.
+// The coarser map is never enlarged: `at_row` [H] and `at_column` [W] give the row and the column of its pixel.
 #include "vector.h"
 
 extern "C" {

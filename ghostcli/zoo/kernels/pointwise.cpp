@@ -1,15 +1,15 @@
 // Dense 1x1 convolutions of float32 pixels, and what training their folded form needs besides: moments of the
 // pixels, the two reductions and the input gradient.
 //
-// Pixels are `rows` rows of some channels, `pitch` floats apart. They are taken BLOCK at a time, copied into whole
-// vectors that stay within a core's cache; sums over a block are in float32, over blocks in float64. Work is split
-// by block, in order, so that a result depends on the number of threads alone.
+// Pixels are `rows` rows of channels, `pitch` floats apart. BLOCK of them at a time are copied into whole vectors that
+// stay in a core's cache. Sums over a block are in float32, sums over blocks in float64. Work is split by block, in
+// order, so a result depends on the number of threads only.
 #include "vector.h"
 
 namespace {
 
-constexpr long BLOCK = 256;     // rows of a sum: many, since each adds to a whole matrix
-constexpr long FEW = 64;        // rows of a product: few, to stay in the first cache
+constexpr long BLOCK = 256;     // rows of a sum: many, because each block adds to a whole matrix
+constexpr long FEW = 64;        // rows of a product: few, so that they stay in the first cache
 #ifdef __AVX512VL__
 constexpr int TALL = 8, WIDE = 3;  // accumulators: TALL x WIDE vectors of the 32 (16) registers
 #else
@@ -124,7 +124,7 @@ void copy_block(const Pixels &x, long first, long rows, const float *pivot, cons
 
 const Pixels NONE{nullptr, 0, 0};
 
-// The mean of a few hundred pixels from all over: near enough to the mean that squares lose no digits.
+// The mean of up to 256 pixels, spread evenly. It is near the mean, so squares of the differences keep their digits.
 std::vector<float> pivot_of(const Pixels &x, long rows) {
     std::vector<float> pivot(padded(x.channels));
     const long samples = std::min(rows, 256L);

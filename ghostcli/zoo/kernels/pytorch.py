@@ -170,11 +170,12 @@ def _pixels(x: Tensor) -> Tensor:
 def _pointwise_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     flat, dtype = x.flatten(0, 2), precision(x)
     mean = flat.mean(0, dtype=dtype)
-    cov = torch.zeros(len(mean), len(mean), dtype=dtype, device=x.device)
-    for rows in flat.split(len(flat) if x.is_cuda else 1 + (1 << 18) // len(mean)):  # to stay within a core's cache
+    cov = mean.new_empty(len(mean), len(mean))
+    size = 1 + (1 << 18) // len(mean) if x.is_cpu else len(flat)  # to stay within a core's cache
+    for i, rows in enumerate(flat.split(size)):
         centred = rows - mean
-        cov.addmm_(centred.t(), centred)
-    return mean, cov.div_(len(flat))
+        cov.addmm_(centred.t(), centred, beta=float(i > 0), alpha=1 / len(flat))
+    return mean, cov
 
 
 # ---- any stride: the patches themselves, a few images at a time -------------------------------------------------

@@ -17,14 +17,18 @@ import triton.language as tl
 from torch import Tensor
 
 from ghostcli.zoo.kernels import pytorch
-from ghostcli.zoo.kernels.pytorch import Step, Window, fold, multiply, multiply_backward, pitch, track, unfold
+from ghostcli.zoo.kernels.pytorch import Step, Window, multiply, multiply_backward, pitch
+from ghostcli.zoo.kernels.triton_algebra import fold, track, unfold
 
 __all__ = ["NAME", "adjoint", "convolve", "fold", "moments"]
 __all__ += ["multiply", "multiply_backward", "reduce", "track", "unfold", "whole"]
 
 NAME = "triton"
 TAPS = 9
-PIXELS, CHANNELS = 128, 16  # of one program
+CHANNELS = 16  # of one program
+# Pixels and warps of one program. A thread has four values of each tap, so nothing spills out of its registers. A
+# program that sums has more pixels, because each writes its sums.
+SUMMED, WRITTEN = (128, 16), (64, 8)
 # Not specialised: a kernel is compiled for each stride, precision and flag, but not for each size.
 SIZES = ["pitch", "dz_pitch", "z_pitch", "add_pitch", "out_pitch", "H", "W", "C", "Ho", "Wo", "count"]
 
@@ -56,7 +60,7 @@ def _moments(
     c = tl.program_id(1) * B + tl.arange(0, B)
     live = p < count
     n, h, w = p // (Ho * Wo), p // Wo % Ho * S - 1, p % Wo * S - 1
-    shift = tl.load(pivot + c, mask=c < C, other=0.0)[None, :]
+    shift = tl.load(pivot + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     row = out + tl.program_id(0).to(tl.int64) * 54 * C + c
     for a in tl.static_range(9):
         va = _tap(x, pitch, n, h + a // 3, w + a % 3, c, live, H, W, C)
@@ -149,24 +153,37 @@ def _vector(*maps: Tensor) -> int:
     return math.gcd(16 // maps[0].element_size(), maps[0].shape[3], *map(pitch, maps))
 
 
+@triton.jit(do_not_specialize=["C", "count"])
+def _finish(sums, pivot, mean, cov, C, count):
+    """Channel `program_id(0)`: mean [9] and covariance [9, 9] from its column of `sums` [54, C]."""
+    c = tl.program_id(0)
+    k, m = tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
+    inside = (k < 9) & (m < 9)
+    low, high = tl.minimum(k, m), tl.maximum(k, m)
+    product = tl.load(sums + (9 + low * 9 - low * (low - 1) // 2 + high - low) * C + c, mask=inside, other=0.0)
+    of_k = tl.load(sums + k * C + c, mask=k < 9, other=0.0) / count
+    of_m = tl.load(sums + m * C + c, mask=m < 9, other=0.0) / count
+    tl.store(cov + (c * 9 + k) * 9 + m, (product / count - of_k * of_m).to(tl.float32), mask=inside)
+    shifted = (of_m + tl.load(pivot + c).to(tl.float32)).to(tl.float32)
+    tl.store(mean + c * 9 + m, shifted, mask=m < 9)
+
+
 def moments(x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
     if k != (3, 3):
         return pytorch.moments(x, k, stride)
-    sides = _sides(x, stride)
+    sides, (pixels, warps) = _sides(x, stride), SUMMED
     c, count = sides[2], len(x) * sides[3] * sides[4]
-    programs = triton.cdiv(count, PIXELS)
-    pivot = x[0].mean((0, 1), dtype=torch.float32)  # any image is near enough: squares grow at most N-fold
-    out = torch.zeros(programs, 54, c, device=x.device)
+    programs = triton.cdiv(count, pixels)
+    pivot = x[0, x.shape[1] // 2, x.shape[2] // 2]  # any pixel is near enough: it keeps sums of squares small
+    out = torch.empty(programs, 54, c, device=x.device)
     grid = (programs, triton.cdiv(c, CHANNELS))
-    _moments[grid](x, pitch(x), pivot, out, *sides, count, S=stride, V=_vector(x), P=PIXELS, B=CHANNELS)
-    sums = out.sum(0, dtype=torch.float64).t().div_(count)  # [C, 54]
-    mean = sums[:, :TAPS]
-    upper = torch.triu_indices(TAPS, TAPS, device=x.device)
-    product = sums.new_empty(c, TAPS, TAPS)
-    product[:, upper[0], upper[1]] = sums[:, TAPS:]
-    product[:, upper[1], upper[0]] = sums[:, TAPS:]
-    cov = product - mean[:, :, None] * mean[:, None]
-    return (mean + pivot[:, None]).float(), cov.float()
+    _moments[grid](
+        x, pitch(x), pivot, out, *sides, count, S=stride, V=_vector(x), P=pixels, B=CHANNELS, num_warps=warps
+    )
+    sums = out.sum(0, dtype=torch.float64)  # [54, C]
+    mean, cov = torch.empty(c, TAPS, device=x.device), torch.empty(c, TAPS, TAPS, device=x.device)
+    _finish[(c,)](sums, pivot, mean, cov, c, count, num_warps=1)
+    return mean, cov
 
 
 def convolve(
@@ -174,14 +191,14 @@ def convolve(
 ) -> Tensor:
     if k != (3, 3):
         return pytorch.convolve(x, kernel, bias, k, stride, relu, out)
-    sides = _sides(x, stride)
+    sides, (pixels, warps) = _sides(x, stride), WRITTEN
     out = x.new_empty(len(x), *sides[3:5], sides[2]) if out is None else out
     count = len(x) * sides[3] * sides[4]
-    grid = (triton.cdiv(count, PIXELS), triton.cdiv(sides[2], CHANNELS))
+    grid = (triton.cdiv(count, pixels), triton.cdiv(sides[2], CHANNELS))
     coefficients = kernel.float().contiguous(), bias.float().contiguous()
     _forward[grid](
         x, pitch(x), *coefficients, out, pitch(out), *sides, count,
-        S=stride, V=_vector(x, out), RELU=relu, P=PIXELS, B=CHANNELS,
+        S=stride, V=_vector(x, out), RELU=relu, P=pixels, B=CHANNELS, num_warps=warps,
     )  # fmt: skip
     return out
 
@@ -193,17 +210,17 @@ def whole(x: Tensor) -> Tensor:
 def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: Window, stride: int) -> Step:
     if k != (3, 3):
         return pytorch.reduce(dz, z, x, kernel, k, stride)
-    sides = _sides(x, stride)
+    sides, (pixels, warps) = _sides(x, stride), SUMMED
     c, count = sides[2], len(x) * sides[3] * sides[4]
-    programs = triton.cdiv(count, PIXELS)
-    out = torch.zeros(programs, TAPS + 1, c, device=x.device)
+    programs = triton.cdiv(count, pixels)
+    out = torch.empty(programs, TAPS + 1, c, device=x.device)
     mask = dz if z is None else z
     _reduce[(programs, triton.cdiv(c, CHANNELS))](
         dz, pitch(dz), mask, pitch(mask), x, pitch(x), out, *sides, count,
-        S=stride, V=_vector(x, dz, mask), RELU=z is not None, P=PIXELS, B=CHANNELS,
+        S=stride, V=_vector(x, dz, mask), RELU=z is not None, P=pixels, B=CHANNELS, num_warps=warps,
     )  # fmt: skip
     sums = out.sum(0)
-    return Step(sums[:TAPS].t().contiguous(), sums[TAPS], dz, z)
+    return Step(sums[:TAPS].t(), sums[TAPS], dz, z)
 
 
 def adjoint(
@@ -219,13 +236,13 @@ def adjoint(
 ) -> Tensor:
     if k != (3, 3):
         return pytorch.adjoint(step, x, kernel, S, t, k, stride, add, mask)
-    out = x.new_empty(x.shape)
+    out, (pixels, warps) = x.new_empty(x.shape), WRITTEN
     count = x.shape[:3].numel()
     z, more = step.dz if step.z is None else step.z, x if add is None else add
     coefficients = kernel.float().contiguous(), S.float().contiguous(), t.float().contiguous()
-    _adjoint[(triton.cdiv(count, PIXELS), triton.cdiv(x.shape[3], CHANNELS))](
+    _adjoint[(triton.cdiv(count, pixels), triton.cdiv(x.shape[3], CHANNELS))](
         step.dz, pitch(step.dz), z, pitch(z), x, pitch(x), *coefficients, more, pitch(more), out, *_sides(x, stride),
         count, S=stride, V=_vector(x, step.dz, z, more), RELU=step.z is not None, ADD=add is not None, MASK=mask,
-        P=PIXELS, B=CHANNELS,
+        P=pixels, B=CHANNELS, num_warps=warps,
     )  # fmt: skip
     return out
