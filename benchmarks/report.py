@@ -8,6 +8,8 @@ The records are made by hand (tests/report_runs.py): real files, invented number
 from __future__ import annotations
 
 import json
+import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -36,6 +38,12 @@ def make(runs: Path) -> int:
     return len(STUDENTS) * len(WAYS) * SEEDS
 
 
+def children() -> float:
+    """Processor seconds of all finished child processes: what writing takes, whatever else the machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def opened(file: Path) -> float | None:
     """Milliseconds until a Chromium has loaded the page, the median of `REPEATS`; None without a browser."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -61,16 +69,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs, file = Path(folder) / "runs", Path(folder) / "report.html"
         count = make(runs)
-        times = []
+        times, cpu = [], []
         for _ in range(REPEATS):
-            began = time.perf_counter()
+            began, spent = time.perf_counter(), children()
             words = [sys.executable, "-m", "ghostcli", "report", "--runs", str(runs), "--out", str(file)]
             subprocess.run(words, check=True, capture_output=True)
             times.append(time.perf_counter() - began)
+            cpu.append(children() - spent)
         found = {
             "runs": count,
             "bytes": file.stat().st_size,
             "seconds_to_write": round(statistics.median(times), 2),
+            "cpu_seconds_to_write": round(statistics.median(cpu), 2),
+            "load": [round(load, 1) for load in os.getloadavg()],
             "milliseconds_to_open": opened(file),
         }
     print(json.dumps(found, indent=1))

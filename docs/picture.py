@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import shlex
 import sys
 from io import StringIO
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
-WIDTH = 92
+WIDTH = 100
 
 shown = bytearray()
 
@@ -34,7 +35,12 @@ if not Path("runs/demo/forest.png").exists():
 words = shlex.join([sys.executable, "-m", "ghostcli", "demo"])
 if pty.spawn(["sh", "-c", f"{words} 2>/dev/null"], keep):  # its progress goes to stderr
     sys.exit("ghost demo failed")
+text = Text.from_ansi(shown.decode().replace("\r\n", "\n").rstrip())
+if (longest := max(map(len, text.plain.splitlines()))) > WIDTH:
+    sys.exit(f"a line has {longest} characters, and the picture shows {WIDTH}")
 console = Console(record=True, width=WIDTH, file=StringIO())
 console.print("$ ghost demo")
-console.print(Text.from_ansi(shown.decode().replace("\r\n", "\n").rstrip()), soft_wrap=True)
-(ROOT / "docs" / "demo.svg").write_text(console.export_svg(title="ghost demo"))
+console.print(text, soft_wrap=True)
+picture = console.export_svg(title="ghost demo")
+picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)  # a picture fetches nothing
+(ROOT / "docs" / "demo.svg").write_text(picture)

@@ -56,11 +56,10 @@ def table(first: str, *titles: str, numbers: bool = False) -> Table:
 
 
 def tell(view: Table) -> None:
-    """Print a table of results on standard output. In a file or pipe its lines are never wrapped."""
+    """Print a table of results on standard output. No cell is ever cut: a narrow terminal wraps the lines."""
     out = Console(highlight=False, soft_wrap=True)
-    if not out.is_terminal:
-        out = Console(highlight=False, soft_wrap=True, width=1000)
-    out.print(view)
+    needed = out.measure(view, options=out.options.update(max_width=10_000)).maximum
+    Console(highlight=False, soft_wrap=True, width=max(needed, out.width)).print(view)
 
 
 def shorten(name: str, width: int) -> str:
@@ -80,8 +79,8 @@ def clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
 
 
-def progress(task: Task) -> tuple[float, list[str]]:
-    """The finished share of `task` (0 to 1), and in words: epoch, percent, remaining time, speed, note."""
+def progress(task: Task, named: bool = True) -> tuple[float, list[str]]:
+    """The finished share of `task` (0 to 1), and in words: run (if `named`), epoch, percent, time left, speed, note."""
     share = min(task.completed / task.total, 1) if task.total else 0.0
     epochs, images = task.fields["epochs"], task.fields["images"]
     what = shorten(task.description, 24)
@@ -91,7 +90,8 @@ def progress(task: Task) -> tuple[float, list[str]]:
         what = f"runs {task.completed:.0f}/{task.total or 0:.0f}"
     speed = f"{images * epochs * task.speed / task.total:.0f} images/s" if epochs and task.speed else ""
     parts = [what, f"{share:.0%}", f"ETA {clock(task.time_remaining)}", speed, task.fields["note"]]
-    return share, [part for part in parts if part]
+    name = [task.description] if named and epochs else []
+    return share, name + [part for part in parts if part]
 
 
 class _Live(ProgressColumn):
@@ -101,7 +101,7 @@ class _Live(ProgressColumn):
         width = console.width
         if not task.total:
             return Text(shorten(task.description, width))
-        share, parts = progress(task)
+        share, parts = progress(task, named=False)
         text = "  ".join(parts)[: width - 8]
         room = max(min(24, width - len(text) - 2), 4)
         done, left = "━─" if console.encoding.startswith("utf") else "#-"
@@ -119,14 +119,15 @@ class _Cell:
     def write(self, share: float, text: str) -> None:
         if self.handle is not None and time.monotonic() - self.written < 0.5:
             return
-        from IPython.display import HTML, display
+        from IPython.display import display
 
         self.written = time.monotonic()
-        html = HTML(f'<progress value="{share:.3f}"></progress> <code>{escape(text)}</code>')
+        html = f'<progress value="{share:.3f}"></progress> <code>{escape(text)}</code>'
+        shown = {"text/html": html, "text/plain": text}
         if self.handle is None:
-            self.handle = display(html, display_id=True)
+            self.handle = display(shown, raw=True, display_id=True)
         else:
-            self.handle.update(html)
+            self.handle.update(shown, raw=True)
 
 
 class Display:
@@ -180,9 +181,9 @@ class Display:
         task = self.bar.tasks[0]
         if self.cell is not None:
             share, parts = progress(task)
-            self.cell.write(share, "  ".join([task.description, *parts]))
+            self.cell.write(share, "  ".join(parts))
         elif not self.live and time.monotonic() - self.printed >= PLAIN_EVERY:
-            self.line("  ".join([task.description, *progress(task)[1]]))
+            self.line("  ".join(progress(task)[1]))
 
     def epoch(self, run: str, row: dict, epochs: int) -> None:
         """Print one finished epoch: a line that fits the terminal; elsewhere a longer line, at most one a second.

@@ -69,3 +69,14 @@ def test_an_id_loses_its_middle():
     assert shorten(RUN, 26) == RUN
     assert shorten(RUN, 16) == "gns-0.25~3212/s0"
     assert (clock(None), clock(62.4), clock(3723)) == ("--:--", "01:02", "1:02:03")
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_no_cell_of_a_table_is_cut(columns, monkeypatch, capsys):
+    from ghostcli.display import table, tell
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    view = table("how it learnt", "accuracy (%)", "against alone [95 %]", numbers=True)
+    view.add_row("via an assistant", "69.67 ± 2.59 (5)", "+17.72 [+11.49, +23.95]")
+    tell(view)
+    assert "via an assistant  69.67 ± 2.59 (5)  +17.72 [+11.49, +23.95]" in capsys.readouterr().out

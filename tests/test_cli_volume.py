@@ -83,11 +83,11 @@ def test_a_notebook_rewrites_one_line(monkeypatch):
     shown = []
 
     class Handle:
-        def update(self, html):
-            shown[-1] = html.data
+        def update(self, content, raw):
+            shown[-1] = content["text/html"]
 
-    def show(html, display_id):
-        shown.append(html.data)
+    def show(content, raw, display_id):
+        shown.append(content["text/html"])
         return Handle()
 
     monkeypatch.setattr(ipython, "display", show)

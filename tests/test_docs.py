@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -67,9 +69,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, digits_runs: Path) -> Path:
                 shown = Image.new("RGB", (32, 32), (90 * shade + 5 * i, 60, 100 + len(part)))
                 shown.save(folder / "photos" / part / name / f"{i}.png")
     for page in PAGES:
-        for name, content in blocks(page, "python"):
+        for name, content in (*blocks(page, "python"), *blocks(page, "toml")):
             if name:
                 (folder / name).write_text(content)
+    shutil.copytree(folder / "photos", folder / "others")
     return folder
 
 
@@ -100,6 +103,28 @@ def test_every_command(ghost, place: Path, monkeypatch: pytest.MonkeyPatch, comm
         assert done.code == 0, done
 
 
+def test_every_table_is_that_of_its_records() -> None:
+    spec = importlib.util.spec_from_file_location("fill", ROOT / "docs" / "fill.py")
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+    found = [page.name for page in PAGES if "<!-- end -->" in page.read_text()]
+    assert {"README.md", "demo.md", "images.md"} <= set(found)
+    for page in PAGES:
+        assert fill.filled(page.read_text()) == page.read_text(), f"{page.name}: run python docs/fill.py"
+
+
+def test_the_worked_example_cuts_real_pictures(ghost, cifar10, tmp_path, monkeypatch) -> None:
+    [program] = [content for name, content in blocks(ROOT / "docs" / "images.md", "python") if name == "cut.py"]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "cut.py", "exec"), {})
+    said = json.loads(ghost("data", "inspect", "folder:photos", "--json").out)
+    assert said["counts"]["train"] == {"cat": 150, "dog": 50, "ship": 20}
+    assert set(said["counts"]["test"].values()) == {100} and not said["broken"] and not said["shared"]
+    assert "data.balance=true" in said["command"] and "ship (20)" in " ".join(said["remarks"])
+    others = json.loads(ghost("data", "inspect", "folder:others", "--json").out)
+    assert len(others["counts"]["train"]) == 7 and set(others["counts"]["train"].values()) == {300}
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 900
 
@@ -118,13 +143,19 @@ def test_the_picture_has_no_broken_columns() -> None:
     for x, y, content in re.findall(r'<text [^>]*?x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', picture):
         lines.setdefault(float(y), []).append((float(x), html.unescape(content).replace("\xa0", " ")))
     texts = ["".join(part for _, part in sorted(line)).rstrip() for line in lines.values()]
-    ways = ("alone", "one teacher", "teacher, then assistant", "two teachers")
+    ways = ("alone", "one teacher", "via an assistant", "two teachers")
     accuracy, against = r"\d\d\.\d\d(?: ± \d+\.\d\d \(\d\))?", r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]"
     ends = []
     for way in ways:
         [row] = [text for text in texts if re.match(rf"{way} +\d\d\.\d\d", text)]
-        found = re.fullmatch(rf"{way} +({accuracy})(?: +({against}) +(better|worse|[a-z: ]+))?", row)
+        found = re.fullmatch(rf"{way} +({accuracy})(?: +({against}) +(better|worse|[a-z]+ [a-z]+ \(1 run\)))?", row)
         assert found, row
-        ends.append((found.end(1), found.end(2), found.end(3)))
-    assert len({accuracy for accuracy, *_ in ends}) == 1 and len(set(ends[1:])) == 1, "columns that end in one place"
-    assert any(text.startswith("Verdict: ") for text in texts)
+        ends.append((found.end(1), found.end(2), found.start(3)))
+    assert len({accuracy for accuracy, *_ in ends}) == 1 and len(set(ends[1:])) == 1, "columns in one place"
+    [sentence] = [text for text in texts if text.startswith("Verdict: ")]
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', picture)[1])
+    assert sentence.endswith("teacher.") and all(x < width for line in lines.values() for x, _ in line)
+    [taught] = [text for text in texts if text.startswith("one teacher")]
+    accuracy = re.search(r"\d\d\.\d\d ± \d+\.\d\d", taught)[0]
+    assert accuracy in (ROOT / "README.md").read_text(), "the picture and the README are of the same records"
+    assert "http" not in picture.replace("http://www.w3.org", "").replace("https://www.textualize.io", "")

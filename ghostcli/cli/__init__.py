@@ -61,7 +61,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Train small image classifiers with teachers, and measure whether distillation helps.\n\n"
-        "Start with [bold]ghost demo[/], which takes about three minutes on two CPU cores. Then "
+        "Start with [bold]ghost demo[/], which takes a few minutes on two CPU cores. Then "
         "[bold]ghost distill resnet18 --student gns:1.0[/] and [bold]ghost table[/]."
     ),
 )

@@ -31,7 +31,7 @@ STUDENT, ASSISTANT, TEACHER = "gns:0.2", "gns:0.3", "gns:0.5"
 SEEDS = (0, 1, 2, 3, 4)
 #: The teacher's recipe, and that of all who have few labelled digits.
 ALL, FEW = "smoke/demo", "smoke/few"
-ALONE, ONE, CHAIN, TWO = "alone", "one teacher", "teacher, then assistant", "two teachers"
+ALONE, ONE, CHAIN, TWO = "alone", "one teacher", "via an assistant", "two teachers"
 
 
 @with_common
@@ -44,10 +44,9 @@ def demo(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Does teaching help? Trained and answered in about three minutes on two CPU cores, with real handwritten digits.
+    """Does teaching help? Trained and answered in a few minutes on two CPU cores, with real handwritten digits.
 
-    A small network learns from few digits: alone, from their labels; and taught in three ways, from the answers of a
-    network that saw them all.
+    A small network learns from few digits: alone from their labels, and taught by a network that saw all digits.
     """
     from ghostcli.recipe import load
 
@@ -154,13 +153,15 @@ def _show(rows: Mapping[str, Row], few: Resolved, forest: Path, said: Mapping[st
 
     whole, tested = SETS[few.recipe.data.name].train_images, rows[ALONE].group.about.test_images
     typer.echo(
-        f"\nA small network ({STUDENT}) has {few.recipe.data.limit} labelled digits. Its teacher ({TEACHER}) saw "
-        f"all {whole:,}.\nAccuracy on {tested} test digits, mean ± standard deviation (seeds):\n"
+        f"\nA small network ({STUDENT}) has {few.recipe.data.limit} labelled digits.\n"
+        f"Its teacher ({TEACHER}) saw all {whole:,}.\n"
+        f"Accuracy on {tested} test digits, mean ± standard deviation (seeds):\n"
     )
-    view = table("how the student learnt", "accuracy (%)", "against alone [95 %]", "verdict", numbers=True)
+    view = table("how it learnt", "accuracy (%)", "against alone [95 %]", "verdict", numbers=True)
+    view.columns[-1].justify = "left"
     for way, row in rows.items():
         against = "" if row.delta is None else text_table.interval(row.delta)
-        verdict = "one run: no verdict" if row.delta and row.delta.of_two_networks else row.verdict or ""
+        verdict = "no verdict (1 run)" if row.delta and row.delta.of_two_networks else row.verdict or ""
         view.add_row(*map(Text, (way, text_table.accuracy(row.ours, row.group), against.rstrip(SINGLE), verdict)))
     tell(view)
     best = said["predictions"][0]
@@ -173,4 +174,4 @@ def _show(rows: Mapping[str, Row], few: Resolved, forest: Path, said: Mapping[st
     typer.echo(f"pictures  {printable(forest)}, {printable(said['picture'])}")
     typer.echo(f"a page    ghost report --runs {where} --open")
     typer.echo(f"ask it    ghost predict run/{said['run']} {printable(said['image'])} --runs {where}")
-    typer.echo("for real  ghost distill resnet18 --student gns:1.0 --recipe smoke --data cifar10")
+    typer.echo("CIFAR-10  ghost distill resnet18 --student gns:1.0 --recipe smoke --data cifar10")

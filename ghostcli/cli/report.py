@@ -49,7 +49,7 @@ def report(
 
     asked = gather(names or [], runs)
     if not asked.shown and not live:
-        raise UsageError(f"{printable(runs)}: holds no runs to report; `ghost demo` makes some in three minutes")
+        raise UsageError(f"{printable(runs)}: holds no runs to report; `ghost demo` makes some in minutes")
     if live:
         _serve(names or [], runs, port, show)
         return

@@ -67,6 +67,7 @@ def reproduce(
     ghost reproduce I II III IV --family paper --seeds 3        ghost reproduce all --limit 2000 --epochs 2
 
     Finished runs are reused; unfinished runs continue. The tables say if images or epochs are fewer than the paper's.
+
     --controls adds controls: the same training with teachers that know nothing about the image.
     """
     chosen = [*settings(quoted(data) if data is not None else None, limit, epochs), *overrides]

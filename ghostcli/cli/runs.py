@@ -35,7 +35,7 @@ def list_runs(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     elif rows:
         _print(rows)
     else:
-        typer.echo(f"{printable(runs)}: no runs yet; ghost demo makes some in three minutes")
+        typer.echo(f"{printable(runs)}: no runs yet; ghost demo makes some in minutes")
 
 
 def with_queue(rows: list[dict[str, Any]], runs: Path) -> list[dict[str, Any]]:

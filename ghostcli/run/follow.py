@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from ghostcli import display
 from ghostcli.display import Display
 from ghostcli.plan import Job, record_of
 
@@ -19,6 +20,7 @@ class EpochLines:
     def follow(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
             rows = record_of(job, self.runs).metrics()
-            if len(rows) > self.seen.get(job.id, 0):
-                self.seen[job.id] = len(rows)
-                self.show.epoch(job.id, rows[-1], job.recipe.train.last_epoch)
+            new = rows[self.seen.get(job.id, 0) :]
+            self.seen[job.id] = len(rows)
+            for row in new if display.volume == display.VERBOSE else new[-1:]:
+                self.show.epoch(job.id, row, job.recipe.train.last_epoch)

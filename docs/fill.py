@@ -1,0 +1,170 @@
+"""Writes the tables of the documentation from committed records: what is between `<!-- NAME -->` and `<!-- end -->`.
+
+python docs/fill.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ghostcli.compare import power, tables
+from ghostcli.compare.admission import admit
+from ghostcli.compare.rows import Row
+from ghostcli.records import record
+from ghostcli.render import text_table
+
+ROOT = Path(__file__).resolve().parent.parent
+STUDIES, RESULTS = ROOT / "runs" / "studies", ROOT / "benchmarks" / "results"
+#: Strategy of a run -> how the demo calls this way of learning.
+WAYS = {"plain": "alone", "kd": "one teacher", "chain": "via an assistant", "ensemble": "two teachers"}
+#: A study of the demo's question -> what differs from the demo.
+AGAIN = {
+    "demo": "the demo as it is",
+    "demo-threads": "its teacher trained with two threads",
+    "demo-seeds": "a new teacher (seed 1), new students (seeds 5 to 9)",
+}
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
+
+
+def students(study: str) -> list[Row]:
+    """The rows of a study's students `gns:0.2`, the untaught first."""
+    admitted = admit(record.scan(STUDIES / study))
+    found = [row for one in tables.judged(tables.every(admitted)) for row in one.filled]
+    order = list(WAYS)
+    mine = [row for row in found if row.student == "gns:0.2"]
+    return sorted(mine, key=lambda row: order.index(row.group.about.strategy))
+
+
+def accuracy(row: Row) -> str:
+    return text_table.accuracy(row.ours, row.group).rstrip("†")
+
+
+def against(row: Row) -> str:
+    return "" if row.delta is None else text_table.interval(row.delta).rstrip("†")
+
+
+def verdict(row: Row) -> str:
+    if row.delta is None:
+        return ""
+    return "none (one run)" if row.delta.of_two_networks else row.verdict or ""
+
+
+def demo() -> str:
+    rows = [[WAYS[row.group.about.strategy], accuracy(row), against(row), verdict(row)] for row in students("demo")]
+    return table(["how it learnt", "accuracy, %", "against alone [95 %]", "verdict"], rows)
+
+
+def answer() -> str:
+    """The demo's question alone, for the README."""
+    rows = [[WAYS[row.group.about.strategy], accuracy(row), against(row)] for row in students("demo")[:2]]
+    return table(["how it learnt", "accuracy, %", "against alone [95 %]"], rows)
+
+
+def again() -> str:
+    rows = []
+    for study, what in AGAIN.items():
+        alone, taught, *_ = students(study)
+        rows.append([what, f"`{study}`", accuracy(alone), accuracy(taught), against(taught), verdict(taught)])
+    return table(["what", "records", "alone, %", "taught, %", "difference [95 %]", "verdict"], rows)
+
+
+def certain() -> str:
+    """How often a demo would find its difference, with the spread of all recorded pairs."""
+    pairs = []
+    for study in AGAIN:
+        sides: dict[str, dict[int, float]] = {"plain": {}, "kd": {}}
+        for run in record.scan(STUDIES / study):
+            if run.result and run.result.student == "gns:0.2" and run.result.strategy in sides:
+                sides[run.result.strategy][run.result.seed] = run.result.accuracy.selected
+        pairs.append([sides["kd"][seed] - alone for seed, alone in sorted(sides["plain"].items())])
+    effect = statistics.mean(value for part in pairs for value in part)
+    variance, seeds = statistics.mean(statistics.variance(part) for part in pairs), len(pairs[0])
+    often, count = power.found(effect, [variance / seeds], [seeds - 1.0]), sum(map(len, pairs))
+    return f"With the mean and spread of these {count} pairs, about {100 * often:.0f} of 100 demos find a difference."
+
+
+def choice() -> str:
+    rows = []
+    for teacher, settings in results("demo-choice").items():
+        for name, found in settings.items():
+            if "taught" in found:
+                mean, low, high = found["difference"]
+                sides = [f"{found[side]['mean']:.2f} ± {found[side]['sd']:.2f}" for side in ("alone", "taught")]
+                rows.append([name, teacher.rpartition("with ")[2], *sides, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"])
+    titles = ["setting", "teacher trained with", "alone, %", "taught, %", "difference [95 %, over seeds]"]
+    return table(titles, rows)
+
+
+def rates() -> str:
+    found = results("demo-choice")["alone, at other rates"]
+    said = [f"{each['mean']:.2f} % at {name.removeprefix('rate ')}" for name, each in found.items()]
+    return f"With three seeds it reaches {' and '.join(said)}."
+
+
+def own_images() -> str:
+    rows = []
+    for way, runs in results("own-images").items():
+        if way == "others":
+            continue
+        names = sorted(each["class"] for each in runs[0]["by_class"])
+        shares = {n: [e["accuracy"] for run in runs for e in run["by_class"] if e["class"] == n] for n in names}
+        cells = [spread([run["class_mean"] for run in runs]), *(f"{statistics.mean(shares[n]):.1f}" for n in names)]
+        rows.append([way, *cells])
+    return table(["training", "mean over classes, %", *(f"{name}, %" for name in names)], rows)
+
+
+def newcomer() -> str:
+    found = results("newcomer")
+    minutes = found["minutes to"]
+    seconds = {name: f"{value:,.0f}" for name, value in found["seconds"].items()}
+    rows = [[name, value] for name, value in seconds.items()]
+    verdict, prediction = minutes["first verdict"], minutes["first own-image prediction"]
+    said = (
+        f"From the clone it took {verdict:.1f} minutes to the first verdict, and {prediction:.1f} minutes to the first "
+        f"answer about a picture of one's own, on {found['machine']['cores']} cores."
+    )
+    return f"{said}\n\n{table(['step', 'seconds'], rows)}"
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+MADE: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "verdict": answer,
+    "again": again,
+    "certain": certain,
+    "choice": choice,
+    "rates": rates,
+    "own-images": own_images,
+    "newcomer": newcomer,
+}
+
+
+def filled(text: str) -> str:
+    """A page with its tables made anew."""
+
+    def put(found: re.Match[str]) -> str:
+        return f"<!-- {found[1]} -->\n{MADE[found[1]]()}\n<!-- end -->"
+
+    return re.sub(rf"<!-- ({'|'.join(MADE)}) -->\n.*?<!-- end -->", put, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        if (new := filled(page.read_text())) != page.read_text():
+            page.write_text(new)
+            print(page.relative_to(ROOT))
