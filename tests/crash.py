@@ -51,6 +51,7 @@ HANGS = 600
 def serve() -> None:
     """Fork a child for each line of JSON on stdin: {"argv", "env", "cwd", "out"}; answer its pid, later its status."""
     import torch
+    import typer
 
     torch.set_num_threads(1)
     import ghostcli.check.findings
@@ -64,7 +65,12 @@ def serve() -> None:
 
     if "--small" in sys.argv:
         ghost.ROWS["gns"] = (ghost.GNS[0], ghost.GNS[1], ghost.GNS[3])  # a stride, a gate and a squeeze-excite
-    # What every child would do again, to the same effect.
+    # What every child would do again, to the same effect. An optimiser imports torch's compiler: that takes two
+    # seconds, and under a limit of memory it raises whatever it likes. Typer builds 40 commands from their signatures.
+    import torch._dynamo
+
+    typer.main.get_command = functools.cache(typer.main.get_command)
+    typer.main.get_command(ghostcli.cli.app)
     kernels.status()
     environment.commit()
     platform.platform()

@@ -153,10 +153,10 @@ def test_the_measured_step_is_a_training_step():
 
 def test_json_has_the_keys_that_others_rely_on(ghost, monkeypatch):
     monkeypatch.setattr(meter, "SAMPLE", 0.01)
-    done = ghost("bench", "gns:0.1", "--batch", 4, "--rounds", 2, "--device", "cpu", "--json")
+    done = ghost("bench", "gns:0.1", "--batch", 64, "--rounds", 2, "--device", "cpu", "--json")
     assert done.code == 0, done.err
     [row] = json.loads(done.out)
-    assert (row["device"], row["batch"], row["note"]) == ("cpu", 4, None)
+    assert (row["device"], row["batch"], row["note"]) == ("cpu", 64, None)
     for name in ("train_images_per_second", "images_per_second", "deploy_images_per_second"):
         assert row[name] > 0
         assert row["spread"][name]["low"] <= row[name] <= row["spread"][name]["high"]

@@ -43,7 +43,11 @@ def ghost(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("group", GROUPS)
+#: A dozen commands each; .ci/run runs them.
+LONG = {"checkpoint", "metrics", "results", "table"}
+
+
+@pytest.mark.parametrize("group", [pytest.param(g, marks=pytest.mark.long) if g in LONG else g for g in GROUPS])
 def test_killed_at_each_stage_of_each_write(ghost, tmp_path, group):
     """One run that is killed at one stage after the other, and then left alone."""
     name, points = GROUPS[group]

@@ -20,7 +20,7 @@ EVERY_STEP = ("-s", "engine.checkpoint_minutes=1e-9")
 
 
 @pytest.mark.parametrize(
-    ("name", "kills"), [("plain", 8), *(pytest.param(name, 8, marks=pytest.mark.long) for name in ("kd", "chain"))]
+    ("name", "kills"), [("plain", 4), *(pytest.param(name, 8, marks=pytest.mark.long) for name in ("kd", "chain"))]
 )
 def test_random_kills(tmp_path, name, kills):
     """24 in all; the chain has an assistant, and its last two runs are fed by tables."""
