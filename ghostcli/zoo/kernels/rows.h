@@ -43,16 +43,6 @@ template <class T> struct Image {
     void fill(const Images &im, const float *x) { fill(im, x, nullptr, 0); }
 };
 
-// Brings row h of a map's image n near, a whole image before it is needed: copying alone would wait for memory, and
-// arithmetic alone would leave memory idle.
-inline void announce(const Images &im, const float *x, long pitch, long n, long h) {
-    if (!x || n >= im.N) return;
-    const float *row = x + (n * im.H + h) * im.W * pitch;
-    const long line = 64 / sizeof(float);
-    for (long w = 0; w < im.W; w++, row += pitch)
-        for (long c = 0; c < im.C; c += line) __builtin_prefetch(row + c, 0, 2);
-}
-
 inline long period_of(long C) { return C / std::gcd(C, LANES); }
 inline long vectors_of(const Images &im) { return (im.W * im.C + LANES - 1) / LANES; }
 
@@ -117,7 +107,6 @@ void forward(const float *x, Images im, const float *kernel, const float *bias, 
         for (long n = begin; n < end; n++) {
             image.fill(im, x + n * im.H * im.W * im.pitch);
             for (long h = 0; h < im.H; h++) {
-                announce(im, x, im.pitch, n + 1, h);
                 convolve_row<KH, KW>(image.row(h), image.pitch, im.C, period, vectors, k.data(), b.data(), line.data());
                 float *to = out + (n * im.H + h) * im.W * out_pitch;
                 const float *from = line.data();
@@ -150,11 +139,6 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
             for (long r = 0; r < period && r < vectors; r++) {
                 v8f acc[T + 1] = {};
                 for (long h = 0; h < im.H; h++) {
-                    if (r == 0) {
-                        announce(im, x, im.pitch, n + 1, h);
-                        announce(im, dz, dz_pitch, n + 1, h);
-                        announce(im, z, z_pitch, n + 1, h);
-                    }
                     const float *d = delta.row(h), *p = image.row(h) - (KH / 2) * image.pitch - (KW / 2) * im.C;
                     for (long v = r; v < vectors; v += period) {
                         const v8f at = loadf(d + v * LANES);
@@ -200,8 +184,6 @@ void adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch, const
             const long first = n * im.H * im.W;
             delta.fill(of_dz, dz + first * dz_pitch, z + first * z_pitch, z ? z_pitch : 0);
             for (long h = 0; h < im.H; h++) {
-                announce(im, dz, dz_pitch, n + 1, h);
-                announce(im, z, z_pitch, n + 1, h);
                 convolve_row<KH, KW>(delta.row(h), delta.pitch, im.C, period, vectors, k.data(), nullptr, line.data());
                 for (long w = 0; w < im.W; w++)
                     for (long c = 0; c < im.C; c += LANES) {
@@ -227,13 +209,11 @@ inline int lag_index(int dy, int dx) {  // (0,0) (0,1) (0,2) (1,-2) .. (2,2); th
 }
 
 // Adds one image's lagged products and its sum to `out`, [period][LAGS + 1][LANES].
-inline void inner_lags(Image<double> &image, const Images &im, const float *x, long next, long period, long vectors,
-                       double *out) {
+inline void inner_lags(Image<double> &image, const Images &im, long period, long vectors, double *out) {
     const long C = im.C, pitch = image.pitch;
     for (long r = 0; r < period && r < vectors; r++) {
         v8d acc[LAGS + 1] = {};
         for (long h = 0; h < im.H; h++) {
-            if (r == 0) announce(im, x, im.pitch, next, h);
             const double *p = image.row(h);
             for (long v = r; v < vectors; v += period) {
                 const double *at = p + v * LANES;
@@ -315,7 +295,7 @@ inline void moments(const float *x, Images im, float *mean, float *cov, int thre
         Image<double> image(im, 2, 2);
         for (long n = begin; n < end; n++) {
             image.fill(im, x + n * im.H * im.W * im.pitch);
-            inner_lags(image, im, x, n + 1, period, vectors, partial.data() + thread * size);
+            inner_lags(image, im, period, vectors, partial.data() + thread * size);
             outer_lags(image, im, partial.data() + thread * size + inner);
         }
     });
@@ -434,10 +414,6 @@ inline void adjoint_with_statistics(const float *dz, long dz_pitch, const float 
             image.fill(im, x + first * im.pitch);
             delta.fill(of_dz, dz + first * dz_pitch, z + first * z_pitch, z ? z_pitch : 0);
             for (long h = 0; h < im.H; h++) {
-                announce(im, x, im.pitch, n + 1, h);
-                announce(im, dz, dz_pitch, n + 1, h);
-                announce(im, z, z_pitch, n + 1, h);
-                announce(im, finish.add, finish.add_pitch, n, h);
                 const float *d = delta.row(h), *p = image.row(h);
                 const long *entry = lags.entry.data() + border_kind(h, im.H, 1, 3) * vectors;
                 auto some = [&](auto count, long v) {
