@@ -12,6 +12,7 @@ import torch
 
 from ghostcli.engine import selfcheck
 from ghostcli.engine.capture import Captured
+from ghostcli.engine.step import Update
 from ghostcli.zoo import kernels
 from ghostcli.zoo.kernels import native, pytorch
 
@@ -147,9 +148,12 @@ def test_a_step_whose_capture_is_refused_goes_on_eagerly(monkeypatch):
         seen.append(index.tolist())
         return torch.zeros(4)
 
-    update.device, update.optimizer = CPU, SimpleNamespace(zero_grad=lambda **_: None)
+    assert "optimizers" in Update.__dataclass_fields__  # what a refused capture must reset
+    cleared = []
+    update.device, update.optimizers = CPU, (SimpleNamespace(zero_grad=lambda **how: cleared.append(how)),)
     captured = Captured(update, 2)
     for number in range(6):
         captured(torch.tensor([number, number]))
-    assert captured.refused == "RuntimeError: refused" and captured.graph is None
+    assert captured.refused == "RuntimeError: refused" and captured.replays[2].graph is None
+    assert cleared == [{"set_to_none": True}]
     assert seen == [[n, n] for n in range(6)]  # each once: what was refused has trained nothing

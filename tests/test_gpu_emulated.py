@@ -13,6 +13,7 @@ import torch
 import updates
 
 from ghostcli.engine import device
+from ghostcli.engine.capture import Captured
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real device has tests of its own")
 
@@ -37,6 +38,28 @@ def test_a_step_stays_on_the_device(way, tmp_path, monkeypatch):
         found = updates.run(update, 0, 2, quiet).cpu()
         assert all(p.is_cuda for p in state.model.parameters())
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_each_size_of_batch_is_captured_after_its_eager_steps(monkeypatch):
+    """Full batches of three images and a last one of two: every step counts once, eager or replayed."""
+    with emulated.gpu(monkeypatch):
+        total = torch.zeros(1, device="cuda")
+
+        def update(index):
+            return total.add_(index.sum()) * 1
+
+        update.device, update.optimizers = emulated.CUDA, ()
+        captured = Captured(update, 3)
+        found, expected, image = [], [], 0
+        for size in [3, 3, 2] * 6:
+            batch = list(range(image, image + size))
+            image += size
+            expected.append(sum(range(image)))
+            found.append(captured(torch.tensor(batch, device="cuda")))
+        assert [int(value.cpu()) for value in found] == expected
+        replays = {size: replay.graph.replays for size, replay in captured.replays.items()}
+        assert replays == {3: 12 - Captured.WARM, 2: 6 - Captured.WARM}
+        assert captured.capture_seconds > 0
 
 
 def test_what_waits_for_the_device_is_found(monkeypatch):

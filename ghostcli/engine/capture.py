@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,25 +13,33 @@ from ghostcli.engine import selfcheck
 from ghostcli.engine.step import Update
 
 
-class Captured:
-    """An update that is replayed as a CUDA graph for every full batch. Short batches run eagerly.
+@dataclass
+class Replay:
+    """The graph of one batch size: it reads `index` and writes `result`."""
 
-    The first batches run as eager steps, which compile the kernels and warm up the allocator. Then one step is captured
-    and replayed. This is only for updates with the same arithmetic at each step.
+    index: Tensor
+    seen: int = 0  # eager steps so far
+    graph: torch.cuda.CUDAGraph | None = None
+    result: Tensor | None = None
+
+
+class Captured:
+    """An update that is replayed as a CUDA graph, one for each size of batch: a full one, and the last of an epoch.
+
+    The first batches of a size run as eager steps, which compile the kernels and warm up the allocator. Then one step is
+    captured and replayed. The graphs share their memory: they never run at once, and a result is copied out of it. This
+    is only for updates with the same arithmetic at each step.
     """
 
     WARM = 3
 
     def __init__(self, update: Update, batch_size: int) -> None:
         self.update, self.batch_size = update, batch_size
-        self.index = torch.zeros(batch_size, dtype=torch.long, device=update.device)
         self.stream = torch.cuda.Stream(update.device)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.result: Tensor | None = None
-        self.seen = 0
+        self.replays: dict[int, Replay] = {}
         self.refused: str | None = None  # why the capture failed; then all steps are eager
-        self.waited = 0.0  # seconds in the eager steps
-        #: Seconds before the first replay: eager steps, compilation and capture.
+        self.waited = 0.0  # seconds in the eager steps of full batches
+        #: Seconds before the first replay of a full batch: eager steps, compilation and capture.
         self.capture_seconds: float | None = None
 
     def start_epoch(self, epoch: int, views: Tensor) -> None:
@@ -40,40 +49,44 @@ class Captured:
         self.update.set_rates(rate, step)
 
     def __call__(self, index: Tensor) -> Tensor:
-        if len(index) != self.batch_size or self.refused:
+        if self.refused:
             return self.update(index)
-        began = time.perf_counter()
-        if self.graph is None and self.seen < self.WARM:
-            self.seen += 1
+        began, full = time.perf_counter(), len(index) == self.batch_size
+        replay = self.replays.setdefault(len(index), Replay(torch.zeros_like(index)))
+        if replay.graph is None and replay.seen < self.WARM:
+            replay.seen += 1
             here = torch.cuda.current_stream(self.update.device)
             self.stream.wait_stream(here)
             with torch.cuda.stream(self.stream):
                 result = self.update(index)
             here.wait_stream(self.stream)
-            self.waited += time.perf_counter() - began
+            self.waited += full * (time.perf_counter() - began)
             return result
-        self.index.copy_(index)
-        if self.graph is None:
-            if not self._capture():
+        replay.index.copy_(index)
+        if replay.graph is None:
+            if not self._capture(replay):
                 return self.update(index)
-            self.capture_seconds = self.waited + time.perf_counter() - began
-        self.graph.replay()
-        assert self.result is not None
-        return self.result.clone()
+            if full:
+                self.capture_seconds = self.waited + time.perf_counter() - began
+        replay.graph.replay()
+        assert replay.result is not None
+        return replay.result.clone()
 
-    def _capture(self) -> bool:
+    def _capture(self, replay: Replay) -> bool:
         """Capture one step. Returns False if the capture fails; it has then run nothing, and steps stay eager."""
         graph = torch.cuda.CUDAGraph()
+        pool = next((other.graph.pool() for other in self.replays.values() if other.graph), None)
         try:
-            with torch.cuda.device(self.update.device), torch.cuda.graph(graph, stream=self.stream):
-                self.result = self.update(self.index)
+            with torch.cuda.device(self.update.device), torch.cuda.graph(graph, pool=pool, stream=self.stream):
+                replay.result = self.update(replay.index)
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:  # drivers and libraries raise any class
-            self.update.optimizer.zero_grad(set_to_none=True)  # these gradients are in the memory of the graph
+            for optimizer in self.update.optimizers:
+                optimizer.zero_grad(set_to_none=True)  # these gradients are in the memory of the graph
             self.refused = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0] or 'no message'}"
             return False
-        self.graph = graph
+        replay.graph = graph
         return True
 
 
