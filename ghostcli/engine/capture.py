@@ -26,9 +26,9 @@ class Replay:
 class Captured:
     """An update that is replayed as a CUDA graph, one for each size of batch: a full one, and the last of an epoch.
 
-    The first batches of a size run as eager steps, which compile the kernels and warm up the allocator. Then one step is
-    captured and replayed. The graphs share their memory: they never run at once, and a result is copied out of it. This
-    is only for updates with the same arithmetic at each step.
+    The first batches of a size run as eager steps, which compile the kernels and warm up the allocator. Then one step
+    is captured and replayed. The graphs share their memory: they never run at once, and a result is copied out of it.
+    This is only for updates with the same arithmetic at each step.
     """
 
     WARM = 3
