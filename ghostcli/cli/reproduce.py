@@ -127,12 +127,13 @@ def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet:
 
 def _outcomes(todo: Study, graph: Plan, options: launch.Options, expected: dict[str, Cost]) -> Iterator[Outcome]:
     """Yields the outcomes of a graph as jobs finish, and prints a line on stderr for each."""
-    left = sum(cost.seconds for cost in expected.values())
+    left, failed = sum(cost.seconds for cost in expected.values()), 0
     for count, outcome in enumerate(launch.run(graph, options), 1):
         job = outcome.job
         left -= expected[job.id].seconds
         if outcome.error is not None:
-            launch.warn(outcome)
+            failed += 1
+            launch.warn(outcome, failed)
         elif expected[job.id].seconds:
             about = f", about {hours(left)} left" if left > 1 else ""
             console.print(f"{_reached(todo, job, options.runs)} ({count} of {len(graph.jobs)}{about})", markup=False)

@@ -61,11 +61,10 @@ def scanned(runs: Path) -> list[RunRecord]:
 
 def _print(rows: list[dict[str, Any]]) -> None:
     """One line per run. Ids are never cut: if the terminal is too narrow, the last columns are left out."""
+    from rich.cells import cell_len
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console()
     most = max(16, console.width - max(len(row["run"]) for row in rows) - 12) if console.is_terminal else 60
     cells = {
         "run": [row["run"] for row in rows],
@@ -75,17 +74,17 @@ def _print(rows: list[dict[str, Any]]) -> None:
         "data": [row["data"] or "-" for row in rows],
         "recipe": [row["recipe"] or "-" for row in rows],
     }
-    while True:
-        view = Table(box=None, pad_edge=False)
-        for title in cells:
-            view.add_column(title, no_wrap=True)
-        for line in zip(*cells.values(), strict=True):
-            view.add_row(*(Text(printable(cell)) for cell in line))
-        width = console.measure(view, options=console.options.update(max_width=10_000)).maximum
-        if not console.is_terminal or width <= console.width or len(cells) == 2:
-            break
-        cells.popitem()
-    Console(highlight=False, width=width, soft_wrap=True).print(view)
+    columns = [[title, *map(printable, column)] for title, column in cells.items()]
+    widths = [max(map(cell_len, column)) for column in columns]
+    while console.is_terminal and len(columns) > 2 and sum(widths) + 2 * (len(widths) - 1) > console.width:
+        columns.pop(), widths.pop()
+    lines = [
+        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
+        for line in zip(*columns, strict=True)
+    ]
+    if console.is_terminal:
+        lines[0] = typer.style(lines[0], bold=True)
+    typer.echo("\n".join(lines))
 
 
 def _status(row: dict[str, Any], most: int) -> str:

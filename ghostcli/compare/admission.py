@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ghostcli.compare import checked
 from ghostcli.compare.groups import job_of, same_conditions
 from ghostcli.compare.rows import LeftOut
 from ghostcli.plan import Finished, Job
@@ -36,7 +37,8 @@ class Admitted:
 def admit(records: Iterable[RunRecord]) -> Admitted:
     """Check each record alone, then against the other records of its job."""
     records = list(records)
-    reasons = {run.id: reason for run in records if (reason := _unfinished(run))} | contradictions(records)
+    reasons = {run.id: reason for run in records if (reason := _unfinished(run))}
+    reasons |= contradictions(records, remember=True)
     for runs in _by_job(run for run in records if run.id not in reasons):
         reasons |= _second_records(runs)
     left_out = (
@@ -46,13 +48,18 @@ def admit(records: Iterable[RunRecord]) -> Admitted:
     return Admitted(tuple(run for run in records if run.id not in reasons), tuple(failed), tuple(left_out))
 
 
-def contradictions(records: Sequence[RunRecord]) -> dict[str, str]:
-    """Run id -> why a finished run is not valid: its record contradicts itself, or another run of its job."""
+def contradictions(records: Sequence[RunRecord], remember: bool = False) -> dict[str, str]:
+    """Run id -> why a finished run is not valid: its record contradicts itself, or another run of its job.
+
+    `remember`: records that were checked before and have not changed since are not read again.
+    """
     setups = {run.id: run.setup for run in records if run.setup}
     done = [run for run in records if run.status == "done"]
-    found = {
-        run.id: problems[0] for run in done if (problems := [*content_problems(run), *identity_problems(run, setups)])
-    }
+
+    def check(run: RunRecord) -> list[str]:
+        return [*content_problems(run), *identity_problems(run, setups)]
+
+    found = checked.problems(done, setups, check) if remember else {r.id: p[0] for r in done if (p := check(r))}
     for runs in _by_job(run for run in done if run.id not in found):
         found |= _job_problems(runs)
     return found

@@ -265,10 +265,13 @@ def _other_protocols(pool: Sequence[RunRecord], rows: Sequence[PaperRow], cohort
     """Runs that belong to a row but have another protocol than the one shown."""
     if cohort is None or cohort.mixed:
         return []
-    out = []
+    out, shown = [], cohort.about
+    printed = {(row.student, row.strategy) for row in rows}
     for run in pool:
-        about, shown = run.result, cohort.about
-        if same_conditions(about) == same_conditions(shown) or not any(matches(about, row) for row in rows):
+        about = run.result
+        if (about.student, about.strategy) not in printed or same_conditions(about) == same_conditions(shown):
+            continue
+        if not any(matches(about, row) for row in rows):
             continue
         words = []
         if (about.train_images, about.epochs) == (shown.train_images, shown.epochs):

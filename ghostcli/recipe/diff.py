@@ -6,7 +6,7 @@ Invariant: `config_diff` is the only place where the values of two recipes are c
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from ghostcli.errors import UsageError
@@ -18,7 +18,15 @@ SHOWN_ELSEWHERE = UNDIGESTED | {"data.name", "data.limit", "data.limit_test", "t
 
 def flat(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
     """The values of a recipe by full key (`train.epochs`); without the labels `family` and `summary`."""
-    sections = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
+    return dict(_flat_recipe(recipe)) if isinstance(recipe, Recipe) else _flat(recipe)
+
+
+@lru_cache(maxsize=20_000)
+def _flat_recipe(recipe: Recipe) -> dict[str, Any]:
+    return _flat(recipe.model_dump(mode="json"))
+
+
+def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
     return {
         f"{section}.{key}": value
         for section, values in sections.items()
@@ -49,6 +57,11 @@ def training_changes(recipe: Recipe, family: str) -> dict[str, Any]:
 
     Data, budget and [distill] are ignored.
     """
+    return dict(_training_changes(recipe, family))
+
+
+@lru_cache(maxsize=20_000)
+def _training_changes(recipe: Recipe, family: str) -> dict[str, Any]:
     diffs = [config_diff(recipe, known) for known in shipped(family)]
     found = [{key: diff[key][0] for key in diff if key in untaught(diff) - SHOWN_ELSEWHERE} for diff in diffs]
     return min(found, key=len, default={})

@@ -7,6 +7,7 @@ nothing else. Invariant: a record is read completely, with all types checked, or
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -215,7 +216,11 @@ def dump(part: _Frozen) -> dict[str, Any]:
 
 def read(path: Path, kind: type[Part]) -> Part:
     """Read a part of a record. Refused if the file is damaged or of another version."""
-    value = read_json(path)
+    with contextlib.suppress(OSError, ValidationError, RecursionError):
+        found = kind.model_validate_json(path.read_bytes())
+        if getattr(found, "schema_version", None) == SCHEMA and "schema_version" in found.model_fields_set:
+            return found
+    value = read_json(path)  # what is wrong with it
     name = printable(path.name)
     version = value.get("schema", 1) if isinstance(value, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):

@@ -202,12 +202,21 @@ def scan(runs: Path) -> list[RunRecord]:
     if not runs.is_dir():
         return []
     found = []
-    for path in sorted(runs.glob("*/s*")):
-        run = RunRecord(path, f"{path.parent.name}/{path.name}")
-        linked = path.is_symlink() or path.parent.is_symlink()
-        if RUN_ID.fullmatch(run.id) and path.is_dir() and not linked:
-            found.append(run)
+    for group in _folders(runs):
+        for seed in _folders(group.path):
+            run_id = f"{group.name}/{seed.name}"
+            if RUN_ID.fullmatch(run_id):
+                found.append(RunRecord(runs / group.name / seed.name, run_id))
     return found
+
+
+def _folders(path: Path | str) -> list[os.DirEntry[str]]:
+    """The folders in a folder that are no links, sorted by name."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted((one for one in entries if one.is_dir(follow_symlinks=False)), key=lambda one: one.name)
+    except OSError:
+        return []
 
 
 def find(runs: Path, run_id: str) -> RunRecord:

@@ -21,12 +21,13 @@ def class_names(result: RunResult) -> tuple[str, ...]:
 
 
 def overview(run: RunRecord) -> dict[str, Any]:
-    rows, setup, result = run.metrics(), run.setup, run.result
+    setup, result = run.setup, run.result
+    rows = run.metrics() if result is None else []
     last = rows[-1] if rows else None
     return {
         "run": run.id,
         "status": run.status,
-        "epoch": last["epoch"] if last else 0,
+        "epoch": result.epochs if result else last["epoch"] if last else 0,
         "epochs": setup.recipe.train.epochs if setup else None,
         "accuracy": result.accuracy.selected if result else last["test"]["accuracy"] if last else None,
         "recipe": setup.recipe_name if setup else None,

@@ -16,6 +16,8 @@ from ghostcli.recipe.models import FEW_STEPS
 LETTERS, DIGITS = "ᵃᵇᶜᵈᵉᶠᵍ", "¹²³⁴⁵⁶⁷⁸⁹"
 SINGLE, MIXED = "†", "‡"
 #: A note names at most this many runs and counts the others.
+#: Reasons of left-out runs that get a line of their own, those with the most runs; and runs that a line names.
+REASONS = 20
 NAMED = 4
 
 
@@ -199,6 +201,12 @@ def _left_out(table: Table) -> Iterable[str]:
     by_reason: dict[str, list[str]] = defaultdict(list)
     for out in table.left_out:
         by_reason[out.reason].append(out.run)
+    reasons = sorted(by_reason, key=lambda reason: -len(by_reason[reason]))[:REASONS]
     for reason, runs in by_reason.items():
+        if reason not in reasons:
+            continue
         some = ", ".join(runs[:NAMED]) + (", ..." if len(runs) > NAMED else "")
         yield f"Left out, {reason}: {len(runs)} ({some})"
+    if others := len(by_reason) - len(reasons):
+        count = sum(len(runs) for reason, runs in by_reason.items() if reason not in reasons)
+        yield f"Left out, {others} other reasons: {count} runs (--format json names each)"

@@ -7,7 +7,7 @@ executor.
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -140,7 +140,7 @@ def detach(plan: Plan, options: Options) -> int:
 
 
 def _not_started(teacher: str, why: GhostError) -> GhostError:
-    error = GhostError(f"not started, its teacher {teacher} failed")
+    error = GhostError(f"{NOT_STARTED} {teacher} failed")
     error.exit_code = why.exit_code
     return error
 
@@ -170,20 +170,40 @@ def carry_out(plan: Plan, options: Options) -> list[RunRecord]:
             failed.append(outcome)
             if count == len(plan.jobs) and len(failed) == 1:
                 raise outcome.error
-            warn(outcome)
+            warn(outcome, len(failed))
     if failed:
         raise together(failed, len(plan.jobs))
     return [record_of(job, options.runs) for job in plan.requested]
 
 
-def warn(outcome: Outcome) -> None:
-    """Print one line about a failed job. The error's text may already begin with the job's id."""
-    text = str(outcome.error).removeprefix(f"{outcome.job.id}: ")
-    console.print(Text(printable(f"{outcome.job.id}: {text}"), style="yellow"))
+#: Failures that get a line of their own. The others are told together at the end.
+NAMED = 10
+NOT_STARTED = "not started, its teacher"
+#: Exit code -> the failure in a few words.
+KINDS = {2: "wrong usage or data", 3: "non-finite", 4: "out of memory", 75: "stopped"}
+
+
+def warn(outcome: Outcome, number: int = 1) -> None:
+    """Print one line about a failed job, the failure `number`, if it is among the first."""
+    if number <= NAMED:
+        text = str(outcome.error).removeprefix(f"{outcome.job.id}: ")  # it may already begin with the job's id
+        console.print(Text(printable(f"{outcome.job.id}: {text}"), style="yellow"))
 
 
 def together(failed: Sequence[Outcome], of: int) -> GhostError:
-    """One error for several printed failures, with the exit code of the first."""
-    error = GhostError(f"{len(failed)} of {of} runs failed; the lines above say why")
+    """One error for several failures, with the exit code of the first and the numbers of those without a line."""
+    if len(failed) <= NAMED:
+        told = "the lines above say why"
+    else:
+        kinds = Counter(map(_kind, failed[NAMED:]))
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        told = f"the lines above name the first {NAMED}, ghost runs list those that began (the others: {counts})"
+    error = GhostError(f"{len(failed)} of {of} runs failed; {told}")
     error.exit_code = failed[0].error.exit_code if failed[0].error else GhostError.exit_code
     return error
+
+
+def _kind(outcome: Outcome) -> str:
+    if str(outcome.error).startswith(NOT_STARTED):
+        return "not started"
+    return KINDS.get(outcome.error.exit_code if outcome.error else 1, "failed")

@@ -1,0 +1,70 @@
+"""Remembers which records were found free of contradictions, so that a table of a sweep reads each of them once.
+
+Invariant: a record counts as checked only while its files have the size and time that they had then, its teachers'
+records give the same digests, and this version of ghost checks it. `ghost runs verify` remembers nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ghostcli import __version__
+from ghostcli.errors import GhostError
+from ghostcli.recipe.digest import SEMANTICS
+from ghostcli.records.model import SCHEMA, RunSetup
+from ghostcli.records.record import PARTS, RunRecord
+from ghostcli.records.storage import read_json, write_json
+from ghostcli.zoo.own import cache_folder
+
+#: Fewer records are checked again each time.
+LEAST = 200
+FILES = tuple(name for name in PARTS if name not in ("env.json", "model.safetensors"))
+
+Check = Callable[[RunRecord], list[str]]
+
+
+def problems(records: Sequence[RunRecord], setups: dict[str, RunSetup], check: Check) -> dict[str, str]:
+    """Run id -> the first problem that `check` finds in a record, for those that have one."""
+    if len(records) < LEAST:
+        return {run.id: found[0] for run in records if (found := check(run))}
+    place = str(records[0].path.parent.parent.resolve())
+    file = cache_folder() / "checked" / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
+    known, marks = _known(file), {run.id: _mark(run, setups) for run in records}
+    found = {}
+    for run in records:
+        if known.get(run.id) != marks[run.id] and (wrong := check(run)):
+            found[run.id] = wrong[0]
+    whole = {run: mark for run, mark in marks.items() if run not in found}
+    if whole != known:
+        with contextlib.suppress(OSError, GhostError):  # then they are checked again next time
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, whole, "checked")
+    return found
+
+
+def _known(file: Path) -> dict[str, str]:
+    with contextlib.suppress(GhostError):
+        known = read_json(file)
+        if isinstance(known, dict):
+            return known
+    return {}
+
+
+def _mark(run: RunRecord, setups: dict[str, RunSetup]) -> str:
+    """A fingerprint of everything that the checks of a record read."""
+    seen: list[object] = [__version__, SEMANTICS, SCHEMA, str(run.path)]
+    for name in FILES:
+        try:
+            found = os.stat(f"{run.path}/{name}")
+            seen.append((found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino))
+        except OSError:
+            seen.append(None)
+    for teacher in run.result.teachers if run.result else ():
+        one = setups.get(teacher.run)
+        seen.append((one.digest, one.of_group) if one else None)
+    return hashlib.blake2b(json.dumps(seen).encode(), digest_size=12).hexdigest()
