@@ -19,6 +19,7 @@ from ghostcli import plan
 from ghostcli.cli import complete
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.load import Resolved, load
+from ghostcli.run.job import AUTO
 from ghostcli.run.place import Place, place
 
 
@@ -67,9 +68,9 @@ Start = Annotated[
 
 
 def at_a_time(text: str | int) -> int:
-    """The number of --jobs; 0 for `auto`."""
-    if text == "auto":
-        return 0
+    """The number of --jobs, or AUTO."""
+    if text in ("auto", AUTO):
+        return AUTO
     if not str(text).isdecimal() or int(text) < 1:
         raise UsageError(f"--jobs {printable(text)}: must be a number from 1, or auto")
     return int(text)

@@ -21,6 +21,7 @@ from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs,
 from ghostcli.cli.train import STATES, TeacherSeeds, at_once, leave, show_scripts
 from ghostcli.display import console
 from ghostcli.errors import UsageError
+from ghostcli.packing import packed
 from ghostcli.paper import FAMILIES, PaperRow, joined, label, paper
 from ghostcli.plan import Job, Plan, is_done, record_of
 from ghostcli.plan.estimate import DONE, Cost, Rates, costs, hours, sizes, space
@@ -95,7 +96,7 @@ def reproduce(
         if place.detach:
             leave(todo.plan, options)
             return
-        failed = _run(todo, options, expected, as_json)
+        failed = _run(todo, packed(todo.plan, options), expected, as_json)
     if as_json:
         typer.echo(json.dumps(_result(todo, runs), indent=1, ensure_ascii=False, allow_nan=False))
     if failed:

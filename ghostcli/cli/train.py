@@ -18,11 +18,13 @@ from ghostcli.cli import complete
 from ghostcli.cli.check import report
 from ghostcli.cli.options import Common, with_common, words
 from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.packing import packed
 from ghostcli.plan import Job, commands, record_of
 from ghostcli.recipe import Recipe, Resolved
 from ghostcli.records import record
 from ghostcli.records.model import RunResult
 from ghostcli.run import launch
+from ghostcli.run.job import AUTO
 from ghostcli.run.place import Place
 from ghostcli.zoo.names import KNOWN
 
@@ -226,7 +228,7 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
             show_results(todo, common.runs)
     else:
         try:
-            draw_curves(launch.carry_out(todo, options), common.runs)
+            draw_curves(launch.carry_out(todo, packed(todo, options)), common.runs)
         except UsageError:
             raise
         except GhostError:
@@ -239,6 +241,8 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
 
 def at_once(jobs: int | None, place: Place) -> int:
     """The number of runs at a time: of --jobs, or 1 here, and any number on a cluster (0)."""
+    if jobs == AUTO and place.remote:
+        raise UsageError("--jobs auto: is for this machine; a cluster takes as many runs as it holds, so leave it out")
     return jobs if jobs is not None else 0 if place.remote else 1
 
 
@@ -332,7 +336,7 @@ def show_plan(todo: plan.Plan, common: Common) -> None:
     rows = []
     for job in todo.jobs:
         state = STATES.get(record_of(job, common.runs).status, "goes on")
-        if job in todo.requested and not common.resume:
+        if not common.resume and job in todo.requested:
             state = "trained"
         rows.append(
             {

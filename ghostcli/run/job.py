@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from ghostcli.zoo.weights import Loaded
 
 
+#: The number of runs at a time is measured.
+AUTO = -1
+
+
 @dataclass(frozen=True)
 class Options:
     """Where and how a plan is run. Nothing here changes a result."""
@@ -38,7 +42,7 @@ class Options:
     runs: Path
     device: str = "auto"
     resume: bool = True
-    jobs: int = 1
+    jobs: int = 1  # at a time; AUTO: as many as are fastest here; on a cluster 0: as many as it holds
     quiet: bool = False
     command: tuple[str, ...] = ()  # the command line, for the record
     seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # run group -> the seeds planned together

@@ -1,0 +1,167 @@
+"""`--jobs auto`: how many runs at a time are fastest on this machine, from a curve that was measured once.
+
+Invariant: the curve is of training steps of the plan's most frequent network with its batch size, in as many processes
+as are compared. It is kept in the user's cache folder under the machine's name, and measured again for another device,
+network, batch size, number of threads or version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from ghostcli import __version__
+from ghostcli.display import console
+from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.plan import Job, Plan, is_done
+from ghostcli.records.storage import read_json, write_json
+from ghostcli.run.job import AUTO, Options
+from ghostcli.zoo.own import cache_folder
+
+#: Numbers of processes to compare, as far as there are cores, or without that limit on a GPU.
+NUMBERS = (1, 2, 3, 4, 6, 8, 12, 16)
+#: Seconds of steps in each process, after two that warm up.
+SECONDS = 4.0
+#: A number of processes must be faster by this share to be chosen instead of a smaller one, or to try a larger one.
+SHARE = 0.03
+
+Curve = dict[int, float]  # processes -> images per second, all together
+
+
+def packed(plan: Plan, options: Options) -> Options:
+    """The options with a number of runs at a time. It is printed if it was to be found."""
+    if options.jobs != AUTO:
+        return options
+    left = [job for job in plan.jobs if not (options.resume and is_done(job, options.runs))]
+    count, why = choose(left, options)
+    console.print(why, markup=False)
+    return replace(options, jobs=count)
+
+
+def choose(jobs: list[Job], options: Options) -> tuple[int, str]:
+    """The number of runs at a time for these jobs, and a line that says why."""
+    if len(jobs) < 2:
+        return 1, "--jobs auto: 1 at a time, since one run is left"
+    (student, batch), _ = Counter((job.student, job.recipe.train.batch_size) for job in jobs).most_common(1)[0]
+    device, cores = _device(options.device)
+    key = f"{device}, {student}, batch {batch}, {options.place.cpus or 'shared'} threads, ghost {__version__}"
+    file, host = cache_folder() / "packing.json", socket.gethostname()
+    known = _kept(file)
+    curve, how = _curve(known.get(host, {}).get(key)), "measured earlier"
+    if not curve:
+        curve, how = measured(student, batch, options, cores), "measured now"
+        known.setdefault(host, {})[key] = {str(count): rate for count, rate in curve.items()}
+        with contextlib.suppress(OSError, GhostError):  # then it is measured again next time
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, known, "packing")
+    count = min(best(curve), len(jobs))
+    rates = ", ".join(f"{number}: {rate:,.0f}" for number, rate in curve.items())
+    return count, (
+        f"--jobs auto: {count} at a time. {printable(student)} on {printable(host)} ({device}) trains, in images/s by "
+        f"number of processes: {rates} ({how}, kept in {printable(file)})"
+    )
+
+
+def best(curve: Curve) -> int:
+    """The smallest number of processes with (almost) the largest throughput."""
+    most = max(curve.values())
+    return min(count for count, rate in curve.items() if rate * (1 + SHARE) >= most)
+
+
+def measured(student: str, batch: int, options: Options, cores: int | None) -> Curve:
+    """Measure until more processes are no longer faster, or one of them fails, as without memory."""
+    curve: Curve = {}
+    for count in NUMBERS:
+        if cores is not None and count > cores:
+            break
+        rates = _together(student, batch, options, count)
+        if rates is None:
+            break
+        curve[count] = round(sum(rates), 1)
+        if count > 1 and curve[count] < (1 + SHARE) * max(rate for other, rate in curve.items() if other != count):
+            break
+    if not curve:
+        raise UsageError(f"--jobs auto: {printable(student)} cannot be trained here; give a number to see why")
+    return curve
+
+
+def _together(student: str, batch: int, options: Options, count: int) -> list[float] | None:
+    """Images per second of each of `count` processes that train at the same time; None if one fails."""
+    threads = options.place.cpus or max(1, (os.cpu_count() or 1) // count)
+    words = [sys.executable, "-m", "ghostcli.packing", student, str(batch), options.device, str(threads)]
+    more = {"OMP_NUM_THREADS": str(threads)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    processes = [subprocess.Popen(words, env=os.environ | more, text=True, **pipes) for _ in range(count)]  # type: ignore
+    try:
+        if any(process.stdout.readline() != "ready\n" for process in processes):  # type: ignore[union-attr]
+            return None
+        for process in processes:
+            process.stdin.write("go\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+        said = [process.stdout.readline() for process in processes]  # type: ignore[union-attr]
+        return [float(line) for line in said] if all(said) else None
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def _device(name: str) -> tuple[str, int | None]:
+    """The device's name, and the cores that limit the number of processes; None for a GPU."""
+    from ghostcli.engine.device import describe, pick
+
+    device = pick(name)
+    return (describe(device).partition(", ")[0], (os.cpu_count() or 1) if device.type == "cpu" else None)
+
+
+def _kept(file: Path) -> dict[str, dict[str, dict[str, float]]]:
+    with contextlib.suppress(GhostError):
+        found = read_json(file)
+        if isinstance(found, dict) and all(isinstance(value, dict) for value in found.values()):
+            return found
+    return {}
+
+
+def _curve(kept: object) -> Curve:
+    """A kept curve; {} if there is none or it is damaged."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        return {int(count): float(rate) for count, rate in kept.items()}  # type: ignore[attr-defined]
+    return {}
+
+
+def main() -> None:
+    """One measuring process: say `ready` after two steps, wait for a line, say the images per second."""
+    import time
+
+    import torch
+
+    from ghostcli.deploy import bench
+    from ghostcli.engine.device import arithmetic, pick
+
+    student, batch, device, threads = sys.argv[1], int(sys.argv[2]), pick(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(threads)
+    recipe = bench.bench_recipe(batch)
+    with arithmetic(recipe.engine, device):
+        step = bench.stepper(bench.captured(bench.make_update(student, recipe, bench.noise(batch, 10), device)))
+        index, wait = torch.arange(batch, device=device), bench.waiter(device)
+        for _ in range(4 if device.type == "cuda" else 2):
+            step(index)
+        wait()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        began, steps = time.perf_counter(), 0
+        while steps < 2 or time.perf_counter() - began < SECONDS:
+            step(index)
+            wait()
+            steps += 1
+        print(steps * batch / (time.perf_counter() - began), flush=True)
+
+
+if __name__ == "__main__":
+    main()
