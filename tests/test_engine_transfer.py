@@ -101,6 +101,11 @@ def test_a_wrong_start_is_refused_in_a_line(ghost, digits_runs, words, said):
     assert done.err.count("\n") == 1
 
 
+def test_the_papers_tables_begin_with_new_weights(ghost):
+    done = ghost("reproduce", "I", "--dry-run", "-s", "model.start=run/gns-0.1-plain-00000000/s0")
+    assert done.code == 2 and "model.start: all networks of the paper's tables begin with new weights" in done.err
+
+
 def test_weights_that_changed_are_refused(ghost, digits_runs, tmp_path):
     shutil.copytree(digits_runs, tmp_path / "runs")
     [source] = record.scan(tmp_path / "runs")

@@ -171,7 +171,7 @@ def words() -> tuple[str, ...]:
 def quoted(value: str) -> str:
     """`value` as a TOML string, so no character of a user's path is read as TOML syntax."""
     if any(ord(c) < 32 or ord(c) == 127 for c in value):
-        raise UsageError(f"{printable(value)}: contains control characters; rename the folder")
+        raise UsageError(f"{printable(value)}: contains control characters; type a name without them")
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

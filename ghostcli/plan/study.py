@@ -93,7 +93,10 @@ def study(
 
     @cache
     def resolved(recipe: str) -> Resolved:
-        return load(recipe, list(overrides))
+        found = load(recipe, list(overrides))
+        if found.recipe.model.start is not None:
+            raise UsageError("model.start: all networks of the paper's tables begin with new weights; remove the key")
+        return found
 
     plain = {row.student: row for row in paper().table("I").rows}
 
