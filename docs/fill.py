@@ -129,8 +129,8 @@ def newcomer() -> str:
     verdict, prediction = minutes["first verdict"], minutes["first own-image prediction"]
     said = (
         f"From the clone it took {verdict:.1f} minutes to the first verdict, and {prediction:.1f} minutes to the first "
-        f"answer about a picture of one's own. The machine had {found['machine']['cores']} cores, and in the mean "
-        f"{found['machine']['load'][-1]:.0f} processes that wanted one."
+        f"answer about a picture of one's own. The machine had {found['machine']['cores']} cores, and about "
+        f"{found['machine']['load'][-1]:.0f} processes were busy on them."
     )
     return f"{said}\n\n{table(['step', 'seconds'], rows)}"
 
