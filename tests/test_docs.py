@@ -24,6 +24,7 @@ ELSEWHERE = {
     "plan-seeds": "test_compare_verdicts.py",
     "export": "test_deploy_export.py",
     "runs sync": "test_track.py",
+    "run-job": "test_run_slurm.py",
     "push": "test_hub.py",
     "pull": "test_hub.py",
     "bench run/": "test_deploy_export.py",
