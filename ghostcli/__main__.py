@@ -17,9 +17,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """The entry point."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _leave)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     from ghostcli.cli import main as command
 
     command()

@@ -129,6 +129,18 @@ def test_an_owner_on_another_machine_is_waited_for(tmp_path):
     assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
 
 
+def test_a_frozen_owner_on_this_machine_keeps_its_run(tmp_path):
+    """Its process lives, however long it does not respond."""
+    first = crash.server().start([*PLAIN], tmp_path, before=SLOWLY)
+    assert begun(first, tmp_path / "runs")
+    os.kill(first.pid, signal.SIGSTOP)
+    second = crash.server().start(PLAIN, tmp_path, before=IMPATIENT)
+    assert second.until(lambda: "working on it; waiting" in second.err)
+    assert not second.until(lambda: False, timeout=2) and second.poll() is None
+    os.kill(first.pid, signal.SIGCONT)
+    assert (first.wait(), second.wait()) == (0, 0) and "finished by another process" in second.err
+
+
 def test_an_owner_that_lost_its_run_writes_no_more(tmp_path):
     """As one that was frozen for minutes: another machine has taken over meanwhile."""
     first = crash.server().start([*PLAIN, "--epochs", 50], tmp_path, before=SLOWLY)

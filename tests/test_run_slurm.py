@@ -245,3 +245,22 @@ def test_a_controller_that_does_not_answer(ghost, queue, tmp_path):
     (tmp_path / "slurm.conf").write_text(re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=1", words) + "MessageTimeout=1\n")
     done = ghost(*KD, "--on", "slurm", SLURM_CONF=str(tmp_path / "slurm.conf"))
     assert done.returncode == 1 and "Unable to contact slurm controller" in done.err, done.err
+
+
+@pytest.mark.long
+def test_the_demo_and_a_study_are_submitted_whole(ghost, queue, tmp_path):
+    """Each student waits for its teachers, and the command leaves."""
+    queue.ask("scontrol", "update", "NodeName=one", "State=DRAIN", "Reason=test")
+    try:
+        done = ghost("demo", "--on", "slurm", "--detach")
+        assert done.returncode == 0 and "14 jobs in the queue" in done.err, done.err
+        study = ["reproduce", "III", "--limit", 64, "--data", "digits", "--epochs", 1, "--on", "slurm", "--yes"]
+        dry = ghost(*study, "--dry-run")
+        assert dry.returncode == 0 and dry.out.count("#SBATCH --job-name=") == dry.out.count("ghostcli run-job") > 5
+        done = ghost(*study, "--detach")
+        assert done.returncode == 0 and f"{dry.out.count('#SBATCH --job-name=')} jobs in the queue" in done.err
+        reasons = queue.ask("squeue", "--me", "-h", "-o", "%r").split("\n")
+        assert reasons.count("Dependency") > 5
+    finally:
+        queue.ask("scancel", "--me")
+        queue.ask("scontrol", "update", "NodeName=one", "State=RESUME")

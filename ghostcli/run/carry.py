@@ -30,6 +30,8 @@ from ghostcli.run.spec import Spec
 PATIENCE = 60.0
 #: The same for a file that is there, with other bytes than its record says.
 SETTLES = 3.0
+#: Restarts after which an attempt that saves nothing is the last.
+FRUITLESS = 3
 #: Seconds until Slurm has taken a requeued job away.
 TAKEN_AWAY = 120.0
 
@@ -43,7 +45,7 @@ def run(file: Path, with_parent: bool = False) -> None:
     runs, run = Path(given.runs), given.run
     if not file.samefile(spec.path(runs, run)):
         raise UsageError(f"{printable(file)}: is not the job of {run} in {printable(runs)}; give its command again")
-    with _outcome(runs, run):
+    with _outcome(runs, run), _requeued(runs, run):
         host = socket.gethostname()
         spec.require_seen(runs, given.seen, host)
         spec.refuse_other_versions(given.versions, host)
@@ -70,21 +72,28 @@ def _train(job: Job, options: Options) -> None:
     from ghostcli.run.prepare import prepare_job
 
     torch.set_num_threads(options.place.threads)
-    before = _checkpoints(job, options.runs)
+    prepare_job(job, options)
+    run_job(job, options, pick(options.device))
+
+
+@contextlib.contextmanager
+def _requeued(runs: Path, run: str) -> Iterator[None]:
+    """In a Slurm job whose time limit comes near: run it again. Not for ever without progress."""
+    before = _checkpoints(runs / run)
     try:
-        prepare_job(job, options)
-        run_job(job, options, pick(options.device))
+        yield
     except Interrupted:
-        if signals.received() == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
-            if _checkpoints(job, options.runs) == before:
-                raise GhostError(f"{job.id}: saved nothing within its time limit; give a longer --time") from None
-            _requeue()
-        raise
+        if signals.received() != "SIGUSR1" or "SLURM_JOB_ID" not in os.environ:
+            raise
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        if restarts >= FRUITLESS and _checkpoints(runs / run) == before:
+            raise GhostError(f"{run}: saved nothing within its time limit; give a longer --time") from None
+        _requeue()
 
 
-def _checkpoints(job: Job, runs: Path) -> dict[str, int]:
+def _checkpoints(run: Path) -> dict[str, int]:
     """The checkpoints of a run, with their times: equal if nothing was saved in between."""
-    found = (runs / job.id / "checkpoint").glob("*.safetensors")
+    found = (run / "checkpoint").glob("*.safetensors")
     return {path.name: path.stat().st_mtime_ns for path in found}
 
 

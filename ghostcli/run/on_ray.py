@@ -91,12 +91,12 @@ class Ray:
         except ImportError as error:
             raise UsageError("--on ray: needs Ray; install it with pip install 'ghostcli[ray]'") from error
         self.ray = ray
-        self.seen = spec.mark(self.options.runs)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.show)
             stack.enter_context(signals.polled())
             stack.enter_context(self._connected())
             self._require_room()
+            self.seen = spec.mark(self.options.runs)
             self._require_same_everywhere()
             self.stack = stack.pop_all()
         self.show.begin("runs", self.total)

@@ -170,6 +170,11 @@ class Slurm:
         if is_done(job, runs):
             return None
         what = queue.ended(number)
+        if "DependencyNeverSatisfied" in what and all(is_done(teacher, runs) for teacher in job.teachers):
+            del self.gone[job.id]  # a teacher was cancelled when it was done already
+            self.numbers[job.id] = queue.submit(job, runs, self.options.place, ())
+            self.asked = 0.0
+            return False
         cancelled = "CANCELLED" in what
         log = spec.path(runs, job.id, "log")
         hint = (

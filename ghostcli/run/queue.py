@@ -103,7 +103,7 @@ def script(job: Job, runs: Path, place: Place) -> str:
     command = " ".join(shlex.quote(word) for word in spec.argv(file))
     unseen = f"{runs} is not mounted on $(hostname): mount it at the same path on all machines"
     check = f'[ -r {shlex.quote(str(file))} ] || {{ echo "ghost: {unseen}" >&2; exit 2; }}'
-    return "\n".join(["#!/bin/bash", *lines, check, f"exec {command}", ""])
+    return "\n".join(["#!/bin/bash", *lines, check, "trap '' USR1  # until ghost listens to it", f"exec {command}", ""])
 
 
 def _word(text: str) -> str:

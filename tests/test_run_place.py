@@ -1,0 +1,118 @@
+"""Where jobs run: wrong flags, missing programs, other versions and unseen folders are one line each."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+
+import crash
+import pytest
+
+from ghostcli import plan
+from ghostcli.errors import UsageError
+from ghostcli.recipe import load
+from ghostcli.run import on_ray, spec
+from ghostcli.run.job import Options
+
+PLAIN = [*crash.COMMANDS["plain"], *crash.TINY]
+
+WRONG = {
+    "no such place": (["--on", "cloud"], "--on cloud: is no place to run"),
+    "an address for Slurm": (["--on", "slurm://head:1"], "is no place to run"),
+    "an empty address": (["--on", "ray://"], "is no place to run"),
+    "an address without a port": (["--on", "ray://head"], "has no port; type ray://HOST:PORT"),
+    "detach here": (["--detach"], "--detach: is for --on slurm"),
+    "detach from Ray": (["--on", "ray", "--detach"], "--detach: is for --on slurm"),
+    "a partition here": (["--partition", "gpu"], "--partition: is for --on slurm"),
+    "an option of sbatch on Ray": (["--on", "ray", "--slurm", "qos=a"], "--slurm: is for --on slurm"),
+    "no option of sbatch": (["--on", "slurm", "--slurm", "a b=c"], "is no option of sbatch"),
+    "an option that is ours": (["--on", "slurm", "--slurm", "dependency=afterok:1"], "ghost sets this option"),
+    "control characters": (["--on", "slurm", "--slurm", "comment=a\nb"], "has control characters"),
+    "a part of a GPU on Slurm": (["--on", "slurm", "--gpus-per-job", "0.5"], "Slurm gives whole GPUs"),
+    "one and a half GPUs": (["--on", "ray", "--gpus-per-job", "1.5"], "must be a whole number, or a fraction below 1"),
+    "GPUs here": (["--gpus-per-job", "1"], "here --device chooses the GPU"),
+    "nobody there": (["--on", "ray://127.0.0.1:1"], "nobody answers at ray://127.0.0.1:1"),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_configuration(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_flag_is_one_line(ghost, tmp_path, case):
+    flags, told = WRONG[case]
+    if case == "nobody there":
+        pytest.importorskip("ray")
+    done = ghost(*PLAIN, *flags)
+    assert done.code == 2 and told in done.err and done.err.count("\n") == 1, done.err
+    assert not list(tmp_path.glob("runs/*/s*"))
+
+
+def test_without_ray_one_line_says_what_to_install(ghost, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = ghost(*PLAIN, "--on", "ray")
+    assert done.code == 2 and "pip install 'ghostcli[ray]'" in done.err and done.err.count("\n") == 1
+
+
+def test_a_machine_that_differs_is_named(tmp_path):
+    token = spec.mark(tmp_path)
+    host, wrong, when = on_ray.look(str(tmp_path), token, spec.versions())
+    assert (host, wrong) == (socket.gethostname(), "") and abs(when - time.time()) < 60
+    for name in ("ghost", "torch", "recipe schema"):
+        _, wrong, _ = on_ray.look(str(tmp_path), token, spec.versions() | {name: "0.0"})
+        assert wrong.startswith(f"{host} has {name} {spec.versions()[name]} and not 0.0"), wrong
+    _, wrong, _ = on_ray.look(str(tmp_path / "elsewhere"), token, spec.versions())
+    assert f"{host} does not see what was written there; mount the same file system" in wrong
+
+
+def test_a_job_is_read_back_as_it_was(tmp_path):
+    """Every kind of job, with its teachers: the same id, and so the same work."""
+    found = load("smoke", ["data.name=digits"])
+    common = (found.recipe, found.name)
+    jobs = [
+        plan.plain("gns:0.1", 3, *common),
+        plan.chain(["gns:0.3", "gns:0.2"], "gns:0.1", 2, *common, tmp_path),
+        plan.ensemble(["gns:0.3", "gns:0.2"], "gns:0.1", 1, *common, tmp_path),
+    ]
+    for job in jobs:
+        file = spec.write(job, Options(tmp_path), "token")
+        given = spec.read(file)
+        again = spec.as_job(given.job)
+        assert again == job and again.id == job.id == given.run and again.content == job.content
+
+
+def test_a_file_that_is_no_job_is_refused(ghost, tmp_path):
+    job = plan.plain("gns:0.1", 0, load("smoke").recipe, "smoke")
+    file = spec.write(job, Options(tmp_path / "runs"), spec.mark(tmp_path / "runs"))
+    good = json.loads(file.read_text())
+    for content, told in {
+        "": "is not JSON",
+        "[]": "is not a job of this version",
+        json.dumps(good | {"threads": "many"}): "at threads",
+        json.dumps(good | {"more": 1}): "at more",
+    }.items():
+        file.write_text(content)
+        done = ghost("run-job", file)
+        assert done.code == 2 and told in done.err and done.err.count("\n") == 1, done.err
+    done = ghost("run-job", tmp_path / "nowhere.json")
+    assert done.code == 2 and "mount the folder of the runs" in done.err
+    changed = good["job"] | {"seed": 1}
+    file.write_text(json.dumps(good | {"job": changed}))
+    done = ghost("run-job", file)
+    assert done.code == 2 and f"not {job.id}: the sources of ghost differ" in done.err, done.err
+
+
+def test_the_reader_of_a_wrong_configuration_is_told_where(ghost, tmp_path):
+    file = tmp_path / "config" / "ghost" / "config.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text("[slurm]\nqos = 1979-05-27\n")
+    done = ghost(*PLAIN, "--on", "slurm", "--dry-run")
+    assert done.code == 2 and f"{file}: slurm.qos must be text, a number or true" in done.err
+    with pytest.raises(UsageError):
+        spec.read(file)
