@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import time
 
@@ -13,8 +14,9 @@ import pytest
 from ghostcli import plan
 from ghostcli.errors import UsageError
 from ghostcli.recipe import load
-from ghostcli.run import on_ray, spec
+from ghostcli.run import on_ray, queue, spec
 from ghostcli.run.job import Options
+from ghostcli.run.place import Place
 
 PLAIN = [*crash.COMMANDS["plain"], *crash.TINY]
 
@@ -116,3 +118,13 @@ def test_the_reader_of_a_wrong_configuration_is_told_where(ghost, tmp_path):
     assert done.code == 2 and f"{file}: slurm.qos must be text, a number or true" in done.err
     with pytest.raises(UsageError):
         spec.read(file)
+
+
+def test_the_name_of_a_folder_is_never_run_by_the_script(tmp_path):
+    """The script names a folder that is not mounted, whatever characters are in it."""
+    runs = tmp_path / 'a"$(touch touched)`touch touched`'
+    [job] = plan.order([plan.plain("gns:0.1", 0, load("smoke").recipe, "smoke")]).jobs
+    text = queue.script(job, runs, Place("slurm"))
+    done = subprocess.run(["bash"], input=text, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and f"ghost: {runs} is not mounted on {socket.gethostname()}" in done.stderr
+    assert not (tmp_path / "touched").exists()

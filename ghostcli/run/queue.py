@@ -101,8 +101,10 @@ def script(job: Job, runs: Path, place: Place) -> str:
     lines = [f"#SBATCH --{key}" + ("" if value is None else f"={_word(value)}") for key, value in options.items()]
     file = spec.path(runs, job.id)
     command = " ".join(shlex.quote(word) for word in spec.argv(file))
-    unseen = f"{runs} is not mounted on $(hostname): mount it at the same path on all machines"
-    check = f'[ -r {shlex.quote(str(file))} ] || {{ echo "ghost: {unseen}" >&2; exit 2; }}'
+    unseen = (
+        f'{shlex.quote(f"ghost: {runs} is not mounted on ")}"$(hostname): mount it at the same path on all machines"'
+    )
+    check = f"[ -r {shlex.quote(str(file))} ] || {{ echo {unseen} >&2; exit 2; }}"
     return "\n".join(["#!/bin/bash", *lines, check, "trap '' USR1  # until ghost listens to it", f"exec {command}", ""])
 
 
