@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from ghostcli.errors import UsageError
 from ghostcli.zoo import kernels
+from ghostcli.zoo.branches import Chain
 from ghostcli.zoo.kernels import native, pytorch
 from ghostcli.zoo.kernels.algebra import Branches
 
@@ -102,6 +103,35 @@ def test_the_algebra_agrees_with_pytorch(dense, out, branches, scale, identity):
 
     for ours, theirs in zip(everything(native, torch.float32), everything(pytorch, torch.float64), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max().clamp(min=1)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dense", [True, False])
+def test_weights_of_another_precision_are_not_read_as_float32(dense):
+    torch.manual_seed(0)
+    weight = torch.randn(2, 6, 6, 1, 1) if dense else torch.randn(2, 6, 1, 3, 3)
+    p = Branches(*(t.bfloat16() for t in (weight, torch.rand(2, 6) + 0.5, torch.randn(2, 6))))
+    taps = weight[0, 0].numel()
+    mean, cov = (
+        (torch.randn(taps), torch.eye(taps)) if dense else (torch.randn(6, taps), torch.eye(taps).repeat(6, 1, 1))
+    )
+
+    def everything(ops):
+        fold = ops.fold(p, mean, cov)
+        grads, S, t = ops.unfold(p, fold, torch.ones(6, taps), torch.ones(6), 50)
+        return [fold.kernel, fold.bias, *grads[:3], S, t]
+
+    for ours, theirs in zip(everything(native), everything(pytorch), strict=True):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(6, 1, 3, 3), (6, 6, 1, 1)])
+def test_a_chain_of_another_precision_is_refused_as_torch_refuses_it(shape):
+    chain = Chain(torch.nn.Conv2d(6, shape[0], shape[2:], padding=shape[2] // 2, groups=6 // shape[1], bias=False))
+    chain.append(torch.nn.BatchNorm2d(6)).bfloat16().train().mode = "folded"
+    with pytest.raises(RuntimeError, match="(?i)type"):
+        chain(torch.randn(2, 6, 4, 4))
 
 
 @pytest.mark.parametrize("ops", [pytest.param(native, marks=needs_compiler), pytorch])

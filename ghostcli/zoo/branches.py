@@ -41,7 +41,7 @@ class Chain(nn.Sequential):
         left = list(self)
         while left:
             module, *left = left
-            if not isinstance(module, nn.Conv2d) or module.bias is not None:
+            if not isinstance(module, nn.Conv2d) or module.bias is not None or module.weight.dtype != x.dtype:
                 x = module(x)
             elif _depthwise(module):
                 x = folded.depthwise(x, module.weight, module.stride[0])

@@ -149,12 +149,17 @@ def moments(x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
     return mean, cov
 
 
-def _dense(branches: Branches) -> Branches:
+def _dense_float32(branches: Branches) -> Branches | None:
+    """The tensors as the kernels read them; None if one has another precision."""
+    if any(p is not None and p.dtype != torch.float32 for p in branches):
+        return None
     return Branches(*(None if p is None else p.contiguous() for p in branches))
 
 
 def fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
-    p = _dense(branches)
+    p = _dense_float32(branches)
+    if p is None:
+        return algebra.fold(branches, mean, cov)
     b, o, t = p.weight.flatten(2).shape
     norms = p.scale_gamma is not None, p.identity_gamma is not None
     every = b + sum(norms)
@@ -174,7 +179,9 @@ def fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
 def unfold(
     branches: Branches, fold: Fold, dkernel: Tensor, dbias: Tensor, count: int
 ) -> tuple[list[Tensor | None], Tensor, Tensor]:
-    p, new = _dense(branches), dkernel.new_empty
+    p, new = _dense_float32(branches), dkernel.new_empty
+    if p is None:
+        return algebra.unfold(branches, fold, dkernel, dbias, count)
     b, o, t = p.weight.flatten(2).shape
     sizes, known = (LONG(b), LONG(o), LONG(t)), (fold.patch_mean, fold.rows_cov, fold.gain, fold.rstd, fold.mean)
     grads = [None if parameter is None else new(parameter.shape) for parameter in p]
