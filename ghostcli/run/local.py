@@ -12,12 +12,12 @@ from ghostcli.run.job import Options, run_job
 class InProcess:
     """`start` stores a job; `wait` runs it."""
 
+    ahead = False  # a job starts only when its teachers are done
+
     def __init__(self, options: Options) -> None:
         self.options = options
         self.show = Display(options.quiet)
         self.next: tuple[Job, bool] | None = None
-
-    ahead = False
 
     @property
     def free(self) -> bool:
