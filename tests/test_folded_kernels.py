@@ -130,7 +130,7 @@ def test_weights_of_another_precision_are_not_read_as_float32(dense):
 def test_a_chain_of_another_precision_is_refused_as_torch_refuses_it(shape):
     chain = Chain(torch.nn.Conv2d(6, shape[0], shape[2:], padding=shape[2] // 2, groups=6 // shape[1], bias=False))
     chain.append(torch.nn.BatchNorm2d(6)).bfloat16().train().mode = "folded"
-    with pytest.raises(RuntimeError, match="(?i)type"):
+    with pytest.raises(RuntimeError, match=r"(?i)type"):
         chain(torch.randn(2, 6, 4, 4))
 
 
