@@ -37,6 +37,7 @@ SGD = {
     "train.label_smoothing": 0.1,
     "augment.pad": 2,
 }
+ADAMW = {"optim.name": "adamw", "optim.lr": 0.01, "optim.weight_decay": 0.05}
 MUON = SGD | {"optim.name": "muon", "optim.lr": 0.05, "optim.rest_lr": 0.2}
 
 
@@ -65,15 +66,12 @@ class Trial:
 def trials() -> list[Trial]:
     """All trials in order. A stage only changes values that earlier stages left open."""
     made = [Trial("optimiser", "as ghost ships", {})]
-    made += [Trial("optimiser", f"sgd {lr:g}", SGD | {"optim.lr": lr}) for lr in (0.4, 0.2, 0.8)]
+    made += [Trial("optimiser", f"sgd {lr:g}", SGD | {"optim.lr": lr}) for lr in (0.4, 0.2, 0.8, 1.6)]
     made += [
         Trial("optimiser", f"muon {lr:g}, rest {rest:g}", MUON | {"optim.lr": lr, "optim.rest_lr": rest})
-        for lr, rest in ((0.05, 0.2), (0.1, 0.2), (0.025, 0.2), (0.05, 0.4), (0.05, 0.1))
+        for lr, rest in ((0.05, 0.2), (0.05, 0.8), (0.1, 0.8), (0.1, 0.2))
     ]
-    made += [
-        Trial("optimiser", f"adamw {lr:g}", SGD | {"optim.name": "adamw", "optim.lr": lr, "optim.weight_decay": 0.05})
-        for lr in (0.004, 0.012)
-    ]
+    made += [Trial("optimiser", "adamw 0.01", SGD | ADAMW)]
     ways: dict[str, dict[str, object]] = {
         "average of 0.98": {"train.ema": 0.98},
         "average of 0.99": {"train.ema": 0.99},

@@ -143,10 +143,11 @@ def test_a_frozen_owner_on_this_machine_keeps_its_run(tmp_path):
 
 def test_an_owner_that_lost_its_run_writes_no_more(tmp_path):
     """As one that was frozen for minutes: another machine has taken over meanwhile."""
-    first = crash.server().start([*PLAIN, "--epochs", 50], tmp_path, before=SLOWLY)
-    assert begun(first, tmp_path / "runs")
-    (run,) = tmp_path.glob("runs/*/s0")
+    asleep = SLOWLY.replace("time.sleep(0.1)", "open('asleep', 'w').close(); time.sleep(1)")
+    first = crash.server().start([*PLAIN, "--epochs", 50], tmp_path, before=asleep)
+    assert first.until((tmp_path / "asleep").exists)  # not amid a write, which one process cannot take back
     os.kill(first.pid, signal.SIGSTOP)
+    (run,) = tmp_path.glob("runs/*/s0")
     mine = crash.lease_file(run)
     other = json.loads(mine.read_text()) | {"owner": "f" * 32, "machine": "elsewhere", "host": "elsewhere"}
     mine.rename(mine.with_name("f" * 32)).write_text(json.dumps(other | {"heartbeat": time.time()}))
