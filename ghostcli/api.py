@@ -153,13 +153,22 @@ class Comparison:
         return f"<p>{escape(str(self))}</p>" + _table([("a", ", ".join(self.a)), ("b", ", ".join(self.b))])
 
 
-def load(model: str, *, runs: str | Path = RUNS) -> Network:
+def load(model: str, *, pretrained: str | None = None, runs: str | Path = RUNS) -> Network:
     """A trained network by run id (`run/ID`, `ID`, or its folder) or exported file, in its deploy form, on the CPU.
 
-    UsageError, with the nearest ids, where there is none.
+    `pretrained/NAME` is one that comes with ghost; so is a model's name with the data set it was `pretrained` on, as in
+    `load("gns:1.0", pretrained="cifar10")`. UsageError, with the nearest names, where there is none.
     """
     from ghostcli.deploy.source import open_network
+    from ghostcli.records import trained
+    from ghostcli.zoo import names
 
+    if pretrained is not None:
+        name = trained.PRETRAINED + names.slug(names.canonical(model))
+        found = trained.find(Path(runs), name).result
+        if found.data != pretrained:
+            raise UsageError(f"pretrained={pretrained!r}: {name} was trained on {found.data}; name that")
+        model = name
     folder = Path(model)
     if (folder / "status.json").is_file():
         return load(f"run/{folder.parent.name}/{folder.name}", runs=folder.parent.parent)

@@ -49,7 +49,9 @@ def push(run: RunRecord, repository: str, exported: Sequence[Path] = (), private
         for file in (*(run.path / part for part in (*NEEDED, *MORE)), *exported):
             if file.exists():
                 shutil.copyfile(file, folder / file.name)
-        (folder / "README.md").write_text(card(run.result, repository, [file.name for file in exported]), "utf-8")
+        use = (f"ghost pull {repository}", f"ghost predict run/{run.id} photo.jpg")
+        text = card(run.result, use, exported=[file.name for file in exported])
+        (folder / "README.md").write_text(text, "utf-8")
         with _asked(repository):
             api.create_repo(repository, private=private, exist_ok=True)
             found = api.upload_folder(repo_id=repository, folder_path=name, commit_message=f"ghost: {run.id}")
@@ -105,12 +107,15 @@ def named(repository: str) -> str:
     return repository
 
 
-def card(result: RunResult, repository: str, exported: Sequence[str]) -> str:
-    """The model card: what the network is, how good, how it was taught, what the check said, and how to use it."""
-    return "\n".join(_card(result, repository, exported)) + "\n"
+def card(result: RunResult, use: Sequence[str], *, spread: str | None = None, exported: Sequence[str] = ()) -> str:
+    """The model card: what the network is, how good, how it was taught, what the check said, and how to use it.
+
+    `use`: commands. `spread`: a sentence on the runs of other seeds. `exported`: names of files beside it.
+    """
+    return "\n".join(_card(result, use, spread or "One seed: another training would differ.", exported)) + "\n"
 
 
-def _card(result: RunResult, repository: str, exported: Sequence[str]) -> Iterator[str]:
+def _card(result: RunResult, use: Sequence[str], spread: str, exported: Sequence[str]) -> Iterator[str]:
     accuracy = result.accuracy.selected
     right = round(accuracy * result.test_images / 100)
     low, high = accuracy_interval(right, result.test_images)
@@ -125,7 +130,7 @@ def _card(result: RunResult, repository: str, exported: Sequence[str]) -> Iterat
     yield (
         f"An image classifier with {result.parameters:,} parameters and {result.classes} classes. Test accuracy "
         f"**{accuracy:.2f} %** (95 % interval {low:.2f} to {high:.2f}, n = {result.test_images:,} test "
-        f"images, seed {result.seed}). One seed: another training would differ."
+        f"images, seed {result.seed}). {spread}"
     )
     yield from ("", "## How it was trained", "")
     taught = (
@@ -135,15 +140,8 @@ def _card(result: RunResult, repository: str, exported: Sequence[str]) -> Iterat
     )
     yield f"{taught} Recipe `{_text(result.recipe_name)}`, {result.epochs} epochs of {result.train_images:,} images."
     yield from (f"- Check, {_text(found.code)}: {_text(found.message)}" for found in result.check)
-    yield from (
-        "",
-        "## How to use it",
-        "",
-        "```sh",
-        f"ghost pull {repository}",
-        f"ghost predict run/{result.run} photo.jpg",
-        "```",
-    )
+    yield from (f"- {_text(note)}" for note in result.notes)
+    yield from ("", "## How to use it", "", "```sh", *use, "```")
     yield from (f"- `{_text(name)}` is the deploy form for other programs." for name in exported)
     licence = LICENCES.get(result.data, "of the images of the owner's folder: not known to ghost")
     yield from ("", "## Licence", "", f"The training data: {licence}. The weights are their owner's to license.")

@@ -79,6 +79,7 @@ def write_run(
         Finished(
             one["run"],
             one["network"],
+            one["seed"],
             digest_of(runs, one["run"]),
             (*one["path"], one["network"]),
             10,

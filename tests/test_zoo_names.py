@@ -23,7 +23,8 @@ from ghostcli.zoo import names
         ("gnd:.5", "gnd:0.5", "gnd", 0.5),
         (" resnet18 ", "resnet18", "teacher", None),
         ("timm/vit_tiny_patch16_224", "timm/vit_tiny_patch16_224", "timm", None),
-        ("run/gns-1.0-kd-1a2b3c4d/s0", "run/gns-1.0-kd-1a2b3c4d/s0", "run", None),
+        ("run/gns-1.0-kd-1a2b3c4d/s0", "run/gns-1.0-kd-1a2b3c4d/s0", "trained", None),
+        ("pretrained/gns-1.0", "pretrained/gns-1.0", "trained", None),
     ],
 )
 def test_a_name_is_understood(typed: str, canonical: str, family: str, width: float | None) -> None:

@@ -16,7 +16,9 @@ from ghostcli.errors import UsageError, printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="gns:WIDTH, gnd:WIDTH, a teacher, or run/ID.")]
+Models = Annotated[
+    list[str], typer.Argument(metavar="MODEL...", help="gns:WIDTH, gnd:WIDTH, a teacher, run/ID, or pretrained/NAME.")
+]
 Plot = Annotated[
     Path | None,
     typer.Option("--plot", metavar="FILE", help="Draw the accuracy of finished runs against MACs: .png, .pdf or .svg."),
@@ -92,12 +94,12 @@ def _formats(
 ) -> None:
     """One run in every format and every runtime that is here; nothing is written."""
     from ghostcli.deploy.formats import choose
-    from ghostcli.records import record
+    from ghostcli.records import trained
 
     if len(models) != 1:
         raise UsageError("--formats: takes one finished run; type ghost bench run/ID --formats all")
     files = [(form, None) for form in choose(formats)]
-    run = record.find(runs, models[0])
+    run = trained.find(runs, models[0])
     if plot is not None:
         _drawable(plot)
         if not timing:

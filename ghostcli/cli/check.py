@@ -15,6 +15,7 @@ from ghostcli import signals
 from ghostcli.cli.options import Common
 from ghostcli.errors import UsageError, printable
 from ghostcli.plan import Finished, Job, commands, is_done, record_of
+from ghostcli.records import trained
 from ghostcli.run.job import load_data
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def inspect(job: Job, common: Common) -> list[Finding]:
         device = pick(common.device)
         data = load_data(job.recipe.data)
         classes = len(data.classes)
-        teachers = [teacher.load(t.id, common.runs / t.id, classes, device) for t in job.teachers]
+        teachers = [teacher.load(t.id, common.runs, classes, device) for t in job.teachers]
         return findings.inspect(job, data, teachers, device)
 
 
@@ -74,7 +75,7 @@ def command(job: Job | Finished, common: Common) -> str:
     """The command that trains `job` alone, with the recipe of `common`."""
     if isinstance(job, Finished):
         return commands.line("runs", "show", job.id, runs=common.runs)
-    names = [f"run/{t.id}" if isinstance(t, Finished) else t.student for t in _ancestors(job)]
+    names = [trained.named(t.id) if isinstance(t, Finished) else t.student for t in _ancestors(job)]
     flags = commands.settings(common.recipe, job.recipe, job.taught)
     return commands.training(job.student, job.strategy, names, common.recipe, flags, (job.seed,), common.runs)
 

@@ -29,9 +29,10 @@ def runs(incomplete: str) -> list[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """Networks by name, and finished runs as run/ID."""
+    """Networks by name, finished runs as run/ID, and the networks that come with ghost."""
+    from ghostcli.records import trained
     from ghostcli.zoo.names import KNOWN
 
     known = dict.fromkeys([*WIDTHS, *(name for name in KNOWN if ":" not in name)])
-    found = [name for name in known if name.startswith(incomplete)]
+    found = [name for name in (*known, *trained.shipped()) if name.startswith(incomplete)]
     return found + (runs(incomplete) if incomplete.startswith("run/") else ["run/"] * "run/".startswith(incomplete))

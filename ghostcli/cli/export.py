@@ -12,13 +12,13 @@ import typer
 from ghostcli.cli import proofs
 from ghostcli.cli.options import Json, Runs
 from ghostcli.errors import printable
-from ghostcli.records import record
+from ghostcli.records import trained
 
 Markdown = Annotated[bool, typer.Option("--markdown", help="The table as Markdown.")]
 
 
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run: ID or run/ID.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run (ID or run/ID), or pretrained/NAME.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="A file, or a folder for several formats.")],
     form: Annotated[
         str | None,
@@ -46,7 +46,7 @@ def export(
     """
     from ghostcli.deploy import formats
 
-    chosen = record.find(runs, run)
+    chosen = trained.find(runs, run)
     files = formats.destinations(chosen.id, out, form, half, int8)
 
     from ghostcli.deploy import export as room

@@ -59,8 +59,8 @@ Start = Annotated[
     str | None,
     typer.Option(
         "--from",
-        metavar="run/ID",
-        help="Start from the weights of a finished run, with a new last layer.",
+        metavar="run/ID|pretrained/NAME",
+        help="Start from the weights of a trained network, with a new last layer.",
         show_default="new weights",
         autocompletion=complete.models,
     ),

@@ -10,14 +10,14 @@ import typer
 
 from ghostcli.cli.options import Device, Json, Runs
 from ghostcli.errors import UsageError
-from ghostcli.records import record
+from ghostcli.records import trained
 
 app = typer.Typer(no_args_is_help=True, help="Work with a trained teacher's table of logits.")
 
 
 @app.command("fill")
 def fill(
-    run: Annotated[str, typer.Argument(help="A finished run: ID or run/ID.")],
+    run: Annotated[str, typer.Argument(help="A finished run (ID or run/ID), or pretrained/NAME.")],
     runs: Runs = Path("runs"),
     device: Device = "auto",
     as_json: Json = False,
@@ -29,7 +29,7 @@ def fill(
     from ghostcli import signals
     from ghostcli.display import Display
 
-    chosen = record.find(runs, run)
+    chosen = trained.find(runs, run)
     if chosen.status != "done" or chosen.result is None:
         raise UsageError(f"{chosen.id}: cannot teach ({chosen.problem}); finish it first")
     recipe = chosen.result.recipe
@@ -45,7 +45,7 @@ def fill(
             raise UsageError(
                 f"{chosen.id}: the images of {recipe.data.name} have changed since its training; restore them"
             )
-        loaded = teacher.load(chosen.id, chosen.path, len(data.classes), where)
+        loaded = teacher.load(chosen.id, runs, len(data.classes), where)
         views = recipe.augment.view_count
         if views is None:
             raise UsageError(

@@ -21,7 +21,7 @@ from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.packing import packed
 from ghostcli.plan import Job, commands, record_of
 from ghostcli.recipe import Recipe, Resolved
-from ghostcli.records import record
+from ghostcli.records import record, trained
 from ghostcli.records.model import RunResult
 from ghostcli.run import launch
 from ghostcli.run.job import AUTO
@@ -39,10 +39,13 @@ MODELS = ", ".join(
 Model = Annotated[str, typer.Argument(help=f"{MODELS}.", autocompletion=complete.models)]
 TeacherModel = Annotated[
     str,
-    typer.Argument(help="A model (trained first if it has no finished run) or run/ID.", autocompletion=complete.models),
+    typer.Argument(
+        help="A model (trained first if it has no finished run), run/ID or pretrained/NAME.",
+        autocompletion=complete.models,
+    ),
 ]
 TeacherModels = Annotated[
-    list[str], typer.Argument(help="Models or run/ID, first to last.", autocompletion=complete.models)
+    list[str], typer.Argument(help="Models, run/ID or pretrained/NAME, first to last.", autocompletion=complete.models)
 ]
 Student = Annotated[
     str,
@@ -86,7 +89,7 @@ def divided(recipe: Recipe, seeds: list[int], teachers: int, named: list[str]) -
     """
     if teachers > 1:
         for name in named:
-            if name.startswith("run/"):
+            if trained.is_trained(name):
                 raise UsageError(f"--teacher-seeds {teachers}: {printable(name)} is one training; name a model instead")
         if len(seeds) > 1 and len({seed % teachers for seed in seeds}) == 1:
             listed = ", ".join(map(str, seeds))

@@ -95,7 +95,7 @@ def identity_problems(run: RunRecord, setups: dict[str, RunSetup]) -> list[str]:
         return []
     known = all(t.run in setups for t in about.teachers) and not names.is_own(about.student)
     taught_by = [(t, setups.get(t.run, about)) for t in about.teachers]
-    teachers = [Finished(t.run, t.network, one.digest, (), about.classes, one.of_group) for t, one in taught_by]
+    teachers = [Finished(t.run, t.network, t.seed, one.digest, (), about.classes, one.of_group) for t, one in taught_by]
     job = Job(about.student, about.seed, about.recipe, about.recipe_name, tuple(teachers))
     if job.protocol != about.protocol or (
         known and (job.digest, job.group) != (about.digest, about.group or job.group)

@@ -7,6 +7,7 @@ from pathlib import Path
 from ghostcli.compare.groups import Cohort, RunGroup
 from ghostcli.paper import PaperRow
 from ghostcli.plan.commands import RUNS, line, settings, training
+from ghostcli.records import trained
 
 
 def of_row(row: PaperRow, family: str, cohort: Cohort | None, runs: Path = RUNS) -> str:
@@ -33,8 +34,8 @@ def of_baseline(group: RunGroup, epochs: int, runs: Path = RUNS) -> str:
 def of_control(group: RunGroup, runs: Path = RUNS) -> str:
     """The command for the control of a taught group: the same training with image-blind teachers."""
     about = group.about
-    by_id = any(word.startswith("run/") for word in about.command)
-    teachers = tuple(f"run/{teacher.run}" for teacher in about.teachers) if by_id else group.teachers
+    by_id = any(map(trained.is_trained, about.command))
+    teachers = tuple(trained.named(teacher.run) for teacher in about.teachers) if by_id else group.teachers
     recipe, shared = group.recipe, _teacher_seeds(group)
     if shared:  # the flag sets this key
         recipe = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"teacher_seed": 0})})

@@ -19,7 +19,7 @@ from ghostcli import plan
 from ghostcli.deploy.timer import MEBI, Meter, interleave, measured_apart, p90, resident_peak, spread
 from ghostcli.errors import UsageError
 from ghostcli.recipe.models import EngineSection, ModelSection, Recipe, TrainSection
-from ghostcli.records import record
+from ghostcli.records import record, trained
 from ghostcli.zoo import names, own
 
 if TYPE_CHECKING:
@@ -48,15 +48,15 @@ def resolve(asked: Iterable[str], classes: int, runs: Path) -> list[Network]:
     found = []
     for name in asked:
         parsed = names.parse(name)
-        if parsed.family != "run":
+        if parsed.family != "trained":
             found.append(Network(plan.network(name), parsed.canonical, classes))
             if parsed.family == "py":
                 own.check(parsed.canonical, classes, SIDE)
             continue
-        run = record.find(runs, name)
+        run = trained.find(runs, name)
         if run.result is None:
             raise UsageError(f"{run.id}: cannot be measured, {run.problem}; finish it, or name its network")
-        found.append(Network(f"run/{run.id}", run.result.student, run.result.classes))
+        found.append(Network(trained.named(run.id), run.result.student, run.result.classes))
     return found
 
 

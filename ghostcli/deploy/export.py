@@ -81,7 +81,7 @@ class Exported:
 
 def prepare(run: RunRecord) -> Exported:
     """UsageError where the run cannot be exported: unfinished, without weights, or its test images have changed."""
-    loaded, about, section = source.trained(run)
+    loaded, about, section = source.parts(run)
     data = load_data(section)
     if data.checksum != run.result.data_checksum:
         raise UsageError(f"{run.id}: the images of {data.name} are no longer those it was tested on; put them back")

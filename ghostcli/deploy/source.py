@@ -18,7 +18,7 @@ from ghostcli.deploy.about import About
 from ghostcli.deploy.onnxfile import Ask, ask_onnxruntime, ask_openvino, read
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.recipe.models import DataSection
-from ghostcli.records import record
+from ghostcli.records import trained
 from ghostcli.records.record import RunRecord
 
 if TYPE_CHECKING:
@@ -44,13 +44,19 @@ def as_input(pixels: np.ndarray) -> np.ndarray:
 
 
 def open_network(asked: str, runs: Path) -> Network:
-    """The network that `asked` names: run/ID, ID, FILE.onnx or FILE.pt2. UsageError in a line where it is none."""
+    """The network that `asked` names: run/ID, ID, pretrained/NAME, FILE.onnx or FILE.pt2.
+
+    UsageError in a line where it is none.
+    """
     file = Path(asked)
     if file.suffix in SUFFIXES:
         return open_file(asked, _content(file))
     if file.is_file():
-        raise UsageError(f"{printable(asked)}: is no model; type run/ID or a file that ends in {' or '.join(SUFFIXES)}")
-    return open_run(record.find(runs, asked))
+        raise UsageError(
+            f"{printable(asked)}: is no model; type run/ID, pretrained/NAME or a file that ends in "
+            f"{' or '.join(SUFFIXES)}"
+        )
+    return open_run(trained.find(runs, asked))
 
 
 def open_file(name: str, content: bytes) -> Network:
@@ -98,12 +104,12 @@ def open_run(run: RunRecord) -> Network:
     from ghostcli import zoo
     from ghostcli.deploy.program import Program
 
-    loaded, about, section = trained(run)
+    loaded, about, section = parts(run)
     program = Program(zoo.deploy(loaded.model).to(memory_format=torch.channels_last), loaded.norm).eval()
-    return Network(f"run/{run.id}", about, f"torch {torch.__version__}", ask_torch(program), section)
+    return Network(trained.named(run.id), about, f"torch {torch.__version__}", ask_torch(program), section)
 
 
-def trained(run: RunRecord) -> tuple[Loaded, About, DataSection]:
+def parts(run: RunRecord) -> tuple[Loaded, About, DataSection]:
     """A finished run's network in its train form, its description, and the data it was tested on."""
     from ghostcli.zoo import weights
 

@@ -21,6 +21,7 @@ from ghostcli.data.batches import Cropper, generator, normalise
 from ghostcli.distill.table import LogitsOfViews, TeacherTable, describe
 from ghostcli.errors import GhostError, UsageError
 from ghostcli.recipe.models import AugmentSection, Recipe
+from ghostcli.records import trained
 from ghostcli.zoo import weights
 from ghostcli.zoo.evaluate import BATCH, Norm
 from ghostcli.zoo.stages import Features, Tap
@@ -33,7 +34,7 @@ ENLARGED = 224  # side in pixels of the enlarged image in the published Efficien
 
 @dataclass(frozen=True)
 class Teacher:
-    """The network of a finished run, in eval mode. `norm`: its normalisation. `sha256`: of its weights."""
+    """A trained network, in eval mode. `run`: the folder under which its tables lie. `sha256`: of its weights."""
 
     id: str
     name: str
@@ -48,17 +49,17 @@ class Teacher:
         return self.model(normalise(pixels, *self.norm)).float()
 
 
-def load(run_id: str, run: Path, classes: int, device: torch.device) -> Teacher:
-    """The teacher from the weights of a finished run. GhostError, naming the file, if they cannot be used."""
+def load(run_id: str, runs: Path, classes: int, device: torch.device) -> Teacher:
+    """The teacher from a trained network's weights. GhostError, naming the file, if they cannot be used."""
     try:
-        loaded = weights.load(run / "model.safetensors", device, classes)
+        loaded = weights.load(trained.at(runs, run_id).weights, device, classes)
     except UsageError:
         raise
     except GhostError as error:
         remedy = f"ghost runs verify, or ghost runs rm {run_id} to train it again"
         raise GhostError(f"{error} ({remedy})") from error
     loaded.model.requires_grad_(False)
-    return Teacher(run_id, loaded.name, run, loaded.model, loaded.norm, loaded.sha256)
+    return Teacher(run_id, loaded.name, runs / run_id, loaded.model, loaded.norm, loaded.sha256)
 
 
 class TeacherLogits:

@@ -15,26 +15,23 @@ from typing import Any
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.digest import SEMANTICS, canonical, digest
 from ghostcli.recipe.models import KD, Recipe
-from ghostcli.records import record
+from ghostcli.records import record, trained
 from ghostcli.records.record import RUN_ID
 from ghostcli.zoo import names, own
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run, named as `run/ID`. It replaces a job that would be trained."""
+    """A trained network, named as `run/ID` or `pretrained/NAME`. It replaces a job that would be trained."""
 
     id: str
     student: str
+    seed: int
     digest: str
     lineage: tuple[str, ...]
     classes: int
     group: str
     teachers: tuple[()] = ()
-
-    @property
-    def seed(self) -> int:
-        return int(self.id.rpartition("/s")[2])
 
 
 @dataclass(frozen=True)
@@ -141,10 +138,10 @@ def network(name: str) -> str:
     if RUN_ID.fullmatch(name):
         raise UsageError(f"{name}: is the id of a run, not the name of a model; type run/{name}")
     parsed = names.parse(name)
-    if parsed.family == "run":
+    if parsed.family == "trained":
         raise UsageError(
-            f"{printable(name)}: a finished run can teach, but it is not trained again; name a model (--from "
-            f"{printable(name)} starts it from this run's weights)"
+            f"{printable(name)}: a trained network can teach, but it is not trained again; name a model (--from "
+            f"{printable(name)} starts it from these weights)"
         )
     if parsed.family == "py":
         own.trust(parsed.canonical)
@@ -171,9 +168,11 @@ def started(recipe: Recipe, runs: Path) -> Recipe:
         return recipe
     if start is None:
         raise UsageError("model.start_sha256: needs model.start (--from run/ID), which says where the weights are")
-    if not start.startswith("run/"):
-        raise UsageError(f"--from {printable(start)}: is not a trained network; name a finished run, as run/ID")
-    run = record.find(runs, start)
+    if not trained.is_trained(start):
+        raise UsageError(
+            f"--from {printable(start)}: is not a trained network; name a finished run, as run/ID, or pretrained/NAME"
+        )
+    run = trained.find(runs, start)
     if run.status != "done" or run.result is None:
         raise UsageError(f"--from {start}: has no final weights ({run.problem}); name a finished run")
     sha256 = run.result.files.get("model.safetensors")
@@ -184,15 +183,15 @@ def started(recipe: Recipe, runs: Path) -> Recipe:
             f"--from {start}: its weights are not those of the recipe (model.start_sha256 {printable(known)[:16]}); "
             "remove that key to start from what is there"
         )
-    model = recipe.model.model_copy(update={"start": f"run/{run.id}", "start_sha256": sha256})
+    model = recipe.model.model_copy(update={"start": trained.named(run.id), "start_sha256": sha256})
     return recipe.model_copy(update={"model": model})
 
 
 def root_teacher(name: Named, recipe: Recipe, recipe_name: str, runs: Path) -> Job | Finished:
-    """A teacher: a model name (trained with the same recipe), `run/ID` (a finished run), or a job of another recipe."""
+    """A teacher: a model name (trained with the same recipe), a trained network, or a job of another recipe."""
     if isinstance(name, Job):
         return name
-    if name.startswith("run/"):
+    if trained.is_trained(name):
         return finished(name, runs)
     job = plain(name, recipe.distill.teacher_seed, unstarted(recipe), recipe_name)
     if recipe.distill.teacher_epochs not in (None, recipe.train.epochs):
@@ -202,12 +201,15 @@ def root_teacher(name: Named, recipe: Recipe, recipe_name: str, runs: Path) -> J
 
 
 def finished(name: str, runs: Path) -> Finished:
-    run = record.find(runs, name)
+    run = trained.find(runs, name)
     if run.status != "done" or run.result is None:
         raise UsageError(f"{run.id}: cannot teach ({run.problem}); name a finished run")
     result = run.result
     chain = lineage(result.strategy, result.path, result.student)
-    return Finished(run.id, result.student, result.digest, chain, result.classes, result.of_group)
+    digest, group = result.digest, result.of_group
+    if run.id.startswith(trained.PRETRAINED):  # its weights were rounded, so they are not quite those of the run
+        digest = group = result.files[run.weights.name]
+    return Finished(run.id, result.student, result.seed, digest, chain, result.classes, group)
 
 
 def teacher_of(recipe: Recipe, seed: int, teachers: int) -> Recipe:
@@ -224,9 +226,9 @@ def chain(path: Sequence[Named], student: str, seed: int, recipe: Recipe, recipe
     seeing = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"blind": False})})
     stages: list[Job | Finished] = [root_teacher(path[0], recipe, recipe_name, runs)]
     for name in map(str, path[1:]):
-        if name.startswith("run/"):
+        if trained.is_trained(name):
             raise UsageError(
-                f"{printable(name)}: only the first teacher of a chain can be a finished run; name a model"
+                f"{printable(name)}: only the first teacher of a chain can be a trained network; name a model"
             )
         stages.append(_taught(name, stages, recipe.distill.teacher_seed, unstarted(seeing), recipe_name))
     return _taught(student, stages, seed, recipe, recipe_name)
@@ -285,7 +287,7 @@ def order(requested: Iterable[Job]) -> Plan:
 
 def record_of(job: Job | Finished, runs: Path) -> record.RunRecord:
     """The run of a job under `runs`. It may not exist yet."""
-    return record.RunRecord(runs / job.id, job.id)
+    return trained.at(runs, job.id)
 
 
 def is_done(job: Job | Finished, runs: Path) -> bool:

@@ -17,7 +17,7 @@ from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.plan import Finished, Job, is_done, record_of
 from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.recipe.models import DataSection
-from ghostcli.records import record
+from ghostcli.records import record, trained
 from ghostcli.records.model import RunSetup, TeacherRun, dump
 from ghostcli.records.record import RunWriter
 from ghostcli.run import environment
@@ -147,7 +147,7 @@ def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: 
     surroundings, notes = environment.note(run, now, show)
     show.detail(f"{job.id}: {environment.described(now)}")
     show.detail(f"{job.id}: {described(data)}")
-    teachers = [teacher.load(t.id, options.runs / t.id, len(data.classes), device) for t in job.teachers]
+    teachers = [teacher.load(t.id, options.runs, len(data.classes), device) for t in job.teachers]
     start = _start(job, options.runs, device)
     findings = _check(job, data, teachers, device, show)
     # Ctrl-C also stops the compiler of the kernels. So end here: no step must use the slow kernels because of it.
@@ -175,7 +175,7 @@ def _start(job: Job, runs: Path, device: torch.device) -> Loaded | None:
     name = job.recipe.model.start
     if name is None:
         return None
-    file = record.find(runs, name).weights
+    file = trained.find(runs, name).weights
     if record.file_digest(file) != job.recipe.model.start_sha256:
         raise UsageError(f"--from {name}: its weights have changed since its training; restore {printable(file)}")
     return weights.load(file, model=job.student)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ghostcli.errors import UsageError, printable
 from ghostcli.plan import Finished, Job, Plan, commands, is_done, record_of
-from ghostcli.records import record
+from ghostcli.records import trained
 from ghostcli.records.record import RUN_ID, RunRecord
 from ghostcli.records.storage import refuse_link
 from ghostcli.run.job import Options, load_data
@@ -62,7 +62,7 @@ def _require_start(job: Job, runs: Path) -> None:
         return
     if job.recipe.model.start_sha256 is None:
         raise UsageError(f"model.start {printable(start)}: this command trains from new weights; remove the key")
-    known = record.find(runs, start).result
+    known = trained.find(runs, start).result
     if known is None or (known.student, known.source) != (job.student, job.content.get("source")):
         theirs = known.student if known else "unfinished"
         raise UsageError(
@@ -86,7 +86,7 @@ def _require_teacher(teacher: Job | Finished, data: Data, options: Options) -> N
         )
     if isinstance(teacher, Finished) and teacher.classes != len(data.classes):
         raise UsageError(
-            f"run/{teacher.id}: has {teacher.classes} classes, {data.name} has {len(data.classes)}; "
+            f"{trained.named(teacher.id)}: has {teacher.classes} classes, {data.name} has {len(data.classes)}; "
             "name a teacher that was trained on the same classes"
         )
 

@@ -20,7 +20,7 @@ from ghostcli.compare.calibration import ece
 from ghostcli.data import Data
 from ghostcli.engine.train import State, final_weights, start_of
 from ghostcli.errors import GhostError, printable
-from ghostcli.plan import Finished, Job
+from ghostcli.plan import Finished, Job, record_of
 from ghostcli.recipe.digest import digest
 from ghostcli.records.model import Accuracy, Answers, Environment, Finding, RunResult, RunSetup, dump
 from ghostcli.records.record import RunRecord, RunWriter
@@ -53,7 +53,7 @@ def agreements(
     names = Counter(teacher.student for teacher in teachers)
     found: dict[str, float | None] = {}
     for teacher in teachers:
-        theirs = RunRecord(runs / teacher.id, teacher.id).predictions()
+        theirs = record_of(teacher, runs).predictions()
         name = teacher.student if names[teacher.student] == 1 else teacher.id
         same = theirs is not None and theirs[0].shape == mine[0].shape and np.array_equal(theirs[1], mine[1])
         found[name] = round(100 * float((theirs[0].argmax(1) == mine[0].argmax(1)).mean()), 4) if same else None

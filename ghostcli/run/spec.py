@@ -43,6 +43,7 @@ class FinishedText(_Frozen):
 
     id: str
     student: str
+    seed: int
     digest: str
     lineage: tuple[str, ...]
     classes: int

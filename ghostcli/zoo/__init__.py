@@ -67,7 +67,7 @@ def build(
 
     Torch's global generator draws its weights by the network's own rule (for the students' rule see `init_kaiming`).
     `branches` is how a Ghost network trains its sums of branches. `pretrained` requests ImageNet weights for networks
-    that work at ImageNet's size. ValueError for `run/ID`: such a network is built from its record.
+    that work at ImageNet's size. ValueError for a trained network (`run/ID`): it is built from its record.
     """
     parsed = parse(name)
     if parsed.family == "timm":

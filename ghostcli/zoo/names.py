@@ -13,7 +13,7 @@ from typing import Literal
 
 from ghostcli.errors import UsageError, nearest
 
-Family = Literal["gns", "gnd", "teacher", "timm", "run", "py"]
+Family = Literal["gns", "gnd", "teacher", "timm", "trained", "py"]
 
 #: The rows of the paper's Table I, in its order. `gns` and `gnd` take any other positive width too.
 KNOWN: tuple[str, ...] = (
@@ -34,6 +34,12 @@ KNOWN: tuple[str, ...] = (
     "efficientnetv2",
 )
 _GHOSTS = ("gns", "gnd")
+#: Beginning of a name -> (its family, an example).
+_FOLDERS: dict[str, tuple[Family, str]] = {
+    "timm/": ("timm", "timm/resnet10t"),
+    "run/": ("trained", "run/gns-1.0-plain-1a2b3c4d/s0"),
+    "pretrained/": ("trained", "pretrained/gns-1.0"),
+}
 _TEACHERS = tuple(name for name in KNOWN if ":" not in name)
 
 
@@ -68,9 +74,9 @@ class Spec:
 def parse(name: str) -> ModelName:
     """Parse `name`. UsageError with the nearest names if it is unknown."""
     name = name.strip()
-    for family, example in (("timm", "timm/resnet10t"), ("run", "run/gns-1.0-plain-1a2b3c4d/s0")):
-        if name.startswith(f"{family}/"):
-            if name == f"{family}/":
+    for prefix, (family, example) in _FOLDERS.items():
+        if name.startswith(prefix):
+            if name == prefix:
                 raise UsageError(f"model '{name}': nothing follows the slash; type for example {example}.")
             return ModelName(name, family)
     if name.startswith("py:"):
@@ -82,7 +88,8 @@ def parse(name: str) -> ModelName:
         return ModelName(name, "teacher")
     hint = nearest(name.lower(), (*_GHOSTS, *KNOWN))
     raise UsageError(
-        f"model '{name}' is unknown.{hint} Also: gns:WIDTH, gnd:WIDTH, timm/NAME, py:FILE.py:FUNCTION, run/ID."
+        f"model '{name}' is unknown.{hint} Also: gns:WIDTH, gnd:WIDTH, timm/NAME, py:FILE.py:FUNCTION, run/ID, "
+        "pretrained/NAME."
     )
 
 
