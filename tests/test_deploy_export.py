@@ -380,17 +380,3 @@ def test_the_page_computes_the_network_in_a_browser(files, images, digits_run, t
     assert '<p id="seen">10</p>' in done.stdout  # the page itself has shown ten classes
     wanted = digits_run.predictions()[0][:100].astype(np.float32)
     assert np.abs(found - wanted).max() < 1e-2 * np.abs(wanted).max()
-
-
-def test_a_litert_file_answers_as_the_network_and_carries_its_description(ghost, digits_run, digits_runs, tmp_path):
-    import zipfile
-
-    pytest.importorskip("litert_torch")
-    done = ghost(
-        *("export", digits_run.id, "--out", tmp_path / "student.tflite"), "--runs", digits_runs, "--no-timing", "--json"
-    )
-    assert done.code == 0, done.err
-    [row] = json.loads(done.out)
-    assert row["format"] == "tflite" and row["runtime"].startswith("litert") and row["disagreements"] == 0
-    with zipfile.ZipFile(tmp_path / "student.tflite") as archive:
-        assert json.loads(archive.read("ghost.json"))["classes"] == list("0123456789")

@@ -86,13 +86,13 @@ def test_the_first_way_inside_the_margin_is_taken_or_the_best(monkeypatch, losse
     monkeypatch.setattr(ladder, "_ways", ways)
     monkeypatch.setattr(ladder, "_accuracy", lambda content, *rest: 90.0 - float(content or 0))
     train = Images(torch.zeros(40, 32, 32, 3, dtype=torch.uint8), torch.zeros(40, dtype=torch.int64))
-    task = ladder.Task(torch.nn.Identity(), None, train, AugmentSection())
+    task = ladder.Task(ladder.KINDS["onnx-int8"], torch.nn.Identity(), None, train, AugmentSection())
     content, note = ladder.climb(task, b"", lambda text: None)
     assert content == str(losses["abc".index(name)]).encode() and note.startswith(f"{name};") and len(made) == tried
     assert "20 training images" in note  # the other 20 are for the ranges
 
 
-def test_the_table_says_in_words_where_integers_are_no_gain():
+def test_the_table_says_in_words_where_integers_are_no_gain(monkeypatch):
     from ghostcli.cli import proofs
     from ghostcli.deploy.proof import Proof
 
@@ -109,3 +109,6 @@ def test_the_table_says_in_words_where_integers_are_no_gain():
     assert "2.00 x as fast at batch 256 (openvino, against torch)" in said and "no gain" not in said
     slow = [*rows, row("onnx-int8", "onnxruntime", 2.0, 6000.0)]
     assert "0.50 x as fast at batch 1" in proofs.integers(slow) and "no gain" in proofs.integers(slow)
+    for lacking in (True, False):  # the reason is one that holds here
+        monkeypatch.setattr(proofs, "narrow", lambda lacking=lacking: lacking)
+        assert ("without VNNI" in proofs.integers(slow)) == lacking

@@ -25,7 +25,8 @@ def export(
         typer.Option(
             "--format",
             metavar="F,F...",
-            help="onnx, onnx-int8, tflite, pt2, safetensors, safetensors-float16, html; several with commas, or all.",
+            help="onnx, onnx-int8, tflite, tflite-int8, pt2, safetensors, safetensors-float16, html; several with "
+            "commas, or all.",
             show_default="by the ending of --out",
         ),
     ] = None,

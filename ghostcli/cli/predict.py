@@ -15,7 +15,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A finished run (run/ID), pretrained/NAME, or an exported .onnx or .pt2 file.",
+        help="A finished run (run/ID), pretrained/NAME, or an exported .onnx, .pt2 or .tflite file.",
         autocompletion=complete.models,
     ),
 ]

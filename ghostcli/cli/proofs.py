@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ghostcli.deploy.formats import BATCH
+from ghostcli.deploy.int8 import narrow
 from ghostcli.display import table
 from ghostcli.display import tell as show
 from ghostcli.errors import printable
@@ -89,10 +90,12 @@ def integers(rows: Sequence[Proof]) -> str | None:
         return None
     said = f"int8 against the fastest float: {'; '.join(parts)}."
     if slower:
+        why = "small layers are bound by the cost of a call, not by arithmetic"
+        if narrow():
+            why = f"without VNNI instructions 8-bit products are hardly faster than float ones, and {why}"
         said += (
-            " On this CPU integers are no gain everywhere: without VNNI instructions 8-bit products are hardly faster "
-            "than float ones, and small layers are bound by the cost of a call, not by arithmetic. A phone or a "
-            "microcontroller gains a quarter of the bytes and operations that need no float unit."
+            f" On this CPU integers are no gain everywhere: {why}. A phone or a microcontroller gains a quarter of the "
+            "bytes and operations that need no float unit."
         )
     return said
 

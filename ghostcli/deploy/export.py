@@ -55,6 +55,10 @@ class Exported:
     def onnx(self) -> bytes:
         return onnxwrite.encode(self.program, self.about)
 
+    @cached_property
+    def tflite(self) -> bytes:
+        return tflite.encode(self.program, self.about)
+
     @property
     def samples(self) -> list[tuple[str, np.ndarray]]:
         """The first test image of each of the first ten classes, with its name."""
@@ -101,11 +105,12 @@ def encode(network: Exported, form: Format, say: Say = lambda note: None) -> tup
         return program.encode(network.program, network.about), None
     if form.name == "onnx":
         return network.onnx, None
-    if form.int8:
-        task = ladder.Task(network.program, network.about, network.data.train, network.run.result.recipe.augment)
-        return ladder.climb(task, network.onnx, say)
     if form.name == "tflite":
-        return tflite.encode(network.program, network.about), None
+        return network.tflite, None
+    if form.int8:
+        kind, augment = ladder.KINDS[form.name], network.run.result.recipe.augment
+        task = ladder.Task(kind, network.program, network.about, network.data.train, augment)
+        return ladder.climb(task, network.tflite if form.suffix == ".tflite" else network.onnx, say)
     if form.name == "html":
         return page.encode(network.onnx, network.about, network.samples), None
     deployed = zoo.deploy(network.loaded.model)

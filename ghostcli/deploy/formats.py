@@ -36,6 +36,7 @@ FORMATS = {
         Format("onnx", ".onnx", ("onnxruntime", "openvino")),
         Format("onnx-int8", ".onnx", ("onnxruntime", "openvino"), int8=True),
         Format("tflite", ".tflite", ("litert",)),
+        Format("tflite-int8", ".tflite", ("litert",), int8=True),
         Format("html", ".html", ("browser",), half=True),
     )
 }
@@ -81,7 +82,7 @@ def destinations(run: str, out: Path, text: str | None, half: bool, int8: bool =
     if int8:
         whole = [form for form in forms if form.int8]
         if not whole:
-            raise UsageError(f"--int8: {forms[0].name} has no int8 form; add --format onnx")
+            raise UsageError(f"--int8: {forms[0].name} has no int8 form; add --format onnx or tflite")
         forms = forms if out.is_dir() or out.suffix not in SUFFIXES else whole
     if half and not any(form.name.endswith("-float16") for form in forms):
         other = printable(out.with_suffix(".safetensors"))

@@ -42,6 +42,15 @@ class Observed:
     extremes: Ranges
     trimmed: Ranges
 
+    @classmethod
+    def of(cls, batches: Mapping[str, Sequence[np.ndarray]]) -> Observed:
+        """From the lowest, low, high and highest value of each activation in each batch."""
+        ends = {name: np.stack(parts) for name, parts in batches.items()}
+        return cls(
+            {name: (float(each[:, 0].min()), float(each[:, 3].max())) for name, each in ends.items()},
+            {name: (float(each[:, 1].mean()), float(each[:, 2].mean())) for name, each in ends.items()},
+        )
+
 
 def observe(content: bytes, images: np.ndarray, outside: float) -> Observed:
     """The ranges of every activation of an ONNX file on `images` (float32 [N, 3, S, S] in 0..1).
@@ -62,11 +71,7 @@ def observe(content: bytes, images: np.ndarray, outside: float) -> Observed:
         values = [part, *held.run([last, *names], {INPUT: part})]
         for name, value in zip(found, values, strict=True):
             found[name].append(np.quantile(value, [0.0, outside, 1.0 - outside, 1.0]))
-    ends = {name: np.stack(parts) for name, parts in found.items()}
-    return Observed(
-        {name: (float(each[:, 0].min()), float(each[:, 3].max())) for name, each in ends.items()},
-        {name: (float(each[:, 1].mean()), float(each[:, 2].mean())) for name, each in ends.items()},
-    )
+    return Observed.of(found)
 
 
 def weighted(content: bytes) -> dict[str, int]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from ghostcli import signals
 from ghostcli.data import Images
 from ghostcli.data.batches import Cropper, order, views
-from ghostcli.deploy import equalise, int8, onnxwrite
+from ghostcli.deploy import equalise, int8, onnxwrite, tflite, tflite8
 from ghostcli.deploy.about import About
-from ghostcli.deploy.onnxfile import ask_onnxruntime
+from ghostcli.deploy.onnxfile import Ask, ask_onnxruntime
 from ghostcli.deploy.source import as_input, logits
 from ghostcli.recipe.models import AugmentSection
 
@@ -31,6 +31,30 @@ SMALL = 0.02  # of all weights, what such an operator may hold: the file is to s
 PART = 8  # operators that are looked at together
 
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file that can be quantised.
+
+    `encode`: a program as a float file. `ask`: what asks a file. `observe`, `quantise`: as in `int8`. `weighted`: the
+    operators that may stay in float, None where all must be integers. `bits`: of a weight.
+    """
+
+    encode: Callable[[nn.Module, About], bytes]
+    ask: Callable[[bytes, str], tuple[Ask, str]]
+    observe: Callable[[bytes, np.ndarray, float], int8.Observed]
+    quantise: Callable[..., tuple[bytes, str]]
+    weighted: Callable[[bytes], dict[str, int]] | None
+    bits: Callable[[], int]
+
+
+KINDS = {
+    "onnx-int8": Kind(
+        onnxwrite.encode, ask_onnxruntime, int8.observe, int8.quantise, int8.weighted, lambda: 7 if int8.narrow() else 8
+    ),
+    "tflite-int8": Kind(tflite.encode, tflite.ask, tflite8.observe, tflite8.quantise, None, lambda: 8),
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +71,7 @@ class Way:
 class Task:
     """What is quantised. `train` are the run's training images, `augment` how it saw them."""
 
+    kind: Kind
     program: nn.Module
     about: About
     train: Images
@@ -73,7 +98,7 @@ class Task:
 
 
 def climb(task: Task, content: bytes, say: Say) -> tuple[bytes, str]:
-    """(the int8 file, a sentence on the way that was needed) of a network, `content` its float ONNX file."""
+    """(the int8 file, a sentence on the way that was needed) of a network, `content` its float file."""
     small = min(CALIBRATION, max(1, len(task.train) // 2))
     seen, _ = task.pixels(0, small)
     pixels, labels = task.pixels(small, HELD_OUT)
@@ -89,7 +114,7 @@ def climb(task: Task, content: bytes, say: Say) -> tuple[bytes, str]:
     assert best is not None
     return best.content, (
         f"{best.name}; {-best.lost:+.2f} points on {len(labels):,} training images that it was not calibrated on; "
-        f"{best.integers} convolutions and matrix products in integers, weights of {7 if int8.narrow() else 8} bits"
+        f"{best.integers} convolutions and matrix products in integers, weights of {task.kind.bits()} bits"
     )
 
 
@@ -97,40 +122,38 @@ def _ways(
     task: Task, content: bytes, images: np.ndarray, probes: np.ndarray, say: Say
 ) -> Iterator[tuple[str, bytes, str]]:
     """(name, int8 file, operators in integers) of each way; one is made only when it is asked for."""
-    about = task.about
-    observed = int8.observe(content, images, equalise.OUTSIDE)
-    yield "min-max ranges", *int8.quantise(content, about, images, observed.extremes)
-    yield "percentile ranges", *int8.quantise(content, about, images, observed.trimmed)
+    kind, about = task.kind, task.about
+
+    def trimmed(made: bytes) -> tuple[bytes, str]:
+        return kind.quantise(made, about, images, kind.observe(made, images, equalise.OUTSIDE).trimmed)
+
+    observed = kind.observe(content, images, equalise.OUTSIDE)
+    yield "min-max ranges", *kind.quantise(content, about, images, observed.extremes)
+    yield "percentile ranges", *kind.quantise(content, about, images, observed.trimmed)
     if equalise.has_bottlenecks(task.program):
         say("int8: equalisation")
-        level = onnxwrite.encode(equalise.equalised(task.program, torch.from_numpy(images)), about)
-        found = int8.observe(level, images, equalise.OUTSIDE)
-        yield "equalised channels, percentile ranges", *int8.quantise(level, about, images, found.trimmed)
-    say("int8: sensitive operators")
-    kept = _sensitive(content, about, images, observed.trimmed, probes)
-    name = f"percentile ranges, {len(kept)} operators in float"
-    yield name, *int8.quantise(content, about, images, observed.trimmed, kept)
-    taught = equalise.tuned(
-        task.program, task.batches(), 7 if int8.narrow() else 8, lambda note: say(f"int8: fine-tuning, {note}")
-    )
-    fine = onnxwrite.encode(taught, about)
-    yield (
-        "fine-tuned under quantisation",
-        *int8.quantise(fine, about, images, int8.observe(fine, images, equalise.OUTSIDE).trimmed),
-    )
+        level = kind.encode(equalise.equalised(task.program, torch.from_numpy(images)), about)
+        yield "equalised channels, percentile ranges", *trimmed(level)
+    if kind.weighted is not None:
+        say("int8: sensitive operators")
+        kept = _sensitive(task, content, images, observed.trimmed, probes)
+        name = f"percentile ranges, {len(kept)} operators in float"
+        yield name, *kind.quantise(content, about, images, observed.trimmed, kept)
+    taught = equalise.tuned(task.program, task.batches(), kind.bits(), lambda note: say(f"int8: fine-tuning, {note}"))
+    yield "fine-tuned under quantisation", *trimmed(kind.encode(taught, about))
 
 
-def _sensitive(content: bytes, about: About, images: np.ndarray, ranges: int8.Ranges, probes: np.ndarray) -> list[str]:
+def _sensitive(task: Task, content: bytes, images: np.ndarray, ranges: int8.Ranges, probes: np.ndarray) -> list[str]:
     """The operators that change the logits most by being in integers: the worst part, and the worst in it."""
-    ask = ask_onnxruntime(content, "onnx")[0]
-    wanted = ask(probes)
+    kind = task.kind
+    wanted = kind.ask(content, "float")[0](probes)
 
     def error(in_float: list[str]) -> float:
         signals.raise_if_received()
-        made = int8.quantise(content, about, images, ranges, in_float)[0]
-        return float(((ask_onnxruntime(made, "int8")[0](probes) - wanted) ** 2).mean())
+        made = kind.quantise(content, task.about, images, ranges, in_float)[0]
+        return float(((kind.ask(made, "int8")[0](probes) - wanted) ** 2).mean())
 
-    sizes = int8.weighted(content)
+    sizes = kind.weighted(content)
     names = [name for name, size in sizes.items() if size <= SMALL * sum(sizes.values())]
     parts = [names[begin : begin + PART] for begin in range(0, len(names), PART)]
     worst = min(parts, key=error)
@@ -138,7 +161,7 @@ def _sensitive(content: bytes, about: About, images: np.ndarray, ranges: int8.Ra
 
 
 def _accuracy(content: bytes, task: Task, pixels: np.ndarray, labels: np.ndarray) -> float:
-    """Percent, in onnxruntime."""
-    ask = ask_onnxruntime(content, "int8")[0]
+    """Percent, in the file's own runtime."""
+    ask = task.kind.ask(content, "int8")[0]
     found = logits(ask, pixels, len(task.about.classes), "int8")
     return 100 * float((found.argmax(axis=1) == labels).mean())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,11 @@ OPSET = 18  # the lowest that torch's exporter writes by itself
 
 
 @torch.no_grad()
-def spelled(program: nn.Module) -> nn.Module:
-    """A copy whose layers are spelled in the operators that ONNX has. What can be computed beforehand is."""
+def spelled(program: nn.Module, top: Literal[1, 6] = 1) -> nn.Module:
+    """A copy whose layers are spelled in the operators that ONNX has. What can be computed beforehand is.
+
+    The hard sigmoid, min(max(x / 6 + 1 / 2, 0), 1), is a clamp at `top`: at 6 it is ReLU6, which LiteRT has in 8 bits.
+    """
     plain = copy.deepcopy(program)
     net, mean, std = plain.net, plain.mean, plain.std
     if isinstance(net, GhostNet):
@@ -35,17 +39,18 @@ def spelled(program: nn.Module) -> nn.Module:
         plain.forward = lambda images: net((images - mean) / std)
     for module in plain.modules():
         if isinstance(module, SqueezeExcite):
-            module.expand.weight.copy_(module.expand.weight / 6)  # of the hard sigmoid, min(max(x / 6 + 1 / 2, 0), 1)
-            module.expand.bias.copy_(module.expand.bias / 6 + 0.5)
-            module.forward = _excite(module)
+            module.expand.weight.copy_(module.expand.weight * (top / 6))
+            module.expand.bias.copy_(module.expand.bias * (top / 6) + top / 2)
+            module.forward = _excite(module, top)
         elif isinstance(module, GhostModule):
             module.forward = _ghost(module)
     return plain.to(memory_format=torch.contiguous_format)
 
 
-def _excite(module: SqueezeExcite) -> Callable[[Tensor], Tensor]:
+def _excite(module: SqueezeExcite, top: Literal[1, 6]) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        return x * module.expand(F.relu(module.reduce(F.adaptive_avg_pool2d(x, 1)))).clamp(0, 1)
+        gate = module.expand(F.relu(module.reduce(F.adaptive_avg_pool2d(x, 1))))
+        return x * (gate.clamp(0, 1) if top == 1 else F.relu6(gate) * (1 / 6))
 
     return forward
 

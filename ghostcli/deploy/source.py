@@ -24,7 +24,7 @@ from ghostcli.records.record import RunRecord
 if TYPE_CHECKING:
     from ghostcli.zoo.weights import Loaded
 
-SUFFIXES = (".onnx", ".pt2")
+SUFFIXES = (".onnx", ".pt2", ".tflite")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def as_input(pixels: np.ndarray) -> np.ndarray:
 
 
 def open_network(asked: str, runs: Path) -> Network:
-    """The network that `asked` names: run/ID, ID, pretrained/NAME, FILE.onnx or FILE.pt2.
+    """The network that `asked` names: run/ID, ID, pretrained/NAME, FILE.onnx, FILE.pt2 or FILE.tflite.
 
     UsageError in a line where it is none.
     """
@@ -64,6 +64,11 @@ def open_file(name: str, content: bytes) -> Network:
     if name.endswith(".onnx"):
         about = read(content, name)[1]
         ask, runtime = ask_onnxruntime(content, name)
+    elif name.endswith(".tflite"):
+        from ghostcli.deploy import tflite
+
+        about = tflite.about(content, name)
+        ask, runtime = tflite.ask(content, name)
     else:
         ask, runtime, about = _ask_program(content, name)
     return Network(name, about, runtime, ask, section_of(about.data, about.size))

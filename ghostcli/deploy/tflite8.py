@@ -1,0 +1,110 @@
+"""A float LiteRT file as one of 8-bit integers: static, weights with a scale a channel, by ai-edge-quantizer.
+
+Invariant: ranges are taken from training images alone; a file is given only where every convolution and matrix product
+in it is one of integers. Its input and output are integers too, as microcontrollers want them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ghostcli.deploy import tflite
+from ghostcli.deploy.about import About
+from ghostcli.deploy.int8 import AT_A_TIME, Observed, Ranges
+from ghostcli.deploy.onnxfile import require
+from ghostcli.errors import GhostError
+
+WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+#: An activation that never changes still needs a scale. A tiny one would push the biases that it scales out of 32 bits.
+NARROWEST = 2.0**-6
+
+
+def observe(content: bytes, images: np.ndarray, outside: float) -> Observed:
+    """The ranges of every activation of a float file on `images`; see `int8.observe`."""
+    step = min(AT_A_TIME, len(images))
+    with tflite.silent():
+        held = tflite.interpreter(content, "tflite", whole=True)
+        source = held.get_input_details()[0]["index"]
+        held.resize_tensor_input(source, (step, *images.shape[1:]))
+        held.allocate_tensors()
+    names = {one["index"]: one["name"] for one in held.get_tensor_details()}
+    wanted = [source, *sorted({int(index) for node in _nodes(held) for index in node["outputs"]})]
+    parts: dict[int, list[np.ndarray]] = {index: [] for index in wanted}
+    for begin in range(0, len(images) - step + 1, step):
+        held.set_tensor(source, images[begin : begin + step])
+        held.invoke()
+        for index, found in parts.items():
+            found.append(np.quantile(held.get_tensor(index), [0.0, outside, 1.0 - outside, 1.0]))
+    return Observed.of({names[index]: found for index, found in parts.items()})
+
+
+def quantise(content: bytes, about: About, images: np.ndarray, ranges: Ranges) -> tuple[bytes, str]:
+    """(the int8 file of a float one, how many operators compute in integers, such as `88 of 88`).
+
+    `ranges` decide; `images` are not looked at. GhostError where an operator with weights would stay in float.
+    """
+    require("litert", "ai_edge_quantizer", "ai_edge_litert")
+    with tflite.silent():
+        from ai_edge_quantizer import quantizer, recipe
+
+        held = tflite.interpreter(content, "tflite", whole=True)
+        held.allocate_tensors()
+        source = held.get_input_details()[0]["name"]
+        ends = _joined(held, {**ranges, source: (0.0, 1.0)})  # so that a pixel p becomes p - 128
+        depth = {one["name"]: len(one["shape"]) for one in held.get_tensor_details()}
+        asked = quantizer.Quantizer(content)
+        asked.load_quantization_recipe(recipe.static_wi8_ai8())
+        given = {name: _statistics(*ends[name], depth[name]) for name in ends}
+        made = bytes(asked.quantize(given, enable_progress_bar=False, enable_progress_report=False).quantized_model)
+        whole, count = _integers(made)
+        if whole < count or not whole:
+            raise GhostError(f"tflite-int8: {count - whole} of {count} convolutions and matrix products stay in float")
+        described = replace(about, input=_input(made, about), output=_output(made, about))
+    return tflite.described(made, described), f"{whole} of {count}"
+
+
+def _statistics(low: float, high: float, depth: int) -> dict[str, Any]:
+    """A range as the quantiser takes it: with zero, and never so narrow that biases overflow."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    high = max(high, low + NARROWEST)
+    shape = (1,) * depth
+    return {"min": np.full(shape, low, np.float32), "max": np.full(shape, high, np.float32), "num_samples": np.array(1)}
+
+
+def _joined(held: Any, ranges: Ranges) -> dict[str, tuple[float, float]]:
+    """One range for all that a concatenation joins: with one scale it is a copy of bytes."""
+    names = {one["index"]: one["name"] for one in held.get_tensor_details()}
+    joined = dict(ranges)
+    for node in _nodes(held):
+        if node["op_name"] == "CONCATENATION":
+            parts = [names[int(index)] for index in (*node["inputs"], *node["outputs"])]
+            low, high = zip(*(joined[name] for name in parts), strict=True)
+            joined |= dict.fromkeys(parts, (min(low), max(high)))
+    return joined
+
+
+def _integers(content: bytes) -> tuple[int, int]:
+    """(operators with weights whose input and weights are 8-bit integers, operators with weights)."""
+    held = tflite.interpreter(content, "tflite-int8", whole=True)
+    kinds = {one["index"]: one["dtype"] for one in held.get_tensor_details()}
+    found = [node for node in _nodes(held) if node["op_name"] in WEIGHTED]
+    whole = sum(all(kinds[int(index)] is np.int8 for index in node["inputs"][:2]) for node in found)
+    return whole, len(found)
+
+
+def _nodes(held: Any) -> list[dict[str, Any]]:
+    return held._get_ops_details()  # the runtime has no public list of its operators
+
+
+def _input(content: bytes, about: About) -> str:
+    scale, zero = tflite.interpreter(content, "tflite-int8").get_input_details()[0]["quantization"]
+    shape = f"int8 [N, 3, {about.size}, {about.size}]"
+    return f"{shape}, red, green, blue p in 0..1 as round(p / {scale:.8g}) + {zero}; the file normalises them itself"
+
+
+def _output(content: bytes, about: About) -> str:
+    scale, zero = tflite.interpreter(content, "tflite-int8").get_output_details()[0]["quantization"]
+    return f"int8 [N, {len(about.classes)}], a logit is (value - {zero}) * {scale:.8g}"
