@@ -48,7 +48,7 @@ def test_the_families_stand() -> None:
         "paper", "paper/t4", "paper/validation",
         "published", "published/kd", "published/kd-efficientnetv2",
         "published/chain", "published/chain-gnd", "published/ensemble",
-        "ghost", "ghost/kd", "ghost/dkd", "ghost/dist",
+        "ghost", "ghost/fast", "ghost/kd", "ghost/dkd", "ghost/dist",
         "smoke", "smoke/demo",
     }  # fmt: skip
     assert load("paper/base").name == "paper"
@@ -94,6 +94,16 @@ def test_ghosts_ways_of_teaching_share_one_baseline() -> None:
     assert changed("ghost/kd", "ghost") == {}
     kd = load("ghost/kd").recipe.distill
     assert (kd.temperature, kd.alpha) == (4.0, 0.1)
+
+
+def test_every_value_of_ghost_fast_was_tried() -> None:
+    """The search's record holds a trial with these very values."""
+    record = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "search.json").read_text())
+    trials = [trial for trial in record.values() if trial["stage"] == "optimiser"]
+    ours = changed("ghost/fast", "ghost")
+    assert ours.pop("train.epochs") == 16
+    same = [trial for trial in trials if trial["settings"].items() >= ours.items()]
+    assert [trial["validation"] for trial in same] == [max(trial.get("validation", 0) for trial in trials)]
 
 
 def test_smoke_is_small() -> None:
