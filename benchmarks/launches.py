@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from ghostcli import zoo
 from ghostcli.zoo import kernels
-from ghostcli.zoo.kernels import pytorch, triton_algebra, triton_depthwise
+from ghostcli.zoo.kernels import pytorch, triton_algebra, triton_depthwise, triton_pointwise
 
 RECORD = Path(__file__).parent / "results" / "launches.json"
 BATCH = 256
@@ -41,7 +41,7 @@ KERNELS = {
 }
 #: Operations without a kernel: memory that is only reserved, and names for what is there.
 FREE = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::new_empty_strided"}
-FREE |= {"aten::detach", "aten::_unsafe_view", "aten::lift_fresh", "aten::set_"}
+FREE |= {"aten::detach", "aten::_unsafe_view", "aten::lift_fresh", "aten::set_", "aten::promote_types"}
 
 
 class Launches(TorchDispatchMode):
@@ -98,7 +98,7 @@ def on_a_gpu(launches: Launches) -> Iterator[None]:
         enter(mock.patch.object(torch, "is_autocast_enabled", lambda *_: False))  # autocast does not know this device
         enter(mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()))
         enter(mock.patch.object(pytorch, "_pixels", launches.pixels))
-        for module in (triton_depthwise, triton_algebra):
+        for module in (triton_depthwise, triton_pointwise, triton_algebra):
             for name in [name for name, value in vars(module).items() if hasattr(value, "params")]:
                 enter(mock.patch.object(module, name, Start(launches, name.strip("_"))))
         yield

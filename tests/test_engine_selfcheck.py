@@ -17,8 +17,7 @@ from ghostcli.zoo import kernels
 from ghostcli.zoo.kernels import native, pytorch
 
 CPU = torch.device("cpu")
-OPERATIONS = ("moments", "fold", "convolve", "reduce", "unfold", "adjoint", "track", "multiply", "multiply_backward")
-OPERATIONS += ("whole",)
+OPERATIONS = ("moments", "fold", "convolve", "reduce", "unfold", "adjoint", "multiply", "multiply_backward", "whole")
 
 
 @pytest.fixture(autouse=True)

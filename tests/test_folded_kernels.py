@@ -15,7 +15,7 @@ from ghostcli.errors import UsageError
 from ghostcli.zoo import kernels
 from ghostcli.zoo.branches import Chain
 from ghostcli.zoo.kernels import native, pytorch
-from ghostcli.zoo.kernels.algebra import Branches
+from ghostcli.zoo.kernels.algebra import Branches, Running
 
 needs_compiler = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
 REPOSITORY = Path(__file__).parents[1]
@@ -93,11 +93,10 @@ def test_the_algebra_agrees_with_pytorch(dense, out, branches, scale, identity):
 
     def everything(ops, dtype):
         p = Branches(*(None if t is None else t.to(dtype) for t in both))
-        fold = ops.fold(p, mean.to(dtype), cov.to(dtype))
-        grads, S, t = ops.unfold(p, fold, dkernel.to(dtype), dbias.to(dtype), 50)
         running = [(torch.zeros(branches, out, dtype=dtype), torch.ones(branches, out, dtype=dtype))]
         running += [(torch.zeros(out, dtype=dtype), torch.ones(out, dtype=dtype)) for _ in range(scale + identity)]
-        ops.track(fold.mean, fold.var, 50, 0.1, running)
+        fold = ops.fold(p, mean.to(dtype), cov.to(dtype), Running(tuple(running), 0.1), 50)
+        grads, S, t = ops.unfold(p, fold, dkernel.to(dtype), dbias.to(dtype), 50)
         followed = [statistic for pair in running for statistic in pair]
         return [fold.kernel, fold.bias, fold.mean, fold.var, *(g for g in grads if g is not None), S, t, *followed]
 

@@ -19,30 +19,41 @@ from ghostcli.zoo.kernels import pytorch, triton_depthwise as ours
 
 device = sys.argv[1]
 everything, nothing = (True, True, True), (False, False, False)  # relu, mask, add
-for (n, h, w, c), stride, (relu, mask, add), within, dtype in [
-    ((3, 5, 6, 5), 1, everything, 3, torch.float32),
-    ((2, 7, 4, 20), 1, nothing, 0, torch.float32),
-    ((3, 5, 6, 5), 2, (True, False, False), 3, torch.float32),
-    ((2, 8, 8, 3), 2, nothing, 0, torch.float32),
-    ((2, 1, 1, 3), 1, everything, 0, torch.float32),
-    ((2, 6, 6, 4), 1, (False, False, True), 2, torch.bfloat16),
+one, three = (1, 1), (3, 3)
+for k, (n, h, w, c), stride, (relu, mask, add), within, dtype in [
+    (three, (3, 5, 6, 5), 1, everything, 3, torch.float32),
+    (three, (2, 7, 4, 20), 1, nothing, 0, torch.float32),
+    (three, (3, 5, 6, 5), 2, (True, False, False), 3, torch.float32),
+    (three, (2, 8, 8, 3), 2, nothing, 0, torch.float32),
+    (three, (2, 1, 1, 3), 1, everything, 0, torch.float32),
+    (three, (2, 6, 6, 4), 1, (False, False, True), 2, torch.bfloat16),
+    (one, (3, 5, 6, 5), 1, (True, False, False), 3, torch.float32),
+    (one, (1, 3, 3, 70), 1, nothing, 2, torch.float32),
+    (one, (1, 1, 2, 16), 1, nothing, 0, torch.float32),
+    (one, (2, 6, 6, 16), 1, nothing, 16, torch.bfloat16),
+    (one, (2, 4, 4, 6), 1, everything, 1, torch.float32),
 ]:
     torch.manual_seed(0)
+    out, taps = (c + 3 if k == one else c), k[0] * k[1]
 
     def pixels(n, h, w, c):
         return (torch.randn(n, h, w, c + within)[..., :c] + 2).to(device, dtype)
 
-    x, dz = pixels(n, h, w, c), pixels(n, -(-h // stride), -(-w // stride), c)
+    x, dz = pixels(n, h, w, c), pixels(n, -(-h // stride), -(-w // stride), out)
     extra = pixels(n, h, w, c) if add else None
-    S = torch.randn(c, 9, 9)
-    tables = [torch.randn(c, 9), torch.randn(c), S + S.transpose(1, 2), torch.randn(c, 9)]
+    columns = c if k == one else taps
+    S = torch.randn(columns, columns) if k == one else torch.randn(c, columns, columns)
+    tables = [torch.randn(out, columns), torch.randn(out), S + S.mT, torch.randn(S.shape[:-1])]
 
     def run(ops, x, dz, extra):
         kernel, bias, S, t = (v.to(device, torch.promote_types(x.dtype, torch.float32)) for v in tables)
-        z = ops.convolve(x, kernel, bias, (3, 3), stride, relu)
-        step = ops.reduce(dz, z if relu else None, x, kernel, (3, 3), stride)
-        dx = ops.adjoint(step, x, kernel, S, t, (3, 3), stride, extra, mask)
-        return *ops.moments(x, (3, 3), stride), z, step.dkernel, step.dbias, dx
+        room = x.new_zeros(*dz.shape[:3], 2 * out)[..., :out]  # a slice of a wider map
+        ops.convolve(x, kernel, bias, k, stride, relu, room)
+        step = ops.reduce(dz, room if relu else None, x, kernel, k, stride)
+        dx = ops.adjoint(step, x, kernel, S, t, k, stride, extra, mask)
+        parts = step.dkernel.dim() == 3  # that `unfold` adds
+        gradients = [g.sum(0) if parts else g for g in step[:2]]
+        return *ops.moments(x, k, stride), room, *gradients, dx
 
     found = run(ours, x, dz, extra)
     expected = run(pytorch, x.double(), dz.double(), None if extra is None else extra.double())
@@ -50,7 +61,7 @@ for (n, h, w, c), stride, (relu, mask, add), within, dtype in [
         error = float((a.double() - b).norm() / b.norm().clamp(min=1e-6))
         # moments and reductions are in float32 whatever the input
         bound = 2e-2 if dtype == torch.bfloat16 and i in (2, 5) else 1e-5
-        assert error < bound, (n, h, w, c, stride, i, error)
+        assert error < bound, (k, n, h, w, c, stride, i, error)
 
 from ghostcli.zoo.kernels import algebra, triton_algebra
 
@@ -69,11 +80,10 @@ for dense, out, taps, b, scale, identity in [
     def run(ops, dtype):
         p = algebra.Branches(*(v.to(device, dtype) if there else None for v, there in zip(values, here)))
         mean, cov, dkernel, dbias = (v.to(device, dtype) for v in given)
-        fold = ops.fold(p, mean, cov)
-        grads, S, t = ops.unfold(p, fold, dkernel, dbias, 50)
         running = [(torch.zeros(b, out).to(mean), torch.ones(b, out).to(mean))]
         running += [(torch.zeros(out).to(mean), torch.ones(out).to(mean)) for _ in range(scale + identity)]
-        ops.track(fold.mean, fold.var, 50, 0.1, running)
+        fold = ops.fold(p, mean, cov, algebra.Running(tuple(running), 0.1), 50)
+        grads, S, t = ops.unfold(p, fold, dkernel, dbias, 50)
         kept = [statistic for pair in running for statistic in pair]
         return [fold.kernel, fold.bias, fold.mean, fold.var, *(g for g in grads if g is not None), S, t, *kept]
 
@@ -112,23 +122,31 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from ghostcli.zoo.kernels import triton_algebra as algebra, triton_depthwise as depthwise
+from ghostcli.zoo.kernels import triton_algebra as algebra, triton_depthwise as depthwise, triton_pointwise as pointwise
 
-def tile(pixels, warps, **more):
-    return {"S": 1, "V": 4, "P": pixels, "B": depthwise.CHANNELS, **more}, warps
+def tile(warps=depthwise.WARPS, **more):
+    return {"S": 1, "P": 2 * warps, "B": 16, **more}, warps
 
 dense = {"B": 3, "IDENTITY": True}
 sums = {"T": 9, "B": 3, "SCALE": True, "IDENTITY": True, "WIDTH": 16}
+flags = {"V": 4, "EXACT": True}
+product = {**flags, "RELU": True, "MORE": True, "P": pointwise.PIXELS, "D": pointwise.DEPTH}
 kernels = [
-    (depthwise._moments, *tile(*depthwise.SUMMED)), (depthwise._finish, {}, 1),
-    (depthwise._forward, *tile(*depthwise.WRITTEN, RELU=True)),
-    (depthwise._reduce, *tile(*depthwise.SUMMED, RELU=True)),
-    (depthwise._adjoint, *tile(*depthwise.WRITTEN, RELU=True, ADD=True, MASK=True)),
-    (algebra._dense_fold, dense | {"WIDTH": 256, "ROWS": 16}, 4), (algebra._dense_branches, dense | {"WIDTH": 256}, 4),
-    (algebra._dense_patches, dense | {"SIDE": algebra.TILE}, 4), (algebra._depthwise_fold, sums, 1),
-    (algebra._depthwise_unfold, sums, 1), (algebra._track, {"BLOCK": 256}, 4),
+    (depthwise._moments, *tile()), (depthwise._finish, {"PARTS": 32, "B": 16}, 4),
+    (depthwise._forward, *tile(RELU=True)), (depthwise._reduce, *tile(RELU=True)),
+    (depthwise._adjoint, *tile(depthwise.WARPS // 2, RELU=True, ADD=True, MASK=True)),
+    *((pointwise._apply, {**product, "B": side}, pointwise._warps(side)) for side in (16, 64)),
+    *(
+        (pointwise._outer, {**flags, "SAME": same, "P": pointwise.AREA // side, "B": side}, pointwise._warps(side))
+        for side in (16, 64) for same in (True, False)
+    ),
+    (pointwise._finish, {"PARTS": pointwise.PARTS, "B": 32}, 4),
+    (algebra._dense_fold, dense | {"TRACK": True, "WIDTH": 256, "ROWS": 16}, 4),
+    (algebra._dense_branches, dense | {"WIDTH": 256, "PARTS": 16}, 4),
+    (algebra._dense_patches, dense | {"SIDE": algebra.TILE}, 4),
+    (algebra._depthwise_fold, sums | {"TRACK": True}, 1), (algebra._depthwise_unfold, sums | {"PARTS": 64}, 2),
 ]
-integers = set(depthwise.SIZES) | {"OUT", "T", "of_channel", "of_tap", "first", "second", "third"}
+integers = set(depthwise.SIZES + pointwise.SIZES + algebra.SIZES)
 reals = {"eps", "patches", "momentum", "unbias"}
 tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 for capability in (80, 90):
@@ -136,11 +154,10 @@ for capability in (80, 90):
         names = [parameter.name for parameter in kernel.params]
         types = {name: "i32" if name in integers else "fp32" if name in reals else "*fp32" for name in names}
         types |= dict.fromkeys(constants, "constexpr")
-        if kernel is depthwise._finish:
-            types["sums"] = "*fp64"
         places = {(names.index(n),): value for n, value in constants.items()}
+        more = {"maxnreg": depthwise.REGISTERS} if kernel is depthwise._adjoint else {}
         source = ASTSource(fn=kernel, signature=types, constexprs=places)
-        made = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+        made = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps, **more})
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             Path(file.name).write_bytes(made.asm["cubin"])
             told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True).stdout
@@ -158,9 +175,9 @@ def test_every_kernel_compiles_without_a_device_and_stays_in_its_registers():
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert len(rows) == 2 * 11
+    assert len(rows) == 2 * 17
     for capability, kernel, registers, stack, shared in rows:
-        assert int(registers) <= 160 and int(stack) == 0 and int(shared) <= 48 << 10, (capability, kernel)
+        assert int(registers) <= 168 and int(stack) == 0 and int(shared) <= 48 << 10, (capability, kernel)
 
 
 @needs_triton
@@ -182,6 +199,7 @@ def test_a_step_starts_no_more_kernels_than_its_budget():
 def test_one_compilation_serves_every_size(monkeypatch):
     """A network has a dozen sizes of maps, and a kernel takes seconds to compile."""
     from ghostcli.zoo.kernels import triton_depthwise as ours
+    from ghostcli.zoo.kernels import triton_pointwise
 
     seen = set()
 
@@ -196,15 +214,20 @@ def test_one_compilation_serves_every_size(monkeypatch):
             for parameter, value in zip(self.kernel.params, arguments, strict=False):
                 if isinstance(value, int):
                     assert parameter.do_not_specialize, (self.kernel.__name__, parameter.name)
-                    seen.add((self.kernel.__name__, parameter.name))
+                    seen.add(self.kernel.__name__)
 
-    for name in ("_moments", "_finish", "_forward", "_reduce", "_adjoint"):
-        monkeypatch.setattr(ours, name, Launch(getattr(ours, name)))
-    x, kernel, bias, S = torch.randn(2, 4, 4, 8), torch.randn(8, 9), torch.randn(8), torch.randn(8, 9, 9)
-    ours.moments(x, (3, 3), 1)
-    step = ours.reduce(x, ours.convolve(x, kernel, bias, (3, 3), 1, True), x, kernel, (3, 3), 1)
-    ours.adjoint(step, x, kernel, S, kernel, (3, 3), 1)
-    assert len(seen) == 7 + 2 + 8 + 9 + 10
+    for module in (ours, triton_pointwise):
+        for name in [name for name, value in vars(module).items() if hasattr(value, "params")]:
+            monkeypatch.setattr(module, name, Launch(getattr(module, name)))
+    x, bias = torch.randn(2, 4, 4, 8), torch.randn(8)
+    for k, kernel, S, t in [
+        ((3, 3), torch.randn(8, 9), torch.randn(8, 9, 9), torch.randn(8, 9)),
+        ((1, 1), torch.randn(8, 8), torch.randn(8, 8), torch.randn(8)),
+    ]:
+        ours.moments(x, k, 1)
+        step = ours.reduce(x, ours.convolve(x, kernel, bias, k, 1, True), x, kernel, k, 1)
+        ours.adjoint(step, x, kernel, S, t, k, 1)
+    assert seen == {"_moments", "_finish", "_forward", "_reduce", "_adjoint", "_outer", "_apply"}
 
 
 @needs_triton

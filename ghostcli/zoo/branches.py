@@ -64,8 +64,8 @@ def _depthwise(conv: nn.Conv2d) -> bool:
 def _normed(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
     """A 1x1 convolution, its batch norm in training and, perhaps, a ReLU: a folded sum of one branch."""
     one = folded.Branches(conv.weight[None], norm.weight[None], norm.bias[None])
-    y, mean, var = folded.convolve(x, one, folded.Shape(relu=relu))
-    folded.track(mean, var, y.numel() // y.shape[1], norm.momentum, [(norm.running_mean, norm.running_var)])
+    running = folded.Running(((norm.running_mean, norm.running_var),), norm.momentum)
+    y, _, _ = folded.convolve(x, one, folded.Shape(relu=relu), running)
     norm.num_batches_tracked.add_(1)
     return y
 
@@ -149,9 +149,7 @@ class RepConv(nn.Module):
     @folded.uncompiled
     def folded(self, x: Tensor) -> Tensor:
         """The output of `plain` in training, with ReLU, computed by one convolution; see folded.py."""
-        y, mean, var = folded.convolve(x, self.stacked(), self.shape)
-        self.track(mean, var, y.numel() // y.shape[1])
-        return y
+        return folded.convolve(x, self.stacked(), self.shape, self.running())[0]
 
     @property
     def shape(self) -> folded.Shape:
@@ -160,14 +158,10 @@ class RepConv(nn.Module):
     def stacked(self) -> folded.Branches:
         return folded.Branches(*(getattr(self, name, None) for name in folded.Branches._fields))
 
-    @torch.no_grad()
-    def track(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Update the running statistics with a batch's statistics [B', O], in the order of `folded.Branches`.
-
-        `var` is the biased variance over `count` values. Batch norm stores the unbiased one.
-        """
+    def running(self) -> folded.Running:
+        """The running statistics, in the order of `folded.Branches`."""
         present = (("", True), ("scale_", self.has_scale), ("identity_", self.has_identity))
-        folded.track(mean, var, count, MOMENTUM, [self._norm_of(prefix)[2:] for prefix, there in present if there])
+        return folded.Running(tuple(self._norm_of(prefix)[2:] for prefix, there in present if there), MOMENTUM)
 
     def plain(self, x: Tensor) -> Tensor:
         """The reference: the sum of the branches before the ReLU, each branch computed separately."""

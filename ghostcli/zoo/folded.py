@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ghostcli.zoo import kernels
-from ghostcli.zoo.kernels.algebra import EPS, Branches, Fold
+from ghostcli.zoo.kernels.algebra import EPS, Branches, Fold, Running
 
-__all__ = ["EPS", "Branches", "Shape", "convolve", "depthwise", "ghost", "multiply", "track", "uncompiled"]
+__all__ = ["EPS", "Branches", "Running", "Shape", "convolve", "depthwise", "ghost", "multiply", "uncompiled"]
 
 
 DENSE, CHEAP = (1, 1), (3, 3)  # the windows of a ghost module
@@ -108,11 +108,13 @@ class _Sum(torch.autograd.Function):
     """One sum of branches: [N, C, H, W] -> output, means [B', O], variances [B', O]."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: Shape, *parameters: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, shape: Shape, running: Running | None, *parameters: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, branches, ops = _pixels(x), Branches(*parameters), kernels.of(x)
         k, stride, relu = shape
         ctx.shape, ctx.count = shape, _count(x, stride)
-        fold = ops.fold(branches, *_moments(x, k, stride))
+        fold = ops.fold(branches, *_moments(x, k, stride), running, ctx.count)
         z = ops.convolve(x, fold.kernel, fold.bias, k, stride, relu)
         ctx.save_for_backward(x, z if relu else None, *parameters, *fold)
         ctx.set_materialize_grads(False)  # those of the statistics would be zeros
@@ -129,7 +131,7 @@ class _Sum(torch.autograd.Function):
             step = ops.reduce(_pixels(dz), z, x, fold.kernel, k, stride)
             grads, S, t = ops.unfold(branches, fold, step.dkernel, step.dbias, ctx.count)
             dx = ops.adjoint(step, x, fold.kernel, S, t, k, stride) if ctx.needs_input_grad[0] else None
-        return None if dx is None else _images(dx), None, *grads
+        return None if dx is None else _images(dx), None, None, *grads
 
 
 class _Ghost(torch.autograd.Function):
@@ -139,14 +141,16 @@ class _Ghost(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, relu: bool, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, relu: bool, running: tuple[Running | None, Running | None], *parameters: Tensor | None
+    ) -> tuple[Tensor, ...]:
         x, primary, cheap, ops = _pixels(x), Branches(*parameters[:8]), Branches(*parameters[8:]), kernels.of(x)
         half = primary.weight.shape[1]
         ctx.relu, ctx.count = relu, _count(x, 1)
         y = x.new_empty(*x.shape[:3], 2 * half)
-        dense = ops.fold(primary, *_moments(x, DENSE, 1))
+        dense = ops.fold(primary, *_moments(x, DENSE, 1), running[0], ctx.count)
         z = ops.convolve(x, dense.kernel, dense.bias, DENSE, 1, relu, y[..., :half])
-        depthwise = ops.fold(cheap, *_moments(z, CHEAP, 1))
+        depthwise = ops.fold(cheap, *_moments(z, CHEAP, 1), running[1], ctx.count)
         ops.convolve(z, depthwise.kernel, depthwise.bias, CHEAP, 1, relu, y[..., half:])
         ctx.save_for_backward(x, y, *parameters, *dense, *depthwise)
         statistics = dense.mean, dense.var, depthwise.mean, depthwise.var
@@ -169,7 +173,7 @@ class _Ghost(torch.autograd.Function):
             step = ops.reduce(dz, None, x, dense.kernel, DENSE, 1)
             grads_primary, S, t = ops.unfold(primary, dense, step.dkernel, step.dbias, ctx.count)
             dx = ops.adjoint(step, x, dense.kernel, S, t, DENSE, 1) if ctx.needs_input_grad[0] else None
-        return None if dx is None else _images(dx), None, *grads_primary, *grads_cheap
+        return None if dx is None else _images(dx), None, None, *grads_primary, *grads_cheap
 
 
 class _Depthwise(torch.autograd.Function):
@@ -208,20 +212,29 @@ class _Multiply(torch.autograd.Function):
         return _images(dx), _images(dgate)
 
 
-def convolve(x: Tensor, branches: Branches, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+def convolve(
+    x: Tensor, branches: Branches, shape: Shape, running: Running | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The sum of branches of `x` [N, C, H, W] in training, in channels_last.
 
-    Also returns means and (biased) variances of the branches' outputs [B', O], in the order of `Branches`. Under
-    autocast the output has its precision; moments stay float32. ValueError if there is one value per channel.
+    Also returns means and (biased) variances of the branches' outputs [B', O], in the order of `Branches`. `running`
+    follows them, with the unbiased variance as batch norm has it. Under autocast the output has its precision; moments
+    stay float32. ValueError if there is one value per channel.
     """
     device = x.device.type
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        return _Sum.apply(x, shape, *branches)
+        return _Sum.apply(x, shape, running, *branches)
 
 
-def ghost(x: Tensor, primary: Branches, cheap: Branches, relu: bool) -> tuple[Tensor, ...]:
+def ghost(
+    x: Tensor,
+    primary: Branches,
+    cheap: Branches,
+    relu: bool,
+    running: tuple[Running | None, Running | None] = (None, None),
+) -> tuple[Tensor, ...]:
     """`convolve` with `primary` (1x1), then of its output with `cheap` (depthwise 3x3).
 
     Returns both outputs side by side [N, 2 O, H, W] without a copy, then mean and variance of each.
@@ -230,18 +243,12 @@ def ghost(x: Tensor, primary: Branches, cheap: Branches, relu: bool) -> tuple[Te
     if torch.is_autocast_enabled(device):
         x = x.to(torch.get_autocast_dtype(device))
     with torch.autocast(device, enabled=False):
-        return _Ghost.apply(x, relu, *primary, *cheap)
+        return _Ghost.apply(x, relu, running, *primary, *cheap)
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """The convolution of `x` [N, C, H, W] with `weight` [C, 1, kh, kw], zeros around, in channels_last."""
     return _Depthwise.apply(x, weight, stride)
-
-
-@torch.no_grad()
-def track(mean: Tensor, var: Tensor, count: int, momentum: float, running: list[tuple[Tensor, Tensor]]) -> None:
-    """Move running means and variances towards those of a batch; see `kernels.algebra.track`."""
-    kernels.of(mean).track(mean, var, count, momentum, running)
 
 
 def multiply(x: Tensor, gate: Tensor) -> Tensor:

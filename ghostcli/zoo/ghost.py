@@ -132,11 +132,8 @@ class GhostModule(nn.Module):
     @folded.uncompiled
     def folded(self, x: Tensor) -> Tensor:
         """Both convolutions in training, written side by side into one map; see folded.py."""
-        y, *statistics = folded.ghost(x, self.primary.stacked(), self.cheap.stacked(), self.primary.relu)
-        count = y.numel() // y.shape[1]
-        self.primary.track(*statistics[:2], count)
-        self.cheap.track(*statistics[2:], count)
-        return y
+        p, c = self.primary, self.cheap
+        return folded.ghost(x, p.stacked(), c.stacked(), p.relu, (p.running(), c.running()))[0]
 
 
 class SqueezeExcite(nn.Module):

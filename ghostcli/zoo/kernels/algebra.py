@@ -5,6 +5,7 @@ Invariant: every other implementation must agree with this one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,13 @@ class Branches(NamedTuple):
     scale_beta: Tensor | None = None
     identity_gamma: Tensor | None = None
     identity_beta: Tensor | None = None
+
+
+class Running(NamedTuple):
+    """Running (mean, variance), [B, O] or [O] each, in the order of the branches. They follow each batch's."""
+
+    norms: tuple[tuple[Tensor, Tensor], ...]
+    momentum: float
 
 
 class Fold(NamedTuple):
@@ -78,8 +86,11 @@ def _unstack(branches: Branches, drows: Tensor, dgamma: Tensor, dbias: Tensor) -
     return [None if g is None else g.to(t.dtype) for g, t in zip(grads, p, strict=True)]
 
 
-def fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
-    """Fold the branches, given `mean` [T] and `cov` [T, T] of the patches; [O, T] and [O, T, T] for a depthwise."""
+def fold(branches: Branches, mean: Tensor, cov: Tensor, running: Running | None = None, count: int = 0) -> Fold:
+    """Fold the branches, given `mean` [T] and `cov` [T, T] of `count` patches; [O, T] and [O, T, T] for a depthwise.
+
+    The running statistics, if they are given, follow.
+    """
     depthwise = mean.dim() == 2
     rows, gamma, beta = _stack(branches, depthwise, mean.dtype)
     if depthwise:
@@ -92,6 +103,8 @@ def fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
     gain = gamma * rstd
     kernel = (gain[..., None] * rows).sum(0)
     bias = (beta - gain * branch_mean).sum(0)
+    if running is not None:
+        track(branch_mean, var, count, running.momentum, running.norms)
     return Fold(kernel, bias, rows, rows_cov, gain, rstd, branch_mean, var, mean)
 
 
@@ -116,7 +129,7 @@ def unfold(
     return _unstack(branches, drows, dgamma, dbias), S, t
 
 
-def track(mean: Tensor, var: Tensor, count: int, momentum: float, running: list[tuple[Tensor, Tensor]]) -> None:
+def track(mean: Tensor, var: Tensor, count: int, momentum: float, running: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Move running means and variances, in place, towards those of a batch of `count` values.
 
     `mean` and `var` [B', O] have the rows of all of `running`, one after the other. `var` is biased; batch norm keeps

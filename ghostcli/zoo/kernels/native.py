@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghostcli.zoo.kernels import algebra
-from ghostcli.zoo.kernels.algebra import Branches, Fold
+from ghostcli.zoo.kernels.algebra import Branches, Fold, Running
 from ghostcli.zoo.kernels.pytorch import DENSE, Step, Window, pitch
 from ghostcli.zoo.own import cache_folder
 
@@ -156,10 +156,10 @@ def _dense_float32(branches: Branches) -> Branches | None:
     return Branches(*(None if p is None else p.contiguous() for p in branches))
 
 
-def fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
+def fold(branches: Branches, mean: Tensor, cov: Tensor, running: Running | None = None, count: int = 0) -> Fold:
     p = _dense_float32(branches)
     if p is None:
-        return algebra.fold(branches, mean, cov)
+        return algebra.fold(branches, mean, cov, running, count)
     b, o, t = p.weight.flatten(2).shape
     norms = p.scale_gamma is not None, p.identity_gamma is not None
     every = b + sum(norms)
@@ -173,6 +173,8 @@ def fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
     else:
         rows_cov = mean.new_empty(every, o, t)
         _call("depthwise_fold", *p, *sizes, mean, cov, kernel, bias, rows_cov, *out)
+    if running is not None:
+        _track(means, vars, count, running)
     return Fold(kernel, bias, None, rows_cov, *out, mean)
 
 
@@ -199,12 +201,12 @@ def unfold(
     return grads, S, out
 
 
-def track(mean: Tensor, var: Tensor, count: int, momentum: float, running: list[tuple[Tensor, Tensor]]) -> None:
-    if any(kept.dtype != mean.dtype for pair in running for kept in pair):
-        return algebra.track(mean, var, count, momentum, running)
-    scalars, at = (ctypes.c_float(momentum), ctypes.c_float(count / (count - 1))), 0
+def _track(mean: Tensor, var: Tensor, count: int, running: Running) -> None:
+    if any(kept.dtype != mean.dtype for pair in running.norms for kept in pair):
+        return algebra.track(mean, var, count, running.momentum, running.norms)
+    scalars, at = (ctypes.c_float(running.momentum), ctypes.c_float(count / (count - 1))), 0
     means, variances = mean.view(-1), var.view(-1)
-    for of_mean, of_var in running:
+    for of_mean, of_var in running.norms:
         length = of_mean.numel()
         _call("track", means[at:], variances[at:], LONG(length), *scalars, of_mean, of_var)
         at += length

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghostcli.zoo.kernels.algebra import fold, track, unfold
+from ghostcli.zoo.kernels.algebra import fold, unfold
 
 __all__ = ["adjoint", "convolve", "fold", "moments", "multiply"]
-__all__ += ["multiply_backward", "reduce", "track", "unfold", "whole"]
+__all__ += ["multiply_backward", "reduce", "unfold", "whole"]
 
 NAME = "pytorch"
 DENSE = (1, 1)

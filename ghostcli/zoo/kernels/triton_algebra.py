@@ -2,6 +2,15 @@
 
 Invariant: it agrees with `algebra` on every operation. In plain PyTorch the same algebra is some 75 launches a sum, and
 each of them computes very little. All values are float32.
+
+Over patches of mean m and covariance R a branch of row w has mean w.m and variance w R w'. So its batch norm is the
+gain a = gamma / sqrt(w R w' + eps) and the shift beta - a w.m. Backward, from those of kernel and bias, dK and db:
+
+    da = dK.w - db w.m       dgamma = da / deviation           dbeta = db
+    dmean = -db a            dvar = -da a / (2 variance)       dw = a dK + dmean m + 2 dvar w R
+
+Each of the M patches p gets S p + t: S = sum of bend w w' and t = sum of slope w, with bend = 2 dvar / M and
+slope = dmean / M - bend w.m.
 """
 
 from __future__ import annotations
@@ -12,42 +21,83 @@ import triton.language as tl
 from torch import Tensor
 
 from ghostcli.zoo.kernels import algebra
-from ghostcli.zoo.kernels.algebra import EPS, Branches, Fold
+from ghostcli.zoo.kernels.algebra import EPS, Branches, Fold, Running
 
-__all__ = ["fold", "track", "unfold"]
+__all__ = ["fold", "unfold"]
 
 TILE = 32  # rows and columns of S that a program computes, and branches that it reads at a time
-SIZES = ["OUT", "T"]  # a kernel is not compiled anew for each of these
+AREA = 4096  # values that a program reads at a time, where it adds rows
 WIDEST = 1024  # inputs of a dense sum that a program holds; wider ones use plain PyTorch
+#: A kernel is not compiled anew for each of these.
+SIZES = ["OUT", "T", "parts", "of_part", "of_out", "of_tap", "bias_of_part", "bias_of_out"]
 
 
 @triton.jit
-def _norm(gain, rstd, mean, var, at, gamma, branch_mean, branch_var, eps):
-    """Stores the norm of a branch; returns its gain."""
+def _norm(
+    norms, every, at, gamma, beta, branch_mean, branch_var, running_mean, running_var, own, momentum, unbias, eps,
+    TRACK: tl.constexpr,
+):  # fmt: skip
+    """Gain and shift of a branch; `norms` [4, every] gets gain, 1 / deviation, mean and variance.
+
+    With `TRACK` the running statistics, at `own` as gamma is, follow.
+    """
     branch_var = tl.maximum(branch_var, 0.0)
     inverse = 1.0 / tl.sqrt(branch_var + eps)
-    tl.store(mean + at, branch_mean)
-    tl.store(var + at, branch_var)
-    tl.store(rstd + at, inverse)
-    tl.store(gain + at, gamma * inverse)
-    return gamma * inverse
+    gain = tl.load(gamma + own) * inverse
+    tl.store(norms + at, gain)
+    tl.store(norms + every + at, inverse)
+    tl.store(norms + 2 * every + at, branch_mean)
+    tl.store(norms + 3 * every + at, branch_var)
+    if TRACK:
+        before = tl.load(running_mean + own)
+        tl.store(running_mean + own, before + momentum * (branch_mean - before))
+        before = tl.load(running_var + own)
+        tl.store(running_var + own, before + momentum * (unbias * branch_var - before))
+    return gain, tl.load(beta + own) - gain * branch_mean
 
 
 @triton.jit
-def _changes(dgain_row, dbias, gain, rstd, mean, at):
-    """dgain, dmean and dvar of a branch, from the product of its row with the kernel's gradient."""
-    a, r = tl.load(gain + at), tl.load(rstd + at)
-    dgain = dgain_row - dbias * tl.load(mean + at)
-    return dgain * r, -dbias * a, -0.5 * dgain * a * r * r, a
+def _norm_gradients(norms, every, at, from_row, db, dgamma, dbeta, own, patches):
+    """Gain, dmean, dvar, bend and slope of a branch, given dK.w; stores the gradients of its batch norm at `own`."""
+    gain, inverse = tl.load(norms + at), tl.load(norms + every + at)
+    branch_mean = tl.load(norms + 2 * every + at)
+    dgain = from_row - db * branch_mean
+    tl.store(dgamma + own, dgain * inverse)
+    tl.store(dbeta + own, db)
+    dmean, dvar = -db * gain, -0.5 * dgain * gain * inverse * inverse
+    bend = 2 * dvar / patches
+    return gain, dmean, dvar, bend, dmean / patches - bend * branch_mean
+
+
+@triton.jit
+def _added(rows, of_part, at, there, parts, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+    """The sum [WIDTH] of `parts` rows that lie `of_part` apart."""
+    total = tl.zeros((PARTS, WIDTH), tl.float32)
+    for first in range(0, parts, PARTS):
+        part = first + tl.arange(0, PARTS)
+        inside = (part < parts)[:, None] & there[None, :]
+        total += tl.load(rows + part[:, None] * of_part + at[None, :], mask=inside, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def _added_one(values, of_part, parts, PARTS: tl.constexpr):
+    """The sum of `parts` values that lie `of_part` apart."""
+    total = tl.zeros((PARTS,), tl.float32)
+    for first in range(0, parts, PARTS):
+        part = first + tl.arange(0, PARTS)
+        total += tl.load(values + part * of_part, mask=part < parts, other=0.0)
+    return tl.sum(total, 0)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _dense_fold(
-    weight, gamma, beta, identity_gamma, identity_beta, patch_mean, cov, kernel, bias, rows_cov, gain, rstd, mean, var,
-    eps, OUT, T, B: tl.constexpr, IDENTITY: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    weight, gamma, beta, identity_gamma, identity_beta, patch_mean, cov, kernel, bias, rows_cov, norms,
+    running_mean, running_var, identity_running_mean, identity_running_var, momentum, unbias, eps, OUT, T,
+    B: tl.constexpr, IDENTITY: tl.constexpr, TRACK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Output channel `program_id(0)`: all its branches."""
-    o = tl.program_id(0)
+    o, every = tl.program_id(0), (B + IDENTITY) * OUT
     j = tl.arange(0, WIDTH)
     m = tl.load(patch_mean + j, mask=j < T, other=0.0)
     row, shift = tl.zeros((WIDTH,), tl.float32), 0.0
@@ -62,50 +112,50 @@ def _dense_fold(
             of_rows = tl.load(weight + at * T + i, mask=i < T, other=0.0)
             product += tl.sum(R * of_rows[:, None], 0)
         tl.store(rows_cov + at * T + j, product, mask=j < T)
-        branch_mean = tl.sum(w * m, 0)
-        a = _norm(gain, rstd, mean, var, at, tl.load(gamma + at), branch_mean, tl.sum(product * w, 0), eps)
+        a, moved = _norm(
+            norms, every, at, gamma, beta, tl.sum(w * m, 0), tl.sum(product * w, 0), running_mean, running_var, at,
+            momentum, unbias, eps, TRACK,
+        )  # fmt: skip
         row += a * w
-        shift += tl.load(beta + at) - a * branch_mean
+        shift += moved
     if IDENTITY:
-        at = B * OUT + o
-        own = tl.load(patch_mean + o)
-        a = _norm(gain, rstd, mean, var, at, tl.load(identity_gamma + o), own, tl.load(cov + o * T + o), eps)
+        a, moved = _norm(
+            norms, every, B * OUT + o, identity_gamma, identity_beta, tl.load(patch_mean + o), tl.load(cov + o * T + o),
+            identity_running_mean, identity_running_var, o, momentum, unbias, eps, TRACK,
+        )  # fmt: skip
         row += tl.where(j == o, a, 0.0)
-        shift += tl.load(identity_beta + o) - a * own
+        shift += moved
     tl.store(kernel + o * T + j, row, mask=j < T)
     tl.store(bias + o, shift)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _dense_branches(
-    weight, patch_mean, rows_cov, gain, rstd, mean, dkernel, dbias, dweight, dgamma, dbeta, didentity, didentity_beta,
-    curve, slope, patches, OUT, T, B: tl.constexpr, IDENTITY: tl.constexpr, WIDTH: tl.constexpr,
+    weight, patch_mean, rows_cov, norms, dkernel, of_part, of_out, of_tap, dbias, bias_of_part, bias_of_out, parts,
+    dweight, dgamma, dbeta, didentity, didentity_beta, curve, slope, patches, OUT, T,
+    B: tl.constexpr, IDENTITY: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Output channel `program_id(0)`: its branches' gradients; `curve` and `slope` [B', OUT] for S and t."""
-    o = tl.program_id(0)
+    o, every = tl.program_id(0), (B + IDENTITY) * OUT
     j = tl.arange(0, WIDTH)
     m = tl.load(patch_mean + j, mask=j < T, other=0.0)
-    dk = tl.load(dkernel + o * T + j, mask=j < T, other=0.0)
-    db = tl.load(dbias + o)
+    dk = _added(dkernel + o * of_out, of_part, j * of_tap, j < T, parts, PARTS, WIDTH)
+    db = _added_one(dbias + o * bias_of_out, bias_of_part, parts, 128)
     for b in tl.static_range(B):
         at = b * OUT + o
         w = tl.load(weight + at * T + j, mask=j < T, other=0.0)
-        dg, dmean, dvar, a = _changes(tl.sum(dk * w, 0), db, gain, rstd, mean, at)
+        a, dmean, dvar, bend, tilt = _norm_gradients(
+            norms, every, at, tl.sum(dk * w, 0), db, dgamma, dbeta, at, patches
+        )
         wR = tl.load(rows_cov + at * T + j, mask=j < T, other=0.0)
         tl.store(dweight + at * T + j, a * dk + dmean * m + 2 * dvar * wR, mask=j < T)
-        tl.store(dgamma + at, dg)
-        tl.store(dbeta + at, db)
-        bend = 2 * dvar / patches
         tl.store(curve + at, bend)
-        tl.store(slope + at, dmean / patches - bend * tl.load(mean + at))
+        tl.store(slope + at, tilt)
     if IDENTITY:
-        at = B * OUT + o
-        dg, dmean, dvar, _ = _changes(tl.load(dkernel + o * T + o), db, gain, rstd, mean, at)
-        tl.store(didentity + o, dg)
-        tl.store(didentity_beta + o, db)
-        bend = 2 * dvar / patches
+        at, from_row = B * OUT + o, tl.sum(tl.where(j == o, dk, 0.0), 0)
+        _, _, _, bend, tilt = _norm_gradients(norms, every, at, from_row, db, didentity, didentity_beta, o, patches)
         tl.store(curve + at, bend)
-        tl.store(slope + at, dmean / patches - bend * tl.load(mean + at))
+        tl.store(slope + at, tilt)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -148,11 +198,12 @@ def _row(weight, scale_weight, o, OUT, taps, b: tl.constexpr, T: tl.constexpr, B
 @triton.jit(do_not_specialize=["OUT"])
 def _depthwise_fold(
     weight, gamma, beta, scale_weight, scale_gamma, scale_beta, identity_gamma, identity_beta, patch_mean, cov, kernel,
-    bias, rows_cov, gain, rstd, mean, var, eps, OUT,
-    T: tl.constexpr, B: tl.constexpr, SCALE: tl.constexpr, IDENTITY: tl.constexpr, WIDTH: tl.constexpr,
+    bias, rows_cov, norms, running_mean, running_var, scale_running_mean, scale_running_var, identity_running_mean,
+    identity_running_var, momentum, unbias, eps, OUT, T: tl.constexpr, B: tl.constexpr, SCALE: tl.constexpr,
+    IDENTITY: tl.constexpr, TRACK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Channel `program_id(0)`: all its branches."""
-    o = tl.program_id(0)
+    o, every = tl.program_id(0), (B + SCALE + IDENTITY) * OUT
     j = tl.arange(0, WIDTH)
     i = tl.arange(0, WIDTH)
     m = tl.load(patch_mean + o * T + j, mask=j < T, other=0.0)
@@ -166,90 +217,59 @@ def _depthwise_fold(
         product = tl.sum(R * of_rows[:, None], 0)
         tl.store(rows_cov + at * T + j, product, mask=j < T)
         if b < B:
-            g, s = tl.load(gamma + at), tl.load(beta + at)
+            g, s, follows, varies, own = gamma, beta, running_mean, running_var, at
         elif SCALE and b == B:
-            g, s = tl.load(scale_gamma + o), tl.load(scale_beta + o)
+            g, s, follows, varies, own = scale_gamma, scale_beta, scale_running_mean, scale_running_var, o
         else:
-            g, s = tl.load(identity_gamma + o), tl.load(identity_beta + o)
-        branch_mean = tl.sum(w * m, 0)
-        a = _norm(gain, rstd, mean, var, at, g, branch_mean, tl.sum(product * w, 0), eps)
+            g, s, follows, varies, own = identity_gamma, identity_beta, identity_running_mean, identity_running_var, o
+        a, moved = _norm(
+            norms, every, at, g, s, tl.sum(w * m, 0), tl.sum(product * w, 0), follows, varies, own, momentum, unbias,
+            eps, TRACK,
+        )  # fmt: skip
         row += a * w
-        shift += s - a * branch_mean
+        shift += moved
     tl.store(kernel + o * T + j, row, mask=j < T)
     tl.store(bias + o, shift)
 
 
-@triton.jit(do_not_specialize=["OUT", "of_channel", "of_tap"])
+@triton.jit(do_not_specialize=SIZES[:1] + SIZES[2:])
 def _depthwise_unfold(
-    weight, scale_weight, patch_mean, rows_cov, gain, rstd, mean, dbias, dweight, dgamma, dbeta, dscale_weight,
-    dscale, dscale_beta, didentity, didentity_beta, S, t, dkernel, of_channel, of_tap, patches, OUT,
-    T: tl.constexpr, B: tl.constexpr, SCALE: tl.constexpr, IDENTITY: tl.constexpr, WIDTH: tl.constexpr,
+    weight, scale_weight, patch_mean, rows_cov, norms, dkernel, of_part, of_out, of_tap, dbias, bias_of_part,
+    bias_of_out, parts, dweight, dgamma, dbeta, dscale_weight, dscale, dscale_beta, didentity, didentity_beta, S, t,
+    patches, OUT, T: tl.constexpr, B: tl.constexpr, SCALE: tl.constexpr, IDENTITY: tl.constexpr, WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Channel `program_id(0)`: its branches' gradients, S [T, T] and t [T]. `of_*` are the strides of `dkernel`."""
-    o = tl.program_id(0)
+    """Channel `program_id(0)`: its branches' gradients, S [T, T] and t [T]."""
+    o, every = tl.program_id(0), (B + SCALE + IDENTITY) * OUT
     j = tl.arange(0, WIDTH)
     i = tl.arange(0, WIDTH)
     m = tl.load(patch_mean + o * T + j, mask=j < T, other=0.0)
-    dk = tl.load(dkernel + o * of_channel + j * of_tap, mask=j < T, other=0.0)
-    db = tl.load(dbias + o)
+    dk = _added(dkernel + o * of_out, of_part, j * of_tap, j < T, parts, PARTS, WIDTH)
+    db = _added_one(dbias + o * bias_of_out, bias_of_part, parts, 128)
     tile, line = tl.zeros((WIDTH, WIDTH), tl.float32), tl.zeros((WIDTH,), tl.float32)
     for b in tl.static_range(B + SCALE + IDENTITY):
         at = b * OUT + o
         w = _row(weight, scale_weight, o, OUT, j, b, T, B, SCALE)
         of_rows = _row(weight, scale_weight, o, OUT, i, b, T, B, SCALE)
-        dg, dmean, dvar, a = _changes(tl.sum(dk * w, 0), db, gain, rstd, mean, at)
+        if b < B:
+            for_gamma, for_beta, own = dgamma, dbeta, at
+        elif SCALE and b == B:
+            for_gamma, for_beta, own = dscale, dscale_beta, o
+        else:
+            for_gamma, for_beta, own = didentity, didentity_beta, o
+        a, dmean, dvar, bend, tilt = _norm_gradients(
+            norms, every, at, tl.sum(dk * w, 0), db, for_gamma, for_beta, own, patches
+        )
         wR = tl.load(rows_cov + at * T + j, mask=j < T, other=0.0)
         dw = a * dk + dmean * m + 2 * dvar * wR
         if b < B:
             tl.store(dweight + at * T + j, dw, mask=j < T)
-            tl.store(dgamma + at, dg)
-            tl.store(dbeta + at, db)
         elif SCALE and b == B:
             tl.store(dscale_weight + o, tl.sum(tl.where(j == T // 2, dw, 0.0), 0))
-            tl.store(dscale + o, dg)
-            tl.store(dscale_beta + o, db)
-        else:
-            tl.store(didentity + o, dg)
-            tl.store(didentity_beta + o, db)
-        bend = 2 * dvar / patches
         tile += bend * of_rows[:, None] * w[None, :]
-        line += (dmean / patches - bend * tl.load(mean + at)) * w
+        line += tilt * w
     tl.store(S + (o * T + i[:, None]) * T + j[None, :], tile, mask=(i < T)[:, None] & (j < T)[None, :])
     tl.store(t + o * T + j, line, mask=j < T)
-
-
-@triton.jit
-def _follow(batch_mean, batch_var, mean, var, at, first, count, momentum, unbias):
-    """The entries of one norm: `count` of them, from `first` of the batch's."""
-    i = at - first
-    mine = (i >= 0) & (i < count)
-    for_mean, for_var = tl.load(batch_mean + at, mask=mine), tl.load(batch_var + at, mask=mine)
-    before = tl.load(mean + i, mask=mine)
-    tl.store(mean + i, before + momentum * (for_mean - before), mask=mine)
-    before = tl.load(var + i, mask=mine)
-    tl.store(var + i, before + momentum * (unbias * for_var - before), mask=mine)
-
-
-@triton.jit(do_not_specialize=["first", "second", "third"])
-def _track(
-    batch_mean, batch_var, mean, var, first, mean2, var2, second, mean3, var3, third, momentum, unbias,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Up to three norms, of `first`, `second` and `third` entries, one after the other in the batch's."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    _follow(batch_mean, batch_var, mean, var, at, 0, first, momentum, unbias)
-    _follow(batch_mean, batch_var, mean2, var2, at, first, second, momentum, unbias)
-    _follow(batch_mean, batch_var, mean3, var3, at, first + second, third, momentum, unbias)
-
-
-def track(mean: Tensor, var: Tensor, count: int, momentum: float, running: list[tuple[Tensor, Tensor]]) -> None:
-    if len(running) > 3 or any(kept.dtype != torch.float32 for pair in running for kept in pair):
-        return algebra.track(mean, var, count, momentum, running)
-    pairs = [(*pair, pair[0].numel()) for pair in running]
-    pairs += [(*running[0], 0)] * (3 - len(running))
-    given = [value for pair in pairs for value in pair]
-    grid = (triton.cdiv(mean.numel(), 256),)
-    _track[grid](mean, var, *given, momentum, count / (count - 1), BLOCK=256)
 
 
 def _shape(branches: Branches) -> tuple[int, int, int, bool, bool, int]:
@@ -259,57 +279,68 @@ def _shape(branches: Branches) -> tuple[int, int, int, bool, bool, int]:
     return b, o, t, scale, identity, max(16, triton.next_power_of_2(t))
 
 
-def _ours(branches: Branches, moments: Tensor) -> bool:
+def _ours(branches: Branches, moments: Tensor, running: Running | None) -> bool:
     there = [p for p in branches if p is not None]
+    there += [] if running is None else [kept for pair in running.norms for kept in pair]
     exact = all(p.dtype == torch.float32 and p.is_contiguous() for p in there)
     return exact and moments.dtype == torch.float32 and _shape(branches)[2] <= WIDEST
 
 
-def fold(branches: Branches, mean: Tensor, cov: Tensor) -> Fold:
-    if not _ours(branches, mean):
-        return algebra.fold(branches, mean, cov)
+def fold(branches: Branches, mean: Tensor, cov: Tensor, running: Running | None = None, count: int = 0) -> Fold:
+    if not _ours(branches, mean, running):
+        return algebra.fold(branches, mean, cov, running, count)
     p, (b, o, t, scale, identity, width) = branches, _shape(branches)
     every, new, dense = b + scale + identity, mean.new_empty, mean.dim() == 1
-    kernel, bias, rows_cov = new(o, t), new(o), new(b if dense else every, o, t)
-    norms = gain, rstd, means, variances = [new(every, o) for _ in range(4)]
-    out = (mean.contiguous(), cov.contiguous(), kernel, bias, rows_cov, *norms, EPS, o)
-    none = p.gamma  # for a branch that is not there; it is not read
+    kernel, bias, rows_cov, norms = new(o, t), new(o), new(b if dense else every, o, t), new(4, every, o)
+    none = p.gamma  # for what is not there; it is not read
+    pairs = [(none, none)] * every if running is None else list(running.norms)
+    pairs = [pairs[0], pairs[1] if scale else (none, none), pairs[-1]]
+    follow = (0.0, 0.0) if running is None else (running.momentum, count / (count - 1))
+    out, track = (mean.contiguous(), cov.contiguous(), kernel, bias, rows_cov, norms), running is not None
     if dense:
         own = (none, none) if p.identity_gamma is None else (p.identity_gamma, p.identity_beta)
-        given = (p.weight, p.gamma, p.beta, *own)
-        _dense_fold[(o,)](*given, *out, t, B=b, IDENTITY=identity, WIDTH=width, ROWS=max(1, 4096 // width))
+        _dense_fold[(o,)](
+            p.weight, p.gamma, p.beta, *own, *out, *pairs[0], *pairs[-1], *follow, EPS, o, t,
+            B=b, IDENTITY=identity, TRACK=track, WIDTH=width, ROWS=max(1, AREA // width),
+        )  # fmt: skip
     else:
         given = (none if tensor is None else tensor for tensor in p)
         _depthwise_fold[(o,)](
-            *given, *out, T=t, B=b, SCALE=scale, IDENTITY=identity, WIDTH=width, num_warps=1
+            *given, *out, *(kept for pair in pairs for kept in pair), *follow, EPS, o,
+            T=t, B=b, SCALE=scale, IDENTITY=identity, TRACK=track, WIDTH=width, num_warps=1,
         )  # fmt: skip
-    return Fold(kernel, bias, None, rows_cov, gain, rstd, means, variances, mean)
+    return Fold(kernel, bias, None, rows_cov, *norms, mean)
 
 
 def unfold(
     branches: Branches, fold: Fold, dkernel: Tensor, dbias: Tensor, count: int
 ) -> tuple[list[Tensor | None], Tensor, Tensor]:
+    """As `algebra.unfold`; `dkernel` and `dbias` may be in parts that are to be added, [parts, O, T] and [parts, O]."""
+    if dkernel.dim() == 2:
+        dkernel, dbias = dkernel[None], dbias[None]
     if fold.rows is not None:
-        return algebra.unfold(branches, fold, dkernel, dbias, count)
+        return algebra.unfold(branches, fold, dkernel.sum(0), dbias.sum(0), count)
     p, (b, o, t, scale, identity, width), new = branches, _shape(branches), dkernel.new_empty
     grads = [None if parameter is None else new(parameter.shape) for parameter in p]
     some = [dbias if grad is None else grad for grad in grads]  # what is not there is not written
     dweight, dgamma, dbeta, dscale_weight, dscale, dscale_beta, didentity, didentity_beta = some
-    known = (fold.patch_mean.contiguous(), fold.rows_cov, fold.gain, fold.rstd, fold.mean)
-    dbias, written = dbias.contiguous(), (dweight, dgamma, dbeta)
+    norms = fold.gain  # the first of four, one after the other
+    known = (fold.patch_mean.contiguous(), fold.rows_cov, norms)
+    given = (dkernel, *dkernel.stride(), dbias, *dbias.stride(), len(dkernel))
+    sizes = {"B": b, "IDENTITY": identity, "WIDTH": width}
     if fold.patch_mean.dim() == 1:
         curve, slope, S, out = new(b + identity, o), new(b + identity, o), new(t, t), new(t)
-        sizes = {"B": b, "IDENTITY": identity}
-        given = (p.weight, *known, dkernel.contiguous(), dbias, *written, didentity, didentity_beta, curve, slope)
-        _dense_branches[(o,)](*given, float(count), o, t, **sizes, WIDTH=width)
+        _dense_branches[(o,)](
+            p.weight, *known, *given, dweight, dgamma, dbeta, didentity, didentity_beta, curve, slope, float(count),
+            o, t, **sizes, PARTS=max(1, AREA // width),
+        )  # fmt: skip
         tiles = triton.cdiv(t, TILE)
-        _dense_patches[(tiles, tiles)](p.weight, curve, slope, S, out, o, t, **sizes, SIDE=TILE)
+        _dense_patches[(tiles, tiles)](p.weight, curve, slope, S, out, o, t, B=b, IDENTITY=identity, SIDE=TILE)
     else:
         S, out = new(o, t, t), new(o, t)
         scales = p.gamma if p.scale_weight is None else p.scale_weight
         _depthwise_unfold[(o,)](
-            p.weight, scales, *known, dbias, *written, dscale_weight, dscale, dscale_beta, didentity, didentity_beta,
-            S, out, dkernel, *dkernel.stride(), float(count), o,
-            T=t, B=b, SCALE=scale, IDENTITY=identity, WIDTH=width, num_warps=1,
+            p.weight, scales, *known, *given, dweight, dgamma, dbeta, dscale_weight, dscale, dscale_beta, didentity,
+            didentity_beta, S, out, float(count), o, **sizes, T=t, SCALE=scale, PARTS=64, num_warps=2,
         )  # fmt: skip
     return grads, S, out
