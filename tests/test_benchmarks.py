@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from report_runs import write_run
 
 from ghostcli.recipe import load
 
@@ -288,3 +289,24 @@ def test_the_search_keeps_each_trial_and_goes_on_with_the_next(tmp_path, monkeyp
     monkeypatch.setattr(sys, "argv", ["search.py", "--table"])
     search.main()
     assert "| a | two | gns:0.2 | 1 | 1 |" in capsys.readouterr().out
+
+
+def test_the_calibration_counts_verdicts_where_nothing_differs_and_where_something_does(tmp_path):
+    """Ten runs that differ by their seeds, ten that are 20 points worse: never a verdict among one, always between."""
+    calibration = script("calibration")
+    for seed in range(10):
+        write_run(tmp_path, "gns:0.25", seed=seed, accuracy=80 + 0.1 * seed, epochs=8)
+        write_run(tmp_path, "gns:0.25", seed=seed, accuracy=60 + 0.1 * seed, epochs=6)
+    found = calibration.judged([tmp_path], draws=30)
+    longer, shorter = found["groups"]
+    assert (longer["epochs"], longer["runs"], longer["mean"], shorter["epochs"]) == (8, 10, 80.45, 6)
+    assert longer["sd"] == pytest.approx(0.303, abs=1e-3)
+    assert [row["runs a side"] for row in longer["nothing differs"]] == [3, 5]
+    assert all(row["better"] + row["worse"] <= 0.2 for row in longer["nothing differs"])
+    [against] = longer["against"]
+    assert against["difference"] == pytest.approx(20) and [row["better"] for row in against["verdicts"]] == [1, 1, 1]
+    group = calibration.cohorts([run for run in calibration.record.scan(tmp_path) if run.result.epochs == 8])[0].groups[
+        0
+    ]
+    for a, b in calibration.sides(group, group, 5, 20):
+        assert not a.ids & b.ids and len(a.runs) == len(b.runs) == 5

@@ -25,13 +25,13 @@ from ghostcli.distill.teacher import Teacher, TeacherLogits
 from ghostcli.engine import optimizers
 from ghostcli.engine.capture import Captured, why_eager
 from ghostcli.engine.device import arithmetic, free_bytes
+from ghostcli.engine.saving import Saver, resume
 from ghostcli.engine.schedule import learning_rate
 from ghostcli.engine.step import Update
-from ghostcli.errors import GhostError, Interrupted, NonFiniteError, OutOfMemoryError, UsageError
+from ghostcli.errors import Interrupted, NonFiniteError, OutOfMemoryError, UsageError
 from ghostcli.plan import Job
 from ghostcli.recipe.models import FEW_STEPS, Recipe
-from ghostcli.records import checkpoint, tensorfile
-from ghostcli.records.record import RunWriter, metrics_begin_with
+from ghostcli.records.record import RunWriter
 from ghostcli.zoo import evaluate, weights
 from ghostcli.zoo.evaluate import Norm
 from ghostcli.zoo.weights import Loaded
@@ -218,6 +218,7 @@ def train(
         show.warn(f"{job.id}: {last_epoch * batches} steps are too few to learn from: this only shows that it runs")
     ahead = 1 if job.taught and recipe.distill.extra_step else 0  # schedule steps beyond the updates, per epoch
     test_logits: Tensor | None = None
+    saver = Saver(state, origin, run, 60 * recipe.engine.checkpoint_minutes)
     show.begin(job.id, last_epoch * batches, state.epoch * batches + state.batch)
 
     with arithmetic(recipe.engine, device), signals.polled():
@@ -227,7 +228,7 @@ def train(
             sequence = drawn.to(device)  # [N]
             step_once.start_epoch(epoch, views(images, seed, epoch, recipe.augment).to(device))
             state.teacher_seconds = teacher_logits.seconds
-            mark, saved = time.perf_counter(), time.monotonic()
+            mark = time.perf_counter()
             for batch in range(state.batch, batches):
                 index = sequence[batch * recipe.train.batch_size : (batch + 1) * recipe.train.batch_size]
                 step = epoch * batches + batch
@@ -235,12 +236,11 @@ def train(
                 state.log[batch] = step_once(index)
                 state.batch = batch + 1
                 show.advance()
-                due = time.monotonic() - saved > 60 * recipe.engine.checkpoint_minutes
-                if (due or signals.received()) and state.batch < batches:
+                if (saver.due() or signals.received()) and state.batch < batches:
                     require_finite(state, job)  # waits for the device, so the time below is that of the steps
                     state.epoch_seconds += time.perf_counter() - mark
-                    save(state, origin, run)
-                    mark, saved = time.perf_counter(), time.monotonic()
+                    saver.save()
+                    mark = time.perf_counter()
                     signals.raise_if_received()
 
             log = state.log.tolist()  # the only synchronisation of the epoch
@@ -250,7 +250,7 @@ def train(
                 test_logits = evaluate.logits(state.evaluated, data.test, norm)
                 held_out = evaluate.logits(state.evaluated, data.validation, norm) if data.validation else None
             except Interrupted:
-                save(state, origin, run)  # all batches of the epoch are trained; only the evaluation is missing
+                saver.save()  # all batches of the epoch are trained; only the evaluation is missing
                 raise
             rate = learning_rate((epoch + 1) * batches - 1, total, recipe.optim, extra=ahead * epoch)
             if not all(logits.isfinite().all() for logits in (test_logits, held_out) if logits is not None):
@@ -262,7 +262,8 @@ def train(
             run.append_metrics(row)
             state.seconds += state.epoch_seconds
             state.epoch, state.batch, state.epoch_seconds = epoch + 1, 0, 0.0
-            save(state, origin, run)
+            if state.epoch == last_epoch or saver.worth_it() or signals.received():
+                saver.save()
             show.epoch(job.id, row, last_epoch)
             if isinstance(step_once, Captured) and (seconds := step_once.capture_seconds) is not None:
                 show.line(f"{job.id}: compiling the step and capturing it as a CUDA graph took {seconds:.1f} s")
@@ -334,55 +335,6 @@ def non_finite(job: Job, what: str, where: str) -> NonFiniteError:
         f"{job.id}: {what} became non-finite in {where}. Try a lower optim.lr (now {optim.lr:g}), a longer "
         f"optim.warmup (now {optim.warmup:g}), {taught}engine.precision=float32. The last good checkpoint is kept"
     )
-
-
-def save(state: State, origin: dict[str, Any], run: RunWriter) -> None:
-    """Write a checkpoint. `origin` identifies job, data and teachers; all must be equal when the run continues."""
-    meta = {
-        **origin,
-        "metrics": run.metrics_mark(),
-        **{
-            name: getattr(state, name)
-            for name in ("epoch", "batch", "seconds", "epoch_seconds", "teacher_seconds", "best")
-        },
-    }
-    checkpoint.write(run.path / "checkpoint", state.tensors(), meta)
-
-
-def resume(state: State, origin: dict[str, Any], run: RunWriter, show: Display) -> None:
-    """Continue from the newest valid checkpoint, or start at the beginning if there is none."""
-    files = checkpoint.candidates(run.path / "checkpoint")
-    refused: list[str] = []
-    for file in files:
-        try:
-            tensors, meta = tensorfile.read(file)
-            if (meta["job"], meta["seed"]) != (origin["job"], origin["seed"]):
-                raise GhostError(f"{file}: belongs to another run; refused")
-            for key, what in (("data", "images"), ("teachers", "teachers' weights")):
-                if meta[key] != origin[key]:
-                    raise UsageError(
-                        f"{run.id}: the {what} have changed since this run began; restore them, or start over with "
-                        "--no-resume"
-                    )
-            if not metrics_begin_with(run.path, *meta["metrics"]):
-                raise GhostError(f"{run.path / 'metrics.jsonl'}: has changed since {file.name}; refused")
-            state.restore(tensors, meta)
-        except UsageError:
-            raise
-        except (GhostError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            refused.append(
-                str(error) if isinstance(error, GhostError) else f"{file}: does not fit this network; refused"
-            )
-            show.warn(refused[-1])
-            continue
-        run.rewind_metrics(meta["metrics"][0])
-        show.line(f"{run.id}: goes on after epoch {state.epoch}" + (f", batch {state.batch}" if state.batch else ""))
-        return
-    if refused:
-        raise GhostError(
-            f"{refused[0]}; no valid checkpoint is left. Start over with --no-resume (the old run is kept)"
-        )
-    run.rewind_metrics(0)
 
 
 def final_weights(state: State) -> nn.Module:

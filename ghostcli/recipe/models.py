@@ -326,7 +326,7 @@ class EngineSection(Section):
         None, description="efficientnetv2: run blocks again in the backward pass; default: if memory is short"
     )
     checkpoint_minutes: float = Field(
-        5.0, gt=0, description="minutes between checkpoints, besides one at the end of every epoch"
+        5.0, gt=0, description="the most minutes between checkpoints; an epoch ends with one, if worth its time"
     )
 
 

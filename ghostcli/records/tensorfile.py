@@ -37,7 +37,7 @@ def encode(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> bytes:
     header = {"ghost": json.dumps({"meta": meta, "sha256": checksum(tensors, meta)}, sort_keys=True)}
     if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):  # numpy has no such type
         return save(tensors, header)
-    # The same bytes in a third of the time: a checkpoint of a small network has 1,400 tensors, one every epoch.
+    # The same bytes in a third of the time: a checkpoint of a small network has 1,400 tensors.
     return save_arrays({name: tensor.numpy() for name, tensor in tensors.items()}, header)
 
 
