@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 
+import crash
 import pytest
 from report_runs import edit, write_run
 
@@ -81,3 +84,36 @@ def test_a_list_of_many_runs_has_aligned_columns(ghost, tmp_path):
     assert len(lines) == 5 and len({len(line) for line in lines}) == 1
     starts = [lines[0].index(title) for title in ("status", "accuracy", "epoch", "data", "recipe")]
     assert all(line[at - 1] == " " and line[at] != " " for line in lines for at in starts)
+
+
+SHARED = """
+import sys
+from pathlib import Path
+from ghostcli.compare import admission, checked
+from ghostcli.records import record
+
+checked.MANY = int(sys.argv[2])
+counted = []
+real = admission.content_problems
+admission.content_problems = lambda run: counted.append(run.id) or real(run)
+for run, problem in sorted(admission.contradictions(record.scan(Path(sys.argv[1])), remember=True).items()):
+    print(run, problem)
+print(len(counted), "here", file=sys.stderr)
+"""
+
+
+def test_many_processes_find_what_one_finds(tmp_path):
+    """Records with contradictions among good ones, checked by one process and by one for each core."""
+    ids = [write_run(tmp_path, seed=seed, accuracy=80 + seed, epochs=3) for seed in range(8)]
+    edit(tmp_path / ids[2] / "result.json", epochs=2)
+    edit(tmp_path / ids[5] / "result.json", seal=False, nll=0.1)
+    (tmp_path / ids[6] / "predictions.npz").write_bytes(b"PK")
+    said = {}
+    for least in (1, 1000):
+        words = [sys.executable, "-c", SHARED, str(tmp_path), str(least)]
+        environment = os.environ | {"PYTHONPATH": str(crash.ROOT), "GHOST_CACHE": str(tmp_path / f"cache{least}")}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        said[least] = done.stdout.splitlines()
+        elsewhere = least == 1 and sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1
+        assert done.stderr == ("0 here\n" if elsewhere else "8 here\n")
+    assert said[1] == said[1000] and [line.split()[0] for line in said[1]] == sorted(ids[i] for i in (2, 5, 6))

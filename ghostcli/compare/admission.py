@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ghostcli.compare import checked
@@ -15,6 +16,7 @@ from ghostcli.compare.groups import job_of, same_conditions
 from ghostcli.compare.rows import LeftOut
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe.digest import SEMANTICS
+from ghostcli.recipe.models import Recipe
 from ghostcli.records.contents import content_problems
 from ghostcli.records.model import RunSetup
 from ghostcli.records.record import RunRecord
@@ -96,7 +98,7 @@ def identity_problems(run: RunRecord, setups: dict[str, RunSetup]) -> list[str]:
     known = all(t.run in setups for t in about.teachers) and not names.is_own(about.student)
     taught_by = [(t, setups.get(t.run, about)) for t in about.teachers]
     teachers = [Finished(t.run, t.network, t.seed, one.digest, (), about.classes, one.of_group) for t, one in taught_by]
-    job = Job(about.student, about.seed, about.recipe, about.recipe_name, tuple(teachers))
+    job = _job(about.student, about.recipe, tuple(teachers))
     if job.protocol != about.protocol or (
         known and (job.digest, job.group) != (about.digest, about.group or job.group)
     ):
@@ -104,6 +106,12 @@ def identity_problems(run: RunRecord, setups: dict[str, RunSetup]) -> list[str]:
     if about.epochs != (about.recipe.train.stop or about.recipe.train.epochs):
         return [f"it has {about.epochs} epochs, its recipe says {about.recipe.train.epochs}"]
     return []
+
+
+@lru_cache(maxsize=1024)
+def _job(student: str, recipe: Recipe, teachers: tuple[Finished, ...]) -> Job:
+    """A job for its digests, which the seeds of a run group share."""
+    return Job(student, 0, recipe, "", teachers)
 
 
 def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:

@@ -10,8 +10,13 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Sequence
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from ghostcli import __version__
 from ghostcli.errors import GhostError
@@ -21,30 +26,50 @@ from ghostcli.records.record import PARTS, RunRecord
 from ghostcli.records.storage import read_json, write_json
 from ghostcli.zoo.own import cache_folder
 
-#: Fewer records are checked again each time.
-LEAST = 200
+#: Fewer records are checked again each time; fewer by one process.
+LEAST, MANY = 200, 1000
 FILES = tuple(name for name in PARTS if name not in ("env.json", "model.safetensors"))
 
 Check = Callable[[RunRecord], list[str]]
+_shared: list[Any] = []
 
 
 def problems(records: Sequence[RunRecord], setups: dict[str, RunSetup], check: Check) -> dict[str, str]:
     """Run id -> the first problem that `check` finds in a record, for those that have one."""
     if len(records) < LEAST:
-        return {run.id: found[0] for run in records if (found := check(run))}
+        return _found(records, check)
     place = str(records[0].path.parent.parent.resolve())
     file = cache_folder() / "checked" / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
     known, marks = _known(file), {run.id: _mark(run, setups) for run in records}
-    found = {}
-    for run in records:
-        if known.get(run.id) != marks[run.id] and (wrong := check(run)):
-            found[run.id] = wrong[0]
+    found = _found([run for run in records if known.get(run.id) != marks[run.id]], check)
     whole = {run: mark for run, mark in marks.items() if run not in found}
     if whole != known:
         with contextlib.suppress(OSError, GhostError):  # then they are checked again next time
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, whole, "checked")
     return found
+
+
+def _found(records: Sequence[RunRecord], check: Check) -> dict[str, str]:
+    """`problems` of these records. Many are checked on all cores, by forked processes that have what was read."""
+    alone = sys.platform != "linux" or threading.active_count() > 1
+    cores = 1 if alone or len(records) < MANY else len(os.sched_getaffinity(0))
+    if cores == 1:
+        return {run.id: found[0] for run in records if (found := check(run))}
+    with get_context("fork").Pool(cores, _share, (records, check)) as pool:
+        firsts = pool.map(_first, range(len(records)), chunksize=max(1, len(records) // (8 * cores)))
+    return {run.id: first for run, first in zip(records, firsts, strict=True) if first}
+
+
+def _share(*given: Any) -> None:
+    """In a forked process: keep what `_first` needs. Ctrl-C is the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _shared[:] = given
+
+
+def _first(number: int) -> str | None:
+    records, check = _shared
+    return next(iter(check(records[number])), None)
 
 
 def _known(file: Path) -> dict[str, str]:

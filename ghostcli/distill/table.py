@@ -29,7 +29,7 @@ from ghostcli import signals
 from ghostcli.errors import GhostError, printable
 from ghostcli.recipe.digest import digest
 from ghostcli.records import lease
-from ghostcli.records.record import UNREADABLE
+from ghostcli.records.arrays import UNREADABLE
 from ghostcli.records.storage import cannot_write, fault, read_json, refuse_link, sweep, write_bytes, write_json
 from ghostcli.zoo.evaluate import compact
 

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from typing import Any
+
+from pydantic import BaseModel
 
 from ghostcli.recipe.models import UNDIGESTED, Before, Recipe
 
@@ -31,18 +34,22 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
     sections = recipe.model_dump(mode="json", exclude={"family", "summary"})
     return {
         section: {
-            key: _plain(value)
-            for key, value in values.items()
-            if f"{section}.{key}" not in UNDIGESTED and not _as_before(getattr(recipe, section), key)
+            key: _plain(values[key])
+            for key, before in _digested(section, type(getattr(recipe, section)))
+            if before is None or getattr(getattr(recipe, section), key) != before.value
         }
         for section, values in sections.items()
     }
 
 
-def _as_before(section: Any, key: str) -> bool:
-    """Whether a key that was added later has its `Before` value."""
-    marks = [mark for mark in type(section).model_fields[key].metadata if isinstance(mark, Before)]
-    return bool(marks) and getattr(section, key) == marks[0].value
+@cache
+def _digested(section: str, kind: type[BaseModel]) -> tuple[tuple[str, Before | None], ...]:
+    """The keys of a section that change the result, with the mark of those that were added later."""
+    return tuple(
+        (key, next((mark for mark in field.metadata if isinstance(mark, Before)), None))
+        for key, field in kind.model_fields.items()
+        if f"{section}.{key}" not in UNDIGESTED
+    )
 
 
 def _plain(value: Any) -> Any:

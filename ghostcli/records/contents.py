@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
 from ghostcli.errors import GhostError
 from ghostcli.recipe.digest import digest
 from ghostcli.records.model import RunSetup, read
-from ghostcli.records.record import RunRecord, file_digest
+from ghostcli.records.record import RunRecord, predictions
 from ghostcli.records.storage import read_json
 
 
@@ -94,11 +96,15 @@ def _against_predictions(run: RunRecord) -> list[str]:
     # The accuracy comes from float32 logits, the record from float16: ties can be resolved differently.
     if abs(accuracy - result.accuracy.selected) > 0.1 + 100 / len(mask):
         problems.append(f"its predictions give {accuracy:.2f} %, result.json says {result.accuracy.selected:.2f} %")
-    if not path.exists():
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return problems
-    if result.files.get(path.name, "") != file_digest(path):
+    except OSError:
+        return [*problems, "predictions.npz cannot be read"]
+    if result.files.get(path.name, "") != hashlib.sha256(content).hexdigest():
         problems.append("predictions.npz has changed since the result was written")
-    found = run.predictions()
+    found = predictions(content)
     if found is None:
         problems.append("predictions.npz is damaged")
     elif len(found[0]) != len(mask) or not np.array_equal(found[0].argmax(axis=1) == found[1], mask):

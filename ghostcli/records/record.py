@@ -13,13 +13,13 @@ import os
 import re
 import shutil
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic_core import from_json
 
 from ghostcli.errors import GhostError, UsageError, nearest, printable
 from ghostcli.records import lease
@@ -144,12 +144,9 @@ class RunRecord:
 
     def predictions(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Final test logits [n, C] (float16) and labels [n]; None if the file is missing or unreadable."""
-        import numpy as np
-
         try:
-            with np.load(self.path / "predictions.npz", allow_pickle=False) as file:
-                return file["logits"], file["labels"]
-        except UNREADABLE:
+            return predictions((self.path / "predictions.npz").read_bytes())
+        except OSError:
             return None
 
     @property
@@ -163,8 +160,8 @@ def _rows_of(file: Path, size: int, changed: int) -> tuple[dict[str, Any], ...]:
     rows: list[dict[str, Any]] = []
     for line in file.read_bytes().splitlines():
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = from_json(line)  # three times as fast as json
+        except ValueError:
             break
         if not _is_row(row, len(rows) + 1):
             break
@@ -172,11 +169,15 @@ def _rows_of(file: Path, size: int, changed: int) -> tuple[dict[str, Any], ...]:
     return tuple(rows)
 
 
-#: The exceptions of numpy for a file that is not a valid archive of arrays.
-UNREADABLE = (
-    *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
-    *(ValueError, LookupError, TypeError, RuntimeError, MemoryError),
-)
+def predictions(content: bytes) -> tuple[np.ndarray, np.ndarray] | None:
+    """Logits [n, C] and labels [n] from the content of predictions.npz; None if it is unreadable."""
+    from ghostcli.records.arrays import UNREADABLE, arrays  # numpy is loaded only where it is needed
+
+    try:
+        logits, labels = arrays(content, "logits", "labels")
+    except UNREADABLE:
+        return None
+    return logits, labels
 
 
 def _read(path: Path, kind: type[Part]) -> tuple[Part | None, str]:
