@@ -58,12 +58,15 @@ def _found(records: Sequence[RunRecord], check: Check) -> dict[str, str]:
         return {run.id: found[0] for run in records if (found := check(run))}
     with get_context("fork").Pool(cores, _share, (records, check)) as pool:
         firsts = pool.map(_first, range(len(records)), chunksize=max(1, len(records) // (8 * cores)))
+        pool.close()
+        pool.join()
     return {run.id: first for run, first in zip(records, firsts, strict=True) if first}
 
 
 def _share(*given: Any) -> None:
-    """In a forked process: keep what `_first` needs. Ctrl-C is the parent's."""
+    """In a forked process: keep what `_first` needs. Ctrl-C is the parent's, which ends this one by SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _shared[:] = given
 
 
