@@ -35,7 +35,7 @@ def pixels(*shape: int, within: int = 0) -> torch.Tensor:
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "k, stride", [((1, 1), 1), *((window, stride) for window in kernels.WINDOWS for stride in (1, 2))], ids=str
+    "k, stride", [((1, 1), 1), *((window, stride) for window in native.WINDOWS for stride in (1, 2))], ids=str
 )
 @pytest.mark.parametrize(
     "shape", [(5, 8, 8, 8), (3, 7, 6, 19), (2, 1, 5, 3), (4, 2, 1, 16), (1, 16, 9, 40), (2, 12, 12, 2)]

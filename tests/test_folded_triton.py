@@ -27,6 +27,9 @@ for k, (n, h, w, c), stride, (relu, mask, add), within, dtype in [
     (three, (2, 8, 8, 3), 2, nothing, 0, torch.float32),
     (three, (2, 1, 1, 3), 1, everything, 0, torch.float32),
     (three, (2, 6, 6, 4), 1, (False, False, True), 2, torch.bfloat16),
+    ((1, 5), (3, 4, 6, 9), 1, everything, 1, torch.float32),
+    ((5, 1), (3, 5, 3, 17), 1, nothing, 0, torch.float32),
+    ((5, 1), (2, 7, 3, 4), 2, nothing, 0, torch.float32),
     (one, (3, 5, 6, 5), 1, (True, False, False), 3, torch.float32),
     (one, (1, 3, 3, 70), 1, nothing, 2, torch.float32),
     (one, (1, 1, 2, 16), 1, nothing, 0, torch.float32),
@@ -80,17 +83,50 @@ for dense, out, taps, b, scale, identity in [
     def run(ops, dtype):
         p = algebra.Branches(*(v.to(device, dtype) if there else None for v, there in zip(values, here)))
         mean, cov, dkernel, dbias = (v.to(device, dtype) for v in given)
+        batches = torch.full((), 6, device=device)
         running = [(torch.zeros(b, out).to(mean), torch.ones(b, out).to(mean))]
         running += [(torch.zeros(out).to(mean), torch.ones(out).to(mean)) for _ in range(scale + identity)]
-        fold = ops.fold(p, mean, cov, algebra.Running(tuple(running), 0.1), 50)
+        fold = ops.fold(p, mean, cov, algebra.Running(tuple(running), 0.1, batches), 50)
         grads, S, t = ops.unfold(p, fold, dkernel, dbias, 50)
         kept = [statistic for pair in running for statistic in pair]
-        return [fold.kernel, fold.bias, fold.mean, fold.var, *(g for g in grads if g is not None), S, t, *kept]
+        there = [g for g in grads if g is not None]
+        return [fold.kernel, fold.bias, fold.mean, fold.var, *there, S, t, *kept, batches.double()]
 
     for i, (a, b) in enumerate(zip(run(triton_algebra, torch.float32), run(algebra, torch.float64), strict=True)):
         # a scale branch's weight has a gradient of nearly nothing, the rest of what its batch norm takes back
         error = float((a.double() - b).norm() / b.norm().clamp(min=1 if b.dim() == 1 else 1e-6))
         assert a.shape == b.shape and error < 1e-5, (dense, out, taps, scale, identity, i, error)
+for (n, h, w, c), (tall, wide), dtype in [
+    ((2, 3, 2, 5), (2, 2), torch.float32), ((1, 2, 2, 20), (1, 3), torch.float32),
+    ((2, 1, 1, 3), (6, 6), torch.float32), ((2, 2, 3, 8), (2, 2), torch.bfloat16),
+]:
+    maps = [torch.randn(n, h * tall, w * wide, c + 3)[..., :c].to(device, dtype) for _ in range(2)]
+    maps.append(torch.randn(n, h, w, c).to(device, dtype))
+    expected = pytorch.multiply_backward(*(x.double() for x in maps))
+    for a, b in zip(ours.multiply_backward(*maps), expected, strict=True):
+        error = float((a.double() - b).norm() / b.norm())
+        assert a.dtype == dtype and error < (1e-2 if dtype == torch.bfloat16 else 1e-6), (n, h, w, c, error)
+
+import copy
+from ghostcli.zoo import ghost, kernels
+
+torch.manual_seed(0)
+net = ghost.GhostNet((ghost.Row(3, 6, 4, 0, 1), ghost.Row(3, 6, 6, 0.25, 2), ghost.Row(3, 8, 6, 0, 1)), 1.0, 3)
+for parameter in net.parameters():
+    torch.nn.init.normal_(parameter, 0.2, 0.5)
+exact, x = copy.deepcopy(net).double(), torch.randn(3, 3, 8, 8)
+for module in exact.modules():
+    module.mode = "plain"
+kernels.of = lambda x: pytorch if x.dtype == torch.float64 else ours
+results = []
+for one, images in ((net.to(device), x.to(device)), (exact, x.double())):
+    one.train()
+    out = one(images)
+    out.square().sum().backward()
+    results.append([out, *(p.grad for p in one.parameters()), *(v.double() for v in one.state_dict().values())])
+scale = max(float(g.norm()) for g in results[1])
+for i, (a, b) in enumerate(zip(*results, strict=True)):
+    assert float((a.cpu().double() - b).norm()) < 1e-4 * max(float(b.norm()), 1e-2 * scale), (i, a, b)
 print("they agree")
 """
 
@@ -125,14 +161,14 @@ from triton.compiler import ASTSource, compile
 from ghostcli.zoo.kernels import triton_algebra as algebra, triton_depthwise as depthwise, triton_pointwise as pointwise
 
 def tile(warps=depthwise.WARPS, **more):
-    return {"S": 1, "P": 2 * warps, "B": 16, **more}, warps
+    return {"S": 1, "U": 3, "V": 3, "P": 2 * warps, "B": 16, **more}, warps
 
 dense = {"B": 3, "IDENTITY": True}
 sums = {"T": 9, "B": 3, "SCALE": True, "IDENTITY": True, "WIDTH": 16}
 flags = {"V": 4, "EXACT": True}
 product = {**flags, "RELU": True, "MORE": True, "P": pointwise.PIXELS, "D": pointwise.DEPTH}
 kernels = [
-    (depthwise._moments, *tile()), (depthwise._finish, {"PARTS": 32, "B": 16}, 4),
+    (depthwise._moments, *tile()), (depthwise._finish, {"T": 9, "PARTS": 32, "B": 16}, 4),
     (depthwise._forward, *tile(RELU=True)), (depthwise._reduce, *tile(RELU=True)),
     (depthwise._adjoint, *tile(depthwise.WARPS // 2, RELU=True, ADD=True, MASK=True)),
     *((pointwise._apply, {**product, "B": side}, pointwise._warps(side)) for side in (16, 64)),
@@ -141,10 +177,12 @@ kernels = [
         for side in (16, 64) for same in (True, False)
     ),
     (pointwise._finish, {"PARTS": pointwise.PARTS, "B": 32}, 4),
-    (algebra._dense_fold, dense | {"TRACK": True, "WIDTH": 256, "ROWS": 16}, 4),
+    (depthwise._gate_backward, {"P": 16, "B": 16}, depthwise.WARPS),
+    (algebra._dense_fold, dense | {"TRACK": True, "COUNT": True, "WIDTH": 256, "ROWS": 16}, 4),
     (algebra._dense_branches, dense | {"WIDTH": 256, "PARTS": 16}, 4),
     (algebra._dense_patches, dense | {"SIDE": algebra.TILE}, 4),
-    (algebra._depthwise_fold, sums | {"TRACK": True}, 1), (algebra._depthwise_unfold, sums | {"PARTS": 64}, 2),
+    (algebra._depthwise_fold, sums | {"TRACK": True, "COUNT": True}, 1),
+    (algebra._depthwise_unfold, sums | {"PARTS": 64}, 2),
 ]
 integers = set(depthwise.SIZES + pointwise.SIZES + algebra.SIZES)
 reals = {"eps", "patches", "momentum", "unbias"}
@@ -153,6 +191,7 @@ for capability in (80, 90):
     for kernel, constants, warps in kernels:
         names = [parameter.name for parameter in kernel.params]
         types = {name: "i32" if name in integers else "fp32" if name in reals else "*fp32" for name in names}
+        types |= {"batches": "*i64"} if "batches" in names else {}
         types |= dict.fromkeys(constants, "constexpr")
         places = {(names.index(n),): value for n, value in constants.items()}
         more = {"maxnreg": depthwise.REGISTERS} if kernel is depthwise._adjoint else {}
@@ -175,7 +214,7 @@ def test_every_kernel_compiles_without_a_device_and_stays_in_its_registers():
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert len(rows) == 2 * 17
+    assert len(rows) == 2 * 18
     for capability, kernel, registers, stack, shared in rows:
         assert int(registers) <= 168 and int(stack) == 0 and int(shared) <= 48 << 10, (capability, kernel)
 
@@ -192,7 +231,7 @@ def test_a_step_starts_no_more_kernels_than_its_budget():
     found = launches.count("gns:1.0")
     # another torch may take an operation apart in another way
     assert found["kernels"] <= 1.02 * budget["kernels"] and found["small"] <= 1.02 * budget["small"]
-    assert found["by name"]["triton:adjoint"] == 22  # a sum of 3 x 3 each: the count sees the kernels
+    assert found["by name"]["triton:adjoint"] == 43  # a depthwise sum each: the count sees the kernels
 
 
 @needs_triton
@@ -227,7 +266,8 @@ def test_one_compilation_serves_every_size(monkeypatch):
         ours.moments(x, k, 1)
         step = ours.reduce(x, ours.convolve(x, kernel, bias, k, 1, True), x, kernel, k, 1)
         ours.adjoint(step, x, kernel, S, t, k, 1)
-    assert seen == {"_moments", "_finish", "_forward", "_reduce", "_adjoint", "_outer", "_apply"}
+    ours.multiply_backward(x, x, torch.randn(2, 2, 2, 8))
+    assert seen == {"_gate_backward", "_moments", "_finish", "_forward", "_reduce", "_adjoint", "_outer", "_apply"}
 
 
 @needs_triton

@@ -24,28 +24,30 @@ MOMENTUM = 0.1
 class Chain(nn.Sequential):
     """Convolutions, batch norms and ReLUs in a row.
 
-    In training in mode "folded" the compiled kernels, where there are some, compute the depthwise convolutions, and a
-    1x1 convolution, its batch norm and its ReLU as one.
+    In training in mode "folded" the compiled kernels, where there are some, compute a 1x1 convolution, its batch norm
+    and its ReLU as one; those on a GPU a depthwise convolution likewise, and those on a CPU the convolution alone.
     """
 
     mode: Mode = "plain"
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.mode == "folded" and kernels.of(x).NAME == "c++":
+        if self.training and self.mode == "folded" and kernels.of(x).NAME != "pytorch":
             return self.folded(x)
         return super().forward(x)
 
     @folded.uncompiled
     def folded(self, x: Tensor) -> Tensor:
         """The output of `forward` by the compiled kernels."""
-        left = list(self)
+        left, ops = list(self), kernels.of(x)
+        on_cpu = ops.NAME == "c++"
         while left:
             module, *left = left
-            if not isinstance(module, nn.Conv2d) or module.bias is not None or module.weight.dtype != x.dtype:
+            ours = isinstance(module, nn.Conv2d) and module.bias is None
+            if not ours or (on_cpu and module.weight.dtype != x.dtype):
                 x = module(x)
-            elif _depthwise(module):
+            elif on_cpu and _depthwise(module, ops.WINDOWS):
                 x = folded.depthwise(x, module.weight, module.stride[0])
-            elif module.kernel_size == (1, 1) and module.groups == 1 and left:
+            elif left and (_pointwise(module) or _depthwise(module, ops.WINDOWS)):
                 norm, *left = left
                 relu = bool(left) and isinstance(left[0], nn.ReLU)
                 left = left[relu:]
@@ -55,19 +57,21 @@ class Chain(nn.Sequential):
         return x
 
 
-def _depthwise(conv: nn.Conv2d) -> bool:
-    """Whether the compiled kernels know this depthwise convolution."""
-    known = conv.kernel_size in kernels.WINDOWS and conv.stride in ((1, 1), (2, 2))
+def _pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == (1, 1) and conv.groups == 1
+
+
+def _depthwise(conv: nn.Conv2d, windows: tuple[tuple[int, int], ...]) -> bool:
+    """Whether it is a depthwise convolution of one of these windows."""
+    known = conv.kernel_size in windows and conv.stride in ((1, 1), (2, 2))
     return known and conv.groups == conv.in_channels == conv.out_channels
 
 
 def _normed(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
-    """A 1x1 convolution, its batch norm in training and, perhaps, a ReLU: a folded sum of one branch."""
+    """A convolution, its batch norm in training and, perhaps, a ReLU: a folded sum of one branch."""
     one = folded.Branches(conv.weight[None], norm.weight[None], norm.bias[None])
-    running = folded.Running(((norm.running_mean, norm.running_var),), norm.momentum)
-    y, _, _ = folded.convolve(x, one, folded.Shape(relu=relu), running)
-    norm.num_batches_tracked.add_(1)
-    return y
+    running = folded.Running(((norm.running_mean, norm.running_var),), norm.momentum, norm.num_batches_tracked)
+    return folded.convolve(x, one, folded.Shape(conv.kernel_size, conv.stride[0], relu), running)[0]
 
 
 class RepConv(nn.Module):

@@ -18,10 +18,7 @@ from ghostcli.errors import UsageError
 from ghostcli.zoo.kernels import native, pytorch
 from ghostcli.zoo.kernels.pytorch import pitch
 
-__all__ = ["WINDOWS", "choice", "of", "pitch", "plain", "status", "switch_off"]
-
-#: The depthwise windows (height, width) that the C++ kernels know.
-WINDOWS = ((3, 3), (5, 5), (1, 5), (5, 1))
+__all__ = ["choice", "of", "pitch", "plain", "status", "switch_off"]
 
 CHOICES = ("auto", "pytorch", "cpp")
 _off: dict[str, str] = {}  # kind of device -> why its kernels are not used in this process

@@ -5,7 +5,6 @@ Invariant: every other implementation must agree with this one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,10 +27,14 @@ class Branches(NamedTuple):
 
 
 class Running(NamedTuple):
-    """Running (mean, variance), [B, O] or [O] each, in the order of the branches. They follow each batch's."""
+    """Running (mean, variance), [B, O] or [O] each, in the order of the branches. They follow each batch's.
+
+    `batches`, an integer of a norm that counts them, is raised by one.
+    """
 
     norms: tuple[tuple[Tensor, Tensor], ...]
     momentum: float
+    batches: Tensor | None = None
 
 
 class Fold(NamedTuple):
@@ -104,7 +107,7 @@ def fold(branches: Branches, mean: Tensor, cov: Tensor, running: Running | None 
     kernel = (gain[..., None] * rows).sum(0)
     bias = (beta - gain * branch_mean).sum(0)
     if running is not None:
-        track(branch_mean, var, count, running.momentum, running.norms)
+        track(branch_mean, var, count, running)
     return Fold(kernel, bias, rows, rows_cov, gain, rstd, branch_mean, var, mean)
 
 
@@ -129,7 +132,7 @@ def unfold(
     return _unstack(branches, drows, dgamma, dbias), S, t
 
 
-def track(mean: Tensor, var: Tensor, count: int, momentum: float, running: Sequence[tuple[Tensor, Tensor]]) -> None:
+def track(mean: Tensor, var: Tensor, count: int, running: Running) -> None:
     """Move running means and variances, in place, towards those of a batch of `count` values.
 
     `mean` and `var` [B', O] have the rows of all of `running`, one after the other. `var` is biased; batch norm keeps
@@ -137,9 +140,11 @@ def track(mean: Tensor, var: Tensor, count: int, momentum: float, running: Seque
     """
     means, unbiased = mean.flatten(), (var * (count / (count - 1))).flatten()
     kept, batch, at = [], [], 0
-    for of_mean, of_var in running:
+    for of_mean, of_var in running.norms:
         rows = slice(at, at + of_mean.numel())
         kept += [of_mean, of_var]
         batch += [part[rows].view_as(of_mean).to(of_mean.dtype) for part in (means, unbiased)]
         at = rows.stop
-    torch._foreach_lerp_(kept, batch, momentum)
+    torch._foreach_lerp_(kept, batch, running.momentum)
+    if running.batches is not None:
+        running.batches.add_(1)

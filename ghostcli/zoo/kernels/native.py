@@ -27,6 +27,7 @@ from ghostcli.zoo.kernels.pytorch import DENSE, Step, Window, pitch
 from ghostcli.zoo.own import cache_folder
 
 NAME = "c++"
+WINDOWS = ((3, 3), (5, 5), (1, 5), (5, 1))  # (height, width) of the depthwise kernels
 SOURCES = ("algebra.cpp", "depthwise.cpp", "pointwise.cpp", "multiply.cpp")
 HEADERS = ("rows.h", "vector.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
@@ -203,13 +204,15 @@ def unfold(
 
 def _track(mean: Tensor, var: Tensor, count: int, running: Running) -> None:
     if any(kept.dtype != mean.dtype for pair in running.norms for kept in pair):
-        return algebra.track(mean, var, count, running.momentum, running.norms)
+        return algebra.track(mean, var, count, running)
     scalars, at = (ctypes.c_float(running.momentum), ctypes.c_float(count / (count - 1))), 0
     means, variances = mean.view(-1), var.view(-1)
     for of_mean, of_var in running.norms:
         length = of_mean.numel()
         _call("track", means[at:], variances[at:], LONG(length), *scalars, of_mean, of_var)
         at += length
+    if running.batches is not None:
+        running.batches.add_(1)
 
 
 def convolve(

@@ -93,8 +93,9 @@ def _added_one(values, of_part, parts, PARTS: tl.constexpr):
 @triton.jit(do_not_specialize=SIZES)
 def _dense_fold(
     weight, gamma, beta, identity_gamma, identity_beta, patch_mean, cov, kernel, bias, rows_cov, norms,
-    running_mean, running_var, identity_running_mean, identity_running_var, momentum, unbias, eps, OUT, T,
-    B: tl.constexpr, IDENTITY: tl.constexpr, TRACK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    running_mean, running_var, identity_running_mean, identity_running_var, batches, momentum, unbias, eps, OUT, T,
+    B: tl.constexpr, IDENTITY: tl.constexpr, TRACK: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """Output channel `program_id(0)`: all its branches."""
     o, every = tl.program_id(0), (B + IDENTITY) * OUT
@@ -127,6 +128,8 @@ def _dense_fold(
         shift += moved
     tl.store(kernel + o * T + j, row, mask=j < T)
     tl.store(bias + o, shift)
+    if COUNT and o == 0:
+        tl.store(batches, tl.load(batches) + 1)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -199,8 +202,8 @@ def _row(weight, scale_weight, o, OUT, taps, b: tl.constexpr, T: tl.constexpr, B
 def _depthwise_fold(
     weight, gamma, beta, scale_weight, scale_gamma, scale_beta, identity_gamma, identity_beta, patch_mean, cov, kernel,
     bias, rows_cov, norms, running_mean, running_var, scale_running_mean, scale_running_var, identity_running_mean,
-    identity_running_var, momentum, unbias, eps, OUT, T: tl.constexpr, B: tl.constexpr, SCALE: tl.constexpr,
-    IDENTITY: tl.constexpr, TRACK: tl.constexpr, WIDTH: tl.constexpr,
+    identity_running_var, batches, momentum, unbias, eps, OUT, T: tl.constexpr, B: tl.constexpr, SCALE: tl.constexpr,
+    IDENTITY: tl.constexpr, TRACK: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Channel `program_id(0)`: all its branches."""
     o, every = tl.program_id(0), (B + SCALE + IDENTITY) * OUT
@@ -230,6 +233,8 @@ def _depthwise_fold(
         shift += moved
     tl.store(kernel + o * T + j, row, mask=j < T)
     tl.store(bias + o, shift)
+    if COUNT and o == 0:
+        tl.store(batches, tl.load(batches) + 1)
 
 
 @triton.jit(do_not_specialize=SIZES[:1] + SIZES[2:])
@@ -296,18 +301,21 @@ def fold(branches: Branches, mean: Tensor, cov: Tensor, running: Running | None 
     pairs = [(none, none)] * every if running is None else list(running.norms)
     pairs = [pairs[0], pairs[1] if scale else (none, none), pairs[-1]]
     follow = (0.0, 0.0) if running is None else (running.momentum, count / (count - 1))
-    out, track = (mean.contiguous(), cov.contiguous(), kernel, bias, rows_cov, norms), running is not None
+    batches = None if running is None else running.batches
+    follow = (none if batches is None else batches, *follow)
+    track = {"TRACK": running is not None, "COUNT": batches is not None}
+    out = (mean.contiguous(), cov.contiguous(), kernel, bias, rows_cov, norms)
     if dense:
         own = (none, none) if p.identity_gamma is None else (p.identity_gamma, p.identity_beta)
         _dense_fold[(o,)](
             p.weight, p.gamma, p.beta, *own, *out, *pairs[0], *pairs[-1], *follow, EPS, o, t,
-            B=b, IDENTITY=identity, TRACK=track, WIDTH=width, ROWS=max(1, AREA // width),
+            B=b, IDENTITY=identity, **track, WIDTH=width, ROWS=max(1, AREA // width),
         )  # fmt: skip
     else:
         given = (none if tensor is None else tensor for tensor in p)
         _depthwise_fold[(o,)](
             *given, *out, *(kept for pair in pairs for kept in pair), *follow, EPS, o,
-            T=t, B=b, SCALE=scale, IDENTITY=identity, TRACK=track, WIDTH=width, num_warps=1,
+            T=t, B=b, SCALE=scale, IDENTITY=identity, **track, WIDTH=width, num_warps=1,
         )  # fmt: skip
     return Fold(kernel, bias, None, rows_cov, *norms, mean)
 
