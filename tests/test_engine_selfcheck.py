@@ -35,7 +35,8 @@ def planted(monkeypatch):
 
     def plant(**wrong):
         operations = {name: getattr(pytorch, name) for name in OPERATIONS} | wrong
-        monkeypatch.setattr(kernels, "native", SimpleNamespace(NAME="c++", available=lambda: True, **operations))
+        known = {"NAME": "c++", "WINDOWS": native.WINDOWS, "available": lambda: True}
+        monkeypatch.setattr(kernels, "native", SimpleNamespace(**known, **operations))
 
     return plant
 
