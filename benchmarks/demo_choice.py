@@ -42,7 +42,7 @@ def tried(keys: dict[str, object], runs: Path, teacher: plan.Job) -> dict[str, o
     few = load("smoke/few", [f"{key}={value}" for key, value in keys.items()])
     common = (few.recipe, few.name)
     alone = accuracies([plan.plain(STUDENT, seed, *common) for seed in SEEDS], runs, 1)
-    taught = accuracies([plan.chain([teacher], STUDENT, seed, *common, runs) for seed in SEEDS], runs, 1)
+    taught = accuracies([plan.chain((teacher,), STUDENT, seed, *common, runs) for seed in SEEDS], runs, 1)
     a, b = (Sample(_array(side), seeds=list(SEEDS)) for side in (taught, alone))
     found = difference(a, b, paired=True)
     return {

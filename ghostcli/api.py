@@ -198,7 +198,7 @@ def train(
     from ghostcli.recipe import load as load_recipe
     from ghostcli.run import launch
 
-    names = [teachers] if isinstance(teachers, str) else list(teachers)
+    names = (teachers,) if isinstance(teachers, str) else tuple(teachers)
     chosen = {**(settings or {}), **({} if start is None else {"model.start": start})}
     found, folder = load_recipe(recipe, [f"{key}={_typed(value)}" for key, value in chosen.items()]), Path(runs)
     common = (plan.started(found.recipe, folder), found.name)

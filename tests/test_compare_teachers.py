@@ -71,7 +71,7 @@ def test_the_group_of_a_job_forgets_its_teachers_seeds_however_far_down() -> Non
 
     def job(number: int, *more: str) -> Job:
         recipe = load("smoke", [f"distill.teacher_seed={number}", *more]).recipe
-        return plan.chain(["resnet34", "resnet18"], "gns:0.25", 0, recipe, found.name, Path("runs"))
+        return plan.chain(("resnet34", "resnet18"), "gns:0.25", 0, recipe, found.name, Path("runs"))
 
     assert job(0).digest != job(1).digest and job(0).group == job(1).group
     assert job(0).group != job(0, "distill.temperature=3.0").group

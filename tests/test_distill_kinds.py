@@ -101,7 +101,7 @@ def test_each_generation_is_born_with_other_weights():
     assert len({job.id for job in jobs}) == 3
     for a, b in itertools.combinations(starts, 2):
         assert (a - b).abs().mean() > 0.1 * a.abs().mean()
-    other = chain(["gns:0.35"], "gns:0.2", 0, recipe, "smoke", Path())
+    other = chain(("gns:0.35",), "gns:0.2", 0, recipe, "smoke", Path())
     again = make_state(other, data, (), torch.device("cpu")).model.stem.conv.weight.detach()
     assert torch.equal(again, starts[0])  # taught by another kind it starts as its baseline does
 

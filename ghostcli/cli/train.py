@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,7 +82,7 @@ def distilling(kind: str | None, alpha: float | None, temperature: float | None)
     return [(f"--{name}", f"distill.{name}={value}") for name, value in flags.items() if value is not None]
 
 
-def divided(recipe: Recipe, seeds: list[int], teachers: int, named: list[str]) -> Callable[[int], Recipe]:
+def divided(recipe: Recipe, seeds: list[int], teachers: int, named: Sequence[str]) -> Callable[[int], Recipe]:
     """Student's seed -> recipe, with the seeds divided among `teachers` trainings of the teachers.
 
     UsageError if a teacher is a finished run, or if all seeds would have the same teacher.
@@ -132,7 +132,7 @@ def distill(
     ghost distill resnet18 --student gns:1.0 --temperature 4 --alpha 0.1
     """
     found = common.resolve(*distilling(kind, alpha, temperature))
-    stages = [teacher, *[student] * (generations - 1)]
+    stages = (teacher, *[student] * (generations - 1))
     teach(ctx, common, found, plan.chain, stages, student, teacher_seeds)
 
 
@@ -154,7 +154,7 @@ def assist_chain(
     """
     flags = [*distilling(kind, alpha, temperature), *([("--dense", "distill.dense=true")] if dense else [])]
     found = common.resolve(*flags)
-    teach(ctx, common, found, plan.chain, teachers, student, teacher_seeds)
+    teach(ctx, common, found, plan.chain, tuple(teachers), student, teacher_seeds)
 
 
 @with_common
@@ -179,7 +179,7 @@ def ensemble(
         raise UsageError(f"ensemble: {teachers[0]} is only one teacher; name two or more, or use ghost distill")
     flags = distilling(kind, alpha, temperature)
     found = common.resolve(*flags, *([("--weighting", f"distill.weighting={weighting}")] if weighting else []))
-    teach(ctx, common, found, plan.ensemble, teachers, student, teacher_seeds)
+    teach(ctx, common, found, plan.ensemble, tuple(teachers), student, teacher_seeds)
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -203,7 +203,7 @@ def teach(
     common: Common,
     found: Resolved,
     build: Callable[..., Job],
-    teachers: list[str],
+    teachers: tuple[str, ...],
     student: str,
     count: int,
 ) -> None:

@@ -111,7 +111,7 @@ def study(
         if family == "published" and len(row.teachers) > 1:
             first = resolved(PUBLISHED_ASSISTANTS)
             assisted = plan.teacher_of(first.recipe, seed, teachers)
-            *path, last = row.teachers
+            path, last = row.teachers[:-1], row.teachers[-1]
             assistant = plan.chain(path, last, assisted.distill.teacher_seed, assisted, first.name, runs)
             job = replace(job, teachers=(assistant,))
         return job
