@@ -50,6 +50,13 @@ def command(number: int, shared: Path, log: str, tries: int, seed: int) -> list[
     return [*host, *words, str(there), log, str(tries), str(seed)]
 
 
+def blind(hidden: Path, *words: object, shown: Path | None = None) -> list[str]:
+    """A command on a second host that does not see a folder: its path shows `shown`, or an empty file system."""
+    mount = ["--bind", str(shown)] if shown else ["-ttmpfs", "none"]
+    inner = 'hostname second; mount "$1" "$2" "$3" && shift 3 && exec "$@"'
+    return ["unshare", "--uts", "--mount", "bash", "-c", inner, "host", *mount, str(hidden), *map(str, words)]
+
+
 def fight(shared: Path, log: str, tries: int, seed: int, name: str | None) -> None:
     from ghostcli.records import lease
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,16 +81,22 @@ class Slurm:
     environment: dict[str, str]
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def start(self, name: str, *words: str) -> None:
+    def start(self, name: str, *words: str, before: Sequence[str] = ()) -> None:
         path = shutil.which(name, path=os.environ["PATH"] + os.pathsep + "/usr/sbin")
         log = open(self.folder / f"{name}.out", "ab")  # noqa: SIM115 the daemon keeps it
         self.daemons[name] = subprocess.Popen(
-            [path, *words], env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
+            [*before, path, *words],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=self.folder,
         )
         log.close()
 
-    def slurmd(self) -> None:
-        self.start("slurmd", "-D", "-N", "one")
+    def slurmd(self, *before: str) -> None:
+        """Start the node. `before`: words of a command that becomes slurmd."""
+        self.start("slurmd", "-D", "-N", "one", before=before)
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """End a daemon of ours."""
