@@ -80,7 +80,7 @@ def measured(student: str, batch: int, options: Options, cores: int | None) -> C
     for count in NUMBERS:
         if cores is not None and count > cores:
             break
-        rates = _together(student, batch, options, count)
+        rates = together(student, batch, options, count)
         if rates is None:
             break
         curve[count] = round(sum(rates), 1)
@@ -91,10 +91,11 @@ def measured(student: str, batch: int, options: Options, cores: int | None) -> C
     return curve
 
 
-def _together(student: str, batch: int, options: Options, count: int) -> list[float] | None:
-    """Images per second of each of `count` processes that train at the same time; None if one fails."""
+def together(student: str, batch: int, options: Options, count: int, seconds: float = SECONDS) -> list[float] | None:
+    """Images per second of each of `count` processes that train for `seconds` at the same time; None if one fails."""
     threads = options.place.cpus or max(1, (os.cpu_count() or 1) // count)
-    words = [sys.executable, "-m", "ghostcli.packing", student, str(batch), options.device, str(threads)]
+    words = [sys.executable, "-m", "ghostcli.packing", student, str(batch), options.device]
+    words += [str(threads), str(seconds)]
     more = {"OMP_NUM_THREADS": str(threads)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     processes = [subprocess.Popen(words, env=os.environ | more, text=True, **pipes) for _ in range(count)]  # type: ignore
@@ -144,8 +145,9 @@ def main() -> None:
     from ghostcli.deploy import bench
     from ghostcli.engine.device import arithmetic, pick
 
-    student, batch, device, threads = sys.argv[1], int(sys.argv[2]), pick(sys.argv[3]), int(sys.argv[4])
-    torch.set_num_threads(threads)
+    student, batch, device = sys.argv[1], int(sys.argv[2]), pick(sys.argv[3])
+    seconds = float(sys.argv[5])
+    torch.set_num_threads(int(sys.argv[4]))
     recipe = bench.bench_recipe(batch)
     with arithmetic(recipe.engine, device):
         step = bench.stepper(bench.captured(bench.make_update(student, recipe, bench.noise(batch, 10), device)))
@@ -156,7 +158,7 @@ def main() -> None:
         print("ready", flush=True)
         sys.stdin.readline()
         began, steps = time.perf_counter(), 0
-        while steps < 2 or time.perf_counter() - began < SECONDS:
+        while steps < 2 or time.perf_counter() - began < seconds:
             step(index)
             wait()
             steps += 1

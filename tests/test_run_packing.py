@@ -35,7 +35,7 @@ def test_a_curve_is_measured_once_and_kept_with_the_machines_name(tmp_path, monk
         asked.append(count)
         return [known[count] / count] * count
 
-    monkeypatch.setattr(packing, "_together", together)
+    monkeypatch.setattr(packing, "together", together)
     monkeypatch.setattr(packing, "_device", lambda name: ("a CPU", 16))
     found = load("smoke")
     jobs = [plan.plain("gns:0.1", seed, found.recipe, found.name) for seed in range(5)]

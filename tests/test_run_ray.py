@@ -5,24 +5,20 @@ Skipped, by name, where Ray is not installed (`pip install 'ghostcli[ray]'`).
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
-from types import SimpleNamespace
 
+import clusters
 import crash
 import pytest
+from clusters import GRAPHS, KD, SLOW, differences, trains, until
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ghostcli[ray]'")
 
 pytestmark = pytest.mark.xdist_group("ray")
-KD = [*crash.COMMANDS["kd"], *crash.TINY]
-SLOW = ["-s", "engine.checkpoint_minutes=1e-9"]
 
 
 @pytest.fixture(scope="module")
@@ -52,61 +48,38 @@ def cluster():
 
 @pytest.fixture
 def ghost(cluster, tmp_path):
-    def run(*words: object, wait: bool = True, **more: str):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ghostcli", *map(str, words)],
-            env=crash.ENVIRONMENT | {"RAY_ADDRESS": cluster.address} | more,
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if not wait:
-            return process
-        out, err = process.communicate(timeout=crash.HANGS)
-        return SimpleNamespace(returncode=process.returncode, out=out, err=err)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory) -> dict:
-    folder = tmp_path_factory.mktemp("here")
-    words = [sys.executable, "-m", "ghostcli", *map(str, KD), "--runs", "runs", "--cpus-per-job", "1"]
-    subprocess.run(words, cwd=folder, env=crash.ENVIRONMENT, check=True, capture_output=True)
-    return crash.outcomes(folder / "runs")
-
-
-def until(happened, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-
-
-def trains(folder: Path, strategy: str = "plain") -> bool:
-    return bool(list(folder.glob(f"runs/*-{strategy}-*/s0/checkpoint/last*")))
+    return functools.partial(clusters.ghost, tmp_path, {"RAY_ADDRESS": cluster.address})
 
 
 @pytest.mark.long
-def test_the_same_bytes(ghost, tmp_path, here):
+def test_the_same_bytes(ghost, tmp_path):
     done = ghost(*KD, "--on", "ray", "--json")
     assert done.returncode == 0 and json.loads(done.out)["status"] == "done", done.err
     assert done.err.count("epoch 2/2") == 2 and "Traceback" not in done.err
-    assert not crash.differences(here, tmp_path / "runs")
+    assert not differences(tmp_path / "runs")
     again = ghost(*KD, "--on", "ray")
     assert again.returncode == 0 and "found, finished earlier" in again.err
 
 
 @pytest.mark.long
-def test_through_rays_client(ghost, cluster, tmp_path, here):
-    done = ghost(*KD, "--on", cluster.client)
-    assert done.returncode == 0, done.err
-    assert not crash.differences(here, tmp_path / "runs")
+def test_a_chain_and_an_ensemble_have_the_same_bytes(ghost, tmp_path):
+    """Two commands that share teachers: five runs, each once, as many at a time as there are nodes."""
+    for command in GRAPHS:
+        done = ghost(*command, "--on", "ray")
+        assert done.returncode == 0, done.err
+    assert not differences(tmp_path / "runs", *GRAPHS)
+    assert len(list(tmp_path.glob("runs/*/s0/result.json"))) == 5
 
 
 @pytest.mark.long
-def test_ctrl_c_saves_on_every_node(ghost, tmp_path, here):
+def test_through_rays_client(ghost, cluster, tmp_path):
+    done = ghost(*KD, "--on", cluster.client)
+    assert done.returncode == 0, done.err
+    assert not differences(tmp_path / "runs")
+
+
+@pytest.mark.long
+def test_ctrl_c_saves_on_every_node(ghost, tmp_path):
     command = ghost(*KD, *SLOW, "--on", "ray", wait=False)
     until(lambda: trains(tmp_path))
     command.send_signal(signal.SIGINT)
@@ -115,11 +88,11 @@ def test_ctrl_c_saves_on_every_node(ghost, tmp_path, here):
     [status] = tmp_path.glob("runs/*/s0/status.json")
     assert json.loads(status.read_text())["status"] == "interrupted"
     assert ghost(*KD, *SLOW, "--on", "ray").returncode == 0
-    assert not crash.differences(here, tmp_path / "runs")
+    assert not differences(tmp_path / "runs")
 
 
 @pytest.mark.long
-def test_the_command_is_killed(ghost, tmp_path, here):
+def test_the_command_is_killed(ghost, tmp_path):
     """Its tasks end with it, after they saved."""
     command = ghost(*KD, *SLOW, "--on", "ray", wait=False)
     until(lambda: trains(tmp_path))
@@ -127,11 +100,11 @@ def test_the_command_is_killed(ghost, tmp_path, here):
     command.communicate()
     done = ghost(*KD, *SLOW, "--on", "ray")
     assert done.returncode == 0, done.err
-    assert not crash.differences(here, tmp_path / "runs")
+    assert not differences(tmp_path / "runs")
 
 
 @pytest.mark.long
-def test_a_lost_node_costs_the_time_since_the_last_checkpoint(ghost, cluster, tmp_path, here):
+def test_a_lost_node_costs_the_time_since_the_last_checkpoint(ghost, cluster, tmp_path):
     command = ghost(*KD, *SLOW, "--on", "ray", wait=False)
     until(lambda: trains(tmp_path))
     [file] = tmp_path.glob("runs/.jobs/*-plain-*/s0.node")
@@ -146,7 +119,7 @@ def test_a_lost_node_costs_the_time_since_the_last_checkpoint(ghost, cluster, tm
         cluster.more.append(cluster.add_node(num_cpus=1))
     _, err = command.communicate(timeout=crash.HANGS)
     assert command.returncode == 0 and "it goes on from its last checkpoint" in err, err
-    assert not crash.differences(here, tmp_path / "runs")
+    assert not differences(tmp_path / "runs")
 
 
 @pytest.mark.long

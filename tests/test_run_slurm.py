@@ -6,26 +6,25 @@ Skipped, by name, where slurm-wlm and munge are not installed (`.ci/run` install
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
+import clusters
 import crash
 import pytest
 import slurm
+from clusters import GRAPHS, KD, SLOW, differences, trains, until
 
 pytestmark = [
     pytest.mark.skipif(bool(slurm.missing()), reason=f"Slurm is not installed: {', '.join(slurm.missing())}"),
     pytest.mark.xdist_group("slurm"),
 ]
-KD = [*crash.COMMANDS["kd"], *crash.TINY]
-SLOW = ["-s", "engine.checkpoint_minutes=1e-9"]
 
 
 @pytest.fixture(scope="module")
@@ -42,47 +41,17 @@ def queue():
 def ghost(queue, tmp_path):
     """`ghost(*words)` in a new process, on the tests' Slurm."""
 
-    def run(*words: object, wait: bool = True, **more: str):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ghostcli", *map(str, words)],
-            env=crash.ENVIRONMENT | queue.environment | {"OMP_NUM_THREADS": "1"} | more,
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        if not wait:
-            return process
-        out, err = process.communicate(timeout=crash.HANGS)
-        return SimpleNamespace(returncode=process.returncode, out=out, err=err)
-
-    yield run
+    yield functools.partial(clusters.ghost, tmp_path, queue.environment)
     queue.ask("scancel", "--me")
     queue.until("squeue", "--me", "-h", is_="")
-
-
-def until(happened, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
 
 
 def log_of(runs: Path) -> str:
     return "\n".join(file.read_text() for file in runs.glob(".jobs/*/*.log"))
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory) -> dict:
-    """What the command makes on this machine, one run after the other, with one thread."""
-    folder = tmp_path_factory.mktemp("here")
-    words = [sys.executable, "-m", "ghostcli", *map(str, KD), "--runs", "runs", "--cpus-per-job", "1"]
-    subprocess.run(words, cwd=folder, env=crash.ENVIRONMENT, check=True, capture_output=True)
-    return crash.outcomes(folder / "runs")
-
-
 @pytest.mark.long
-def test_the_same_bytes_and_nothing_twice(ghost, tmp_path, here):
+def test_the_same_bytes_and_nothing_twice(ghost, tmp_path):
     """Submitted and left; asked again while it is queued; waited for; asked a third time when it is done."""
     first = ghost(*KD, "--on", "slurm", "--detach", "--runs", "runs")
     assert first.returncode == 0 and "2 submitted" in first.err, first.err
@@ -93,8 +62,21 @@ def test_the_same_bytes_and_nothing_twice(ghost, tmp_path, here):
     assert json.loads(again.out)["status"] == "done"
     third = ghost(*KD, "--on", "slurm")
     assert third.returncode == 0 and "found, finished earlier" in third.err
-    assert not crash.differences(here, tmp_path / "runs")
+    assert not differences(tmp_path / "runs")
     assert len(list((tmp_path / "runs").glob(".jobs/*/*.slurm.json"))) == 2
+
+
+@pytest.mark.long
+def test_a_chain_and_an_ensemble_have_the_same_bytes(ghost, tmp_path):
+    """Submitted one after the other while nothing is done yet: five runs, each once, teachers first."""
+    for command in GRAPHS:
+        done = ghost(*command, "--on", "slurm", "--detach")
+        assert done.returncode == 0, done.err
+    for command in GRAPHS:
+        done = ghost(*command, "--on", "slurm")
+        assert done.returncode == 0 and "submitted" not in done.err, done.err + log_of(tmp_path / "runs")
+    assert not differences(tmp_path / "runs", *GRAPHS)
+    assert len(list(tmp_path.glob("runs/*/s0/result.json"))) == 5
 
 
 def number_of(folder: Path, strategy: str) -> str:
@@ -103,13 +85,8 @@ def number_of(folder: Path, strategy: str) -> str:
     return json.loads(files[0].read_text())["job"] if files else "0"
 
 
-def trains(folder: Path, strategy: str = "plain") -> bool:
-    """Whether a run has saved something and goes on."""
-    return bool(list(folder.glob(f"runs/*-{strategy}-*/s0/checkpoint/last*")))
-
-
 @pytest.mark.long
-def test_a_job_that_is_told_of_its_limit_saves_and_requeues(ghost, queue, tmp_path, here):
+def test_a_job_that_is_told_of_its_limit_saves_and_requeues(ghost, queue, tmp_path):
     """The signal that Slurm sends before the limit, in mid-training. The student waits, and no byte differs."""
     command = ghost(*KD, *SLOW, "--on", "slurm", wait=False)
     until(lambda: trains(tmp_path))
@@ -120,12 +97,12 @@ def test_a_job_that_is_told_of_its_limit_saves_and_requeues(ghost, queue, tmp_pa
     assert "afterok" in queue.ask("scontrol", "show", "job", number_of(tmp_path, "kd"))
     _, err = command.communicate(timeout=crash.HANGS)
     assert command.returncode == 0, err + log_of(tmp_path / "runs")
-    assert not crash.differences(here, tmp_path / "runs")
+    assert not differences(tmp_path / "runs")
     assert "goes on after epoch" in log_of(tmp_path / "runs")
 
 
 @pytest.mark.long
-def test_scancel_saves_and_the_same_command_goes_on(ghost, queue, tmp_path, here):
+def test_scancel_saves_and_the_same_command_goes_on(ghost, queue, tmp_path):
     """The teacher is cancelled, so its student never starts; the command tells so and ends."""
     command = ghost(*KD, *SLOW, "--on", "slurm", wait=False)
     until(lambda: trains(tmp_path))
@@ -137,11 +114,11 @@ def test_scancel_saves_and_the_same_command_goes_on(ghost, queue, tmp_path, here
     done = ghost(*KD, *SLOW, "--on", "slurm")
     assert done.returncode == 0 and "1 submitted, 1 lost before, submitted again" in done.err, done.err
     assert "goes on after epoch" in log_of(tmp_path / "runs")
-    assert not crash.differences(here, tmp_path / "runs")
+    assert not differences(tmp_path / "runs")
 
 
 @pytest.mark.long
-def test_the_command_is_killed_and_slurmd_too(ghost, queue, tmp_path, here):
+def test_the_command_is_killed_and_slurmd_too(ghost, queue, tmp_path):
     """The jobs go on. The next command finds them and submits nothing."""
     command = ghost(*KD, *SLOW, "--on", "slurm", wait=False)
     until(lambda: trains(tmp_path))
@@ -151,7 +128,7 @@ def test_the_command_is_killed_and_slurmd_too(ghost, queue, tmp_path, here):
     command.communicate()
     done = ghost(*KD, *SLOW, "--on", "slurm")
     assert done.returncode == 0 and "submitted" not in done.err, done.err
-    assert not crash.differences(here, tmp_path / "runs")
+    assert not differences(tmp_path / "runs")
 
 
 @pytest.mark.long

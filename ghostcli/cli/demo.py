@@ -82,9 +82,9 @@ def students(teacher: Job, few: Resolved, runs: Path) -> dict[str, list[Job]]:
     common = (few.recipe, few.name)
     return {
         ALONE: [plan.plain(STUDENT, seed, *common) for seed in SEEDS],
-        ONE: [plan.chain([teacher], STUDENT, seed, *common, runs) for seed in SEEDS],
+        ONE: [plan.chain((teacher,), STUDENT, seed, *common, runs) for seed in SEEDS],
         # One seed each: the time is for the question that gets a verdict.
-        CHAIN: [plan.chain([teacher, ASSISTANT], STUDENT, SEEDS[0], *common, runs)],
+        CHAIN: [plan.chain((teacher, ASSISTANT), STUDENT, SEEDS[0], *common, runs)],
         TWO: [plan.ensemble([teacher, STUDENT], STUDENT, SEEDS[0], *common, runs)],
     }
 

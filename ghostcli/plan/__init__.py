@@ -123,6 +123,8 @@ class Job:
 
 #: A teacher as a command names it, or a job that another recipe makes.
 Named = str | Job
+#: The networks of a chain. Only the first may be a job or a trained network.
+Chain = tuple[Named, *tuple[str, ...]]
 
 
 def lineage(strategy: str, path: tuple[str, ...], student: str) -> tuple[str, ...]:
@@ -218,14 +220,14 @@ def teacher_of(recipe: Recipe, seed: int, teachers: int) -> Recipe:
     return recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"teacher_seed": number})})
 
 
-def chain(path: Sequence[Named], student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:
+def chain(path: Chain, student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:
     """TAKD (Mirzadeh 2020): each network teaches the next. DGKD (Son 2021) if the recipe is dense."""
     if recipe.distill.weighting == "adaptive":
         raise UsageError("distill.weighting=adaptive: needs several teachers at once; use ghost ensemble")
     # In the control of a chain only the teachers of the last student are blind. The assistants are the same.
     seeing = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"blind": False})})
     stages: list[Job | Finished] = [root_teacher(path[0], recipe, recipe_name, runs)]
-    for name in map(str, path[1:]):
+    for name in path[1:]:
         if trained.is_trained(name):
             raise UsageError(
                 f"{printable(name)}: only the first teacher of a chain can be a trained network; name a model"
