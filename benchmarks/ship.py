@@ -30,6 +30,8 @@ from ghostcli.records.storage import write_bytes, write_json
 from ghostcli.run.job import load_data
 from ghostcli.zoo import evaluate, names, weights
 
+LICENCE = "The weights: MIT, as ghost itself."
+
 
 def rounded(run: RunRecord) -> bytes:
     """The bytes of a run's weights in float16, without batch norm's statistics, whose range is wider."""
@@ -75,10 +77,10 @@ def ship(runs: list[RunRecord]) -> Path:
     write_json(folder / "result.json", {**content, "checksum": digest(content)}, "result")
     write_json(folder / "status.json", {"status": "done"}, "status")
     scores = [run.result.accuracy.selected for run in runs]
-    spread = (
-        f"The trainings of {len(runs)} {'seed' if len(runs) == 1 else 'seeds'} reached {statistics.mean(scores):.2f} %"
-    )
-    spread += f" with a standard deviation of {statistics.stdev(scores):.2f}." if len(runs) > 1 else "."
+    write_json(folder / "seeds.json", {run.result.seed: run.result.accuracy.selected for run in runs}, "seeds")
+    spread = None
+    if len(runs) > 1:
+        spread = f"All {len(runs)} seeds: {statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} %."
     name = f"{trained.PRETRAINED}{folder.name}"
     use = (f"ghost predict {name} photo.jpg", f"ghost export {name} --out {folder.name}.onnx")
     again = "\n".join(
@@ -94,7 +96,8 @@ def ship(runs: list[RunRecord]) -> Path:
             f"weights `{hashlib.sha256(file.read_bytes()).hexdigest()}`.",
         )
     )
-    write_bytes(folder / "README.md", (card(found, use, spread=spread) + again + "\n").encode(), "card")
+    text = card(found, use, spread=spread, licence=LICENCE)
+    write_bytes(folder / "README.md", (text + again + "\n").encode(), "card")
     return folder
 
 

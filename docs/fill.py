@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ghostcli import zoo
 from ghostcli.compare import power, tables
 from ghostcli.compare.admission import admit
 from ghostcli.compare.rows import Row
-from ghostcli.records import record
+from ghostcli.records import record, trained
 from ghostcli.render import text_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,6 +136,24 @@ def newcomer() -> str:
     return f"{said}\n\n{table(['step', 'seconds'], rows)}"
 
 
+def networks() -> str:
+    rows = []
+    for name in trained.shipped():
+        run = trained.find(ROOT / "runs", name)
+        found = run.result
+        taught = ", ".join(found.path) or "no teacher"
+        seeds = list(json.loads((run.path / "seeds.json").read_text()).values())
+        spread = f"{statistics.mean(seeds):.2f}" + (f" ± {statistics.stdev(seeds):.2f}" if len(seeds) > 1 else "")
+        network = zoo.build_deployed(found.student, found.classes)
+        costs = [f"{zoo.count_parameters(network):,}", f"{zoo.count_macs(network) / 1e6:.2f} M"]
+        reached = [f"{found.accuracy.selected:.2f}", f"{spread} ({len(seeds)})"]
+        recipe = f"`{found.recipe_name}`, {found.epochs} epochs"
+        size = f"{run.weights.stat().st_size / 1e6:.2f}"
+        rows.append([f"`{name}`", found.data, *costs, *reached, recipe, taught, size])
+    titles = ["network", "data", "parameters", "MACs", "accuracy, %", "all seeds, %", "recipe", "taught by", "MB"]
+    return table(titles, rows)
+
+
 def results(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -152,6 +171,7 @@ MADE: dict[str, Callable[[], str]] = {
     "rates": rates,
     "own-images": own_images,
     "newcomer": newcomer,
+    "networks": networks,
 }
 
 

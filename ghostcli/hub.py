@@ -107,15 +107,26 @@ def named(repository: str) -> str:
     return repository
 
 
-def card(result: RunResult, use: Sequence[str], *, spread: str | None = None, exported: Sequence[str] = ()) -> str:
+ALONE = "One seed: another training would differ."
+OWNERS = "The weights are their owner's to license."
+
+
+def card(
+    result: RunResult,
+    use: Sequence[str],
+    spread: str | None = None,
+    licence: str = OWNERS,
+    exported: Sequence[str] = (),
+) -> str:
     """The model card: what the network is, how good, how it was taught, what the check said, and how to use it.
 
-    `use`: commands. `spread`: a sentence on the runs of other seeds. `exported`: names of files beside it.
+    `use`: commands. `spread`, `licence`: sentences on the runs of other seeds and on the weights. `exported`: names of
+    files beside it.
     """
-    return "\n".join(_card(result, use, spread or "One seed: another training would differ.", exported)) + "\n"
+    return "\n".join(_card(result, use, spread or ALONE, licence, exported)) + "\n"
 
 
-def _card(result: RunResult, use: Sequence[str], spread: str, exported: Sequence[str]) -> Iterator[str]:
+def _card(result: RunResult, use: Sequence[str], spread: str, licence: str, exported: Sequence[str]) -> Iterator[str]:
     accuracy = result.accuracy.selected
     right = round(accuracy * result.test_images / 100)
     low, high = accuracy_interval(right, result.test_images)
@@ -143,8 +154,8 @@ def _card(result: RunResult, use: Sequence[str], spread: str, exported: Sequence
     yield from (f"- {_text(note)}" for note in result.notes)
     yield from ("", "## How to use it", "", "```sh", *use, "```")
     yield from (f"- `{_text(name)}` is the deploy form for other programs." for name in exported)
-    licence = LICENCES.get(result.data, "of the images of the owner's folder: not known to ghost")
-    yield from ("", "## Licence", "", f"The training data: {licence}. The weights are their owner's to license.")
+    data = LICENCES.get(result.data, "of the images of the owner's folder: not known to ghost")
+    yield from ("", "## Licence", "", f"The training data: {data}. {licence}")
 
 
 def _text(value: str) -> str:

@@ -29,6 +29,7 @@ ELSEWHERE = {
     "pull": "test_hub.py",
     "bench run/": "test_deploy_export.py",
     "bench --mlperf": "test_deploy_export.py",
+    "evaluate pretrained/": "test_pretrained.py",
     "predict folder/": "test_deploy_export.py",
     "evaluate folder/": "test_deploy_export.py",
 }

@@ -40,7 +40,8 @@ WAYS = {
     "kd": ["distill", "gns:0.2", "--student", "gns:0.1", "-s", "optim.lr=0.001", "--temperature", "4"],
 }
 
-#: Ten times what torch 2.11, 2.14 and 2.15 differ by (2e-5); taught, also by what their teachers' trainings differ.
+#: Twice what processors with and without AVX-512 differ by (3.3e-4; versions of torch differ by 2e-5). A momentum of
+#: 0.89, or no decay, differs by more (7e-4 and above). Taught, also what their teachers' trainings differ by.
 ROUNDING = {"kd": 8e-3}
 
 
@@ -75,7 +76,7 @@ def test_what_is_computed_is_what_its_version_says(way, tmp_path, ghost):
     done = ghost(*command(way, tmp_path))
     assert done.code == 0, done.err
     for now, then in zip(figures(tmp_path, done.out), stored["ways"][way], strict=True):
-        assert now == pytest.approx(then, rel=ROUNDING.get(way, 2e-4)), "the arithmetic changed: raise SEMANTICS"
+        assert now == pytest.approx(then, rel=ROUNDING.get(way, 6.5e-4)), "the arithmetic changed: raise SEMANTICS"
 
 
 if __name__ == "__main__":

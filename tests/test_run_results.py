@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from report_runs import write_run
 
 from ghostcli.records.record import RunRecord
-from ghostcli.run import results
+from ghostcli.run import environment, results
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,13 @@ def test_a_teacher_of_other_test_images_is_not_asked(tmp_path: Path) -> None:
     np.savez(tmp_path / relabelled.id / "predictions.npz", logits=logits, labels=labels[::-1])
     found = results.agreements(predictions(tmp_path, mine.id), [fewer, relabelled, none], tmp_path)
     assert found == {"gns:1.3": None, "resnet18": None, "vgg13": None}
+
+
+def test_a_record_of_a_checkout_names_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was looked for in the package's folder, which is never a checkout's."""
+    root = Path(__file__).parents[1]
+    monkeypatch.delenv("GIT_DIR", raising=False)
+    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        pytest.skip("not a checkout of git")
+    assert environment.commit() == head.stdout.strip()

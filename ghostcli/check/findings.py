@@ -245,7 +245,7 @@ def _recorded_answers(teacher: Teacher, data: Data, size: int) -> Tensor | None:
     logits, labels = found
     n = min(size, len(labels), len(data.test))
     same = n > 0 and np.array_equal(labels[:n], data.test.labels[:n].cpu().numpy())
-    return torch.from_numpy(logits[:n]).float() if same else None
+    return torch.from_numpy(logits[:n].astype(np.float32)) if same else None
 
 
 def _norm_distance(teacher: Teacher, data: Data) -> float:

@@ -72,7 +72,7 @@ def described(now: Environment) -> str:
 @lru_cache(maxsize=1)
 def commit() -> str | None:
     """The git commit, if ghost runs from a checkout."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
     try:
