@@ -14,6 +14,7 @@ import torch
 from report_runs import edit
 
 from ghostcli.deploy import about as description
+from ghostcli.deploy import int8
 from ghostcli.records import record
 from ghostcli.zoo import weights
 
@@ -104,7 +105,8 @@ def test_the_int8_file_is_one_of_integers(exported, files, images, digits_run):
         assert kinds[makers[node.input[1]].input[0]] == onnx.TensorProto.INT8
     found = onnxruntime.InferenceSession(files["-int8.onnx"]).run(["logits"], {"images": images})[0]
     wanted = digits_run.predictions()[0].astype(np.float32)
-    assert np.abs(found - wanted).mean() < 0.25 * np.abs(wanted).mean()
+    coarse = 0.4 if int8.narrow() else 0.25  # weights of 7 bits round twice as coarsely
+    assert np.abs(found - wanted).mean() < coarse * np.abs(wanted).mean()
 
 
 def test_the_onnx_file_runs_without_ghost_for_any_batch(files, images, digits_run):

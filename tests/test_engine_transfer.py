@@ -88,7 +88,7 @@ def test_a_taught_student_starts_there_too_and_its_teacher_does_not(ghost, digit
         (["gns:0.2", "--from", "{id}"], "is gns:0.3, which is not gns:0.2"),
         (["gns:0.3", "--from", "gns:0.3"], "--from gns:0.3: is not a trained network; name a finished run"),
         (["gns:0.3", "--from", "run/gns-0.3-plain-00000000/s0"], "gns-0.3-plain-00000000"),
-        (["{id}"], "--from {id} starts it from this run's weights"),
+        (["{id}"], "--from {id} starts it from these weights"),
         (["gns:0.3", "-s", 'model.start_sha256="x"'], "needs model.start"),
         (["gns:0.3", "--from", "{id}", "-s", 'model.start_sha256="beef"'], "are not those of the recipe"),
     ],
