@@ -31,7 +31,8 @@ def cluster():
         port = one.getsockname()[1]
     before = dict(os.environ)
     # Ray's own niceness, 15, starves the jobs beside other work.
-    more = {"PYTHONPATH": str(crash.ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    more = {name: crash.ENVIRONMENT[name] for name in ("PYTHONPATH", "GIT_DIR")}  # of the processes on its nodes
+    more |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     os.environ.update(more)
     head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": port}
     try:
