@@ -9,7 +9,7 @@ import torch
 
 from ghostcli import zoo
 from ghostcli.data import Images
-from ghostcli.deploy import equalise, ladder
+from ghostcli.deploy import equalise, int8, ladder
 from ghostcli.deploy.program import Program
 from ghostcli.recipe.models import AugmentSection
 
@@ -110,5 +110,5 @@ def test_the_table_says_in_words_where_integers_are_no_gain(monkeypatch):
     slow = [*rows, row("onnx-int8", "onnxruntime", 2.0, 6000.0)]
     assert "0.50 x as fast at batch 1" in proofs.integers(slow) and "no gain" in proofs.integers(slow)
     for lacking in (True, False):  # the reason is one that holds here
-        monkeypatch.setattr(proofs, "narrow", lambda lacking=lacking: lacking)
+        monkeypatch.setattr(int8, "narrow", lambda lacking=lacking: lacking)
         assert ("without VNNI" in proofs.integers(slow)) == lacking

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 import ghostcli
 from ghostcli import zoo
 from ghostcli.cli import complete
+from ghostcli.compare import admission
 from ghostcli.errors import UsageError
 from ghostcli.plan import Finished, finished
 from ghostcli.records import record, trained
@@ -94,6 +96,9 @@ def test_it_teaches_and_starts_a_training(ghost, folder, tmp_path):
     assert (teacher.run, teacher.network, teacher.weights) == (NAME, "gns:0.3", weight)
     assert "taught by" in ghost("runs", "show", run.id).out
     assert json.loads(ghost("table", "--json").out)
+    problems = admission.identity_problems(run, {run.id: run.result})
+    forged = run.result.model_copy(update={"teachers": (teacher.model_copy(update={"weights": "0" * 64}),)})
+    assert problems == [] and admission.identity_problems(SimpleNamespace(result=forged), {})
     assert ghost("train-teacher", "gns:0.3", "--from", NAME, *few).code == 0
     begun = next(run for run in record.scan(tmp_path / "runs") if run.result.student == "gns:0.3")
     assert begun.result.recipe.model.start == NAME and begun.result.recipe.model.start_sha256 == weight

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from ghostcli.deploy.formats import BATCH
-from ghostcli.deploy.int8 import narrow
 from ghostcli.display import table
 from ghostcli.display import tell as show
 from ghostcli.errors import printable
@@ -90,8 +89,10 @@ def integers(rows: Sequence[Proof]) -> str | None:
         return None
     said = f"int8 against the fastest float: {'; '.join(parts)}."
     if slower:
+        from ghostcli.deploy import int8
+
         why = "small layers are bound by the cost of a call, not by arithmetic"
-        if narrow():
+        if int8.narrow():
             why = f"without VNNI instructions 8-bit products are hardly faster than float ones, and {why}"
         said += (
             f" On this CPU integers are no gain everywhere: {why}. A phone or a microcontroller gains a quarter of the "

@@ -17,6 +17,7 @@ from ghostcli.compare.rows import LeftOut
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.recipe.models import Recipe
+from ghostcli.records import trained
 from ghostcli.records.contents import content_problems
 from ghostcli.records.model import RunSetup
 from ghostcli.records.record import RunRecord
@@ -89,16 +90,23 @@ def _unfinished(run: RunRecord) -> str | None:
 def identity_problems(run: RunRecord, setups: dict[str, RunSetup]) -> list[str]:
     """Check that the recipe of a finished run gives its digests and protocol. `setups`: run id -> setup, for all runs.
 
-    The digest depends on the teachers' digests, so it is only checked if the records of all teachers exist. The digest
-    of a user's own network depends on its source, which may have changed, so it is not checked.
+    The digest depends on the teachers' digests, so it is only checked if the records of all teachers exist, or their
+    weights are their digest (a network that comes with ghost). The digest of a user's own network depends on its
+    source, which may have changed, so it is not checked.
     """
     about = run.result
     if about is None or about.semantics != SEMANTICS:
         return []
-    known = all(t.run in setups for t in about.teachers) and not names.is_own(about.student)
-    taught_by = [(t, setups.get(t.run, about)) for t in about.teachers]
-    teachers = [Finished(t.run, t.network, t.seed, one.digest, (), about.classes, one.of_group) for t, one in taught_by]
-    job = _job(about.student, about.recipe, tuple(teachers))
+    shipped = {t.run: (t.weights, t.weights) for t in about.teachers if t.run.startswith(trained.PRETRAINED)}
+    digests = {t.run: (setups[t.run].digest, setups[t.run].of_group) for t in about.teachers if t.run in setups}
+    digests |= shipped
+    known = all(t.run in digests for t in about.teachers) and not names.is_own(about.student)
+    teachers = tuple(
+        Finished(t.run, t.network, t.seed, digest, (), about.classes, group)
+        for t in about.teachers
+        for digest, group in [digests.get(t.run, ("", ""))]
+    )
+    job = _job(about.student, about.recipe, teachers)
     if job.protocol != about.protocol or (
         known and (job.digest, job.group) != (about.digest, about.group or job.group)
     ):
