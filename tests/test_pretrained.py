@@ -18,10 +18,12 @@ from ghostcli import zoo
 from ghostcli.cli import complete
 from ghostcli.compare import admission
 from ghostcli.errors import UsageError
-from ghostcli.plan import Finished, finished
+from ghostcli.plan import Finished, chain, finished
+from ghostcli.recipe import load as load_recipe
 from ghostcli.records import record, trained
 from ghostcli.records.model import RunResult
 from ghostcli.run import spec
+from ghostcli.run.job import Options
 from ghostcli.zoo import weights
 
 ROOT = Path(__file__).parents[1]
@@ -132,11 +134,15 @@ def test_names_that_do_not_fit(ghost):
         assert said.code == 2 and error in said.err and said.err.count("\n") == 1, said
 
 
-def test_its_weights_are_in_the_identity_of_what_it_teaches():
+def test_its_weights_are_in_the_identity_of_what_it_teaches(tmp_path):
     """And a job that it teaches goes to another process as it is."""
     found = finished(NAME, Path("runs"))
     assert found.digest == trained.find(Path("runs"), NAME).result.files["model.safetensors"]
-    assert spec.as_job(spec.as_text(found)) == found and isinstance(found, Finished)
+    assert isinstance(found, Finished)
+    resolved = load_recipe("smoke")
+    job = chain((NAME,), "gns:0.1", 0, resolved.recipe, resolved.name, tmp_path)
+    again = spec.read(spec.write(job, Options(tmp_path), "token")).job
+    assert again == job and again.id == job.id and again.teachers == (found,)
 
 
 def test_they_are_completed_and_loaded():

@@ -9,7 +9,6 @@ import sys
 import time
 
 import crash
-import hosts
 import pytest
 
 from ghostcli import plan
@@ -86,8 +85,15 @@ def test_a_job_is_read_back_as_it_was(tmp_path):
     for job in jobs:
         file = spec.write(job, Options(tmp_path), "token")
         given = spec.read(file)
-        again = spec.as_job(given.job)
+        again = given.job
         assert again == job and again.id == job.id == given.run and again.content == job.content
+        written = json.loads(file.read_text())
+        for part in (written["job"], *written["job"]["teachers"]):
+            part["later"] = 1
+            file.write_text(json.dumps(written))
+            with pytest.raises(UsageError, match="is not a job of this version"):
+                spec.read(file)
+            del part["later"]
 
 
 def test_a_file_that_is_no_job_is_refused(ghost, tmp_path):
@@ -129,34 +135,3 @@ def test_the_name_of_a_folder_is_never_run_by_the_script(tmp_path):
     done = subprocess.run(["bash"], input=text, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and f"ghost: {runs} is not mounted on {socket.gethostname()}" in done.stderr
     assert not (tmp_path / "touched").exists()
-
-
-@pytest.mark.skipif(not hosts.namespaces(), reason="this user may not make mount namespaces")
-def test_a_machine_without_the_runs_folder_says_what_to_mount(tmp_path):
-    """Another host by namespaces, with an empty file system where the runs are: the job, Slurm's script, Ray's look."""
-    runs = tmp_path / "runs"
-    token = spec.mark(runs)
-    [job] = plan.order([plan.plain("gns:0.1", 0, load("smoke").recipe, "smoke")]).jobs
-    file = spec.write(job, Options(runs), token)
-    script = tmp_path / "job.sh"
-    script.write_text(queue.script(job, runs, Place("slurm")))
-    look = f"from ghostcli.run import on_ray, spec; print(on_ray.look({str(runs)!r}, {token!r}, spec.versions())[1])"
-    mounted = "mount the same file system at this path on all machines, or name a shared folder with --runs"
-    for words, code, told in (
-        (spec.argv(file), 2, "mount the folder of the runs at the same path on all machines"),
-        (["bash", str(script)], 2, f"{runs} is not mounted on second: mount it at the same path on all machines"),
-        ([sys.executable, "-c", look], 0, f"{runs}: second does not see what was written there; {mounted}"),
-    ):
-        there = [
-            "unshare",
-            "--uts",
-            "--mount",
-            "bash",
-            "-c",
-            f'hostname second; mount -t tmpfs none "{runs}"; "$@"',
-            "x",
-        ]
-        done = subprocess.run([*there, *words], env=crash.ENVIRONMENT, capture_output=True, text=True)
-        said = done.stderr + done.stdout
-        assert done.returncode == code and told in said and said.count("\n") == 1, said
-    assert not list(runs.glob("*/s0"))

@@ -62,6 +62,7 @@ def test_a_job_says_what_to_mount(written, tmp_path):
     done = there(runs, *words, shown=tmp_path / "other")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"{runs}: second does not see what was written there; mount the same file system" in done.stderr
+    assert not [*runs.glob("*/s0"), *(tmp_path / "other").glob("*/s0")], "no run is begun"
 
 
 def test_rays_first_task_says_what_to_mount(written):

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict
+
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.digest import SEMANTICS, canonical, digest
 from ghostcli.recipe.models import KD, Recipe
@@ -19,10 +21,15 @@ from ghostcli.records import record, trained
 from ghostcli.records.record import RUN_ID
 from ghostcli.zoo import names, own
 
+#: Jobs travel as JSON (run/spec.py). A key that this version does not know is refused.
+STRICT = ConfigDict(extra="forbid")
+
 
 @dataclass(frozen=True)
 class Finished:
     """A trained network, named as `run/ID` or `pretrained/NAME`. It replaces a job that would be trained."""
+
+    __pydantic_config__ = STRICT
 
     id: str
     student: str
@@ -37,6 +44,8 @@ class Finished:
 @dataclass(frozen=True)
 class Job:
     """One training with all settings. `teachers` are the direct teachers, first to last."""
+
+    __pydantic_config__ = STRICT
 
     student: str
     seed: int

@@ -50,8 +50,9 @@ def run(file: Path, with_parent: bool = False) -> None:
         spec.require_seen(runs, given.seen, host)
         spec.refuse_other_versions(given.versions, host)
         _stand_where_the_command_stood(given)
-        job = spec.as_job(given.job)
-        if not isinstance(job, Job) or job.id != run:
+        job = given.job
+        spec.trust(job)
+        if job.id != run:
             raise UsageError(f"{printable(file)}: gives {job.id} on {host}, not {run}: the sources of ghost differ")
         place = Place(cpus=given.threads)
         seeds = {job.group: given.planned}

@@ -25,7 +25,6 @@ from ghostcli import __version__
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe.digest import SEMANTICS
-from ghostcli.recipe.models import Recipe
 from ghostcli.records.model import SCHEMA
 from ghostcli.records.storage import read_json, write_json
 from ghostcli.run.job import Options
@@ -34,37 +33,13 @@ from ghostcli.zoo import names, own
 FOLDER = ".jobs"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FinishedText(_Frozen):
-    """A finished run that teaches."""
-
-    id: str
-    student: str
-    seed: int
-    digest: str
-    lineage: tuple[str, ...]
-    classes: int
-    group: str
-
-
-class JobText(_Frozen):
-    """A job with its teachers."""
-
-    student: str
-    seed: int
-    recipe: Recipe
-    recipe_name: str
-    teachers: tuple[JobText | FinishedText, ...]
-
-
-class Spec(_Frozen):
+class Spec(BaseModel):
     """What `ghost run-job` reads. Paths are absolute. `seen`: a file that every machine must see in RUNS."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     run: str
-    job: JobText
+    job: Job
     runs: str
     folder: str
     data: str
@@ -89,22 +64,12 @@ def refuse_other_versions(theirs: dict[str, str], host: str) -> None:
         raise UsageError(f"{host} has {', '.join(wrong)}: install the same versions on all machines")
 
 
-def as_text(job: Job | Finished) -> JobText | FinishedText:
-    if isinstance(job, Finished):
-        return FinishedText(**{name: getattr(job, name) for name in FinishedText.model_fields})
-    teachers = tuple(as_text(teacher) for teacher in job.teachers)
-    return JobText(
-        student=job.student, seed=job.seed, recipe=job.recipe, recipe_name=job.recipe_name, teachers=teachers
-    )
-
-
-def as_job(text: JobText | FinishedText) -> Job | Finished:
-    if isinstance(text, FinishedText):
-        return Finished(**{name: getattr(text, name) for name in FinishedText.model_fields})
-    if names.is_own(text.student):
-        own.trust(text.student)  # its id, which is compared below, covers the source that the user named
-    teachers = tuple(as_job(teacher) for teacher in text.teachers)
-    return Job(text.student, text.seed, text.recipe, text.recipe_name, teachers)
+def trust(job: Job | Finished) -> None:
+    """Allow the users' own networks of a job. Its id, which is compared next, covers their sources."""
+    if names.is_own(job.student):
+        own.trust(job.student)
+    for teacher in job.teachers:
+        trust(teacher)
 
 
 def path(runs: Path, run: str, kind: str = "json") -> Path:
@@ -120,7 +85,7 @@ def write(job: Job, options: Options, seen: str) -> Path:
     path(runs, job.id, "outcome.json").unlink(missing_ok=True)
     text = Spec(
         run=job.id,
-        job=as_text(job),  # type: ignore[arg-type]
+        job=job,
         runs=str(runs),
         folder=os.getcwd(),
         data=os.path.abspath(os.environ.get("GHOST_DATA") or "data"),
