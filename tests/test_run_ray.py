@@ -10,9 +10,11 @@ import json
 import os
 import signal
 import socket
+from collections import Counter
 
 import clusters
 import crash
+import psutil
 import pytest
 from clusters import GRAPHS, KD, SLOW, differences, trains, until
 
@@ -121,6 +123,28 @@ def test_a_lost_node_costs_the_time_since_the_last_checkpoint(ghost, cluster, tm
     _, err = command.communicate(timeout=crash.HANGS)
     assert command.returncode == 0 and "it goes on from its last checkpoint" in err, err
     assert not differences(tmp_path / "runs")
+
+
+@pytest.mark.long
+def test_a_job_avoids_a_node_on_which_it_was_lost_twice(ghost, cluster, tmp_path):
+    """Its process is killed as soon as it begins, wherever that is. Since it never saves anything, that has an end."""
+    command = ghost(*crash.COMMANDS["plain"], *crash.TINY, "--on", "ray", wait=False)
+    killed: dict[int, str] = {}  # process -> node
+
+    def kill() -> bool:
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            if "run-job" in words and any(str(tmp_path) in word for word in words) and process.pid not in killed:
+                [node] = tmp_path.glob("runs/.jobs/*/s0.node")
+                killed[process.pid] = node.read_text()
+                process.kill()
+        return command.poll() is not None
+
+    until(kill)
+    _, err = command.communicate(timeout=crash.HANGS)
+    assert command.returncode == 1 and "4 times in a row, and nothing was saved in between" in err, err
+    assert err.count("it goes on from its last checkpoint") == 3, err
+    assert Counter(killed.values()).most_common(1)[0][1] == 2 and len(killed) == 4, killed
 
 
 @pytest.mark.long

@@ -153,6 +153,11 @@ class RunRecord:
     def weights(self) -> Path:
         return self.path / "model.safetensors"
 
+    @property
+    def saved(self) -> dict[str, int]:
+        """The names of its checkpoints, with their times: equal if nothing was saved in between."""
+        return {file.name: file.stat().st_mtime_ns for file in (self.path / "checkpoint").glob("*.safetensors")}
+
 
 @lru_cache(maxsize=128)
 def _rows_of(file: Path, size: int, changed: int) -> tuple[dict[str, Any], ...]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from ghostcli import signals
 from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.plan import Finished, Job, is_done, record_of
-from ghostcli.records.record import file_digest
+from ghostcli.records.record import RunRecord, file_digest
 from ghostcli.run import spec
 from ghostcli.run.job import Options, reached, run_job
 from ghostcli.run.place import Place
@@ -80,22 +80,16 @@ def _train(job: Job, options: Options) -> None:
 @contextlib.contextmanager
 def _requeued(runs: Path, run: str) -> Iterator[None]:
     """In a Slurm job whose time limit comes near: run it again. Not for ever without progress."""
-    before = _checkpoints(runs / run)
+    before = RunRecord(runs / run, run).saved
     try:
         yield
     except Interrupted:
         if signals.received() != "SIGUSR1" or "SLURM_JOB_ID" not in os.environ:
             raise
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        if restarts >= FRUITLESS and _checkpoints(runs / run) == before:
+        if restarts >= FRUITLESS and RunRecord(runs / run, run).saved == before:
             raise GhostError(f"{run}: saved nothing within its time limit; give a longer --time") from None
         _requeue()
-
-
-def _checkpoints(run: Path) -> dict[str, int]:
-    """The checkpoints of a run, with their times: equal if nothing was saved in between."""
-    found = (run / "checkpoint").glob("*.safetensors")
-    return {path.name: path.stat().st_mtime_ns for path in found}
 
 
 def _requeue() -> None:

@@ -11,16 +11,16 @@ import signal
 import socket
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ghostcli import signals
 from ghostcli.display import Display
 from ghostcli.errors import GhostError, Interrupted, OutOfMemoryError, UsageError, printable
-from ghostcli.plan import Job
+from ghostcli.plan import Job, record_of
 from ghostcli.records.record import RunWriter
 from ghostcli.run import spec
 from ghostcli.run.follow import EpochLines
@@ -30,6 +30,8 @@ from ghostcli.run.job import Options, reached
 PAUSE, ANSWERS, LOOKS, SAVES = 0.2, 10.0, 60.0, 60.0
 #: A job does not go back to a machine that was lost under it so often.
 TWICE = 2
+#: Losses in a row, with nothing saved in between, after which a job is given up: the machines are not the reason.
+FRUITLESS = 4
 #: The label by which Ray knows a machine.
 NODE = "ray.io/node-id"
 
@@ -67,6 +69,24 @@ def look(runs: str, token: str, versions: dict[str, str]) -> tuple[str, str, flo
 # What runs here ------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Losses:
+    """How often a job was lost: on each machine, and in a row with nothing saved in between."""
+
+    nodes: Counter[str] = field(default_factory=Counter)
+    in_a_row: int = 0
+    saved: dict[str, int] = field(default_factory=dict)
+
+    def add(self, node: str, saved: dict[str, int]) -> None:
+        self.nodes[node] += 1
+        self.in_a_row = self.in_a_row + 1 if saved == self.saved else 1
+        self.saved = saved
+
+    @property
+    def avoided(self) -> set[str]:
+        return {node for node, count in self.nodes.items() if count >= TWICE}
+
+
 class Ray:
     """Ray holds as many tasks as have room, and queues the others. `--jobs K` limits them to K."""
 
@@ -77,7 +97,7 @@ class Ray:
         self.show = Display(options.quiet)
         self.epochs = EpochLines(self.options.runs, self.show)
         self.tasks: dict[Any, Job] = {}
-        self.losses: dict[str, Counter[str]] = {}
+        self.losses: defaultdict[str, Losses] = defaultdict(Losses)
         self.followed = 0.0
         self.stack = contextlib.ExitStack()
 
@@ -183,13 +203,10 @@ class Ray:
         place, runs = self.options.place, self.options.runs
         file = spec.write(job, self.options, self.seen)
         spec.path(runs, job.id, "node").unlink(missing_ok=True)
-        avoided = sorted(self._avoided(job))
+        avoided = sorted(self.losses[job.id].avoided)
         away = {"label_selector": {NODE: f"!in({','.join(avoided)})"}} if avoided else {}
         task = self.ray.remote(num_cpus=place.threads, num_gpus=place.gpus, max_retries=0, **away)(carry)
         self.tasks[task.options(name=job.id).remote(str(file), str(runs), job.id)] = job
-
-    def _avoided(self, job: Job) -> set[str]:
-        return {node for node, count in self.losses.get(job.id, {}).items() if count >= TWICE}
 
     def wait(self) -> list[tuple[Job, GhostError | None]]:
         ended, _ = self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=PAUSE)
@@ -231,14 +248,18 @@ class Ray:
         return GhostError(f"ended with code {code} without a result; see {log}") if code else None
 
     def _lost(self, job: Job, why: str) -> GhostError | bool:
-        """Submit a job again after a loss, not to a machine that was lost under it twice."""
+        """Submit a job again after a loss, not to a machine that was lost under it twice, and not for ever."""
         try:
             node = spec.path(self.options.runs, job.id, "node").read_text()
         except OSError:
             node = "unknown"
-        self.losses.setdefault(job.id, Counter())[node] += 1
-        times = self.losses[job.id].total()
-        if self.losses[job.id]["unknown"] >= TWICE or not self._nodes().keys() - self._avoided(job):
+        losses = self.losses[job.id]
+        losses.add(node, record_of(job, self.options.runs).saved)
+        if losses.in_a_row == FRUITLESS:
+            log = spec.path(self.options.runs, job.id, "log")
+            return GhostError(f"{why}, {FRUITLESS} times in a row, and nothing was saved in between; see {log}")
+        if losses.nodes["unknown"] >= TWICE or not self._nodes().keys() - losses.avoided:
+            times = losses.nodes.total()
             return GhostError(f"{why}, {times} times, and no other machine is left; the same command goes on")
         self.show.warn(f"{job.id}: {why} ({node[:8]}); it goes on from its last checkpoint")
         self._submit(job)
