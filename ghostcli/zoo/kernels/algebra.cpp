@@ -33,10 +33,10 @@ struct Norms {  // [B'][O]
 };
 
 double dot(const float *a, const float *b, long n) {
-    v8d sum = {};
+    double sum[LANES] = {};
     long i = 0;
     for (; i + LANES <= n; i += LANES)
-        sum += __builtin_convertvector(loadf(a + i), v8d) * __builtin_convertvector(loadf(b + i), v8d);
+        for (long l = 0; l < LANES; l++) sum[l] += double(a[i + l]) * b[i + l];
     double total = 0;
     for (long l = 0; l < LANES; l++) total += sum[l];
     for (; i < n; i++) total += double(a[i]) * b[i];

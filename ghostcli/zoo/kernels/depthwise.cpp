@@ -15,7 +15,6 @@ namespace {
 
 // An image copied between zero borders, its channels padded to whole vectors.
 template <class T> struct Padded {
-    typedef T V __attribute__((vector_size(LANES * sizeof(T)), aligned(sizeof(T)), may_alias));
     long above, left, columns, channels;
     std::vector<T> data;
 
@@ -33,14 +32,12 @@ template <class T> struct Padded {
                 for (long c = 0; c < im.C; c += LANES) {
                     v8f v = load(x + c, im.C - c);
                     if (mask_pitch) v = select_positive(load(only_where_positive + c, im.C - c), v);
-                    *(V *)(to + c) = __builtin_convertvector(v, V);
+                    store_as(to + c, v);
                 }
             }
     }
     void fill(const Images &im, const float *x) { fill(im, x, nullptr, 0); }
 };
-
-typedef Padded<double>::V v8;
 
 // [C][n] -> [n][padded C]
 std::vector<float> by_tap(const float *coefficients, long C, long n) {
@@ -57,11 +54,11 @@ template <int KH, int KW, int A>
 void tap_products(Padded<double> &image, long Ho, long Wo, long stride, long c, double *out) {
     constexpr int T = KH * KW, FIRST = A < T ? A : 0;
     const long Cp = image.channels;
-    v8d acc[T - FIRST] = {};
+    vd acc[T - FIRST] = {};
     for (long h = 0; h < Ho; h++)
         for (long w = 0; w < Wo; w++) {
             const double *p = image.at(h * stride - KH / 2, w * stride - KW / 2) + c;
-            const v8d v = A < T ? loadd(p + ((A / KW) * image.columns + A % KW) * Cp) : v8d{} + 1.0;
+            const vd v = A < T ? loadd(p + ((A / KW) * image.columns + A % KW) * Cp) : vd{} + 1.0;
             #pragma GCC unroll 25
             for (int b = FIRST; b < T; b++) acc[b - FIRST] += v * loadd(p + ((b / KW) * image.columns + b % KW) * Cp);
         }
@@ -79,7 +76,7 @@ void direct_moments(const float *x, Images im, long stride, float *mean, float *
         Padded<double> image(im, KH / 2, KW / 2, 0);
         for (long n = begin; n < end; n++) {
             image.fill(im, x + n * im.H * im.W * im.pitch);
-            for (long c = 0; c < Cp; c += LANES)
+            for (long c = 0; c < Cp; c += DOUBLES)
                 tap_products<KH, KW, 0>(image, Ho, Wo, stride, c, partial.data() + thread * size);
         }
     });
@@ -164,7 +161,7 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
                             for (int dx = 0; dx < KW; dx++)
                                 acc[dy * KW + dx] += d * loadf(p + (dy * image.columns + dx) * Cp);
                     }
-                for (int k = 0; k <= T; k++) addd(out + k * Cp + c, __builtin_convertvector(acc[k], v8d));
+                for (int k = 0; k <= T; k++) addd(out + k * Cp + c, acc[k]);
             }
         }
     });

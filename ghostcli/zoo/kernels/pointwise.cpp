@@ -4,6 +4,8 @@
 // Pixels are `rows` rows of channels, `pitch` floats apart. BLOCK of them at a time are copied into whole vectors that
 // stay in a core's cache. Sums over a block are in float32, sums over blocks in float64. Work is split by block, in
 // order, so a result depends on the number of threads only.
+#include <type_traits>
+
 #include "vector.h"
 
 namespace {
@@ -11,10 +13,13 @@ namespace {
 constexpr long BLOCK = 256;     // rows of a sum: many, because each block adds to a whole matrix
 constexpr long FEW = 64;        // rows of a product: few, so that they stay in the first cache
 #ifdef __AVX512VL__
-constexpr int TALL = 8, WIDE = 3;  // accumulators: TALL x WIDE vectors of the 32 (16) registers
+constexpr int WIDE = 3;
+constexpr int tall(int) { return 8; }
 #else
-constexpr int TALL = 4, WIDE = 2;
+constexpr int WIDE = 3;
+constexpr int tall(int wide) { return wide == 1 ? 8 : 4; }
 #endif
+// Sums of a tile: tall(V) x V vectors, V up to WIDE, in 32 (16) registers. Heights divide LANES.
 
 struct Pixels {
     const float *data;
@@ -24,24 +29,42 @@ struct Pixels {
 
 inline long blocks_of(long rows, long size) { return (rows + size - 1) / size; }
 
-// Calls finish(row, column, vector) with A B + bias, A [rows][inner] and B [inner][columns], columns whole vectors.
+// Calls work(V, column) for groups of V vectors, V a constant, that cover `columns`.
+template <class Work> inline void in_columns(long columns, Work work) {
+    long c = 0;
+    for (; c + WIDE * LANES <= columns; c += WIDE * LANES) work(std::integral_constant<int, WIDE>{}, c);
+    if (columns - c == 2 * LANES) work(std::integral_constant<int, 2>{}, c);
+    else if (columns > c) work(std::integral_constant<int, 1>{}, c);
+}
+
+// A factor A [rows][inner] with its B [inner][columns], columns whole vectors.
+struct Factors {
+    const float *a;
+    long pitch, inner;
+    const float *b;
+};
+
+// Calls finish(row, column, vector) with the sum of `terms` A B, + bias.
 // Not inlined, so that the loop has the registers to itself.
-template <int R, int V, class Finish>
-__attribute__((noinline)) void product_tile(const float *a, long a_pitch, long inner, const float *b, long columns, const float *bias,
-                         long r, long c, const Finish &finish) {
+template <int R, int V, int TERMS, class Finish>
+__attribute__((noinline)) void product_tile(const Factors (&terms)[TERMS], long columns, const float *bias, long r,
+                                            long c, Finish finish) {
     v8f acc[R][V];
     #pragma GCC unroll 8
     for (int i = 0; i < R; i++)
         #pragma GCC unroll 3
         for (int j = 0; j < V; j++) acc[i][j] = loadf(bias + c + j * LANES);
-    for (long k = 0; k < inner; k++) {
-        v8f row[V];
-        #pragma GCC unroll 3
-        for (int j = 0; j < V; j++) row[j] = loadf(b + k * columns + c + j * LANES);
-        #pragma GCC unroll 8
-        for (int i = 0; i < R; i++)
+    for (const Factors &term : terms) {
+        const float *a = term.a + r * term.pitch, *b = term.b + c;
+        for (long k = 0; k < term.inner; k++, b += columns) {
+            v8f row[V];
             #pragma GCC unroll 3
-            for (int j = 0; j < V; j++) acc[i][j] += a[(r + i) * a_pitch + k] * row[j];
+            for (int j = 0; j < V; j++) row[j] = loadf(b + j * LANES);
+            #pragma GCC unroll 8
+            for (int i = 0; i < R; i++)
+                #pragma GCC unroll 3
+                for (int j = 0; j < V; j++) acc[i][j] += a[i * term.pitch + k] * row[j];
+        }
     }
     #pragma GCC unroll 8
     for (int i = 0; i < R; i++)
@@ -49,60 +72,43 @@ __attribute__((noinline)) void product_tile(const float *a, long a_pitch, long i
         for (int j = 0; j < V; j++) finish(r + i, c + j * LANES, acc[i][j]);
 }
 
-template <int V, class Finish>
-void product_columns(const float *a, long a_pitch, long rows, long inner, const float *b, long columns,
-                     const float *bias, long c, const Finish &finish) {
-    long r = 0;
-    for (; r + TALL <= rows; r += TALL)
-        product_tile<TALL, V>(a, a_pitch, inner, b, columns, bias, r, c, finish);
-    for (; r < rows; r++) product_tile<1, V>(a, a_pitch, inner, b, columns, bias, r, c, finish);
+template <int TERMS, class Finish>
+void product(const Factors (&terms)[TERMS], long rows, long columns, const float *bias, Finish finish) {
+    in_columns(columns, [&](auto wide, long c) {
+        constexpr int V = wide.value, R = tall(V);
+        long r = 0;
+        for (; r + R <= rows; r += R) product_tile<R, V>(terms, columns, bias, r, c, finish);
+        for (; r < rows; r++) product_tile<1, V>(terms, columns, bias, r, c, finish);
+    });
 }
 
-template <class Finish>
-void product(const float *a, long a_pitch, long rows, long inner, const float *b, long columns, const float *bias,
-             const Finish &finish) {
-    long c = 0;
-    for (; c + WIDE * LANES <= columns; c += WIDE * LANES)
-        product_columns<WIDE>(a, a_pitch, rows, inner, b, columns, bias, c, finish);
-    if (WIDE > 2 && c + 2 * LANES <= columns) {
-        product_columns<2>(a, a_pitch, rows, inner, b, columns, bias, c, finish);
-        c += 2 * LANES;
-    }
-    if (c < columns) product_columns<1>(a, a_pitch, rows, inner, b, columns, bias, c, finish);
-}
-
-// out[i][j] += sum over rows of a[r][i] b[r][j], i < TALL
-template <int V>
+// out[i][j] += sum over rows of a[r][i] b[r][j], i < R
+template <int R, int V>
 __attribute__((noinline)) void gram_tile(const float *a, long a_pitch, const float *b, long b_pitch, long rows, double *out,
                       long out_pitch) {
-    v8f acc[TALL][V] = {};
+    v8f acc[R][V] = {};
     for (long r = 0; r < rows; r++) {
         v8f row[V];
         #pragma GCC unroll 3
         for (int j = 0; j < V; j++) row[j] = loadf(b + r * b_pitch + j * LANES);
         #pragma GCC unroll 8
-        for (int i = 0; i < TALL; i++)
+        for (int i = 0; i < R; i++)
             #pragma GCC unroll 3
             for (int j = 0; j < V; j++) acc[i][j] += a[r * a_pitch + i] * row[j];
     }
-    for (int i = 0; i < TALL; i++)
+    for (int i = 0; i < R; i++)
         for (int j = 0; j < V; j++)
-            addd(out + i * out_pitch + j * LANES, __builtin_convertvector(acc[i][j], v8d));
+            addd(out + i * out_pitch + j * LANES, acc[i][j]);
 }
 
 // out [Ap][Bp] += A' B of padded columns; `upper`: only where column >= row is needed.
 void gram(const float *a, long a_pitch, long Ap, const float *b, long b_pitch, long Bp, long rows, bool upper,
           double *out) {
-    for (long i = 0; i < Ap; i += TALL) {
-        long j = upper ? i / LANES * LANES : 0;
-        for (; j + WIDE * LANES <= Bp; j += WIDE * LANES)
-            gram_tile<WIDE>(a + i, a_pitch, b + j, b_pitch, rows, out + i * Bp + j, Bp);
-        if (WIDE > 2 && j + 2 * LANES <= Bp) {
-            gram_tile<2>(a + i, a_pitch, b + j, b_pitch, rows, out + i * Bp + j, Bp);
-            j += 2 * LANES;
-        }
-        if (j < Bp) gram_tile<1>(a + i, a_pitch, b + j, b_pitch, rows, out + i * Bp + j, Bp);
-    }
+    in_columns(Bp, [&](auto wide, long j) {
+        constexpr int V = wide.value, R = tall(V);
+        for (long i = 0; i < (upper ? j + V * LANES : Ap); i += R)
+            gram_tile<R, V>(a + i, a_pitch, b + j, b_pitch, rows, out + i * Bp + j, Bp);
+    });
 }
 
 // A block of pixels into [rows][to_pitch], less `pivot`, where `z` is positive, adding up each channel into `sum`.
@@ -118,7 +124,7 @@ void copy_block(const Pixels &x, long first, long rows, const float *pivot, cons
             total += v;
             storef(to + r * to_pitch + c, v);
         }
-        if (sum) addd(sum + c, __builtin_convertvector(total, v8d));
+        if (sum) addd(sum + c, total);
     }
 }
 
@@ -175,8 +181,8 @@ void pointwise_forward(const float *x_, long pitch, long rows, long I, const flo
     }
     each_thread(threads, blocks_of(rows, FEW), [&](int, long begin, long end) {
         for (long first = begin * FEW; first < std::min(end * FEW, rows); first += FEW)
-            product(x_ + first * pitch, pitch, std::min(FEW, rows - first), I, k.data(), Op, b.data(),
-                    [&](long r, long c, v8f v) {
+            product({Factors{x_ + first * pitch, pitch, I, k.data()}}, std::min(FEW, rows - first), Op, b.data(),
+                    [=](long r, long c, v8f v) {
                         store(out + (first + r) * out_pitch + c, O - c, relu ? positive_part(v) : v);
                     });
     });
@@ -213,23 +219,24 @@ void pointwise_reduce(const float *dz_, long dz_pitch, const float *z_, long z_p
 void pointwise_adjoint(const float *dz_, long dz_pitch, const float *z_, long z_pitch, const float *x_, long pitch,
                        long rows, long I, long O, const float *kernel, const float *S, const float *t,
                        const float *add, long add_pitch, int mask, float *out, long out_pitch, int threads) {
-    const Pixels dz{dz_, dz_pitch, O}, z{z_, z_pitch, O}, x{x_, pitch, I};
-    const long Ip = padded(I), Op = padded(O), inner = Op + Ip;
-    std::vector<float> both(inner * Ip), constant(Ip);
+    const Pixels dz{dz_, dz_pitch, O}, z{z_, z_pitch, O};
+    const long Ip = padded(I), Op = padded(O);
+    std::vector<float> k(O * Ip), s(I * Ip), constant(Ip);
     for (long i = 0; i < I; i++) {
         constant[i] = t[i];
-        for (long o = 0; o < O; o++) both[o * Ip + i] = kernel[o * I + i];
-        for (long j = 0; j < I; j++) both[(Op + j) * Ip + i] = S[j * I + i];
+        for (long o = 0; o < O; o++) k[o * Ip + i] = kernel[o * I + i];
+        for (long j = 0; j < I; j++) s[j * Ip + i] = S[j * I + i];
     }
     each_thread(threads, blocks_of(rows, FEW), [&](int, long begin, long end) {
-        std::vector<float> block(FEW * inner);
+        std::vector<float> block(z_ ? FEW * Op : 0);
         for (long first = begin * FEW; first < std::min(end * FEW, rows); first += FEW) {
             const long n = std::min(FEW, rows - first);
-            copy_block(dz, first, n, nullptr, z, block.data(), inner, nullptr);
-            copy_block(x, first, n, nullptr, NONE, block.data() + Op, inner, nullptr);
-            product(block.data(), inner, n, inner, both.data(), Ip, constant.data(), [&](long r, long c, v8f v) {
+            const float *x = x_ + first * pitch;
+            if (z_) copy_block(dz, first, n, nullptr, z, block.data(), Op, nullptr);
+            const Factors of_dz{z_ ? block.data() : dz.row(first), z_ ? Op : dz_pitch, O, k.data()};
+            product({of_dz, Factors{x, pitch, I, s.data()}}, n, Ip, constant.data(), [=](long r, long c, v8f v) {
                 if (add) v += load(add + (first + r) * add_pitch + c, I - c);
-                if (mask) v = select_positive(loadf(block.data() + r * inner + Op + c), v);
+                if (mask) v = select_positive(load(x + r * pitch + c, I - c), v);
                 store(out + (first + r) * out_pitch + c, I - c, v);
             });
         }

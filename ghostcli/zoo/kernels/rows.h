@@ -12,7 +12,6 @@ namespace rows {
 
 // An image copied between zero borders, without gaps between its pixels.
 template <class T> struct Image {
-    typedef T V __attribute__((vector_size(LANES * sizeof(T)), aligned(sizeof(T)), may_alias));
     static constexpr long ALIGNED = 64 / sizeof(T);
     long above, first, pitch;  // `first`: where pixel 0 of a row lies, `pitch`: from row to row
     std::vector<T> data;
@@ -30,17 +29,33 @@ template <class T> struct Image {
 
     // `x` where `only_where_positive` is, everywhere if `mask_pitch` is 0.
     void fill(const Images &im, const float *x, const float *only_where_positive, long mask_pitch) {
-        for (long h = 0; h < im.H; h++) {
-            T *to = row(h);
-            for (long w = 0; w < im.W; w++, to += im.C, x += im.pitch, only_where_positive += mask_pitch)
-                for (long c = 0; c < im.C; c += LANES) {  // a last vector's zeros are overwritten by the next pixel
-                    v8f v = load(x + c, im.C - c);
-                    if (mask_pitch) v = select_positive(load(only_where_positive + c, im.C - c), v);
-                    *(V *)(to + c) = __builtin_convertvector(v, V);
-                }
-        }
+        if (mask_pitch) copy<true>(im, x, only_where_positive, mask_pitch);
+        else copy<false>(im, x, nullptr, 0);
     }
     void fill(const Images &im, const float *x) { fill(im, x, nullptr, 0); }
+
+  private:
+    // Whole vectors, as long as all their lanes are pixels of this row: what is past a pixel's channels is overwritten
+    // by the next pixels.
+    template <bool MASK> void copy(const Images &im, const float *x, const float *mask, long mask_pitch) {
+        auto pixel = [&](T *to, auto get) {
+            for (long c = 0; c < im.C; c += LANES) {
+                v8f v = get(x, c);
+                if (MASK) v = select_positive(get(mask, c), v);
+                store_as(to + c, v);
+            }
+            x += im.pitch;
+            mask += mask_pitch;
+        };
+        const long whole = im.W - (padded(im.C) - 1) / im.C;
+        for (long h = 0; h < im.H; h++) {
+            T *to = row(h);
+            for (long w = 0; w < im.W; w++, to += im.C) {
+                if (w < whole) pixel(to, [](const float *p, long c) { return loadf(p + c); });
+                else pixel(to, [&](const float *p, long c) { return load(p + c, im.C - c); });
+            }
+        }
+    }
 };
 
 inline long period_of(long C) { return C / std::gcd(C, LANES); }
@@ -153,7 +168,7 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
                     }
                 }
                 double *out = partial.data() + thread * size + r * (T + 1) * LANES;
-                for (int k = 0; k <= T; k++) addd(out + k * LANES, __builtin_convertvector(acc[k], v8d));
+                for (int k = 0; k <= T; k++) addd(out + k * LANES, acc[k]);
             }
         }
     });
@@ -211,13 +226,13 @@ inline int lag_index(int dy, int dx) {  // (0,0) (0,1) (0,2) (1,-2) .. (2,2); th
 // Adds one image's lagged products and its sum to `out`, [period][LAGS + 1][LANES].
 inline void inner_lags(Image<double> &image, const Images &im, long period, long vectors, double *out) {
     const long C = im.C, pitch = image.pitch;
-    for (long r = 0; r < period && r < vectors; r++) {
-        v8d acc[LAGS + 1] = {};
+    for (long i = 0; i < period * LANES && i < vectors * LANES; i += DOUBLES) {
+        vd acc[LAGS + 1] = {};
         for (long h = 0; h < im.H; h++) {
             const double *p = image.row(h);
-            for (long v = r; v < vectors; v += period) {
-                const double *at = p + v * LANES;
-                const v8d q = loadd(at);
+            for (long j = i; j < vectors * LANES; j += period * LANES) {
+                const double *at = p + j;
+                const vd q = loadd(at);
                 acc[SUM] += q;
                 #pragma GCC unroll 3
                 for (int dx = 0; dx < 3; dx++) acc[dx] += q * loadd(at + dx * C);
@@ -231,7 +246,8 @@ inline void inner_lags(Image<double> &image, const Images &im, long period, long
                 }
             }
         }
-        for (int i = 0; i <= SUM; i++) addd(out + (r * (LAGS + 1) + i) * LANES, acc[i]);
+        double *to = out + i / LANES * (LAGS + 1) * LANES + i % LANES;
+        for (int k = 0; k <= SUM; k++) addd(to + k * LANES, acc[k]);
     }
 }
 
@@ -379,6 +395,21 @@ template <int N> inline void add_taps(v8f (&acc)[N], v8f weight, const float *at
     }
 }
 
+// One vector: as below, in four sums that do not wait for each other.
+inline void gradients(const float *d, long d_pitch, const float *p, long p_pitch, long C, const float *k,
+                      const float *lags, float *to) {
+    v8f acc[4] = {loadf(lags + 25 * LANES)};
+    d -= d_pitch + C;
+    for (int dy = 0; dy < 3; dy++, d += d_pitch, k += 3 * LANES)
+        #pragma GCC unroll 3
+        for (int dx = 0; dx < 3; dx++) acc[dx] += loadf(k + dx * LANES) * loadf(d + dx * C);
+    p -= 2 * (p_pitch + C);
+    for (int dy = 0; dy < 5; dy++, p += p_pitch, lags += 5 * LANES)
+        #pragma GCC unroll 5
+        for (int dx = 0; dx < 5; dx++) acc[(dx + 3) % 4] += loadf(lags + dx * LANES) * loadf(p + dx * C);
+    storef(to, (acc[0] + acc[1]) + (acc[2] + acc[3]));
+}
+
 // N vectors, `step` floats apart: the mirrored kernel over dz, and the lags over x.
 template <int N>
 __attribute__((noinline)) void gradients(const float *d, long d_pitch, const float *p, long p_pitch, long C, long step,
@@ -416,23 +447,23 @@ inline void adjoint_with_statistics(const float *dz, long dz_pitch, const float 
             for (long h = 0; h < im.H; h++) {
                 const float *d = delta.row(h), *p = image.row(h);
                 const long *entry = lags.entry.data() + border_kind(h, im.H, 1, 3) * vectors;
-                auto some = [&](auto count, long v) {
-                    gradients<count.value>(d + v * LANES, delta.pitch, p + v * LANES, image.pitch, im.C, step,
-                                           k.data() + v % period * 9 * LANES, lags.values.data() + entry[v],
-                                           line.data() + v * LANES);
-                };
                 for (long r = 0; r < period && r < vectors; r++) {
+                    const float *of_r = k.data() + r * 9 * LANES;
                     long v = r;
                     auto several = [&](auto count) {  // while that many vectors have one table
                         constexpr int N = count.value;
                         for (; v + (N - 1) * period < vectors && entry[v] == entry[v + (N - 1) * period]; v += N * period)
-                            some(count, v);
+                            gradients<N>(d + v * LANES, delta.pitch, p + v * LANES, image.pitch, im.C, step, of_r,
+                                         lags.values.data() + entry[v], line.data() + v * LANES);
                     };
                     while (v < vectors) {
                         several(std::integral_constant<int, 8>{});
                         several(std::integral_constant<int, 6>{});
                         several(std::integral_constant<int, 4>{});
-                        if (v < vectors) some(std::integral_constant<int, 1>{}, v), v += period;
+                        if (v >= vectors) break;
+                        gradients(d + v * LANES, delta.pitch, p + v * LANES, image.pitch, im.C, of_r,
+                                  lags.values.data() + entry[v], line.data() + v * LANES);
+                        v += period;
                     }
                 }
                 for (long w = 0; w < im.W; w++)

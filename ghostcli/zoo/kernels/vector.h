@@ -11,7 +11,13 @@
 
 constexpr long LANES = 8;
 typedef float v8f __attribute__((vector_size(32), aligned(4), may_alias));
-typedef double v8d __attribute__((vector_size(64), aligned(8), may_alias));
+// Sums in float64 have the processor's own width: gcc keeps wider vectors in memory.
+#ifdef __AVX512F__
+constexpr long DOUBLES = 8;
+#else
+constexpr long DOUBLES = 4;
+#endif
+typedef double vd __attribute__((vector_size(DOUBLES * sizeof(double)), aligned(8), may_alias));
 
 struct Images {
     long N, H, W, C, pitch;  // `pitch`: floats from one pixel to the next
@@ -21,13 +27,29 @@ inline long padded(long C) { return (C + LANES - 1) / LANES * LANES; }
 
 inline v8f loadf(const float *p) { return *(const v8f *)p; }
 inline void storef(float *p, v8f v) { *(v8f *)p = v; }
-inline v8d loadd(const double *p) { return *(const v8d *)p; }
-inline void addd(double *p, v8d v) { *(v8d *)p += v; }
+inline vd loadd(const double *p) { return *(const vd *)p; }
+inline void addd(double *p, vd v) { *(vd *)p += v; }
+inline void addd(double *p, v8f v) {
+    float lanes[LANES];
+    storef(lanes, v);
+    for (long l = 0; l < LANES; l++) p[l] += lanes[l];
+}
+template <class T> inline void store_as(T *p, v8f v) {  // T: float or double
+    float lanes[LANES];
+    storef(lanes, v);
+    for (long l = 0; l < LANES; l++) p[l] = lanes[l];
+}
+
+#if defined(__AVX__) && !defined(__AVX512VL__)
+alignas(64) constexpr std::int32_t FIRST_LANES[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1};
+#endif
 
 // The first `n` lanes, where a map ends within a vector; the others read as zero.
 inline v8f load_some(const float *p, long n) {
 #if defined(__AVX512VL__)
     return (v8f)_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1), p);
+#elif defined(__AVX__)
+    return (v8f)_mm256_maskload_ps(p, _mm256_loadu_si256((const __m256i *)(FIRST_LANES + LANES - n)));
 #else
     v8f v = {};
     for (long i = 0; i < n; i++) v[i] = p[i];
@@ -37,6 +59,19 @@ inline v8f load_some(const float *p, long n) {
 inline void store_some(float *p, long n, v8f v) {
 #if defined(__AVX512VL__)
     _mm256_mask_storeu_ps(p, (__mmask8)((1u << n) - 1), (__m256)v);
+#elif defined(__AVX__)  // three stores at most: a masked store is slow on some processors
+    __m128 part = _mm256_castps256_ps128((__m256)v);
+    if (n & 4) {
+        _mm_storeu_ps(p, part);
+        part = _mm256_extractf128_ps((__m256)v, 1);
+        p += 4;
+    }
+    if (n & 2) {
+        _mm_storel_pi((__m64 *)p, part);
+        part = _mm_movehl_ps(part, part);
+        p += 2;
+    }
+    if (n & 1) _mm_store_ss(p, part);
 #else
     for (long i = 0; i < n; i++) p[i] = v[i];
 #endif
