@@ -17,7 +17,10 @@ from ghostcli.zoo import kernels
 from ghostcli.zoo.kernels import native, pytorch
 
 CPU = torch.device("cpu")
-OPERATIONS = ("moments", "fold", "convolve", "reduce", "unfold", "adjoint", "multiply", "multiply_backward", "whole")
+OPERATIONS = (
+    *("moments", "fold", "track", "convolve", "reduce", "unfold", "adjoint", "whole"),
+    *("multiply", "multiply_backward", "normalise", "normalise_backward"),
+)
 
 
 @pytest.fixture(autouse=True)

@@ -148,6 +148,53 @@ def test_a_gate_is_multiplied_pixel_by_nearest_pixel(ops, side, coarse, within):
         torch.testing.assert_close(ours.permute(0, 3, 1, 2).double(), theirs.detach(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("ops", [pytest.param(native, marks=needs_compiler), pytorch])
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 1, 1), (3, 5, 7, 3), (4, 8, 8, 8), (5, 9, 9, 10), (2, 30, 31, 20), (3, 4, 4, 75)]
+)
+@pytest.mark.parametrize("relu", [True, False])
+def test_a_batch_norm_is_torchs(ops, shape, relu):
+    """Float64 is the oracle. One channel is large and nearly constant: the squares need a pivot."""
+    torch.manual_seed(0)
+    x, dout, gamma, beta = pixels(*shape), pixels(*shape), torch.randn(shape[3]), torch.randn(shape[3])
+    x[..., 0] = 50 + 0.1 * x[..., 0]
+    leaves = [v.double().requires_grad_() for v in (x, gamma, beta)]
+    expected = F.batch_norm(leaves[0].flatten(0, 2), None, None, *leaves[1:], training=True, eps=1e-5).view(shape)
+    out, mean, var = ops.normalise(x, gamma, beta, 1e-5, relu)
+    torch.testing.assert_close(mean.double(), leaves[0].detach().mean((0, 1, 2)))
+    torch.testing.assert_close(var.double(), leaves[0].detach().var((0, 1, 2), correction=0), rtol=1e-4, atol=1e-6)
+    shown = expected * (out > 0) if relu else expected  # at a zero, rounding decides about the sign
+    torch.testing.assert_close(out.double(), shown.detach(), rtol=1e-4, atol=1e-4)
+    shown.backward(dout.double())
+    found = ops.normalise_backward(dout, out if relu else None, x, gamma, 1e-5, mean, var)
+    for ours, leaf in zip(found, leaves, strict=True):
+        torch.testing.assert_close(ours.double(), leaf.grad, rtol=1e-3, atol=1e-3)
+
+
+@needs_compiler
+def test_a_chain_of_compiled_norms_is_the_plain_chain():
+    """Outputs, gradients and running statistics, with a ReLU and without."""
+    torch.manual_seed(0)
+    chains = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        chain = Chain(torch.nn.Conv2d(3, 6, 3, bias=False), torch.nn.BatchNorm2d(6), torch.nn.ReLU(inplace=True))
+        chain.extend([torch.nn.Conv2d(6, 6, 3, groups=6, padding=1, bias=False), torch.nn.BatchNorm2d(6)])
+        chains.append(chain.train())
+    plain, ours = chains
+    ours.mode = "folded"
+    x = torch.randn(4, 3, 9, 7)
+    expected, found = plain(x), ours(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    weights = torch.randn_like(expected)
+    for y in (expected, found):
+        (y * weights).sum().backward()
+    for (name, theirs), mine in zip(plain.named_parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4, msg=name)
+    for (name, theirs), mine in zip(plain.named_buffers(), ours.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, msg=name)
+
+
 @needs_compiler
 def test_equal_results_for_an_equal_number_of_threads():
     before = torch.get_num_threads()

@@ -25,7 +25,8 @@ class Chain(nn.Sequential):
     """Convolutions, batch norms and ReLUs in a row.
 
     In training in mode "folded" the compiled kernels, where there are some, compute a 1x1 convolution, its batch norm
-    and its ReLU as one; those on a GPU a depthwise convolution likewise, and those on a CPU the convolution alone.
+    and its ReLU as one. Those on a GPU compute a depthwise convolution likewise, those on a CPU compute it alone, and
+    other batch norms with their ReLU.
     """
 
     mode: Mode = "plain"
@@ -42,19 +43,28 @@ class Chain(nn.Sequential):
         on_cpu = ops.NAME == "c++"
         while left:
             module, *left = left
-            ours = isinstance(module, nn.Conv2d) and module.bias is None
-            if not ours or (on_cpu and module.weight.dtype != x.dtype):
+            conv = isinstance(module, nn.Conv2d) and module.bias is None
+            norm = on_cpu and isinstance(module, nn.BatchNorm2d)
+            if not (conv or norm) or (on_cpu and module.weight.dtype != x.dtype):
                 x = module(x)
+            elif norm:
+                relu, left = _relu_of(left)
+                x = folded.normalise(x, module.weight, module.bias, module.eps, relu, _running(module))
             elif on_cpu and _depthwise(module, ops.WINDOWS):
                 x = folded.depthwise(x, module.weight, module.stride[0])
             elif left and (_pointwise(module) or _depthwise(module, ops.WINDOWS)):
-                norm, *left = left
-                relu = bool(left) and isinstance(left[0], nn.ReLU)
-                left = left[relu:]
-                x = _normed(x, module, norm, relu)
+                after, *left = left
+                relu, left = _relu_of(left)
+                x = _normed(x, module, after, relu)
             else:
                 x = module(x)
         return x
+
+
+def _relu_of(left: list[nn.Module]) -> tuple[bool, list[nn.Module]]:
+    """Whether the next module is a ReLU, and the modules after it."""
+    relu = bool(left) and isinstance(left[0], nn.ReLU)
+    return relu, left[relu:]
 
 
 def _pointwise(conv: nn.Conv2d) -> bool:
@@ -70,8 +80,11 @@ def _depthwise(conv: nn.Conv2d, windows: tuple[tuple[int, int], ...]) -> bool:
 def _normed(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
     """A convolution, its batch norm in training and, perhaps, a ReLU: a folded sum of one branch."""
     one = folded.Branches(conv.weight[None], norm.weight[None], norm.bias[None])
-    running = folded.Running(((norm.running_mean, norm.running_var),), norm.momentum, norm.num_batches_tracked)
-    return folded.convolve(x, one, folded.Shape(conv.kernel_size, conv.stride[0], relu), running)[0]
+    return folded.convolve(x, one, folded.Shape(conv.kernel_size, conv.stride[0], relu), _running(norm))[0]
+
+
+def _running(norm: nn.BatchNorm2d) -> folded.Running:
+    return folded.Running(((norm.running_mean, norm.running_var),), norm.momentum, norm.num_batches_tracked)
 
 
 class RepConv(nn.Module):

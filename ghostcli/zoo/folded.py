@@ -26,7 +26,10 @@ from torch.autograd.function import once_differentiable
 from ghostcli.zoo import kernels
 from ghostcli.zoo.kernels.algebra import EPS, Branches, Fold, Running
 
-__all__ = ["EPS", "Branches", "Running", "Shape", "convolve", "depthwise", "ghost", "multiply", "uncompiled"]
+__all__ = [
+    *("EPS", "Branches", "Running", "Shape"),
+    *("convolve", "depthwise", "ghost", "multiply", "normalise", "uncompiled"),
+]
 
 
 DENSE, CHEAP = (1, 1), (3, 3)  # the windows of a ghost module
@@ -197,6 +200,27 @@ class _Depthwise(torch.autograd.Function):
         return None if dx is None else _images(dx), step.dkernel.view_as(weight), None
 
 
+class _Normalise(torch.autograd.Function):
+    """Batch norm in training and, perhaps, ReLU: [N, C, H, W] -> the same."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool, running: Running) -> Tensor:
+        x = x.permute(0, 2, 3, 1).contiguous()
+        ops, ctx.eps = kernels.of(x), eps
+        y, mean, var = ops.normalise(x, gamma, beta, eps, relu)
+        ops.track(mean, var, _count(x, 1), running)
+        ctx.save_for_backward(x, y if relu else None, gamma, mean, var)
+        return _images(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, gamma, mean, var = ctx.saved_tensors
+        dy = dy.permute(0, 2, 3, 1).contiguous()
+        dx, dgamma, dbeta = kernels.of(x).normalise_backward(dy, y, x, gamma, ctx.eps, mean, var)
+        return _images(dx), dgamma, dbeta, None, None, None
+
+
 class _Multiply(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
@@ -249,6 +273,11 @@ def ghost(
 def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """The convolution of `x` [N, C, H, W] with `weight` [C, 1, kh, kw], zeros around, in channels_last."""
     return _Depthwise.apply(x, weight, stride)
+
+
+def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool, running: Running) -> Tensor:
+    """Batch norm of `x` [N, C, H, W] in training, then ReLU if `relu`, by the kernels of a CPU."""
+    return _Normalise.apply(x, gamma, beta, eps, relu, running)
 
 
 def multiply(x: Tensor, gate: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ extern "C" {
 // mean [T], cov [T][T] -> kernel [O][T], bias [O], rows_cov [B][O][T], and the norms
 void dense_fold(const float *weight, const float *gamma, const float *beta, const float *identity_gamma,
                 const float *identity_beta, long B, long O, long T, const float *mean, const float *cov, float *kernel,
-                float *bias, float *rows_cov, float *gain, float *rstd, float *means, float *vars, int threads) {
+                float *bias, float *rows_cov, float *gain, float *rstd, float *means, float *vars, long threads) {
     const Branches p{weight, gamma, beta, nullptr, nullptr, nullptr, identity_gamma, identity_beta, B, O, T};
     auto normalise = [&](long at, float gamma_, double branch_mean, double branch_var) {
         means[at] = float(branch_mean);
@@ -100,7 +100,7 @@ void dense_fold(const float *weight, const float *gamma, const float *beta, cons
 // dkernel [O][T], dbias [O], of `patches` patches -> gradients of the branches, S [T][T], t [T]
 void dense_unfold(const float *weight, long B, long O, long T, const float *mean, const float *rows_cov,
                   const float *gain, const float *rstd, const float *means, const float *dkernel, const float *dbias,
-                  double patches, float *dweight, float *dgamma, float *didentity, float *S, float *t, int threads) {
+                  double patches, float *dweight, float *dgamma, float *didentity, float *S, float *t, long threads) {
     const Norms norms{gain, rstd, means};
     const long all = B + (didentity != nullptr);
     std::vector<float> dmean(all * O), curve(all * O);  // curve: dvar 2 / patches
@@ -144,7 +144,7 @@ void depthwise_fold(const float *weight, const float *gamma, const float *beta, 
                     const float *scale_gamma, const float *scale_beta, const float *identity_gamma,
                     const float *identity_beta, long B, long O, long T, const float *mean, const float *cov,
                     float *kernel, float *bias, float *rows_cov, float *gain, float *rstd, float *means, float *vars,
-                    int threads) {
+                    long threads) {
     const Branches p{weight, gamma, beta, scale_weight, scale_gamma, scale_beta, identity_gamma, identity_beta,
                      B, O, T};
     auto normalise = [&](long at, float gamma_, double branch_mean, double branch_var) {
@@ -186,7 +186,7 @@ void depthwise_fold(const float *weight, const float *gamma, const float *beta, 
 void depthwise_unfold(const float *weight, const float *scale_weight, long B, long O, long T, const float *mean,
                       const float *rows_cov, const float *gain, const float *rstd, const float *means,
                       const float *dkernel, const float *dbias, double patches, float *dweight, float *dgamma,
-                      float *dscale_weight, float *dscale, float *didentity, float *S, float *t, int threads) {
+                      float *dscale_weight, float *dscale, float *didentity, float *S, float *t, long threads) {
     const Norms norms{gain, rstd, means};
     const long all = B + (dscale != nullptr) + (didentity != nullptr);
     const long middle = T / 2;
@@ -226,12 +226,19 @@ void depthwise_unfold(const float *weight, const float *scale_weight, long B, lo
     });
 }
 
-// Running statistics of `count` channels follow the batch's: by `momentum`, and to the unbiased variance.
-void track(const float *means, const float *vars, long count, float momentum, float unbias, float *running_mean,
-           float *running_var, int) {
-    for (long i = 0; i < count; i++) {
-        running_mean[i] += momentum * (means[i] - running_mean[i]);
-        running_var[i] += momentum * (unbias * vars[i] - running_var[i]);
-    }
+// Running statistics follow the batch's: by `momentum`, and to the unbiased variance. Up to three norms (of no channels
+// where there are fewer) take their means and variances one after the other.
+void track(const float *means, const float *vars, double momentum_, double unbias_, long n0, float *mean0, float *var0,
+           long n1, float *mean1, float *var1, long n2, float *mean2, float *var2, long) {
+    const float momentum = float(momentum_), unbias = float(unbias_);
+    auto follow = [&](long count, float *running_mean, float *running_var) {
+        for (long i = 0; i < count; i++) {
+            running_mean[i] += momentum * (*means++ - running_mean[i]);
+            running_var[i] += momentum * (unbias * *vars++ - running_var[i]);
+        }
+    };
+    follow(n0, mean0, var0);
+    follow(n1, mean1, var1);
+    follow(n2, mean2, var2);
 }
 }

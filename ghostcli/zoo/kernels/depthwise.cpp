@@ -68,7 +68,7 @@ void tap_products(Padded<double> &image, long Ho, long Wo, long stride, long c, 
 
 // Any stride: every pair of taps, at every output position.
 template <int KH, int KW>
-void direct_moments(const float *x, Images im, long stride, float *mean, float *cov, int threads) {
+void direct_moments(const float *x, Images im, long stride, float *mean, float *cov, long threads) {
     constexpr int T = KH * KW;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1, size = (T + 1) * T * Cp;
     std::vector<double> partial = per_thread<double>(threads, size);
@@ -109,7 +109,7 @@ inline void taps(const float *p, long row, long step, long Cp, const float *coef
 
 template <int KH, int KW>
 void forward(const float *x, Images im, long stride, const float *kernel, const float *bias, bool relu, float *out,
-             long out_pitch, int threads) {
+             long out_pitch, long threads) {
     constexpr int TILE = 4;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1;
     const std::vector<float> k = by_tap(kernel, im.C, KH * KW), b = by_tap(bias, im.C, 1);
@@ -137,7 +137,7 @@ void forward(const float *x, Images im, long stride, const float *kernel, const 
 // dK[c][k] = sum of dz(p) x(p + k), db[c] = sum of dz, dz where z > 0 only (everywhere where z is null).
 template <int KH, int KW>
 void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const float *x, Images im, long stride,
-            float *dK, float *db, int threads) {
+            float *dK, float *db, long threads) {
     constexpr int T = KH * KW;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1, size = (T + 1) * Cp;
     std::vector<double> partial = per_thread<double>(threads, size);
@@ -190,7 +190,7 @@ inline v8f seen_through(const float *d, long row, long Cp, const float *kernel) 
 
 template <int KH, int KW>
 void strided_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch, const float *x, Images im,
-                     const float *kernel, Finish finish, int threads) {
+                     const float *kernel, Finish finish, long threads) {
     const long Cp = padded(im.C), Ho = (im.H - 1) / 2 + 1, Wo = (im.W - 1) / 2 + 1;
     const std::vector<float> k_ = by_tap(kernel, im.C, KH * KW);
     const Images outputs{im.N, Ho, Wo, im.C, dz_pitch};
@@ -220,7 +220,7 @@ void strided_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitc
 // Any stride: each output position scatters its patch's gradient.
 template <int KH, int KW>
 void direct_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch, const float *x, Images im,
-                    long stride, const float *kernel, const float *S, const float *t, Finish finish, int threads) {
+                    long stride, const float *kernel, const float *S, const float *t, Finish finish, long threads) {
     constexpr int T = KH * KW;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1;
     const std::vector<float> k_ = by_tap(kernel, im.C, T), S_ = by_tap(S, im.C, T * T), t_ = by_tap(t, im.C, T);
@@ -260,7 +260,7 @@ void direct_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch
 
 // Calls work(KH, KW), constants, for a window of `kh` x `kw` taps.
 template <int N> struct Number { static constexpr int value = N; };
-template <class Work> void with_window(int kh, int kw, Work work) {
+template <class Work> void with_window(long kh, long kw, Work work) {
     if (kh == 1) work(Number<1>{}, Number<5>{});
     else if (kw == 1) work(Number<5>{}, Number<1>{});
     else if (kh == 3) work(Number<3>{}, Number<3>{});
@@ -271,8 +271,8 @@ template <class Work> void with_window(int kh, int kw, Work work) {
 
 extern "C" {
 
-void depthwise_moments(const float *x, long pitch, long N, long H, long W, long C, int kh, int kw, long stride,
-                       float *mean, float *cov, int threads) {
+void depthwise_moments(const float *x, long pitch, long N, long H, long W, long C, long kh, long kw, long stride,
+                       float *mean, float *cov, long threads) {
     const Images im{N, H, W, C, pitch};
     if (kh == 3 && stride == 1) return rows::moments(x, im, mean, cov, threads);
     with_window(kh, kw, [&](auto KH, auto KW) {
@@ -280,8 +280,8 @@ void depthwise_moments(const float *x, long pitch, long N, long H, long W, long 
     });
 }
 
-void depthwise_forward(const float *x, long pitch, long N, long H, long W, long C, int kh, int kw, long stride,
-                       const float *kernel, const float *bias, int relu, float *out, long out_pitch, int threads) {
+void depthwise_forward(const float *x, long pitch, long N, long H, long W, long C, long kh, long kw, long stride,
+                       const float *kernel, const float *bias, long relu, float *out, long out_pitch, long threads) {
     const Images im{N, H, W, C, pitch};
     with_window(kh, kw, [&](auto KH, auto KW) {
         if (stride == 1) rows::forward<KH.value, KW.value>(x, im, kernel, bias, relu, out, out_pitch, threads);
@@ -290,7 +290,7 @@ void depthwise_forward(const float *x, long pitch, long N, long H, long W, long 
 }
 
 void depthwise_reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const float *x, long pitch, long N,
-                      long H, long W, long C, int kh, int kw, long stride, float *dK, float *db, int threads) {
+                      long H, long W, long C, long kh, long kw, long stride, float *dK, float *db, long threads) {
     const Images im{N, H, W, C, pitch};
     with_window(kh, kw, [&](auto KH, auto KW) {
         if (stride == 1) rows::reduce<KH.value, KW.value>(dz, dz_pitch, z, z_pitch, x, im, dK, db, threads);
@@ -299,9 +299,9 @@ void depthwise_reduce(const float *dz, long dz_pitch, const float *z, long z_pit
 }
 
 void depthwise_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch, const float *x, long pitch,
-                       long N, long H, long W, long C, int kh, int kw, long stride, const float *kernel,
-                       const float *S, const float *t, const float *add, long add_pitch, int mask, float *out,
-                       long out_pitch, int threads) {
+                       long N, long H, long W, long C, long kh, long kw, long stride, const float *kernel,
+                       const float *S, const float *t, const float *add, long add_pitch, long mask, float *out,
+                       long out_pitch, long threads) {
     const Images im{N, H, W, C, pitch};
     const Finish finish{add, add_pitch, mask != 0, out, out_pitch};
     if (!S)

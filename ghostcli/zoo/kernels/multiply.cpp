@@ -6,7 +6,7 @@ extern "C" {
 
 // out = x gate
 void multiply_forward(const float *__restrict x, long pitch, long N, long H, long W, long C, const float *__restrict gate, long h, long w,
-                      const int *at_row, const int *at_column, float *__restrict out, int threads) {
+                      const int *at_row, const int *at_column, float *__restrict out, long threads) {
     each_thread(threads, N, [&](int, long begin, long end) {
         for (long n = begin; n < end; n++)
             for (long i = 0; i < H * W; i++) {
@@ -21,7 +21,7 @@ void multiply_forward(const float *__restrict x, long pitch, long N, long H, lon
 // dx = dout gate, dgate = sum of dout x over the pixels it covers
 void multiply_backward(const float *__restrict dout, long dout_pitch, const float *__restrict x, long pitch, long N, long H, long W, long C,
                        const float *__restrict gate, long h, long w, const int *at_row, const int *at_column, float *__restrict dx,
-                       float *__restrict dgate, int threads) {
+                       float *__restrict dgate, long threads) {
     each_thread(threads, N, [&](int, long begin, long end) {
         std::memset(dgate + begin * h * w * C, 0, (end - begin) * h * w * C * sizeof(float));
         for (long n = begin; n < end; n++)

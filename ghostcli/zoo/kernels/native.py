@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import itertools
 import math
 import os
 import platform
@@ -28,11 +29,10 @@ from ghostcli.zoo.own import cache_folder
 
 NAME = "c++"
 WINDOWS = ((3, 3), (5, 5), (1, 5), (5, 1))  # (height, width) of the depthwise kernels
-SOURCES = ("algebra.cpp", "depthwise.cpp", "pointwise.cpp", "multiply.cpp")
+SOURCES = ("algebra.cpp", "depthwise.cpp", "pointwise.cpp", "multiply.cpp", "norm.cpp")
 HEADERS = ("rows.h", "vector.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
 BUILD_SECONDS = 120
-INT, LONG = ctypes.c_int, ctypes.c_long
 
 
 def available() -> bool:
@@ -103,24 +103,27 @@ def _run(*command: str) -> None:
     subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
 
 
-def _call(name: str, *arguments: Tensor | ctypes._SimpleCData | None) -> None:
-    pointers = [
-        a if isinstance(a, ctypes._SimpleCData) else ctypes.c_void_p(None if a is None else a.data_ptr())
-        for a in arguments
-    ]
-    getattr(_library()[0], name)(*pointers, INT(torch.get_num_threads()))
+Argument = Tensor | int | float | None
+_TYPES = {int: ctypes.c_long, bool: ctypes.c_long, float: ctypes.c_double}
 
 
-def _map(x: Tensor | None) -> tuple[Tensor | None, ctypes.c_long]:
-    return x, LONG(0 if x is None else pitch(x))
+def _call(name: str, *arguments: Argument) -> None:
+    """The function `name` of the library, in C: a pointer for a tensor or None, long for int, double for float."""
+    function = getattr(_library()[0], name)
+    if function.argtypes is None:  # its first call
+        function.restype = None
+        function.argtypes = [*(_TYPES.get(type(a), ctypes.c_void_p) for a in arguments), ctypes.c_long]
+    given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    function(*given, torch.get_num_threads())
 
 
-def _sizes(x: Tensor) -> tuple[ctypes.c_long, ...]:
-    return tuple(LONG(size) for size in x.shape)
+def _map(x: Tensor | None) -> tuple[Tensor | None, int]:
+    return x, 0 if x is None else pitch(x)
 
 
-def _rows(x: Tensor) -> tuple[ctypes.c_long, ctypes.c_long]:
-    return LONG(x.shape[:3].numel()), LONG(x.shape[3])
+def _rows(x: Tensor) -> tuple[int, int]:
+    n, h, w, c = x.shape
+    return n * h * w, c
 
 
 @functools.lru_cache(maxsize=256)
@@ -130,13 +133,9 @@ def _nearest(side: int, coarse: int) -> Tensor:
     return where.flatten().to(torch.int32)
 
 
-def _covering(x: Tensor, gate: Tensor) -> tuple[Tensor | ctypes.c_long, ...]:
+def _covering(x: Tensor, gate: Tensor) -> tuple[Argument, ...]:
     h, w = gate.shape[1:3]
-    return gate, LONG(h), LONG(w), _nearest(x.shape[1], h), _nearest(x.shape[2], w)
-
-
-def _window(k: Window, stride: int) -> tuple[ctypes._SimpleCData, ...]:
-    return INT(k[0]), INT(k[1]), LONG(stride)
+    return gate, h, w, _nearest(x.shape[1], h), _nearest(x.shape[2], w)
 
 
 def moments(x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
@@ -146,7 +145,7 @@ def moments(x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
         _call("pointwise_moments", *_map(x), *_rows(x), mean, cov)
         return mean, cov
     mean, cov = x.new_empty(c, t), x.new_empty(c, t, t)
-    _call("depthwise_moments", *_map(x), *_sizes(x), *_window(k, stride), mean, cov)
+    _call("depthwise_moments", *_map(x), *x.shape, *k, stride, mean, cov)
     return mean, cov
 
 
@@ -166,7 +165,7 @@ def fold(branches: Branches, mean: Tensor, cov: Tensor, running: Running | None 
     every = b + sum(norms)
     kernel, bias = mean.new_empty(o, t), mean.new_empty(o)
     gain, rstd, means, vars = mean.new_empty(4, every, o).unbind()
-    sizes, out = (LONG(b), LONG(o), LONG(t)), (gain, rstd, means, vars)
+    sizes, out = (b, o, t), (gain, rstd, means, vars)
     if mean.dim() == 1:
         rows_cov = mean.new_empty(b, o, t)
         given = p.weight, p.gamma, p.beta, p.identity_gamma, p.identity_beta
@@ -175,7 +174,7 @@ def fold(branches: Branches, mean: Tensor, cov: Tensor, running: Running | None 
         rows_cov = mean.new_empty(every, o, t)
         _call("depthwise_fold", *p, *sizes, mean, cov, kernel, bias, rows_cov, *out)
     if running is not None:
-        _track(means, vars, count, running)
+        track(means, vars, count, running)
     return Fold(kernel, bias, None, rows_cov, *out, mean)
 
 
@@ -186,12 +185,12 @@ def unfold(
     if p is None:
         return algebra.unfold(branches, fold, dkernel, dbias, count)
     b, o, t = p.weight.flatten(2).shape
-    sizes, known = (LONG(b), LONG(o), LONG(t)), (fold.patch_mean, fold.rows_cov, fold.gain, fold.rstd, fold.mean)
+    sizes, known = (b, o, t), (fold.patch_mean, fold.rows_cov, fold.gain, fold.rstd, fold.mean)
     grads = [None if parameter is None else new(parameter.shape) for parameter in p]
     dweight, dgamma, _, dscale_weight, dscale, _, didentity, _ = grads
     for beta in (2, 5, 7):
         grads[beta] = None if p[beta] is None else dbias.expand(p[beta].shape)
-    given = (dkernel, dbias, ctypes.c_double(count), dweight, dgamma)
+    given = (dkernel, dbias, float(count), dweight, dgamma)
     if fold.patch_mean.dim() == 1:
         S, out = new(t, t), new(t)
         _call("dense_unfold", p.weight, *sizes, *known, *given, didentity, S, out)
@@ -202,15 +201,12 @@ def unfold(
     return grads, S, out
 
 
-def _track(mean: Tensor, var: Tensor, count: int, running: Running) -> None:
+def track(mean: Tensor, var: Tensor, count: int, running: Running) -> None:
     if any(kept.dtype != mean.dtype for pair in running.norms for kept in pair):
         return algebra.track(mean, var, count, running)
-    scalars, at = (ctypes.c_float(running.momentum), ctypes.c_float(count / (count - 1))), 0
-    means, variances = mean.view(-1), var.view(-1)
-    for of_mean, of_var in running.norms:
-        length = of_mean.numel()
-        _call("track", means[at:], variances[at:], LONG(length), *scalars, of_mean, of_var)
-        at += length
+    norms = [(of_mean.numel(), of_mean, of_var) for of_mean, of_var in running.norms]
+    norms += [(0, None, None)] * (3 - len(norms))
+    _call("track", mean, var, float(running.momentum), count / (count - 1), *itertools.chain(*norms))
     if running.batches is not None:
         running.batches.add_(1)
 
@@ -224,9 +220,9 @@ def convolve(
         out = x.new_empty(n, -(-h // stride), -(-w // stride), o)
     kernel, bias = kernel.contiguous(), bias.contiguous()
     if k == DENSE:
-        _call("pointwise_forward", *_map(x), *_rows(x), kernel, bias, LONG(o), INT(relu), *_map(out))
+        _call("pointwise_forward", *_map(x), *_rows(x), kernel, bias, o, relu, *_map(out))
     else:
-        _call("depthwise_forward", *_map(x), *_sizes(x), *_window(k, stride), kernel, bias, INT(relu), *_map(out))
+        _call("depthwise_forward", *_map(x), *x.shape, *k, stride, kernel, bias, relu, *_map(out))
     return out
 
 
@@ -238,9 +234,9 @@ def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: Window, s
     o = dz.shape[3]
     dkernel, dbias = x.new_empty(kernel.shape), x.new_empty(o)
     if k == DENSE:
-        _call("pointwise_reduce", *_map(dz), *_map(z), *_map(x), *_rows(x), LONG(o), dkernel, dbias)
+        _call("pointwise_reduce", *_map(dz), *_map(z), *_map(x), *_rows(x), o, dkernel, dbias)
     else:
-        _call("depthwise_reduce", *_map(dz), *_map(z), *_map(x), *_sizes(x), *_window(k, stride), dkernel, dbias)
+        _call("depthwise_reduce", *_map(dz), *_map(z), *_map(x), *x.shape, *k, stride, dkernel, dbias)
     return Step(dkernel, dbias, dz, z)
 
 
@@ -258,21 +254,36 @@ def adjoint(
     dx = x.new_empty(x.shape)
     maps = (*_map(step.dz), *_map(step.z), *_map(x))
     statistics = (None, None) if S is None else (S.contiguous(), t.contiguous())
-    rest = (kernel.contiguous(), *statistics, *_map(add), INT(mask), *_map(dx))
+    rest = (kernel.contiguous(), *statistics, *_map(add), mask, *_map(dx))
     if k == DENSE:
-        _call("pointwise_adjoint", *maps, *_rows(x), LONG(step.dz.shape[3]), *rest)
+        _call("pointwise_adjoint", *maps, *_rows(x), step.dz.shape[3], *rest)
     else:
-        _call("depthwise_adjoint", *maps, *_sizes(x), *_window(k, stride), *rest)
+        _call("depthwise_adjoint", *maps, *x.shape, *k, stride, *rest)
     return dx
 
 
 def multiply(x: Tensor, gate: Tensor) -> Tensor:
     out = x.new_empty(x.shape)
-    _call("multiply_forward", *_map(x), *_sizes(x), *_covering(x, gate), out)
+    _call("multiply_forward", *_map(x), *x.shape, *_covering(x, gate), out)
     return out
 
 
 def multiply_backward(dout: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
     dx, dgate = x.new_empty(x.shape), gate.new_empty(gate.shape)
-    _call("multiply_backward", *_map(dout), *_map(x), *_sizes(x), *_covering(x, gate), dx, dgate)
+    _call("multiply_backward", *_map(dout), *_map(x), *x.shape, *_covering(x, gate), dx, dgate)
     return dx, dgate
+
+
+def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch norm of gapless pixels in training, and ReLU if `relu`: the output, and mean and biased variance [C]."""
+    out, mean, var = x.new_empty(x.shape), x.new_empty(len(gamma)), x.new_empty(len(gamma))
+    _call("norm_forward", x, *_rows(x), gamma, beta, eps, relu, mean, var, out)
+    return out, mean, var
+
+
+def normalise_backward(
+    dout: Tensor, out: Tensor | None, x: Tensor, gamma: Tensor, eps: float, mean: Tensor, var: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dgamma, dbeta = x.new_empty(x.shape), x.new_empty(len(gamma)), x.new_empty(len(gamma))
+    _call("norm_backward", dout, out, x, *_rows(x), gamma, eps, mean, var, dx, dgamma, dbeta)
+    return dx, dgamma, dbeta

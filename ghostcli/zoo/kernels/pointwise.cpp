@@ -146,7 +146,7 @@ std::vector<float> pivot_of(const Pixels &x, long rows) {
 
 extern "C" {
 
-void pointwise_moments(const float *x_, long pitch, long rows, long C, float *mean, float *cov, int threads) {
+void pointwise_moments(const float *x_, long pitch, long rows, long C, float *mean, float *cov, long threads) {
     const Pixels x{x_, pitch, C};
     const long Cp = padded(C), size = (Cp + 1) * Cp;
     const std::vector<float> pivot = pivot_of(x, rows);
@@ -172,7 +172,7 @@ void pointwise_moments(const float *x_, long pitch, long rows, long C, float *me
 
 // out = relu(x K' + b), K [O][I]
 void pointwise_forward(const float *x_, long pitch, long rows, long I, const float *kernel, const float *bias, long O,
-                       int relu, float *out, long out_pitch, int threads) {
+                       long relu, float *out, long out_pitch, long threads) {
     const long Op = padded(O);
     std::vector<float> k(I * Op), b(Op);
     for (long o = 0; o < O; o++) {
@@ -190,7 +190,7 @@ void pointwise_forward(const float *x_, long pitch, long rows, long I, const flo
 
 // dK [O][I] = sum of dz x', db = sum of dz, dz where z > 0 only (everywhere where z is null).
 void pointwise_reduce(const float *dz_, long dz_pitch, const float *z_, long z_pitch, const float *x_, long pitch,
-                      long rows, long I, long O, float *dK, float *db, int threads) {
+                      long rows, long I, long O, float *dK, float *db, long threads) {
     const Pixels dz{dz_, dz_pitch, O}, z{z_, z_pitch, O}, x{x_, pitch, I};
     const long Ip = padded(I), Op = padded(O), size = (Ip + 1) * Op;
     std::vector<double> partial = per_thread<double>(threads, size);
@@ -218,7 +218,7 @@ void pointwise_reduce(const float *dz_, long dz_pitch, const float *z_, long z_p
 // dx = dz K + x S + t, S [I][I]
 void pointwise_adjoint(const float *dz_, long dz_pitch, const float *z_, long z_pitch, const float *x_, long pitch,
                        long rows, long I, long O, const float *kernel, const float *S, const float *t,
-                       const float *add, long add_pitch, int mask, float *out, long out_pitch, int threads) {
+                       const float *add, long add_pitch, long mask, float *out, long out_pitch, long threads) {
     const Pixels dz{dz_, dz_pitch, O}, z{z_, z_pitch, O};
     const long Ip = padded(I), Op = padded(O);
     std::vector<float> k(O * Ip), s(I * Ip), constant(Ip);

@@ -113,7 +113,7 @@ inline void convolve_row(const float *x, long pitch, long C, long period, long v
 
 template <int KH, int KW>
 void forward(const float *x, Images im, const float *kernel, const float *bias, bool relu, float *out, long out_pitch,
-             int threads) {
+             long threads) {
     const long period = period_of(im.C), vectors = vectors_of(im);
     const std::vector<float> k = by_lane(kernel, im.C, KH * KW), b = by_lane(bias, im.C, 1);
     each_thread(threads, im.N, [&](int, long begin, long end) {
@@ -138,7 +138,7 @@ void forward(const float *x, Images im, const float *kernel, const float *bias, 
 // dK[c][k] = sum of dz(p) x(p + k), db[c] = sum of dz, dz where z > 0 only (everywhere where z is null).
 template <int KH, int KW>
 void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const float *x, Images im, float *dK,
-            float *db, int threads) {
+            float *db, long threads) {
     constexpr int T = KH * KW;
     const long C = im.C, period = period_of(C), vectors = vectors_of(im), size = period * (T + 1) * LANES;
     std::vector<double> partial = per_thread<double>(threads, size);
@@ -187,7 +187,7 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
 // The input gradient of the convolution alone: the mirrored kernel over dz.
 template <int KH, int KW>
 void adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch, const float *x, Images im,
-             const float *kernel, Finish finish, int threads) {
+             const float *kernel, Finish finish, long threads) {
     const long period = period_of(im.C), vectors = vectors_of(im);
     const std::vector<float> k = by_lane(kernel, im.C, KH * KW, true);
     Images of_dz = im;
@@ -303,7 +303,7 @@ inline void moments_from_lags(const double *lags, long C, double count, float *m
     }
 }
 
-inline void moments(const float *x, Images im, float *mean, float *cov, int threads) {
+inline void moments(const float *x, Images im, float *mean, float *cov, long threads) {
     const long period = period_of(im.C), vectors = vectors_of(im);
     const long inner = period * (LAGS + 1) * LANES, size = inner + LAG_ROWS * im.C;
     std::vector<double> partial = per_thread<double>(threads, size);
@@ -431,7 +431,7 @@ __attribute__((noinline)) void gradients(const float *d, long d_pitch, const flo
 
 inline void adjoint_with_statistics(const float *dz, long dz_pitch, const float *z, long z_pitch, const float *x,
                                     Images im, const float *kernel, const float *S, const float *t, Finish finish,
-                                    int threads) {
+                                    long threads) {
     const long period = period_of(im.C), vectors = vectors_of(im), step = period * LANES;
     const std::vector<float> k = by_lane(kernel, im.C, 9, true);
     const Lags lags(im, S, t, period, vectors);

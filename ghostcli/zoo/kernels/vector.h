@@ -90,19 +90,19 @@ inline v8f select_positive(v8f z, v8f v) { return z <= 0.f ? v8f{} : v; }
 template <class T> inline void opaque(T *&p) { asm("" : "+r"(p)); }
 
 // Calls work(thread, begin, end) for equal, consecutive parts of [0, count).
-template <class Work> void each_thread(int threads, long count, Work work) {
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int t = 0; t < threads; t++) {
+template <class Work> void each_thread(long threads, long count, Work work) {
+#pragma omp parallel for num_threads(int(threads)) schedule(static, 1)
+    for (long t = 0; t < threads; t++) {
         const long begin = count * t / threads, end = count * (t + 1) / threads;
         if (begin < end) work(t, begin, end);
     }
 }
 
-template <class T> std::vector<T> per_thread(int threads, long size) { return std::vector<T>(threads * size); }
+template <class T> std::vector<T> per_thread(long threads, long size) { return std::vector<T>(threads * size); }
 
 // The threads' parts added, in their order, into the first.
-template <class T> void sum_threads(std::vector<T> &partial, int threads, long size) {
-    for (int t = 1; t < threads; t++)
+template <class T> void sum_threads(std::vector<T> &partial, long threads, long size) {
+    for (long t = 1; t < threads; t++)
         for (long i = 0; i < size; i++) partial[i] += partial[t * size + i];
 }
 

@@ -1,0 +1,133 @@
+// Batch norm in training of float32 pixels without gaps, [rows][C]: a vector of eight lanes holds pixels and channels
+// mixed, as in rows.h. Sums over a block are in float32 around a value near the mean, sums over blocks in float64. Work is
+// split by block, in order, so a result depends on the number of threads only.
+#include <cmath>
+#include <numeric>
+
+#include "vector.h"
+
+namespace {
+
+constexpr long BLOCK = 4096;  // floats, which stay in the first cache
+
+struct Pixels {
+    long rows, C;
+    long total() const { return rows * C; }
+    long period() const { return C / std::gcd(C, LANES) * LANES; }  // floats after which a lane has the same channel
+    long block() const { return std::max(1L, BLOCK / period()) * period(); }
+
+    // Calls work(thread, begin, end) for each block of floats.
+    template <class Work> void each_block(long threads, Work work) const {
+        const long size = block();
+        each_thread(threads, (total() + size - 1) / size, [&](long thread, long begin, long end) {
+            for (long b = begin; b < end; b++) work(thread, b * size, std::min((b + 1) * size, total()));
+        });
+    }
+
+    // [C] -> [period]
+    std::vector<float> by_lane(const std::vector<float> &of_channel) const {
+        std::vector<float> out(period());
+        for (long i = 0; i < period(); i++) out[i] = of_channel[i % C];
+        return out;
+    }
+};
+
+// [2][C]: the sums of both vectors that terms(float, lanes, place in the period) gives; lanes past `lanes` do not count.
+template <class Terms> std::vector<double> two_sums(const Pixels &x, long threads, Terms terms) {
+    const long period = x.period();
+    std::vector<double> partial = per_thread<double>(threads, 2 * period);
+    x.each_block(threads, [&](long thread, long begin, long end) {
+        double *out = partial.data() + thread * 2 * period;
+        for (long r = 0; r < period && begin + r < end; r += LANES) {
+            v8f first = {}, second = {};
+            for (long i = begin + r; i < end; i += period) {
+                auto [a, b] = terms(i, end - i, r);
+                for (long l = end - i; l < LANES; l++) a[l] = b[l] = 0;
+                first += a;
+                second += b;
+            }
+            addd(out + r, first);
+            addd(out + period + r, second);
+        }
+    });
+    sum_threads(partial, threads, 2 * period);
+    std::vector<double> sums(2 * x.C);
+    for (long k = 0; k < 2; k++)
+        for (long i = 0; i < period; i++) sums[k * x.C + i % x.C] += partial[k * period + i];
+    return sums;
+}
+
+struct Two {
+    v8f first, second;
+};
+
+}  // namespace
+
+extern "C" {
+
+// y = gamma (x - mean) / sqrt(var + eps) + beta, with the biased variance, and its positive part if `relu`; mean and var
+// [C] are given back.
+void norm_forward(const float *x_, long rows, long C, const float *gamma, const float *beta, double eps, long relu,
+                  float *mean, float *var, float *y, long threads) {
+    const Pixels x{rows, C};
+    std::vector<float> pivot(C), gain(C), shift(C);
+    const long samples = std::min(rows, 256L);  // spread evenly
+    for (long c = 0; c < C; c++) {
+        double sum = 0;
+        for (long s = 0; s < samples; s++) sum += x_[rows * s / samples * C + c];
+        pivot[c] = float(sum / samples);
+    }
+    const std::vector<float> near = x.by_lane(pivot);
+    const std::vector<double> sums = two_sums(x, threads, [&](long i, long lanes, long r) {
+        const v8f d = load(x_ + i, lanes) - loadf(near.data() + r);
+        return Two{d, d * d};
+    });
+    for (long c = 0; c < C; c++) {
+        const double m = sums[c] / rows, v = std::max(sums[C + c] / rows - m * m, 0.0);
+        const double g = gamma[c] / std::sqrt(v + eps);
+        mean[c] = float(pivot[c] + m);
+        var[c] = float(v);
+        gain[c] = float(g);
+        shift[c] = float(beta[c] - g * (pivot[c] + m));
+    }
+    const std::vector<float> a = x.by_lane(gain), b = x.by_lane(shift);
+    x.each_block(threads, [&](long, long begin, long end) {
+        for (long i = begin, r = 0; i < end; i += LANES, r = r + LANES < x.period() ? r + LANES : 0) {
+            const v8f v = load(x_ + i, end - i) * loadf(a.data() + r) + loadf(b.data() + r);
+            store(y + i, end - i, relu ? positive_part(v) : v);
+        }
+    });
+}
+
+// dx [rows][C], dgamma and dbeta [C] of the gradient dy of y, where y > 0 only (everywhere where y is null)
+void norm_backward(const float *dy, const float *y, const float *x_, long rows, long C, const float *gamma, double eps,
+                   const float *mean, const float *var, float *dx, float *dgamma, float *dbeta, long threads) {
+    const Pixels x{rows, C};
+    auto given = [=](long i, long lanes) {
+        const v8f d = load(dy + i, lanes);
+        return y ? select_positive(load(y + i, lanes), d) : d;
+    };
+    const std::vector<float> middle = x.by_lane({mean, mean + C});
+    const std::vector<double> sums = two_sums(x, threads, [&](long i, long lanes, long r) {
+        const v8f d = given(i, lanes);
+        return Two{d, d * (load(x_ + i, lanes) - loadf(middle.data() + r))};
+    });
+    std::vector<float> gain(C), slope(C), constant(C);  // dx = gain dy + slope (x - mean) + constant
+    for (long c = 0; c < C; c++) {
+        const double rstd = 1 / std::sqrt(var[c] + eps), g = gamma[c] * rstd;
+        dbeta[c] = float(sums[c]);
+        dgamma[c] = float(sums[C + c] * rstd);
+        gain[c] = float(g);
+        slope[c] = float(-g * rstd * rstd * sums[C + c] / rows);
+        constant[c] = float(-g * sums[c] / rows);
+    }
+    const std::vector<float> a = x.by_lane(gain), s = x.by_lane(slope), b = x.by_lane(constant);
+    x.each_block(threads, [&](long, long begin, long end) {
+        for (long i = begin, r = 0; i < end; i += LANES, r = r + LANES < x.period() ? r + LANES : 0) {
+            const v8f away = load(x_ + i, end - i) - loadf(middle.data() + r);
+            const v8f d = given(i, end - i);
+            store(dx + i, end - i, d * loadf(a.data() + r) + away * loadf(s.data() + r) + loadf(b.data() + r));
+        }
+    });
+}
+}
