@@ -26,10 +26,8 @@ from torch.autograd.function import once_differentiable
 from ghostcli.zoo import kernels
 from ghostcli.zoo.kernels.algebra import EPS, Branches, Fold, Running
 
-__all__ = [
-    *("EPS", "Branches", "Running", "Shape"),
-    *("convolve", "depthwise", "ghost", "multiply", "normalise", "uncompiled"),
-]
+__all__ = ["EPS", "Branches", "Running", "Shape", "convolve", "depthwise", "ghost", "multiply", "normalise"]
+__all__ += ["uncompiled"]
 
 
 DENSE, CHEAP = (1, 1), (3, 3)  # the windows of a ghost module
