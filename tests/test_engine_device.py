@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ghostcli.engine import device
+from ghostcli.recipe.models import EngineSection
 
 FAULTS = """
 import resource
@@ -43,3 +44,20 @@ def test_a_device_without_a_number_is_the_current_one(asked, index, monkeypatch)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
     assert device.pick(asked) == torch.device("cuda", index)
     assert chosen == [index]
+
+
+def test_a_recipe_chooses_tf32_and_float32_stays_float32():
+    def allowed():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    cuda, before = torch.device("cuda", 0), allowed()
+    for precision, expected in (("tf32", True), ("float32", False), ("bfloat16", False)):
+        with device.arithmetic(EngineSection(precision=precision, deterministic=False), cuda):
+            assert allowed() == (expected, expected)
+        assert allowed() == before
+
+
+def test_a_device_without_tf32_refuses_it(ghost):
+    done = ghost("train-teacher", "gns:0.1", "-s", "engine.precision=tf32", "--device", "cpu")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "engine.precision=tf32" in done.err and "float32 or bfloat16" in done.err

@@ -47,7 +47,7 @@ def pick(name: str) -> torch.device:
         if device.index is None:  # set_device takes no device without a number
             device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(device)  # Triton launches on the current one
-        torch.backends.cudnn.allow_tf32 = False  # a recipe's float32 is float32
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, unless a recipe asks for less
     return device
 
 
@@ -64,10 +64,16 @@ def _keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
-    """Deterministic algorithms if the recipe requests them; the settings are restored afterwards.
+    """Deterministic algorithms and TF32 if the recipe requests them; the settings are restored afterwards.
 
-    CPU kernels are always deterministic. UsageError if an operation has no deterministic algorithm on this device.
+    CPU kernels are always deterministic. UsageError if an operation has no deterministic algorithm on this device, or
+    if the device has no TF32.
     """
+    tf32 = engine.precision == "tf32"
+    if tf32 and device.type != "cuda":
+        raise UsageError(f"engine.precision=tf32: {device.type} has no TF32; use float32 or bfloat16")
+    products = torch.backends.cuda.matmul, torch.backends.cudnn
+    before_tf32 = [of.allow_tf32 for of in products]
     strict = engine.deterministic and device.type == "cuda"
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     fill = torch.utils.deterministic.fill_uninitialized_memory
@@ -76,6 +82,8 @@ def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = False
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not strict
+    for of in products:
+        of.allow_tf32 = tf32
     try:
         yield
     except RuntimeError as error:
@@ -88,6 +96,8 @@ def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[0])
         torch.backends.cudnn.benchmark = before[1]
+        for of, kept in zip(products, before_tf32, strict=True):
+            of.allow_tf32 = kept
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
 

@@ -319,7 +319,10 @@ class EngineSection(Section):
     """[engine]: arithmetic, speed and checkpoints."""
 
     branches: Literal["plain", "folded"] = Field("folded", description="how re-parameterizable sums are trained")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of activations; weights stay float32")
+    precision: Literal["float32", "bfloat16", "tf32"] = Field(
+        "float32",
+        description="of activations; weights stay float32. tf32: NVIDIA GPUs only, float32 with 10 bits in products",
+    )
     deterministic: bool | None = Field(None, description="bit-identical repeats; default: true on CPU, false on GPU")
     capture: bool = Field(True, description="CUDA only: the step is captured as a graph")
     recompute: bool | None = Field(
