@@ -102,6 +102,23 @@ def test_a_job_that_is_told_of_its_limit_saves_and_requeues(ghost, queue, tmp_pa
 
 
 @pytest.mark.long
+def test_a_job_at_its_limit_saves_and_requeues(ghost, queue, tmp_path):
+    """Its limit comes, and no signal came before that it could hear: URG is for nobody."""
+    command = ghost(*KD, *SLOW, "--on", "slurm", "--time", "9", "--slurm", "signal=B:URG@1", wait=False)
+    until(lambda: trains(tmp_path))
+    [run] = tmp_path.glob("runs/*-plain-*/s0")
+    os.kill(crash.lease_of(run)["pid"], signal.SIGSTOP)  # Slurm wakes it to end it
+    number = number_of(tmp_path, "plain")
+    queue.ask("scontrol", "update", f"JobId={number}", "EndTime=now")
+    until(lambda: "Reason=BeginTime" in queue.ask("scontrol", "show", "job", number))  # it was requeued
+    queue.ask("scontrol", "update", f"JobId={number}", "StartTime=now", "TimeLimit=9")
+    _, err = command.communicate(timeout=crash.HANGS)
+    assert command.returncode == 0, err + log_of(tmp_path / "runs")
+    assert "DUE TO TIME LIMIT" in log_of(tmp_path / "runs") and "goes on after epoch" in log_of(tmp_path / "runs")
+    assert not differences(tmp_path / "runs")
+
+
+@pytest.mark.long
 def test_scancel_saves_and_the_same_command_goes_on(ghost, queue, tmp_path):
     """The teacher is cancelled, so its student never starts; the command tells so and ends."""
     command = ghost(*KD, *SLOW, "--on", "slurm", wait=False)
@@ -146,7 +163,7 @@ def test_ctrl_c_cancels_and_saves(ghost, queue, tmp_path):
 def test_dry_run_prints_the_scripts(ghost, tmp_path):
     done = ghost(*KD, "--on", "slurm", "--dry-run", "--partition", "main", "--time", "2:00:00", "--slurm", "qos=a b")
     assert done.returncode == 0 and not (tmp_path / "runs").exists()
-    for line in ("--partition=main", "--time=2:00:00", '--qos="a b"', "--cpus-per-task=1", "--signal=B:USR1@60"):
+    for line in ("--partition=main", "--time=2:00:00", '--qos="a b"', "--cpus-per-task=1", "--signal=B:USR1@30"):
         assert done.out.count(f"#SBATCH {line}\n") == 2, line
     assert len(re.findall(r"^exec \S+ -m ghostcli run-job \S+$", done.out, re.MULTILINE)) == 2
     assert "--dependency=afterok:<job of gns-0.15-plain-" in done.out

@@ -1,7 +1,7 @@
 """`ghost run-job SPEC`: one job in a process of its own, on any machine.
 
 Invariant: it may be called any number of times, anywhere, at once: it finds its run done, goes on from its checkpoint,
-or begins it. Its outcome is written last. In a Slurm job SIGUSR1 (the time limit comes near) saves and requeues it.
+or begins it. Its outcome is written last. In a Slurm job the time limit, or SIGUSR1 before it, saves and requeues it.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ def _train(job: Job, options: Options) -> None:
 
 @contextlib.contextmanager
 def _requeued(runs: Path, run: str) -> Iterator[None]:
-    """In a Slurm job whose time limit comes near: run it again. Not for ever without progress."""
+    """In a Slurm job at its time limit, or shortly before it: run it again. Not for ever without progress."""
     before = RunRecord(runs / run, run).saved
     try:
         yield
     except Interrupted:
-        if signals.received() != "SIGUSR1" or "SLURM_JOB_ID" not in os.environ:
+        if "SLURM_JOB_ID" not in os.environ or not (signals.received() == "SIGUSR1" or _at_limit()):
             raise
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         if restarts >= FRUITLESS and RunRecord(runs / run, run).saved == before:
@@ -92,9 +92,18 @@ def _requeued(runs: Path, run: str) -> Iterator[None]:
         _requeue()
 
 
+def _at_limit() -> bool:
+    """Whether Slurm ends this job because of its time limit. SIGUSR1 may have come before this process listened."""
+    return "Reason=TimeLimit" in _scontrol("show", "job", os.environ["SLURM_JOB_ID"]).stdout.split()
+
+
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["scontrol", *words], capture_output=True, text=True)
+
+
 def _requeue() -> None:
     """Ask Slurm to run this job again. It ends this process, and jobs that depend on it go on waiting."""
-    asked = subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], capture_output=True, text=True)
+    asked = _scontrol("requeue", os.environ["SLURM_JOB_ID"])
     if asked.returncode:
         raise GhostError(f"scontrol requeue: {asked.stderr.strip()}; give the command again, and it goes on")
     signal.signal(signal.SIGTERM, lambda *_: os._exit(Interrupted.exit_code))  # without an outcome: it is not over

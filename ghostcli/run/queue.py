@@ -20,8 +20,8 @@ from ghostcli.records.storage import read_json, write_json
 from ghostcli.run import spec
 from ghostcli.run.place import Place
 
-#: Seconds before the time limit at which a job is told to save.
-GRACE = 60
+#: Seconds before the time limit at which a job is told to save. Slurm may tell it up to a minute earlier.
+GRACE = 30
 #: Reasons of Slurm for a job that it will never start.
 NEVER = {
     *("PartitionTimeLimit", "PartitionNodeLimit", "PartitionConfig", "BadConstraints", "DependencyNeverSatisfied"),
