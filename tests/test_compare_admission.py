@@ -60,6 +60,12 @@ def one_in_two_places(run: Path) -> None:
     shutil.copytree(run, run.with_name("s7"))
 
 
+def another_type(run: Path) -> None:
+    """A value that Python calls equal."""
+    file = run / "recipe.json"
+    file.write_text(file.read_text().replace('"seed": 0,', '"seed": false,', 1))
+
+
 def copied_as_a_seed(run: Path) -> None:
     """Copied, renamed, and every name in it made to fit."""
     copy = run.with_name("s7")
@@ -156,6 +162,7 @@ FRAUDS: dict[Callable[[Path], None], str] = {
     other_epochs: "its recipe does not give its digest",
     other_rate: "its recipe does not give its digest",
     other_recipe_file: "recipe.json and result.json differ in recipe",
+    another_type: "recipe.json is damaged at seed",
     best_among_last: "its recipe says 'last'",
     best_as_validation: "its recipe says 'last'",
     no_checksum: "has no checksum",

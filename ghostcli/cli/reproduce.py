@@ -275,7 +275,7 @@ def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
     admitted = admit(record for record in records if record.status != "absent")
     options = Options(runs=runs)
     if _printed_data(todo):
-        shown = [tables.build(name, admitted, todo.family, options) for name in todo.tables]
+        shown = tables.built(todo.tables, admitted, todo.family, options)
         return noted(tables.judged(shown), runs)
     besides = tables.also_run(admitted, [], options, (todo.family,))  # runs on other data fill no printed row
     return noted(tables.judged([besides] if besides else []), runs)

@@ -117,7 +117,8 @@ def _tables(which: str, admitted: Admitted, family: str | None, options: Options
     from ghostcli.compare import tables
 
     if which == "main":
-        return [tables.build(t.name, admitted, f, options) for f in MAIN for t in paper().tables]
+        printed = [t.name for t in paper().tables]
+        return [t for f in MAIN for t in tables.built(printed, admitted, f, options)]
     found = tables.every(admitted, family, options)
     wanted = {"all": None, "also": tables.ALSO}.get(which, which)
     return [table for table in found if wanted in (None, table.name)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ghostcli.compare import commands
-from ghostcli.compare.groups import Cohort, RunGroup, same_conditions
+from ghostcli.compare.groups import RunGroup, same_conditions
 from ghostcli.compare.rows import Control, Options
 from ghostcli.recipe.diff import config_diff
 from ghostcli.recipe.models import UNDIGESTED
@@ -20,12 +20,12 @@ from ghostcli.recipe.models import UNDIGESTED
 BLIND = "distill.blind"
 
 
-def of(group: RunGroup, cohorts: Iterable[Cohort], options: Options) -> Control | None:
-    """The control of a taught group among `cohorts`, or the command for it. None if the group is a control."""
+def of(group: RunGroup, blind: Iterable[RunGroup], options: Options) -> Control | None:
+    """The control of a taught group among `blind` groups, or the command for it. None if the group is a control."""
     if group.blind:
         return None
     command = commands.of_control(group, options.runs)
-    found = next((other for cohort in cohorts for other in cohort.groups if controls(other, group)), None)
+    found = next((other for other in blind if controls(other, group)), None)
     if found is None:
         return Control(command)
     return Control(command, found, found.summary(options.metric), group.minus(found, options.metric))

@@ -261,7 +261,8 @@ class Cohort:
             return "mixed protocols"
         soft = self.groups[0].smoothing
         smoothed = f"labels smoothed by {soft:g}" if soft else ""
-        words = (self.about.data, budget_of(self.about), smoothed, with_changes(self.changes))
+        budget = budget_of(self.about.train_images, self.about.epochs)
+        words = (self.about.data, budget, smoothed, with_changes(self.changes))
         return ", ".join(word for word in words if word)
 
     @cached_property
@@ -271,12 +272,20 @@ class Cohort:
 
     def baseline(self, student: str) -> RunGroup | None:
         """The group without teachers. If there are several (only with mixing): that with the least label smoothing."""
-        untaught = [group for group in self.groups if group.student == student and not group.teachers]
-        return min(untaught, key=lambda group: group.smoothing, default=None)
+        return self.baselines.get(student)
+
+    @cached_property
+    def baselines(self) -> dict[str, RunGroup]:
+        """Student -> its baseline."""
+        found: dict[str, RunGroup] = {}
+        for group in sorted(self.groups, key=lambda group: group.smoothing):
+            if not group.teachers:
+                found.setdefault(group.student, group)
+        return found
 
 
-def budget_of(about: RunResult) -> str:
-    return f"{about.train_images:,} images × {about.epochs} epoch{'s' * (about.epochs != 1)}"
+def budget_of(images: int, epochs: int) -> str:
+    return f"{images:,} images × {epochs} epoch{'s' * (epochs != 1)}"
 
 
 def with_changes(changes: dict[str, Any]) -> str:

@@ -16,15 +16,16 @@ PLAIN = re.compile(r"-plain-[0-9a-f]{8}/")
 
 def matches(about: RunSetup, row: PaperRow) -> bool:
     """Whether a run belongs to a printed row, for any budget and recipe. Controls belong to no row."""
-    if about.data != paper().source.data or (about.teachers and about.recipe.distill.blind):
+    if (about.student, about.strategy) != (row.student, row.strategy) or about.data != paper().source.data:
+        return False
+    if about.teachers and about.recipe.distill.blind:
         return False
     if about.family in SHARE_BASELINES and about.kind not in (None, paper().source.kind):
         return False
-    same = (about.student, about.strategy) == (row.student, row.strategy)
     # Outside chains the paper's teachers had no teachers. A chain's path names all of its networks.
     if about.strategy != "chain" and not all(PLAIN.search(teacher.run) for teacher in about.teachers):
         return False
-    return same and members(about.path, about.strategy) == members(row.teachers, row.strategy)
+    return members(about.path, about.strategy) == members(row.teachers, row.strategy)
 
 
 def may_match(run_id: str, row: PaperRow) -> bool:

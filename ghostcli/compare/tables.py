@@ -6,8 +6,10 @@ the untaught group of the same student, protocol, start and images.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 from ghostcli.compare import commands, control
 from ghostcli.compare.admission import Admitted
@@ -30,8 +32,9 @@ from ghostcli.compare.power import could_find
 from ghostcli.compare.rows import MARGIN, Control, LeftOut, Options, Row, Table
 from ghostcli.compare.stats import Difference
 from ghostcli.compare.verdicts import judge
-from ghostcli.paper import FAMILIES, PaperRow, paper
+from ghostcli.paper import FAMILIES, PaperRow, PaperTable, paper
 from ghostcli.recipe.diff import config_diff, training_changes, typed, untaught
+from ghostcli.recipe.models import Recipe
 from ghostcli.records.record import RunRecord
 
 #: A group of which a larger share of seeds became non-finite gets no verdict.
@@ -49,6 +52,15 @@ class Baselines:
     spent: dict[str, Cost] | None
     options: Options
 
+    @classmethod
+    def among(cls, found: Iterable[Cohort], admitted: Admitted, options: Options) -> Baselines:
+        return cls(tuple(found), costs(admitted.runs) if options.equal_budget else None, options)
+
+    @cached_property
+    def blind(self) -> tuple[RunGroup, ...]:
+        """The groups that may be the control of another one."""
+        return tuple(group for cohort in self.cohorts for group in cohort.groups if group.blind)
+
     def of(self, group: RunGroup, cohort: Cohort) -> tuple[RunGroup | None, str | None]:
         """The baseline of `group`, a member of `cohort`, or None with the reason or the command that makes it."""
         epochs = group.about.epochs
@@ -59,21 +71,45 @@ class Baselines:
             if not spent.whole:
                 return None, f"records of {group.runs[0].id}'s teachers are missing, so its whole budget is unknown"
             epochs = round(spent.images / group.about.train_images)
-            found = next((other for other in self._untaught(group) if other.about.epochs == epochs), None)
+            found = self._longer(group, epochs)
         if found is None:
             return None, f"`{commands.of_baseline(group, epochs, self.options.runs)}` makes it"
         if reason := unlike(group, found):
             return None, reason
         return found, None
 
-    def _untaught(self, group: RunGroup) -> Iterable[RunGroup]:
-        """Untaught groups of the same student that differ from `group` at most in their epochs."""
-        for cohort in self.cohorts:
-            other = cohort.baseline(group.student)
-            if other is None or other.about.data_checksum != group.about.data_checksum:
-                continue
+    def _longer(self, group: RunGroup, epochs: int) -> RunGroup | None:
+        """The untaught group of the same student with so many epochs that differs from `group` in nothing else."""
+        for other in self._untaught.get((group.student, group.about.data_checksum, epochs), ()):
             if untaught(config_diff(other.recipe, group.recipe)) <= {"train.epochs"}:
-                yield other
+                return other
+        return None
+
+    @cached_property
+    def _untaught(self) -> dict[tuple[str, str, int], list[RunGroup]]:
+        """The baselines of all cohorts by student, images and epochs."""
+        found = defaultdict(list)
+        for cohort in self.cohorts:
+            for student, one in cohort.baselines.items():
+                found[student, one.about.data_checksum, one.about.epochs].append(one)
+        return found
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the tables of one family share: its runs, those that were refused, and the cohorts, with their options."""
+
+    family: str
+    runs: tuple[RunRecord, ...]
+    refused: tuple[LeftOut, ...]
+    baselines: Baselines
+
+    @classmethod
+    def of(cls, admitted: Admitted, family: str, options: Options) -> Pool:
+        runs = of_family(admitted.runs, family)
+        found = cohorts(runs, of_family(admitted.failed, family), options.mixed)
+        refused = tuple(out for out in admitted.left_out if out.family in ("", family))
+        return cls(family, tuple(runs), refused, Baselines.among(found, admitted, options))
 
 
 def families(admitted: Admitted) -> tuple[str, ...]:
@@ -84,38 +120,44 @@ def families(admitted: Admitted) -> tuple[str, ...]:
 
 def build(name: str, admitted: Admitted, family: str, options: Options = Options()) -> Table:
     """Table `name` (I to IV) from the runs of one family, without verdicts. UsageError if there is no such table."""
-    printed = paper().table(name)
-    pool = of_family(admitted.runs, family)
-    found = cohorts(pool, of_family(admitted.failed, family), options.mixed)
-    baselines = Baselines(tuple(found), costs(admitted.runs) if options.equal_budget else None, options)
+    return built([name], admitted, family, options)[0]
+
+
+def built(names: Iterable[str], admitted: Admitted, family: str, options: Options = Options()) -> list[Table]:
+    """The same for several tables, which share the work on the family's runs."""
+    printed = [paper().table(name) for name in names]
+    pool = Pool.of(admitted, family, options)
+    return [_build(one, pool) for one in printed]
+
+
+def _build(printed: PaperTable, pool: Pool) -> Table:
+    baselines, options = pool.baselines, pool.baselines.options
 
     def filled(cohort: Cohort) -> int:
         return sum(any(matches(group.about, row) for group in cohort.groups) for row in printed.rows)
 
-    cohort = largest([one for one in found if filled(one)], filled)
-    rows, left_out = [], _other_protocols(pool, printed.rows, cohort)
+    cohort = largest([one for one in baselines.cohorts if filled(one)], filled)
+    rows, left_out = [], _other_protocols(pool.runs, printed.rows, cohort)
     for row in printed.rows:
-        line, left = _row(row, cohort, family, options, baselines)
+        line, left = _row(row, cohort, pool)
         rows.append(line)
         left_out += left
-    refused = [out for out in admitted.left_out if out.family in ("", family)]
-    left_out += [out for out in refused if any(may_match(out.run, row) for row in printed.rows)]
+    left_out += [out for out in pool.refused if any(may_match(out.run, row) for row in printed.rows)]
     return Table(
         printed.name,
         printed.title,
-        family,
+        pool.family,
         _named(rows),
         options,
         cohort,
         tuple(sorted(set(left_out), key=lambda out: (out.reason, out.run))),
-        commands.of_table(printed.name, family, options.runs),
+        commands.of_table(printed.name, pool.family, options.runs),
     )
 
 
-def _row(
-    row: PaperRow, cohort: Cohort | None, family: str, options: Options, baselines: Baselines
-) -> tuple[Row, list[LeftOut]]:
-    command = commands.of_row(row, family, cohort, options.runs)
+def _row(row: PaperRow, cohort: Cohort | None, pool: Pool) -> tuple[Row, list[LeftOut]]:
+    family, baselines = pool.family, pool.baselines
+    command = commands.of_row(row, family, cohort, baselines.options.runs)
     empty = Row(row.student, row.strategy, row.teachers, row.parameters, row, command=command)
     if cohort is None:
         return empty, []
@@ -139,7 +181,7 @@ def measured(group: RunGroup, cohort: Cohort, baselines: Baselines) -> Row:
     """The row of a run group: its accuracy and, if it was taught, the difference from its baseline and control."""
     baseline, missing = baselines.of(group, cohort) if group.teachers else (None, None)
     metric = baselines.options.metric
-    against = control.of(group, baselines.cohorts, baselines.options) if group.teachers else None
+    against = control.of(group, baselines.blind, baselines.options) if group.teachers else None
     compared = [one for one in (group, baseline, against and against.group) if one]
     return Row(
         group.student,
@@ -216,11 +258,8 @@ def _named(rows: Sequence[Row]) -> tuple[Row, ...]:
 
 def every(admitted: Admitted, family: str | None = None, options: Options = Options()) -> list[Table]:
     """The paper's tables of one family (None: of all with runs), and last the other runs. Without verdicts."""
-    shown = [
-        build(t.name, admitted, f, options)
-        for f in ([family] if family else families(admitted))
-        for t in paper().tables
-    ]
+    names = [table.name for table in paper().tables]
+    shown = [t for f in ([family] if family else families(admitted)) for t in built(names, admitted, f, options)]
     besides = also_run(admitted, shown, options, (family,) if family else FAMILIES)
     return [*shown, *([besides] if besides else [])]
 
@@ -232,15 +271,15 @@ def also_run(
 
     None if there are none. Each is compared within its own protocol, so the rows may not be comparable to each other.
     """
-    placed = {run for table in shown for row in table.rows for run in _runs_of(row)}
     elsewhere = {out.run for table in shown for out in table.left_out if not out.reason.startswith("another recipe")}
+    elsewhere |= {run for table in shown for row in table.rows for run in _runs_of(row)}
     rows: list[Row] = []
     left_out: list[LeftOut] = []
     found = cohorts(admitted.runs, admitted.failed)
-    baselines = Baselines(tuple(found), costs(admitted.runs) if options.equal_budget else None, options)
+    baselines = Baselines.among(found, admitted, options)
     for cohort in found:
         for group in cohort.groups:
-            if group.family not in only or group.ids & (placed | elsewhere):
+            if group.family not in only or group.ids & elsewhere:
                 continue
             if group.teachers and _order_differs(group, cohort):
                 left_out += _left(group, UNSHUFFLED)
@@ -266,21 +305,24 @@ def _other_protocols(pool: Sequence[RunRecord], rows: Sequence[PaperRow], cohort
     if cohort is None or cohort.mixed:
         return []
     out, shown = [], cohort.about
-    printed = {(row.student, row.strategy) for row in rows}
-    for run in pool:
-        about = run.result
-        if (about.student, about.strategy) not in printed or same_conditions(about) == same_conditions(shown):
-            continue
-        if not any(matches(about, row) for row in rows):
-            continue
+
+    @cache
+    def differs(recipe: Recipe, taught: bool, budget: tuple[int, int], family: str) -> str:
+        """Asked once for all seeds."""
         words = []
-        if (about.train_images, about.epochs) == (shown.train_images, shown.epochs):
-            diff = config_diff(about.recipe, shown.recipe)
-            keys = diff.keys() if about.teachers else untaught(diff)
+        if budget == (shown.train_images, shown.epochs):
+            diff = config_diff(recipe, shown.recipe)
+            keys = diff.keys() if taught else untaught(diff)
             words = [typed({key: diff[key][0] for key in diff if key in keys})]
         if not any(words):
-            words = [budget_of(about), with_changes(training_changes(about.recipe, about.family))]
-        out.append(LeftOut(run.id, f"other protocol ({', '.join(word for word in words if word)})", about.family))
+            words = [budget_of(*budget), with_changes(training_changes(recipe, family))]
+        return ", ".join(word for word in words if word)
+
+    for run in pool:
+        about = run.result
+        if same_conditions(about) != same_conditions(shown) and any(matches(about, row) for row in rows):
+            why = differs(about.recipe, bool(about.teachers), (about.train_images, about.epochs), about.family)
+            out.append(LeftOut(run.id, f"other protocol ({why})", about.family))
     return out
 
 

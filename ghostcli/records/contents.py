@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from ghostcli.recipe.digest import digest
 from ghostcli.records.model import RunSetup, read
 from ghostcli.records.record import RunRecord, predictions
 from ghostcli.records.storage import read_json
+
+#: The keys of recipe.json, which result.json repeats.
+SETUP = {field.alias or name for name, field in RunSetup.model_fields.items()}
 
 
 def content_problems(run: RunRecord) -> list[str]:
@@ -21,14 +25,14 @@ def content_problems(run: RunRecord) -> list[str]:
     result = run.result
     if result is None:
         return []
-    problems = list(filter(None, (_as_written(run), _same_run(run), _same_setup(run))))
+    written = read_json(run.path / "result.json")
+    problems = list(filter(None, (_as_written(written), _same_run(run), _same_setup(run, written))))
     if min(result.train_images, result.test_images, result.epochs) < 1:
         return [*problems, "it was trained or tested on 0 images or epochs"]
     return [*problems, *_against_metrics(run), *_against_predictions(run)]
 
 
-def _as_written(run: RunRecord) -> str | None:
-    written = read_json(run.path / "result.json")
+def _as_written(written: dict[str, Any]) -> str | None:
     content = {key: value for key, value in written.items() if key != "checksum"}
     if "checksum" not in written:
         return "result.json has no checksum"
@@ -47,14 +51,17 @@ def _same_run(run: RunRecord) -> str | None:
     return None
 
 
-def _same_setup(run: RunRecord) -> str | None:
-    """recipe.json, if it exists, must agree with result.json."""
+def _same_setup(run: RunRecord, written: dict[str, Any]) -> str | None:
+    """recipe.json, if it exists, must agree with result.json, of which `written` is the content."""
     path = run.path / "recipe.json"
     try:
-        setup = read(path, RunSetup) if path.exists() else None
+        # Equal texts, as ghost writes them, need no reading of every type. Not ==, for which 1, 1.0 and true are equal.
+        if repr(read_json(path)) == repr({key: value for key, value in written.items() if key in SETUP}):
+            return None
+        setup = read(path, RunSetup)
     except GhostError as error:
-        return str(error)
-    changed = [key for key in RunSetup.model_fields if setup and getattr(setup, key) != getattr(run.result, key)]
+        return str(error) if path.exists() else None
+    changed = [key for key in RunSetup.model_fields if getattr(setup, key) != getattr(run.result, key)]
     return f"recipe.json and result.json differ in {', '.join(changed)}" if changed else None
 
 

