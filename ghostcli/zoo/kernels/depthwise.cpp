@@ -49,21 +49,20 @@ std::vector<float> by_tap(const float *coefficients, long C, long n) {
 
 // ---- moments -------------------------------------------------------------------------------------------------
 
-// Products of tap A with itself and all later ones (A == T: the plain sums), over one image's patches; then tap A + 1.
+// Products of tap A with itself and all later ones (A == T: the plain sums), over a row of `Wo` patches, the first at
+// `first`, the next `step` further; then tap A + 1.
 template <int KH, int KW, int A>
-void tap_products(Padded<double> &image, long Ho, long Wo, long stride, long c, double *out) {
+void tap_products(const double *first, long row, long step, long Wo, long Cp, double *out) {
     constexpr int T = KH * KW, FIRST = A < T ? A : 0;
-    const long Cp = image.channels;
     vd acc[T - FIRST] = {};
-    for (long h = 0; h < Ho; h++)
-        for (long w = 0; w < Wo; w++) {
-            const double *p = image.at(h * stride - KH / 2, w * stride - KW / 2) + c;
-            const vd v = A < T ? loadd(p + ((A / KW) * image.columns + A % KW) * Cp) : vd{} + 1.0;
-            #pragma GCC unroll 25
-            for (int b = FIRST; b < T; b++) acc[b - FIRST] += v * loadd(p + ((b / KW) * image.columns + b % KW) * Cp);
-        }
-    for (int b = FIRST; b < T; b++) addd(out + (A * T + b) * Cp + c, acc[b - FIRST]);
-    if constexpr (A < T) tap_products<KH, KW, A + 1>(image, Ho, Wo, stride, c, out);
+    const double *p = first;
+    for (long w = 0; w < Wo; w++, p += step) {
+        const vd v = A < T ? loadd(p + A / KW * row + A % KW * Cp) : vd{} + 1.0;
+        #pragma GCC unroll 25
+        for (int b = FIRST; b < T; b++) acc[b - FIRST] += v * loadd(p + b / KW * row + b % KW * Cp);
+    }
+    for (int b = FIRST; b < T; b++) addd(out + (A * T + b) * Cp, acc[b - FIRST]);
+    if constexpr (A < T) tap_products<KH, KW, A + 1>(first, row, step, Wo, Cp, out);
 }
 
 // Any stride: every pair of taps, at every output position.
@@ -76,8 +75,10 @@ void direct_moments(const float *x, Images im, long stride, float *mean, float *
         Padded<double> image(im, KH / 2, KW / 2, 0);
         for (long n = begin; n < end; n++) {
             image.fill(im, x + n * im.H * im.W * im.pitch);
-            for (long c = 0; c < Cp; c += DOUBLES)
-                tap_products<KH, KW, 0>(image, Ho, Wo, stride, c, partial.data() + thread * size);
+            for (long h = 0; h < Ho; h++)
+                for (long c = 0; c < Cp; c += DOUBLES)
+                    tap_products<KH, KW, 0>(image.at(h * stride - KH / 2, -KW / 2) + c, image.columns * Cp, stride * Cp,
+                                            Wo, Cp, partial.data() + thread * size + c);
         }
     });
     sum_threads(partial, threads, size);
