@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import shutil
 import statistics
@@ -81,8 +82,13 @@ def main() -> None:
             "bytes": file.stat().st_size,
             "seconds_to_write": round(statistics.median(times), 2),
             "cpu_seconds_to_write": round(statistics.median(cpu), 2),
-            "load": [round(load, 1) for load in os.getloadavg()],
             "milliseconds_to_open": opened(file),
+            "machine": {
+                "cores": os.cpu_count(),
+                "load": [round(load, 1) for load in os.getloadavg()],
+                "platform": platform.platform(),
+                "python": platform.python_version(),
+            },
         }
     print(json.dumps(found, indent=1))
 

@@ -26,8 +26,6 @@ WAYS = {"plain": "alone", "kd": "one teacher", "chain": "via an assistant", "ens
 #: A study of the demo's question -> what differs from the demo.
 AGAIN = {
     "demo": "the demo as it is",
-    "demo-threads": "its teacher trained with two threads",
-    "demo-seeds": "a new teacher (seed 1), new students (seeds 5 to 9)",
 }
 
 
@@ -94,20 +92,11 @@ def certain() -> str:
 
 def choice() -> str:
     rows = []
-    for teacher, settings in results("demo-choice").items():
-        for name, found in settings.items():
-            if "taught" in found:
-                mean, low, high = found["difference"]
-                sides = [f"{found[side]['mean']:.2f} ± {found[side]['sd']:.2f}" for side in ("alone", "taught")]
-                rows.append([name, teacher.rpartition("with ")[2], *sides, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"])
-    titles = ["setting", "teacher trained with", "alone, %", "taught, %", "difference [95 %, over seeds]"]
-    return table(titles, rows)
-
-
-def rates() -> str:
-    found = results("demo-choice")["alone, at other rates"]
-    said = [f"{each['mean']:.2f} % at {name.removeprefix('rate ')}" for name, each in found.items()]
-    return f"With three seeds it reaches {' and '.join(said)}."
+    for name, found in results("demo-choice").items():
+        mean, low, high = found["difference"]
+        sides = [f"{found[side]['mean']:.2f} ± {found[side]['sd']:.2f}" for side in ("alone", "taught")]
+        rows.append([name, *sides, f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"])
+    return table(["setting", "alone, %", "taught, %", "difference [95 %, over seeds]"], rows)
 
 
 def own_images() -> str:
@@ -168,7 +157,6 @@ MADE: dict[str, Callable[[], str]] = {
     "again": again,
     "certain": certain,
     "choice": choice,
-    "rates": rates,
     "own-images": own_images,
     "newcomer": newcomer,
     "networks": networks,
