@@ -26,6 +26,7 @@ WAYS = {"plain": "alone", "kd": "one teacher", "chain": "via an assistant", "ens
 #: A study of the demo's question -> what differs from the demo.
 AGAIN = {
     "demo": "the demo as it is",
+    "demo-seeds": "a new teacher (seed 1), new students (seeds 5 to 9)",
 }
 
 
