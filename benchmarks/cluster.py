@@ -1,7 +1,7 @@
 """What a cluster costs, and what it survives: this machine, a Ray cluster of three nodes on it, and a Slurm on it.
 
     python benchmarks/cluster.py overhead --json -      seconds from a finished teacher to its student's first step
-    python benchmarks/cluster.py submit                 plan and submit 1,000 trivial jobs to Slurm, which holds them
+    python benchmarks/cluster.py submit                 plan and submit 1,000 trivial jobs to a cluster that is busy
     python benchmarks/cluster.py losses --losses 20     kill, cancel and requeue at random; every byte is compared
     python benchmarks/cluster.py all                    writes benchmarks/results/cluster.json
 
@@ -54,6 +54,11 @@ class Place:
     def __init__(self) -> None:
         self.environment: dict[str, str] = {}
 
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Jobs wait in this context."""
+        yield
+
     def start(self, folder: Path, *more: str) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "ghostcli", *map(str, KD), *self.flags, *more]
         with open(folder / "said", "ab") as out:
@@ -71,6 +76,15 @@ class OnSlurm(Place):
 
     def __init__(self, system: slurm.Slurm) -> None:
         self.system, self.environment = system, system.environment
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        self.system.ask("scontrol", "update", "NodeName=one", "State=DRAIN", "Reason=benchmark")
+        try:
+            yield
+        finally:
+            self.system.ask("scancel", "--me")
+            self.system.ask("scontrol", "update", "NodeName=one", "State=RESUME")
 
     def lose(self, what: str, folder: Path, command: subprocess.Popen[bytes]) -> None:
         ask = self.system.ask
@@ -97,6 +111,22 @@ class OnRay(Place):
     def __init__(self, cluster: Any) -> None:
         self.cluster, self.environment = cluster, {"RAY_ADDRESS": cluster.address}
         self.more = [cluster.add_node(num_cpus=1) for _ in range(2)]
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        import ray
+
+        ray.init(address=self.cluster.address, log_to_driver=False)
+        try:
+            sleep = ray.remote(num_cpus=1)(lambda: time.sleep(3600))
+            there = [sleep.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
+            while ray.available_resources().get("CPU"):
+                time.sleep(0.1)
+            yield
+            for one in there:
+                ray.cancel(one, force=True)
+        finally:
+            ray.shutdown()
 
     def lose(self, what: str, folder: Path, command: subprocess.Popen[bytes]) -> None:
         pids = [crash.lease_of(run.parent)["pid"] for run in folder.glob("runs/*/s0/status.json")]
@@ -147,23 +177,22 @@ def overhead(place: Place) -> float:
         return round(first - done.stat().st_mtime, 2)
 
 
-def submit(place: OnSlurm) -> dict[str, float]:
-    """Seconds to plan 1,000 trivial jobs, and to plan and submit them. Slurm holds them until they are cancelled."""
-    place.system.ask("scontrol", "update", "NodeName=one", "State=DRAIN", "Reason=benchmark")
+def submit(place: Place) -> float:
+    """Seconds to plan 1,000 trivial jobs and to submit them to a cluster that is busy; with `Place`: to plan them."""
     seeds = [word for seed in range(JOBS) for word in ("--seed", str(seed))]
-    words = [sys.executable, "-m", "ghostcli", *crash.COMMANDS["plain"], *map(str, crash.TINY), *seeds]
-    found = {}
-    with tempfile.TemporaryDirectory(prefix="ghost-cluster-") as folder:
-        for name, more in {"plan": ["--dry-run"], "plan and submit": ["--on", "slurm", "--detach"]}.items():
-            began = time.perf_counter()
-            environment = crash.ENVIRONMENT | place.environment
-            subprocess.run([*words, *more], cwd=folder, env=environment, check=True, capture_output=True)
-            found[name] = round(time.perf_counter() - began, 1)
-        waiting = len(place.system.ask("squeue", "--me", "-h").splitlines())
-        assert waiting == JOBS, waiting
-        place.system.ask("scancel", "--me")
-    place.system.ask("scontrol", "update", "NodeName=one", "State=RESUME")
-    return found
+    flags = ("--dry-run",) if place.name == "local" else place.flags
+    words = [sys.executable, "-m", "ghostcli", *crash.COMMANDS["plain"], *map(str, crash.TINY), *seeds, *flags]
+    with place.busy(), tempfile.TemporaryDirectory(prefix="ghost-cluster-") as name:
+        began, environment = time.perf_counter(), crash.ENVIRONMENT | place.environment
+        command = subprocess.Popen(words, cwd=name, env=environment, stdout=subprocess.DEVNULL)
+        last = f"runs/.jobs/*/s{JOBS - 1}.{'sh' if place.name == 'slurm' else 'json'}"
+        while command.poll() is None and not list(Path(name).glob(last)):
+            time.sleep(0.1)
+        seconds = time.perf_counter() - began
+        command.send_signal(signal.SIGINT)  # the jobs are not wanted
+        code = command.wait(600)
+        assert code == (0 if place.name == "local" else 75), code
+    return round(seconds, 1)
 
 
 def losses(place: Place, count: int, rng: random.Random, end: float) -> Counter[str]:
@@ -215,10 +244,10 @@ def main() -> None:
             seconds = {place.name: overhead(place) for place in there}
             found["overhead"] = {"load": round(os.getloadavg()[0], 1), "seconds": seconds}
             print(f"overhead: {seconds}", file=sys.stderr)
-        for place in away:
-            if given.what in ("submit", "all") and isinstance(place, OnSlurm):
-                found["submit"] = {"load": round(os.getloadavg()[0], 1), "jobs": JOBS, "seconds": submit(place)}
-                print(f"submit: {found['submit']}", file=sys.stderr)
+        if given.what in ("submit", "all"):
+            seconds = {"plan" if place.name == "local" else place.name: submit(place) for place in there}
+            found["submit"] = {"load": round(os.getloadavg()[0], 1), "jobs": JOBS, "seconds": seconds}
+            print(f"submit: {found['submit']}", file=sys.stderr)
         if given.what in ("losses", "all"):
             rng, end = random.Random(seed), time.monotonic() + given.seconds
             struck = {p.name: dict(losses(p, given.losses // len(away), rng, end)) for p in away}

@@ -118,6 +118,7 @@ class Ray:
             self._require_room()
             self.seen = spec.mark(self.options.runs)
             self._require_same_everywhere()
+            self.carry = ray.remote(max_retries=0)(carry)  # sent to the cluster once, for all jobs
             self.stack = stack.pop_all()
         self.show.begin("runs", self.total)
         return self
@@ -205,8 +206,8 @@ class Ray:
         spec.path(runs, job.id, "node").unlink(missing_ok=True)
         avoided = sorted(self.losses[job.id].avoided)
         away = {"label_selector": {NODE: f"!in({','.join(avoided)})"}} if avoided else {}
-        task = self.ray.remote(num_cpus=place.threads, num_gpus=place.gpus, max_retries=0, **away)(carry)
-        self.tasks[task.options(name=job.id).remote(str(file), str(runs), job.id)] = job
+        task = self.carry.options(num_cpus=place.threads, num_gpus=place.gpus, name=job.id, **away)
+        self.tasks[task.remote(str(file), str(runs), job.id)] = job
 
     def wait(self) -> list[tuple[Job, GhostError | None]]:
         ended, _ = self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=PAUSE)
