@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from html import escape
 from typing import Any
@@ -60,6 +61,13 @@ def tell(view: Table) -> None:
     out = Console(highlight=False, soft_wrap=True)
     needed = out.measure(view, options=out.options.update(max_width=10_000)).maximum
     Console(highlight=False, soft_wrap=True, width=max(needed, out.width)).print(view)
+
+
+def wrapped(sentence: str) -> str:
+    """The sentence in lines that end between words, if standard output is a terminal; else one line."""
+    if not sys.stdout.isatty():
+        return sentence
+    return textwrap.fill(sentence, Console().width, break_long_words=False, break_on_hyphens=False)
 
 
 def shorten(name: str, width: int) -> str:

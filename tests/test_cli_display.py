@@ -34,13 +34,13 @@ with Display() as show:
 """
 
 
-def on_terminal(columns: int) -> str:
-    """What the program writes to a terminal this wide."""
+def on_terminal(columns: int, program: str = PROGRAM) -> str:
+    """What a program writes to a terminal this wide."""
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {name: text for name, text in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
     environment |= {"TERM": "xterm", "PYTHONPATH": str(crash.ROOT), "PYTHONIOENCODING": "utf-8"}
-    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=follower, stderr=follower, env=environment):
+    with subprocess.Popen([sys.executable, "-c", program], stdout=follower, stderr=follower, env=environment):
         os.close(follower)
         seen = b""
         try:
@@ -69,6 +69,18 @@ def test_an_id_loses_its_middle():
     assert shorten(RUN, 26) == RUN
     assert shorten(RUN, 16) == "gns-0.25~3212/s0"
     assert (clock(None), clock(62.4), clock(3723)) == ("--:--", "01:02", "1:02:03")
+
+
+def test_a_sentence_ends_its_lines_between_words_on_a_terminal_and_nowhere_else(capsys):
+    program = "from ghostcli.display import wrapped; print(wrapped({!r}))"
+    sentence = (
+        "teaching helped: +13.50 points, 95 % interval +5.79 to +21.21, five-seed group in runs/a-b-c/forest.png"
+    )
+    lines = on_terminal(60, program.format(sentence)).splitlines()
+    assert len(lines) == 2 and max(map(len, lines)) <= 60
+    assert " ".join(lines) == sentence
+    exec(program.format(sentence), {})
+    assert capsys.readouterr().out == sentence + "\n"
 
 
 @pytest.mark.parametrize("columns", [80, 40])

@@ -146,7 +146,7 @@ def _object(rows: Mapping[str, Row], seconds: float, forest: Path, said: Mapping
 def _show(rows: Mapping[str, Row], few: Resolved, forest: Path, said: Mapping[str, Any], runs: Path) -> None:
     from rich.text import Text
 
-    from ghostcli.display import table, tell
+    from ghostcli.display import table, tell, wrapped
     from ghostcli.recipe.sets import SETS
     from ghostcli.render import sentence, text_table
     from ghostcli.render.notes import SINGLE
@@ -165,11 +165,11 @@ def _show(rows: Mapping[str, Row], few: Resolved, forest: Path, said: Mapping[st
         view.add_row(*map(Text, (way, text_table.accuracy(row.ours, row.group), against.rstrip(SINGLE), verdict)))
     tell(view)
     best = said["predictions"][0]
-    typer.echo(
-        f"\nVerdict: {sentence.verdict(rows[ONE])}.\n\n"
+    answer = (
         f"The taught student says that the digit {said['image']} is a {best['class']} "
-        f"({100 * best['probability']:.0f} %); it is a {said['true']}.\n"
+        f"({100 * best['probability']:.0f} %); it is a {said['true']}."
     )
+    typer.echo(f"\n{wrapped(f'Verdict: {sentence.verdict(rows[ONE])}.')}\n\n{wrapped(answer)}\n")
     where = printable(runs)
     typer.echo(f"pictures  {printable(forest)}, {printable(said['picture'])}")
     typer.echo(f"a page    ghost report --runs {where} --open")
