@@ -73,9 +73,7 @@ def test_an_id_loses_its_middle():
 
 def test_a_sentence_ends_its_lines_between_words_on_a_terminal_and_nowhere_else(capsys):
     program = "from ghostcli.display import wrapped; print(wrapped({!r}))"
-    sentence = (
-        "teaching helped: +13.50 points, 95 % interval +5.79 to +21.21, five-seed group in runs/a-b-c/forest.png"
-    )
+    sentence = "teaching helped: +13.50 points, 95 % interval +5.79 to +21.21, five-seed group in runs/a-b-c/forest.png"
     lines = on_terminal(60, program.format(sentence)).splitlines()
     assert len(lines) == 2 and max(map(len, lines)) <= 60
     assert " ".join(lines) == sentence

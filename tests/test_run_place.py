@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import crash
 import pytest
@@ -135,3 +137,27 @@ def test_the_name_of_a_folder_is_never_run_by_the_script(tmp_path):
     done = subprocess.run(["bash"], input=text, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and f"ghost: {runs} is not mounted on {socket.gethostname()}" in done.stderr
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_busy_cluster_is_asked_twice(failures, tmp_path, capsys):
+    """Ray's own words, from a head without time for another process."""
+    words = "Initialization failure from server:\nTraceback (most recent call last):\nRuntimeError: Starting it failed."
+    asked = []
+
+    def init(address, **_):
+        asked.append(address)
+        if len(asked) <= failures:
+            raise ConnectionAbortedError(words)
+
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"ray://127.0.0.1:{head.getsockname()[1]}"
+        executor = on_ray.Ray(Options(tmp_path, place=Place("ray", address=address)), 1)
+        executor.ray = SimpleNamespace(init=init, shutdown=lambda: None)
+        refused = pytest.raises(
+            UsageError, match="no connection to .* failure from server: RuntimeError: Starting it failed"
+        )
+        with refused if failures == 2 else contextlib.nullcontext(), executor._connected():
+            pass
+    assert asked == [address] * 2
+    assert "trying once more" in capsys.readouterr().err

@@ -32,6 +32,8 @@ PAUSE, ANSWERS, LOOKS, SAVES = 0.2, 10.0, 60.0, 60.0
 TWICE = 2
 #: Losses in a row, with nothing saved in between, after which a job is given up: the machines are not the reason.
 FRUITLESS = 4
+#: What Ray says where the server of a client did not start in time.
+UNREADY = "Initialization failure from server"
 #: The label by which Ray knows a machine.
 NODE = "ray.io/node-id"
 
@@ -136,9 +138,10 @@ class Ray:
         _require_answer(address)
         handlers = {number: signal.getsignal(number) for number in signals.STOP}
         try:
-            self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+            self._init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
         except Exception as error:  # Ray raises many kinds
-            said = printable(str(error).strip().partition("\n")[0])
+            first, *lines = str(error).strip().splitlines() or [type(error).__name__]
+            said = printable(f"{first} {lines[-1].strip()}" if lines and first.endswith(":") else first)
             raise UsageError(f"--on ray: no connection to {address or 'a cluster'}: {said}") from error
         finally:
             for number, handler in handlers.items():
@@ -147,6 +150,16 @@ class Ray:
             yield
         finally:
             self.ray.shutdown()
+
+    def _init(self, **options: Any) -> None:
+        """`ray.init`, twice if the head of the cluster was too busy to start this client's server in time."""
+        try:
+            self.ray.init(**options)
+        except ConnectionError as error:
+            if UNREADY not in str(error):
+                raise
+            self.show.line("Ray started no server for this command in time; trying once more")
+            self.ray.init(**options)
 
     def _nodes(self) -> dict[str, dict[str, float]]:
         """The machines that are alive and could hold a job: their id -> their resources."""
