@@ -155,7 +155,7 @@ def test_a_busy_cluster_is_asked_twice(failures, tmp_path, capsys):
         executor = on_ray.Ray(Options(tmp_path, place=Place("ray", address=address)), 1)
         executor.ray = SimpleNamespace(init=init, shutdown=lambda: None)
         refused = pytest.raises(
-            UsageError, match="no connection to .* failure from server: RuntimeError: Starting it failed"
+            UsageError, match=r"no connection to .* failure from server: RuntimeError: Starting it failed"
         )
         with refused if failures == 2 else contextlib.nullcontext(), executor._connected():
             pass
