@@ -20,7 +20,7 @@ def main() -> None:
     """The entry point."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
-    gc.set_threshold(50_000, 20, 100)  # imports make many objects that stay: looking for garbage took a sixth of them
+    gc.set_threshold(50_000, 20, 100)  # imports make many objects that stay: seldom look for garbage
     from ghostcli.cli import main as command
 
     command()

@@ -66,8 +66,8 @@ def _keep_freed_memory() -> None:
 def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
     """Deterministic algorithms and TF32 if the recipe requests them; the settings are restored afterwards.
 
-    CPU kernels are always deterministic. UsageError if an operation has no deterministic algorithm on this device, or
-    if the device has no TF32.
+    CPU kernels are always deterministic. A card older than Ampere computes TF32 as float32. UsageError for TF32 without
+    CUDA, or if an operation has no deterministic algorithm on this device.
     """
     tf32 = engine.precision == "tf32"
     if tf32 and device.type != "cuda":

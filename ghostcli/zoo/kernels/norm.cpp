@@ -1,19 +1,18 @@
-// Batch norm in training of float32 pixels without gaps, [rows][C]: a vector of eight lanes holds pixels and channels
+// Batch norm in training of float32 pixels without gaps, [count][C]: a vector of eight lanes holds pixels and channels
 // mixed, as in rows.h. Sums over a block are in float32 around a value near the mean, sums over blocks in float64. Work is
 // split by block, in order, so a result depends on the number of threads only.
 #include <cmath>
-#include <numeric>
 
-#include "vector.h"
+#include "rows.h"
 
 namespace {
 
 constexpr long BLOCK = 4096;  // floats, which stay in the first cache
 
 struct Pixels {
-    long rows, C;
-    long total() const { return rows * C; }
-    long period() const { return C / std::gcd(C, LANES) * LANES; }  // floats after which a lane has the same channel
+    long count, C;
+    long total() const { return count * C; }
+    long period() const { return rows::period_of(C) * LANES; }  // floats after which a lane has the same channel
     long block() const { return std::max(1L, BLOCK / period()) * period(); }
 
     // Calls work(thread, begin, end) for each block of floats.
@@ -25,11 +24,7 @@ struct Pixels {
     }
 
     // [C] -> [period]
-    std::vector<float> by_lane(const std::vector<float> &of_channel) const {
-        std::vector<float> out(period());
-        for (long i = 0; i < period(); i++) out[i] = of_channel[i % C];
-        return out;
-    }
+    std::vector<float> by_lane(const float *of_channel) const { return rows::by_lane(of_channel, C, 1); }
 };
 
 // [2][C]: the sums of both vectors that terms(float, lanes, place in the period) gives; lanes past `lanes` do not count.
@@ -67,30 +62,24 @@ extern "C" {
 
 // y = gamma (x - mean) / sqrt(var + eps) + beta, with the biased variance, and its positive part if `relu`; mean and var
 // [C] are given back.
-void norm_forward(const float *x_, long rows, long C, const float *gamma, const float *beta, double eps, long relu,
+void norm_forward(const float *x_, long count, long C, const float *gamma, const float *beta, double eps, long relu,
                   float *mean, float *var, float *y, long threads) {
-    const Pixels x{rows, C};
-    std::vector<float> pivot(C), gain(C), shift(C);
-    const long samples = std::min(rows, 256L);  // spread evenly
-    for (long c = 0; c < C; c++) {
-        double sum = 0;
-        for (long s = 0; s < samples; s++) sum += x_[rows * s / samples * C + c];
-        pivot[c] = float(sum / samples);
-    }
-    const std::vector<float> near = x.by_lane(pivot);
+    const Pixels x{count, C};
+    std::vector<float> gain(C), shift(C);
+    const std::vector<float> pivot = pivot_of(x_, C, count, C), near = x.by_lane(pivot.data());
     const std::vector<double> sums = two_sums(x, threads, [&](long i, long lanes, long r) {
         const v8f d = load(x_ + i, lanes) - loadf(near.data() + r);
         return Two{d, d * d};
     });
     for (long c = 0; c < C; c++) {
-        const double m = sums[c] / rows, v = std::max(sums[C + c] / rows - m * m, 0.0);
+        const double m = sums[c] / count, v = std::max(sums[C + c] / count - m * m, 0.0);
         const double g = gamma[c] / std::sqrt(v + eps);
         mean[c] = float(pivot[c] + m);
         var[c] = float(v);
         gain[c] = float(g);
         shift[c] = float(beta[c] - g * (pivot[c] + m));
     }
-    const std::vector<float> a = x.by_lane(gain), b = x.by_lane(shift);
+    const std::vector<float> a = x.by_lane(gain.data()), b = x.by_lane(shift.data());
     x.each_block(threads, [&](long, long begin, long end) {
         for (long i = begin, r = 0; i < end; i += LANES, r = r + LANES < x.period() ? r + LANES : 0) {
             const v8f v = load(x_ + i, end - i) * loadf(a.data() + r) + loadf(b.data() + r);
@@ -99,15 +88,15 @@ void norm_forward(const float *x_, long rows, long C, const float *gamma, const 
     });
 }
 
-// dx [rows][C], dgamma and dbeta [C] of the gradient dy of y, where y > 0 only (everywhere where y is null)
-void norm_backward(const float *dy, const float *y, const float *x_, long rows, long C, const float *gamma, double eps,
+// dx [count][C], dgamma and dbeta [C] of the gradient dy of y, where y > 0 only (everywhere where y is null)
+void norm_backward(const float *dy, const float *y, const float *x_, long count, long C, const float *gamma, double eps,
                    const float *mean, const float *var, float *dx, float *dgamma, float *dbeta, long threads) {
-    const Pixels x{rows, C};
+    const Pixels x{count, C};
     auto given = [=](long i, long lanes) {
         const v8f d = load(dy + i, lanes);
         return y ? select_positive(load(y + i, lanes), d) : d;
     };
-    const std::vector<float> middle = x.by_lane({mean, mean + C});
+    const std::vector<float> middle = x.by_lane(mean);
     const std::vector<double> sums = two_sums(x, threads, [&](long i, long lanes, long r) {
         const v8f d = given(i, lanes);
         return Two{d, d * (load(x_ + i, lanes) - loadf(middle.data() + r))};
@@ -118,10 +107,10 @@ void norm_backward(const float *dy, const float *y, const float *x_, long rows, 
         dbeta[c] = float(sums[c]);
         dgamma[c] = float(sums[C + c] * rstd);
         gain[c] = float(g);
-        slope[c] = float(-g * rstd * rstd * sums[C + c] / rows);
-        constant[c] = float(-g * sums[c] / rows);
+        slope[c] = float(-g * rstd * rstd * sums[C + c] / count);
+        constant[c] = float(-g * sums[c] / count);
     }
-    const std::vector<float> a = x.by_lane(gain), s = x.by_lane(slope), b = x.by_lane(constant);
+    const std::vector<float> a = x.by_lane(gain.data()), s = x.by_lane(slope.data()), b = x.by_lane(constant.data());
     x.each_block(threads, [&](long, long begin, long end) {
         for (long i = begin, r = 0; i < end; i += LANES, r = r + LANES < x.period() ? r + LANES : 0) {
             const v8f away = load(x_ + i, end - i) - loadf(middle.data() + r);

@@ -12,14 +12,13 @@ namespace {
 
 constexpr long BLOCK = 256;     // rows of a sum: many, because each block adds to a whole matrix
 constexpr long FEW = 64;        // rows of a product: few, so that they stay in the first cache
-#ifdef __AVX512VL__
+// Sums of a tile: tall(V) x V vectors, V up to WIDE, in 32 (16) registers. Heights divide LANES.
 constexpr int WIDE = 3;
+#ifdef __AVX512VL__
 constexpr int tall(int) { return 8; }
 #else
-constexpr int WIDE = 3;
 constexpr int tall(int wide) { return wide == 1 ? 8 : 4; }
 #endif
-// Sums of a tile: tall(V) x V vectors, V up to WIDE, in 32 (16) registers. Heights divide LANES.
 
 struct Pixels {
     const float *data;
@@ -130,18 +129,6 @@ void copy_block(const Pixels &x, long first, long rows, const float *pivot, cons
 
 const Pixels NONE{nullptr, 0, 0};
 
-// The mean of up to 256 pixels, spread evenly. It is near the mean, so squares of the differences keep their digits.
-std::vector<float> pivot_of(const Pixels &x, long rows) {
-    std::vector<float> pivot(padded(x.channels));
-    const long samples = std::min(rows, 256L);
-    for (long c = 0; c < x.channels; c++) {
-        double sum = 0;
-        for (long s = 0; s < samples; s++) sum += x.row(rows * s / samples)[c];
-        pivot[c] = float(sum / samples);
-    }
-    return pivot;
-}
-
 }  // namespace
 
 extern "C" {
@@ -149,7 +136,7 @@ extern "C" {
 void pointwise_moments(const float *x_, long pitch, long rows, long C, float *mean, float *cov, long threads) {
     const Pixels x{x_, pitch, C};
     const long Cp = padded(C), size = (Cp + 1) * Cp;
-    const std::vector<float> pivot = pivot_of(x, rows);
+    const std::vector<float> pivot = pivot_of(x.data, x.pitch, rows, C);
     std::vector<double> partial = per_thread<double>(threads, size);
     each_thread(threads, blocks_of(rows, BLOCK), [&](int thread, long begin, long end) {
         std::vector<float> block(BLOCK * Cp);

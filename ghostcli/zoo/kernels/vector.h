@@ -106,6 +106,18 @@ template <class T> void sum_threads(std::vector<T> &partial, long threads, long 
         for (long i = 0; i < size; i++) partial[i] += partial[t * size + i];
 }
 
+// The mean of up to 256 pixels, spread evenly. It is near the mean, so squares of the differences keep their digits.
+inline std::vector<float> pivot_of(const float *x, long pitch, long rows, long C) {
+    std::vector<float> pivot(padded(C));
+    const long samples = std::min(rows, 256L);
+    for (long c = 0; c < C; c++) {
+        double sum = 0;
+        for (long s = 0; s < samples; s++) sum += x[rows * s / samples * pitch + c];
+        pivot[c] = float(sum / samples);
+    }
+    return pivot;
+}
+
 // One channel's sums over patches -> mean [T] and covariance [T][T].
 inline void finish_moments(const double *sum, const double *product, int T, double count, float *mean, float *cov) {
     for (int k = 0; k < T; k++) {
