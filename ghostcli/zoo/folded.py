@@ -26,8 +26,18 @@ from torch.autograd.function import once_differentiable
 from ghostcli.zoo import kernels
 from ghostcli.zoo.kernels.algebra import EPS, Branches, Fold, Running
 
-__all__ = ["EPS", "Branches", "Running", "Shape", "convolve", "depthwise", "ghost", "multiply", "normalise"]
-__all__ += ["uncompiled"]
+__all__ = [
+    "EPS",
+    "Branches",
+    "Running",
+    "Shape",
+    "convolve",
+    "depthwise",
+    "ghost",
+    "multiply",
+    "normalise",
+    "uncompiled",
+]
 
 
 DENSE, CHEAP = (1, 1), (3, 3)  # the windows of a ghost module
