@@ -265,8 +265,47 @@ def test_live_serves_this_machine_alone_and_stops_when_asked(tmp_path: Path) -> 
             assert get("/../etc/passwd").status == 404
         finally:
             server.send_signal(signal.SIGINT)
-        assert server.wait(60) == 0
+            code = ended(server)
+        assert code == 0
         assert "Traceback" not in server.stderr.read()
+
+
+def ended(server: subprocess.Popen[str], seconds: float = 60) -> int:
+    """Its exit code. A server that does not end is killed: leaving its `with` would wait for it for ever."""
+    try:
+        return server.wait(seconds)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        raise
+
+
+STRUCK = """
+import os, signal, sys
+from ghostcli.cli import main
+from ghostcli.report.live import Server
+
+take = Server.process_request
+
+def struck(*given):
+    os.kill(os.getpid(), signal.SIGINT)
+    take(*given)
+
+Server.process_request = struck
+main()
+"""
+
+
+def test_ctrl_c_while_a_request_is_taken_stops_it(tmp_path: Path) -> None:
+    """Python's server catches every exception there, the one of a signal too."""
+    runs = tmp_path / "runs"
+    write_run(runs, epochs=2)
+    words = [sys.executable, "-c", STRUCK, "report", "--live", "--runs", str(runs)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        address = server.stdout.readline().strip()
+        connection = http.client.HTTPConnection(address.removeprefix("http://").strip("/"), timeout=60)
+        connection.request("GET", "/")
+        code = ended(server)
+        assert code == 0 and "Traceback" not in server.stderr.read()
 
 
 def test_one_huge_loss_does_not_hide_the_others():

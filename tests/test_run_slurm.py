@@ -191,7 +191,8 @@ def test_the_users_configuration_is_read(ghost, tmp_path):
 REFUSED = {
     "no such partition": (["--partition", "nope", "--detach"], "invalid partition specified: nope"),
     "no GPUs": (["--gpus-per-job", "1"], "Invalid generic resource"),
-    "too long": (["--partition", "short", "--time", "10", "--detach"], "Partition"),  # ...Config first, then ...TimeLimit
+    # PartitionConfig at first, PartitionTimeLimit when Slurm has looked again
+    "too long": (["--partition", "short", "--time", "10", "--detach"], "never start 1 job (number 1: Partition"),
     "too many cores": (["--cpus-per-job", "64"], "PartitionConfig"),
 }
 

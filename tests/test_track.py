@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +62,15 @@ def test_a_tracker_that_refuses_is_a_line_and_no_harm(ghost, tmp_path: Path, wan
     assert done.code == 1 and f"wandb: refused {run} (no key); the run itself is not affected" in done.err
     assert len(done.err.splitlines()) == 1
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_ctrl_c_ends_follow_while_a_tracker_is_told(ghost, tmp_path: Path, wandb, monkeypatch) -> None:
+    """The call into the tracker may raise anything, so the signal's own exception is caught with it."""
+    write_run(tmp_path, epochs=2)
+    monkeypatch.setattr(sys.modules["wandb"], "log", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+    for follow, code in ((["--follow"], 0), ([], 75)):
+        done = ghost("runs", "sync", "--to", "wandb", *follow, "--runs", tmp_path)
+        assert done.code == code and ("stopped by SIGINT" in done.err) == bool(code), done
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def _serve(names: Sequence[str], runs: Path, port: int, show: bool) -> None:
         if show and not webbrowser.open(server.address):
             console.print("No browser was found: open the address by hand.", style="dim")
         try:
-            server.serve_forever(poll_interval=0.2)
+            server.until_stopped()
         except Interrupted:  # asked to stop, which is no failure
             return
 

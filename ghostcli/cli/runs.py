@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ghostcli import signals
 from ghostcli.cli import complete
 from ghostcli.cli.options import Json, Runs
 from ghostcli.errors import GhostError, UsageError, printable
@@ -201,7 +202,7 @@ def sync_runs(
             try:
                 for run, count in track.sync(runs, chosen, place):
                     typer.echo(f"{run}: {count} epoch{'s' * (count != 1)} to {place.key}")
-            except UsageError:
+            except (UsageError, Interrupted):
                 raise
             except GhostError as error:
                 if not follow:
@@ -209,6 +210,7 @@ def sync_runs(
                 console.print(printable(error), style="yellow", markup=False)
             if not follow:
                 return
+            signals.raise_if_received()  # a tracker may have caught the signal's exception
             time.sleep(2)
     except Interrupted:
         if not follow:
