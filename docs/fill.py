@@ -54,7 +54,7 @@ def against(row: Row) -> str:
 def verdict(row: Row) -> str:
     if row.delta is None:
         return ""
-    return "none (one run)" if row.delta.of_two_networks else row.verdict or ""
+    return (row.verdict or "") + " (1 run)" * row.delta.of_two_networks
 
 
 def demo() -> str:

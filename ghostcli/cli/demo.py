@@ -161,7 +161,7 @@ def _show(rows: Mapping[str, Row], few: Resolved, forest: Path, said: Mapping[st
     view.columns[-1].justify = "left"
     for way, row in rows.items():
         against = "" if row.delta is None else text_table.interval(row.delta)
-        verdict = "no verdict (1 run)" if row.delta and row.delta.of_two_networks else row.verdict or ""
+        verdict = (row.verdict or "") + " (1 run)" * bool(row.delta and row.delta.of_two_networks)
         view.add_row(*map(Text, (way, text_table.accuracy(row.ours, row.group), against.rstrip(SINGLE), verdict)))
     tell(view)
     best = said["predictions"][0]
