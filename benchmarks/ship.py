@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import shlex
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -42,6 +43,15 @@ def rounded(run: RunRecord) -> bytes:
     return tensorfile.encode(tensors, meta)
 
 
+def portable(command: Sequence[str]) -> tuple[str, ...]:
+    """The command without `--runs`: where its machine kept the runs changes no result."""
+    left = list(command)
+    while "--runs" in left:
+        place = left.index("--runs")
+        del left[place : place + 2]
+    return tuple(left)
+
+
 def measured(result: RunResult, file: Path) -> RunResult:
     """The record with the accuracy of the weights in `file`, in the deploy form, on all test images."""
     loaded = weights.load(file, classes=result.classes, model=result.student)
@@ -53,6 +63,7 @@ def measured(result: RunResult, file: Path) -> RunResult:
     stored = evaluate.compact(logits).numpy(), images.labels.numpy()
     return result.model_copy(
         update={
+            "command": portable(result.command),
             "accuracy": result.accuracy.model_copy(update={"selected": now["accuracy"]}),
             "nll": now["loss"],
             "test": Answers.of(*stored, ece(*stored)),
@@ -89,7 +100,7 @@ def ship(runs: list[RunRecord]) -> Path:
             "## How to make it again",
             "",
             "```sh",
-            shlex.join(("ghost", *first.command)),
+            shlex.join(("ghost", *found.command)),
             "```",
             "",
             f"Run `{first.run}`, recipe digest `{first.digest}`, training data `{first.data_checksum[:16]}`, "
