@@ -26,6 +26,7 @@ WAYS = {"plain": "alone", "kd": "one teacher", "chain": "via an assistant", "ens
 #: A study of the demo's question -> what differs from the demo.
 AGAIN = {
     "demo": "the demo as it is",
+    "demo-avx2": "on a processor without AVX-512",
     "demo-seeds": "a new teacher (seed 1), new students (seeds 5 to 9)",
 }
 
@@ -144,6 +145,39 @@ def networks() -> str:
     return table(titles, rows)
 
 
+def formats() -> str:
+    found = results("formats")
+    proven = [row for row in found["rows"] if not row["problem"]]
+    rows = []
+    for row in proven:
+        within = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+        speed = row["images_per_second"]
+        cells = [f"`{row['format']}`", row["runtime"], f"{row['bytes'] / 1000:,.0f}", f"{row['accuracy']:.2f}", within]
+        rows.append([*cells, f"{row['latency_ms']['median']:.2f}", f"{speed:,.0f}" if speed else "-"])
+    titles = [
+        "format",
+        "runtime",
+        "kB",
+        "accuracy, %",
+        "difference [95 %]",
+        "ms, one image",
+        "images/s, batches of 256",
+    ]
+
+    def least(value: Callable[[Any], float], int8: bool) -> float:
+        return min(value(row) for row in proven if row["format"].endswith("int8") == int8 and row["images_per_second"])
+
+    one, many = (
+        least(value, False) / least(value, True)
+        for value in (lambda row: row["latency_ms"]["median"], lambda row: 1 / row["images_per_second"])
+    )
+    said = (
+        f"`{found['network']}`, {found['cores']} cores of an {found['processor']} ({', '.join(found['integers'])}). "
+        f"The fastest integers are {one:.2f} x as fast as the fastest float for one image, {many:.2f} x for batches."
+    )
+    return f"{said}\n\n{table(titles, rows)}"
+
+
 def results(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -161,6 +195,7 @@ MADE: dict[str, Callable[[], str]] = {
     "own-images": own_images,
     "newcomer": newcomer,
     "networks": networks,
+    "formats": formats,
 }
 
 
