@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -357,6 +358,14 @@ def test_bench_proves_a_run_in_every_runtime_and_draws_it(ghost, digits_run, dig
     assert row["file"] is None and figure.read_bytes().startswith(b"\x89PNG")
     assert ghost(*words, "gns:1.0", "--formats", "all").code == 2
     assert ghost(*words, "--formats", "gguf").code == 2
+
+
+@pytest.mark.parametrize(("asked", "given"), [("1", 1), ("100000", None), ("0", None), ("many", None), ("", None)])
+def test_runtimes_use_no_more_threads_than_torch_may(asked, given, monkeypatch):
+    from ghostcli.deploy import onnxfile
+
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert onnxfile.threads() == (given or len(os.sched_getaffinity(0)))
 
 
 def test_the_page_computes_the_network_in_a_browser(files, images, digits_run, tmp_path):
