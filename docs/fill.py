@@ -122,7 +122,7 @@ def newcomer() -> str:
     said = (
         f"From the clone it took {verdict:.1f} minutes to the first verdict, and {prediction:.1f} minutes to the first "
         f"answer about a picture of one's own. The machine had {found['machine']['cores']} cores, and about "
-        f"{found['machine']['load'][-1]:.0f} processes were busy on them."
+        f"{found['machine']['load'][1]:.0f} processes were busy on them."
     )
     return f"{said}\n\n{table(['step', 'seconds'], rows)}"
 
