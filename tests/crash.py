@@ -42,7 +42,7 @@ CIRCUMSTANCES = {"seconds", "images_per_second", "train_seconds", "teacher_secon
 
 
 #: Seconds after which a command counts as hanging. Only a guard: a busy machine may need minutes for a second's work.
-HANGS = 400
+HANGS = 600
 
 
 # The warm process ----------------------------------------------------------------------------------------------

@@ -254,8 +254,7 @@ def test_half_precision_weights_load_as_the_deploy_form(ghost, digits_runs, file
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted = trained.model(x)
-        # half of what the proof allows a float16 file; 0.4 % was seen where the images were drawn anew each time
-        torch.testing.assert_close(folded.model(x), wanted, rtol=0, atol=1e-2 * wanted.abs().max().item())
+        torch.testing.assert_close(folded.model(x), wanted, rtol=0, atol=3e-3 * wanted.abs().max().item())
 
 
 @pytest.mark.parametrize(

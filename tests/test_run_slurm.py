@@ -191,8 +191,7 @@ def test_the_users_configuration_is_read(ghost, tmp_path):
 REFUSED = {
     "no such partition": (["--partition", "nope", "--detach"], "invalid partition specified: nope"),
     "no GPUs": (["--gpus-per-job", "1"], "Invalid generic resource"),
-    # PartitionConfig at first, PartitionTimeLimit when Slurm has looked again
-    "too long": (["--partition", "short", "--time", "10", "--detach"], "never start 1 job (number 1: Partition"),
+    "too long": (["--partition", "short", "--time", "10", "--detach"], "PartitionTimeLimit"),
     "too many cores": (["--cpus-per-job", "64"], "PartitionConfig"),
 }
 

@@ -106,8 +106,10 @@ class Slurm:
         mine = self.numbers.values()
         stuck = {one: there[one].reason for one in mine if one in there and there[one].never}
         if stuck:
-            queue.cancel(list(stuck))
             number, reason = next(iter(stuck.items()))
+            time.sleep(ASK)  # Slurm names the exact limit when it has looked at the job again
+            reason = queue.states().get(number, there[number]).reason
+            queue.cancel(list(stuck))
             raise UsageError(f"Slurm will never start {jobs(len(stuck))} (number {number}: {reason}); cancelled")
 
     def wait(self) -> list[tuple[Job, GhostError | None]]:
