@@ -195,6 +195,17 @@ def test_verify_finds_it_too(fraud: Callable[[Path], None], runs: Path) -> None:
     assert any(FRAUDS[fraud] in problem for problem in verify_run(found))
 
 
+def test_logits_that_do_not_give_the_recorded_answers(runs: Path) -> None:
+    """Sealed by their checksum. A table takes no number from the logits; `ghost runs verify` reads them."""
+    run = taught(runs)
+    before = result(run)["test"]
+    replace_predictions(run, *scores(70.0, 5))
+    edit(run / "result.json", test=before)
+    assert row(build(runs), "gns:1.0", *TEACHER).ours.n == 3
+    found = next(one for one in record.scan(runs) if one.path == run)
+    assert verify_run(found) == ["predictions.npz and result.json differ on the test images"]
+
+
 def test_a_teacher_that_was_trained_again_between_seeds(runs: Path) -> None:
     run = taught(runs)
     change(run, teachers=[result(run)["teachers"][0] | {"weights": "0" * 64}])

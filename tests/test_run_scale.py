@@ -28,7 +28,7 @@ def remembered(monkeypatch, tmp_path):
     monkeypatch.setattr(checked, "LEAST", 1)
     monkeypatch.setenv("GHOST_CACHE", str(tmp_path / "cache"))
     real = admission.content_problems
-    monkeypatch.setattr(admission, "content_problems", lambda run: read.append(run.id) or real(run))
+    monkeypatch.setattr(admission, "content_problems", lambda run, **how: read.append(run.id) or real(run, **how))
     return read
 
 
@@ -96,9 +96,9 @@ from ghostcli.records import record
 checked.MANY = int(sys.argv[2])
 counted = []
 real = admission.content_problems
-admission.content_problems = lambda run: counted.append(run.id) or real(run)
+admission.content_problems = lambda run, **how: counted.append(run.id) or real(run, **how)
 with signals.handled():  # as in every command
-    found = admission.contradictions(record.scan(Path(sys.argv[1])), remember=True)
+    found = admission.contradictions(record.scan(Path(sys.argv[1])), for_table=True)
 for run, problem in sorted(found.items()):
     print(run, problem)
 print(len(counted), "here", file=sys.stderr)

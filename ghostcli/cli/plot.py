@@ -124,8 +124,8 @@ def _with_cohort(table: Table, admitted: Admitted) -> Table:
         return sum(figures.untaught_small(group) for group in cohort.groups)
 
     found = cohorts(of_family(admitted.runs, table.family))
-    fitting = [cohort for cohort in found if cohort.about.data == paper().source.data and widths(cohort)]
-    return replace(table, cohort=largest(fitting, widths))
+    fitting = [cohort for cohort in found if cohort.about.data == paper().source.data]
+    return replace(table, cohort=largest((cohort, rows) for cohort in fitting if (rows := widths(cohort))))
 
 
 def _front(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: str | None, cost: str) -> Figure:

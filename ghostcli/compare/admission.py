@@ -41,7 +41,7 @@ def admit(records: Iterable[RunRecord]) -> Admitted:
     """Check each record alone, then against the other records of its job."""
     records = list(records)
     reasons = {run.id: reason for run in records if (reason := _unfinished(run))}
-    reasons |= contradictions(records, remember=True)
+    reasons |= contradictions(records, for_table=True)
     for runs in _by_job(run for run in records if run.id not in reasons):
         reasons |= _second_records(runs)
     left_out = (
@@ -51,18 +51,19 @@ def admit(records: Iterable[RunRecord]) -> Admitted:
     return Admitted(tuple(run for run in records if run.id not in reasons), tuple(failed), tuple(left_out))
 
 
-def contradictions(records: Sequence[RunRecord], remember: bool = False) -> dict[str, str]:
+def contradictions(records: Sequence[RunRecord], for_table: bool = False) -> dict[str, str]:
     """Run id -> why a finished run is not valid: its record contradicts itself, or another run of its job.
 
-    `remember`: records that were checked before and have not changed since are not read again.
+    `for_table`: records that were checked before and have not changed since are not read again, and the
+    logits are compared with their checksum alone.
     """
     setups = {run.id: run.setup for run in records if run.setup}
     done = [run for run in records if run.status == "done"]
 
     def check(run: RunRecord) -> list[str]:
-        return [*content_problems(run), *identity_problems(run, setups)]
+        return [*content_problems(run, whole=not for_table), *identity_problems(run, setups)]
 
-    found = checked.problems(done, setups, check) if remember else {r.id: p[0] for r in done if (p := check(r))}
+    found = checked.problems(done, setups, check) if for_table else {r.id: p[0] for r in done if (p := check(r))}
     for runs in _by_job(run for run in done if run.id not in found):
         found |= _job_problems(runs)
     return found

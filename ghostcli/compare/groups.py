@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -376,15 +376,17 @@ def cohorts(runs: Sequence[RunRecord], failed: Sequence[RunRecord] = (), mixed: 
     ]
 
 
-def largest(candidates: Iterable[Cohort], rows: Callable[[Cohort], int]) -> Cohort | None:
-    """The cohort to show: with shipped settings if possible, then by budget, rows, runs and id.
+def largest(candidates: Iterable[tuple[Cohort, int]]) -> Cohort | None:
+    """The cohort to show, of pairs with the rows it fills: with shipped settings if possible, then by budget, rows,
+    runs and id.
 
     A larger budget than the paper's counts like the paper's, so one longer training does not displace a full table.
     """
     most = paper().source.budget
 
-    def rank(cohort: Cohort) -> tuple[Any, ...]:
+    def rank(candidate: tuple[Cohort, int]) -> tuple[Any, ...]:
+        cohort, rows = candidate
         runs = sum(len(group.runs) for group in cohort.groups)
-        return not cohort.changes, min(cohort.budget, most), rows(cohort), runs, cohort.about.run
+        return not cohort.changes, min(cohort.budget, most), rows, runs, cohort.about.run
 
-    return max(candidates, key=rank, default=None)
+    return max(candidates, key=rank, default=(None, 0))[0]

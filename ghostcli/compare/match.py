@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 
 from ghostcli.compare.groups import SHARE_BASELINES, RunGroup, members
@@ -26,6 +27,19 @@ def matches(about: RunSetup, row: PaperRow) -> bool:
     if about.strategy != "chain" and not all(PLAIN.search(teacher.run) for teacher in about.teachers):
         return False
     return members(about.path, about.strategy) == members(row.teachers, row.strategy)
+
+
+class Rows:
+    """Finds the rows of a run among these. A sweep asks for thousands of runs, so rows are kept by student."""
+
+    def __init__(self, rows: Sequence[PaperRow]) -> None:
+        self._named: dict[tuple[str, str], list[PaperRow]] = defaultdict(list)
+        for row in rows:
+            self._named[row.student, row.strategy].append(row)
+
+    def of(self, about: RunSetup) -> list[PaperRow]:
+        """The rows to which a run belongs."""
+        return [row for row in self._named.get((about.student, about.strategy), ()) if matches(about, row)]
 
 
 def may_match(run_id: str, row: PaperRow) -> bool:

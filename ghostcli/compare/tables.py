@@ -27,7 +27,7 @@ from ghostcli.compare.groups import (
     with_changes,
 )
 from ghostcli.compare.labels import names
-from ghostcli.compare.match import matches, may_match, ranked
+from ghostcli.compare.match import Rows, matches, may_match, ranked
 from ghostcli.compare.power import could_find
 from ghostcli.compare.rows import MARGIN, Control, LeftOut, Options, Row, Table
 from ghostcli.compare.stats import Difference
@@ -114,7 +114,8 @@ class Pool:
 
 def families(admitted: Admitted) -> tuple[str, ...]:
     """The families with a run in a printed row; `paper` if there are none."""
-    there = {run.setup.family for run in admitted.runs if any(matches(run.result, row) for row in paper().rows)}
+    rows = Rows(paper().rows)
+    there = {run.setup.family for run in admitted.runs if rows.of(run.result)}
     return tuple(family for family in FAMILIES if family in there) or ("paper",)
 
 
@@ -133,11 +134,10 @@ def built(names: Iterable[str], admitted: Admitted, family: str, options: Option
 def _build(printed: PaperTable, pool: Pool) -> Table:
     baselines, options = pool.baselines, pool.baselines.options
 
-    def filled(cohort: Cohort) -> int:
-        return sum(any(matches(group.about, row) for group in cohort.groups) for row in printed.rows)
-
-    cohort = largest([one for one in baselines.cohorts if filled(one)], filled)
-    rows, left_out = [], _other_protocols(pool.runs, printed.rows, cohort)
+    of_table = Rows(printed.rows)
+    filled = [len({row for group in cohort.groups for row in of_table.of(group.about)}) for cohort in baselines.cohorts]
+    cohort = largest((one, rows) for one, rows in zip(baselines.cohorts, filled, strict=True) if rows)
+    rows, left_out = [], _other_protocols(pool.runs, of_table, cohort)
     for row in printed.rows:
         line, left = _row(row, cohort, pool)
         rows.append(line)
@@ -300,11 +300,12 @@ def _runs_of(row: Row) -> frozenset[str]:
     return frozenset(run for group in groups if group for run in group.ids)
 
 
-def _other_protocols(pool: Sequence[RunRecord], rows: Sequence[PaperRow], cohort: Cohort | None) -> list[LeftOut]:
+def _other_protocols(pool: Sequence[RunRecord], rows: Rows, cohort: Cohort | None) -> list[LeftOut]:
     """Runs that belong to a row but have another protocol than the one shown."""
     if cohort is None or cohort.mixed:
         return []
     out, shown = [], cohort.about
+    conditions = same_conditions(shown)
 
     @cache
     def differs(recipe: Recipe, taught: bool, budget: tuple[int, int], family: str) -> str:
@@ -320,7 +321,7 @@ def _other_protocols(pool: Sequence[RunRecord], rows: Sequence[PaperRow], cohort
 
     for run in pool:
         about = run.result
-        if same_conditions(about) != same_conditions(shown) and any(matches(about, row) for row in rows):
+        if same_conditions(about) != conditions and rows.of(about):
             why = differs(about.recipe, bool(about.teachers), (about.train_images, about.epochs), about.family)
             out.append(LeftOut(run.id, f"other protocol ({why})", about.family))
     return out

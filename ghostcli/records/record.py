@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,16 +163,21 @@ class RunRecord:
 @lru_cache(maxsize=128)
 def _rows_of(file: Path, size: int, changed: int) -> tuple[dict[str, Any], ...]:
     """The rows of a metrics file, which a report reads three times. `size` and `changed` tell its versions apart."""
-    rows: list[dict[str, Any]] = []
-    for line in file.read_bytes().splitlines():
-        try:
-            row = from_json(line)  # a sweep has a million lines; json is slower
-        except ValueError:
-            break
-        if not _is_row(row, len(rows) + 1):
-            break
-        rows.append(row)
-    return tuple(rows)
+    numbered = enumerate(_values(file.read_bytes().splitlines()), 1)
+    return tuple(row for _, row in takewhile(lambda one: _is_row(one[1], one[0]), numbered))
+
+
+def _values(lines: list[bytes]) -> list[Any]:
+    """The JSON values of these lines, up to the first that has none."""
+    with contextlib.suppress(ValueError):  # all lines at once: a sweep has a million
+        together = from_json(b"[" + b",".join(lines) + b"]")
+        if len(together) == len(lines):
+            return together
+    found = []
+    with contextlib.suppress(ValueError):
+        for line in lines:
+            found.append(from_json(line))
+    return found
 
 
 def predictions(content: bytes) -> tuple[np.ndarray, np.ndarray] | None:
