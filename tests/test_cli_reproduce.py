@@ -32,6 +32,13 @@ def test_dry_run_shows_the_plan_and_writes_nothing(ghost, tmp_path):
     assert "Rates, scaled by MACs from gns:1.0: gns:1.3" in done.out
 
 
+def test_a_plan_for_a_cluster_says_whose_speed_it_counts_with(ghost, tmp_path):
+    """The scripts need no Slurm here."""
+    words = ("reproduce", "I", *TINY, "--runs", tmp_path, "--dry-run")
+    assert "the cluster's machines can differ" in ghost(*words, "--on", "slurm").out
+    assert "cluster" not in ghost(*words).out
+
+
 def test_published_counts_shared_runs_in_every_table_that_rests_on_them(ghost, tmp_path):
     out = ghost("reproduce", "all", "--family", "published", "--runs", tmp_path, "--dry-run").out
     for name, rows, runs in (("I", 15, 15), ("II", 8, 15), ("III", 4, 11), ("IV", 3, 10)):

@@ -83,10 +83,10 @@ def reproduce(
         rates = Rates(record.scan(runs), pick(here).type, lambda model: measure(model, here))
         expected = costs(todo.plan, rates, runs)
         if dry_run:
-            _show_plan(todo, expected, runs, at_a_time, as_json)
+            _show_plan(todo, expected, options, as_json)
             show_scripts(todo.plan, options)
             return
-        for line in _summary(todo, expected, runs, at_a_time):
+        for line in _summary(todo, expected, options):
             console.print(line, markup=False)
         total = sum(cost.seconds for cost in expected.values())
         if total > LONG and not yes and sys.stdin.isatty() and not typer.confirm("Go ahead?", err=True):
@@ -180,7 +180,8 @@ def measure(model: str, device: str) -> float:
     return steps * batch / (time.perf_counter() - began)
 
 
-def _summary(todo: Study, expected: dict[str, Cost], runs: Path, at_a_time: int) -> list[str]:
+def _summary(todo: Study, expected: dict[str, Cost], options: launch.Options) -> list[str]:
+    runs, at_a_time = options.runs, options.jobs
     open_jobs = [job for job in todo.plan.jobs if expected[job.id].basis != DONE]
     to_make = {job.id for job in open_jobs}
     lines = []
@@ -205,6 +206,8 @@ def _summary(todo: Study, expected: dict[str, Cost], runs: Path, at_a_time: int)
     for basis in sorted({expected[job.id].basis for job in open_jobs}):
         models = dict.fromkeys(job.student for job in open_jobs if expected[job.id].basis == basis)
         lines.append(f"Rates, {basis}: {', '.join(models)}")
+    if open_jobs and options.place.remote:
+        lines.append("Rates are those of this machine, or of the finished runs; the cluster's machines can differ")
     return lines + _left_out(todo)
 
 
@@ -226,9 +229,9 @@ def _free(runs: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _show_plan(todo: Study, expected: dict[str, Cost], runs: Path, jobs: int, as_json: bool) -> None:
+def _show_plan(todo: Study, expected: dict[str, Cost], options: launch.Options, as_json: bool) -> None:
     """Print the whole plan on stdout."""
-    rows = [_planned(todo, job, expected[job.id], runs) for job in todo.plan.jobs]
+    rows = [_planned(todo, job, expected[job.id], options.runs) for job in todo.plan.jobs]
     if as_json:
         total = {key: round(sum(row[key] for row in rows), 1) for key in ("seconds", "bytes")}
         found = {"tables": list(todo.tables), "family": todo.family, "runs": rows, "left_out": _skipped(todo), **total}
@@ -243,7 +246,7 @@ def _show_plan(todo: Study, expected: dict[str, Cost], runs: Path, jobs: int, as
         taught = joined(job.path, job.strategy) or "-"
         view.add_row(str(number), row["run"], " ".join(row["tables"]), taught, str(row["epochs"]), row["state"], about)
     Console(width=max(120, shutil.get_terminal_size().columns)).print(view)
-    for line in _summary(todo, expected, runs, jobs):
+    for line in _summary(todo, expected, options):
         typer.echo(line)
 
 
