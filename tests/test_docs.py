@@ -9,9 +9,12 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from report_runs import study
+
+from ghostcli.records import trained
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,20 +108,34 @@ def test_every_command(ghost, place: Path, monkeypatch: pytest.MonkeyPatch, comm
         assert done.code == 0, done
 
 
+def program(name: str) -> ModuleType:
+    """A program of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
 def test_every_table_is_that_of_its_records() -> None:
-    spec = importlib.util.spec_from_file_location("fill", ROOT / "docs" / "fill.py")
-    fill = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fill)
+    fill = program("fill")
     found = [page.name for page in PAGES if "<!-- end -->" in page.read_text()]
     assert {"README.md", "demo.md", "images.md"} <= set(found)
     for page in PAGES:
         assert fill.filled(page.read_text()) == page.read_text(), f"{page.name}: run python docs/fill.py"
 
 
+def test_the_front_is_that_of_the_networks_that_ship() -> None:
+    front, picture = program("front"), (ROOT / "docs" / "front.svg").read_text()
+    names = [name for name, *_ in front.ours()]
+    assert len(names) == len(trained.shipped())
+    for name in [*names, *(name for name, *_ in front.theirs())]:
+        assert f">{name}<" in picture, f"{name}: run python docs/front.py"
+
+
 def test_the_worked_example_cuts_real_pictures(ghost, cifar10, tmp_path, monkeypatch) -> None:
-    [program] = [content for name, content in blocks(ROOT / "docs" / "images.md", "python") if name == "cut.py"]
+    [text] = [content for name, content in blocks(ROOT / "docs" / "images.md", "python") if name == "cut.py"]
     monkeypatch.chdir(tmp_path)
-    exec(compile(program, "cut.py", "exec"), {})
+    exec(compile(text, "cut.py", "exec"), {})
     said = json.loads(ghost("data", "inspect", "folder:photos", "--json").out)
     assert said["counts"]["train"] == {"cat": 150, "dog": 50, "ship": 20}
     assert set(said["counts"]["test"].values()) == {100} and not said["broken"] and not said["shared"]
