@@ -32,8 +32,11 @@ class OutOfMemoryError(GhostError):
     exit_code = 4
 
 
-class Interrupted(GhostError):
-    """Stopped by a signal. The same command continues from the last checkpoint. Exit code 75."""
+class Interrupted(BaseException):
+    """Stopped by a signal. The same command continues from the last checkpoint. Exit code 75.
+
+    No Exception: a signal can come anywhere, and code that goes on after an error must not go on after this.
+    """
 
     exit_code = 75
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ghostcli.errors import GhostError, Interrupted, UsageError, printable
+from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.recipe.diff import flat
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import read_json, write_json
@@ -98,8 +98,6 @@ def sync(runs: Path, chosen: Sequence[RunRecord], place: Place) -> Iterator[tupl
                     mirror.log(values(row), row["epoch"])
             finally:
                 mirror.close()
-        except Interrupted:
-            raise
         except Exception as error:  # a tracker may raise anything, and none of it is the run's affair
             reason = printable(str(error).partition("\n")[0] or type(error).__name__)
             raise GhostError(f"{place.tracker}: refused {run.id} ({reason}); the run itself is not affected") from error

@@ -97,6 +97,16 @@ def test_no_resume_is_not_the_command_that_goes_on(ghost):
     assert "goes on after epoch 0, batch 2" in ghost("plain").err
 
 
+@pytest.mark.parametrize("body", ["strike()", "try:\n    strike()\nexcept Exception:\n    pass"])
+def test_a_signal_is_no_error_of_the_users_code(tmp_path, body):
+    """Ctrl-C while a network of the user's own is imported. What goes on after any error does not go on after it."""
+    began = "import os, pathlib, signal\n\n\ndef strike():\n    os.kill(os.getpid(), signal.SIGINT)\n\n\n"
+    (tmp_path / "mynet.py").write_text(f"{began}{body}\npathlib.Path('went-on').touch()\n")
+    done = crash.server().run(["train-teacher", "py:mynet.py:build", "--data", "digits", "--runs", "runs"], tmp_path)
+    assert done.code == 75 and "stopped by SIGINT" in done.err and "your own network" not in done.err
+    assert not (tmp_path / "went-on").exists()
+
+
 def test_filling_a_table_by_hand(tmp_path):
     """`ghost teach fill`, 18 views of 48 images, stopped twice and then finished."""
     argv = [*crash.COMMANDS["plain"], *crash.TINY, "-s", "augment.pad=1", "--runs", "runs"]

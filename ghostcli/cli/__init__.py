@@ -114,7 +114,7 @@ def main() -> None:
     try:
         with signals.handled():
             code = app(standalone_mode=False)
-    except GhostError as error:
+    except (GhostError, Interrupted) as error:
         _leave(str(error), error.exit_code)
     except BrokenPipeError:
         _unplug()

@@ -202,7 +202,7 @@ def sync_runs(
             try:
                 for run, count in track.sync(runs, chosen, place):
                     typer.echo(f"{run}: {count} epoch{'s' * (count != 1)} to {place.key}")
-            except (UsageError, Interrupted):
+            except UsageError:
                 raise
             except GhostError as error:
                 if not follow:

@@ -17,7 +17,7 @@ from ghostcli import plan
 from ghostcli.cli import complete
 from ghostcli.cli.check import report
 from ghostcli.cli.options import Common, with_common, words
-from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.packing import packed
 from ghostcli.plan import Job, commands, record_of
 from ghostcli.recipe import Recipe, Resolved
@@ -234,7 +234,7 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
             draw_curves(launch.carry_out(todo, packed(todo, options)), common.runs)
         except UsageError:
             raise
-        except GhostError:
+        except (GhostError, Interrupted):
             if common.json:
                 show_results(todo, common.runs)
             raise

@@ -22,7 +22,7 @@ from ghostcli.deploy.formats import BATCH, FORMATS, Format
 from ghostcli.deploy.onnxfile import Ask
 from ghostcli.deploy.program import Program
 from ghostcli.deploy.proof import Proof
-from ghostcli.errors import GhostError, Interrupted, UsageError, printable
+from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes
 from ghostcli.run.job import load_data
@@ -142,8 +142,6 @@ def prove(
         ask = None
         try:
             row, ask = work()
-        except Interrupted:
-            raise
         except GhostError as error:
             errors.append(error)
             row = replace(row, file=None, problem=str(error))

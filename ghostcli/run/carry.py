@@ -121,11 +121,10 @@ def _outcome(runs: Path, run: str) -> Iterator[None]:
         error = found
         raise
     finally:
-        known = (
-            error if error is None or isinstance(error, GhostError) else GhostError(f"{type(error).__name__}: {error}")
-        )
+        if error is not None and not isinstance(error, (GhostError, Interrupted)):
+            error = GhostError(f"{type(error).__name__}: {error}")
         with contextlib.suppress(GhostError):
-            spec.note(runs, run, known)
+            spec.note(runs, run, error)
 
 
 def _require_teacher(teacher: Job | Finished, runs: Path) -> None:

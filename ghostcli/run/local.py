@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ghostcli import signals
 from ghostcli.display import Display
-from ghostcli.errors import GhostError, Interrupted
+from ghostcli.errors import GhostError
 from ghostcli.plan import Job
 from ghostcli.run.job import Options, run_job
 
@@ -39,8 +39,6 @@ class InProcess:
             torch.set_num_threads(self.options.place.cpus)
         try:
             run_job(job, self.options, pick(self.options.device), fresh)
-        except Interrupted:
-            raise
         except GhostError as error:
             return [(job, error)]
         return [(job, None)]

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 
 from ghostcli import signals
 from ghostcli.display import Display
-from ghostcli.errors import GhostError
+from ghostcli.errors import GhostError, Interrupted
 from ghostcli.plan import Job
 from ghostcli.run.follow import EpochLines
 from ghostcli.run.job import Options, reached, run_job
@@ -139,7 +139,7 @@ def _work(threads: int, line: Connection) -> None:
             try:
                 with signals.handled(leave_at_second=False):
                     run_job(job, options, pick(options.device), fresh)
-            except GhostError as error:
+            except (GhostError, Interrupted) as error:
                 line.send((error.exit_code, str(error)))
                 sys.exit(error.exit_code)
             gc.collect()

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ghostcli import __version__
-from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.records.model import SCHEMA
@@ -156,7 +156,7 @@ def outcome(runs: Path, run: str) -> GhostError | bool | None:
     return failed
 
 
-def note(runs: Path, run: str, error: GhostError | None) -> None:
+def note(runs: Path, run: str, error: GhostError | Interrupted | None) -> None:
     """Write the outcome of an attempt."""
     content = {"code": error.exit_code if error else 0, "error": str(error) if error else None}
     write_json(path(runs, run, "outcome.json"), content, "outcome")
