@@ -126,6 +126,76 @@ def test_wrong_arguments_of_the_scripts_are_usage_errors():
         assert "need" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def peers():
+    return script("peers")
+
+
+def test_a_peer_that_is_not_installed_is_named_with_its_command(peers, monkeypatch, capsys):
+    monkeypatch.setattr(peers, "missing", lambda way: way == "torchdistill")
+    with pytest.raises(SystemExit) as ended:
+        peers.main(["--way", "torchdistill"])
+    assert ended.value.code == 2 and "pip install torchdistill" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        peers.main(["--images", "100", "--batch", "64"])
+    assert "need a multiple of the batch, 64" in capsys.readouterr().err
+
+
+def test_peers_are_compared_with_the_same_lesson(peers):
+    def one(way, lesson, *seconds):
+        turns = [{"seconds": each, "call": each + 1, "peak": 10 * each} for each in seconds]
+        return peers.Contestant(way, lesson, None, None, turns)
+
+    contestants = [one("ghost", "plain", 1.0, 2.0, 3.0), one("ghost", "taught", 2.0, 2.0, 4.0)]
+    contestants += [one("ghost", "taught again", 1.0, 1.0, 1.0), one("tutorial", "plain", 4.0, 6.0, 8.0)]
+    found = peers.compared([*contestants, one("tutorial", "taught", 3.0, 6.0, 9.0)], 120)
+    assert found["ghost's times faster"] == {
+        "plain / tutorial, plain": {"ratio": 3.0, "low": 2.833, "high": 3.5},
+        "taught / tutorial, taught": {"ratio": 3.0, "low": 1.875, "high": 2.625},
+        "taught again / tutorial, taught": {"ratio": 6.0, "low": 4.5, "high": 7.5},
+    }
+    assert found["epochs"]["plain"]["tutorial"] == {
+        "seconds": {"median": 6.0, "low": 5.0, "high": 7.0, "n": 3},
+        "images/s": 20.0,
+        "call": 7.0,
+        "MiB": 80.0,
+    }
+
+
+@pytest.mark.real
+def test_all_peers_see_the_same_images(peers, cifar10):
+    from benchmarks import peer_loops
+    from ghostcli import data
+    from ghostcli.recipe.models import DataSection
+
+    work = peer_loops.Work("gns:0.1", "pretrained/gns-0.25", 8, 4, 0, "")
+    ours = data.load(DataSection(limit=8, limit_test=1)).train
+    theirs = list(peer_loops.pictures(work, transformed=False))
+    assert [label for _, label in theirs] == ours.labels.tolist()
+    assert [list(picture.tobytes()) for picture, _ in theirs] == ours.pixels.flatten(1).tolist()
+
+
+@pytest.mark.real
+@pytest.mark.long
+def test_the_peers_benchmark_runs_to_its_end(cifar10, tmp_path):
+    out = tmp_path / "out.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), "--way", "ghost", "--way", "tutorial"]
+    command += ["--student", "gns:0.1", "--teacher", "pretrained/gns-0.25", "--images", "64", "--batch", "32"]
+    command += ["--rounds", "1", "--workers", "0", "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert set(found) >= {"machine", "versions", "date", "images", "batch", "rounds", "teacher", "differs"}
+    epochs = found["students"]["gns:0.1"]["epochs"]
+    assert {lesson: list(ways) for lesson, ways in epochs.items()} == {
+        "plain": ["ghost", "tutorial"],
+        "taught": ["ghost", "tutorial"],
+        "taught again": ["ghost"],
+    }
+    assert all(one["seconds"]["median"] <= one["call"] for ways in epochs.values() for one in ways.values())
+    assert len(found["students"]["gns:0.1"]["ghost's times faster"]) == 3
+
+
 def test_the_agendas_dry_run_lists_every_part_in_order(gpu, tmp_path, capsys):
     (tmp_path / "state.json").write_text('{"data": {"code": 0, "seconds": 1}, "tests": {"code": 1, "seconds": 1}}')
     gpu.main(["--dry-run", "--out", str(tmp_path)])
