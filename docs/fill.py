@@ -201,6 +201,27 @@ def formats() -> str:
     return f"{said}\n\n{table(titles, rows)}"
 
 
+def peers() -> str:
+    found = results("peers")
+    machine, versions = found["machine"], found["versions"]
+    rows = []
+    for student, raced in found["students"].items():
+        faster = raced["ghost's times faster"]
+        for lesson, ways in raced["epochs"].items():
+            for way, one in ways.items():
+                pairs = [faster.get(f"{ours} / {way}, {lesson}") for ours in (lesson, f"{lesson} again")]
+                ratios = [f"{pair['ratio']:.2f} x" if pair else "" for pair in pairs]
+                cells = [f"{one['seconds']['median']:.2f}", f"{one['images/s']:,.0f}", *ratios, f"{one['MiB']:,.0f}"]
+                rows.append([f"`{student}`", lesson, way, *cells])
+    titles = ["student", "epoch", "trained by", "seconds", "images/s", "ghost", "ghost, again", "peak, MiB"]
+    said = (
+        f"{machine['device']}, {machine['cores']} cores, load {machine['load']:.1f}. An epoch of {found['images']:,} "
+        f"images, batches of {found['batch']}, teacher `{found['teacher']}`, {found['rounds']} rounds. "
+        f"{', '.join(f'{name} {number}' for name, number in versions.items())}."
+    )
+    return f"{said}\n\n{table(titles, rows)}"
+
+
 def results(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -220,6 +241,7 @@ MADE: dict[str, Callable[[], str]] = {
     "newcomer": newcomer,
     "networks": networks,
     "formats": formats,
+    "peers": peers,
 }
 
 
