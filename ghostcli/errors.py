@@ -9,9 +9,13 @@ from collections.abc import Sequence
 
 
 class GhostError(Exception):
-    """A run failed for a known reason. Exit code 1."""
+    """A run failed for a known reason. Exit code 1, or the one that is given."""
 
     exit_code = 1
+
+    def __init__(self, message: str, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code or self.exit_code
 
 
 class UsageError(GhostError):

@@ -111,7 +111,8 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
                 job = settled.popleft()
                 lost = next((teacher.id for teacher in job.teachers if teacher.id in failed), None)
                 if lost is not None:
-                    yield from noted([(job, _not_started(lost, failed[lost]))])
+                    error = GhostError(f"{NOT_STARTED} {lost} failed", failed[lost].exit_code)
+                    yield from noted([(job, error)])
                 elif _is_found(job, plan, options):
                     _say_found(job, options, place.show)
                     yield from noted([(job, None)])
@@ -137,12 +138,6 @@ def detach(plan: Plan, options: Options) -> int:
             place.tell()
             place.refuse_stuck()
     return len(left)
-
-
-def _not_started(teacher: str, why: GhostError) -> GhostError:
-    error = GhostError(f"{NOT_STARTED} {teacher} failed")
-    error.exit_code = why.exit_code
-    return error
 
 
 def _is_found(job: Job, plan: Plan, options: Options) -> bool:
@@ -198,9 +193,7 @@ def together(failed: Sequence[Outcome], of: int) -> GhostError:
         kinds = Counter(map(_kind, failed[NAMED:]))
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
         told = f"the lines above name the first {NAMED}, ghost runs list those that began (the others: {counts})"
-    error = GhostError(f"{len(failed)} of {of} runs failed; {told}")
-    error.exit_code = failed[0].error.exit_code if failed[0].error else GhostError.exit_code
-    return error
+    return GhostError(f"{len(failed)} of {of} runs failed; {told}", failed[0].error.exit_code if failed[0].error else 1)
 
 
 def _kind(outcome: Outcome) -> str:

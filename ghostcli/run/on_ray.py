@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ghostcli import signals
-from ghostcli.display import Display
 from ghostcli.errors import GhostError, Interrupted, OutOfMemoryError, UsageError, printable
 from ghostcli.plan import Job, record_of
-from ghostcli.records.record import RunWriter
 from ghostcli.run import spec
-from ghostcli.run.follow import EpochLines
-from ghostcli.run.job import Options, reached
+from ghostcli.run.elsewhere import Elsewhere
+from ghostcli.run.job import Options
 
 #: Seconds between two looks at the tasks; for a cluster to answer; for a machine to answer; for jobs to save.
 PAUSE, ANSWERS, LOOKS, SAVES = 0.2, 10.0, 60.0, 60.0
@@ -89,19 +87,14 @@ class Losses:
         return {node for node, count in self.nodes.items() if count >= TWICE}
 
 
-class Ray:
+class Ray(Elsewhere):
     """Ray holds as many tasks as have room, and queues the others. `--jobs K` limits them to K."""
 
-    ahead = False
-
     def __init__(self, options: Options, total: int) -> None:
-        self.options, self.total = replace(options, runs=Path(options.runs).absolute()), total
-        self.show = Display(options.quiet)
-        self.epochs = EpochLines(self.options.runs, self.show)
+        super().__init__(replace(options, runs=Path(options.runs).absolute()), total)
         self.tasks: dict[Any, Job] = {}
         self.losses: defaultdict[str, Losses] = defaultdict(Losses)
         self.followed = 0.0
-        self.stack = contextlib.ExitStack()
 
     @property
     def free(self) -> bool:
@@ -127,7 +120,7 @@ class Ray:
 
     def __exit__(self, *_: object) -> None:
         self._end()
-        self.stack.close()
+        super().__exit__()
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
@@ -208,9 +201,7 @@ class Ray:
 
     def start(self, job: Job, fresh: bool) -> None:
         if fresh:
-            run = RunWriter(self.options.runs, job.id)
-            with run.locked(self.show.line):
-                run.set_aside()
+            self._set_aside(job)
         self._submit(job)
 
     def _submit(self, job: Job) -> None:
@@ -228,15 +219,11 @@ class Ray:
         for ref in ended:
             job = self.tasks.pop(ref)
             error = self._ended(job, ref)
-            if error is False:
-                continue
-            found.append((job, error))
-            if error is None:
-                self.show.line(reached(job, self.options.runs))
-            self.show.advance()
+            if error is not False:
+                found.append(self._told(job, error))
         if time.monotonic() - self.followed > 1:
             self.followed = time.monotonic()
-            self.epochs.follow(self.tasks.values())
+            self._follow(self.tasks.values())
         if signals.received():
             self._end()
             signals.raise_if_received()

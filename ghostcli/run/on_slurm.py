@@ -13,13 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ghostcli import signals
-from ghostcli.display import Display
 from ghostcli.errors import GhostError, UsageError
 from ghostcli.plan import Finished, Job, is_done
-from ghostcli.records.record import RunWriter
 from ghostcli.run import queue, spec
-from ghostcli.run.follow import EpochLines
-from ghostcli.run.job import Options, reached
+from ghostcli.run.elsewhere import Elsewhere
+from ghostcli.run.job import Options
 from ghostcli.run.queue import Queued
 
 #: Seconds between two looks at the outcomes, and between two questions to Slurm.
@@ -28,16 +26,14 @@ PAUSE, ASK = 0.5, 3.0
 ARRIVES = 15.0
 
 
-class Slurm:
+class Slurm(Elsewhere):
     """All jobs are accepted before their teachers are done (`ahead`): Slurm holds them until then."""
 
     ahead = True
     free = True
 
     def __init__(self, options: Options, total: int) -> None:
-        self.options, self.total = replace(options, runs=Path(options.runs).absolute()), total
-        self.show = Display(options.quiet)
-        self.epochs = EpochLines(self.options.runs, self.show)
+        super().__init__(replace(options, runs=Path(options.runs).absolute()), total)
         self.numbers: dict[str, str] = {}
         self.jobs: dict[str, Job] = {}
         self.gone: dict[str, float] = {}
@@ -45,18 +41,12 @@ class Slurm:
         self.there: dict[str, Queued] = {}
         self.asked = 0.0
         self.counts: Counter[str] = Counter()
-        self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> Slurm:
         self.there = queue.states()
         self.seen = spec.mark(self.options.runs)
-        self.stack.enter_context(self.show)
-        self.stack.enter_context(signals.polled())
-        self.show.begin("runs", self.total)
+        self._begin()
         return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.stack.close()
 
     def start(self, job: Job, fresh: bool) -> None:
         """Submit a job, or find it in the queue. Its teachers were started before."""
@@ -71,9 +61,7 @@ class Slurm:
         elif there is not None and there.name == job.id:
             queue.cancel([number or ""])
         if fresh:
-            run = RunWriter(runs, job.id)
-            with run.locked(self.show.line):
-                run.set_aside()
+            self._set_aside(job)
         lost = number is not None and spec.outcome(runs, job.id) is False
         after = [self.numbers[teacher.id] for teacher in job.teachers if teacher.id in self.numbers]
         try:
@@ -125,13 +113,10 @@ class Slurm:
             if error is False:
                 continue
             del self.jobs[job.id]
-            if error is None:
-                self.show.line(reached(job, self.options.runs))
-            else:
+            if error is not None:
                 self.failed[job.id] = error
-            self.show.advance()
-            ended.append((job, error))
-        self.epochs.follow(job for job in self.jobs.values() if self._runs(job))
+            ended.append(self._told(job, error))
+        self._follow(job for job in self.jobs.values() if self._runs(job))
         return ended
 
     def _look(self) -> None:
@@ -157,16 +142,16 @@ class Slurm:
             return None
         if isinstance(found, GhostError) and (queued is None or queued.state != "PENDING"):
             if found.exit_code == 75:  # Slurm stopped it, and not at its time limit
-                return _error(f"stopped in Slurm (job {number}); it is saved, and the same command goes on", 75)
+                return GhostError(f"stopped in Slurm (job {number}); it is saved, and the same command goes on", 75)
             return found
         if queued is not None and queued.never:
             if queued.reason != "DependencyNeverSatisfied":
-                return _error(f"Slurm will never start job {number}: {queued.reason}; it was cancelled", 2)
+                return GhostError(f"Slurm will never start job {number}: {queued.reason}; it was cancelled", 2)
         elif queued is not None or not self.asked:
             self.gone.pop(job.id, None)
             return False
         if lost := next((t.id for t in job.teachers if t.id in self.failed), None):
-            return _error(f"not started, its teacher {lost} failed", self.failed[lost].exit_code)
+            return GhostError(f"not started, its teacher {lost} failed", self.failed[lost].exit_code)
         if time.monotonic() - self.gone.setdefault(job.id, time.monotonic()) < ARRIVES:
             return False
         if is_done(job, runs):
@@ -186,7 +171,7 @@ class Slurm:
             if log.exists()
             else f"it wrote nothing: is {runs} mounted at this path on its node?"
         )
-        return _error(f"Slurm job {number} ended without a result ({what}); {hint}", 75 if cancelled else 1)
+        return GhostError(f"Slurm job {number} ended without a result ({what}); {hint}", 75 if cancelled else 1)
 
     def _cancel(self) -> None:
         """Cancel the jobs of this plan and wait until those that ran have saved."""
@@ -201,12 +186,6 @@ class Slurm:
 
 def jobs(count: int) -> str:
     return f"{count} job{'s' * (count != 1)}"
-
-
-def _error(text: str, code: int) -> GhostError:
-    error = GhostError(text)
-    error.exit_code = code
-    return error
 
 
 def scripts(jobs: list[Job], options: Options) -> str:

@@ -17,11 +17,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from ghostcli import signals
-from ghostcli.display import Display
 from ghostcli.errors import GhostError, Interrupted
 from ghostcli.plan import Job
-from ghostcli.run.follow import EpochLines
-from ghostcli.run.job import Options, reached, run_job
+from ghostcli.run.elsewhere import Elsewhere
+from ghostcli.run.job import Options, run_job
 
 #: Seconds between two checks of the workers.
 PAUSE = 0.2
@@ -48,22 +47,15 @@ class Worker:
         if code == 0:
             return job, None
         self.process.join()  # a worker leaves after an error
-        error = GhostError(text)
-        error.exit_code = code
-        return job, error
+        return job, GhostError(text, code)
 
 
-class Spawned:
+class Spawned(Elsewhere):
     """Up to `options.jobs` workers. Each uses its share of the cores, and takes the next job when it is done."""
 
     def __init__(self, options: Options, total: int) -> None:
-        self.options, self.total = options, total
-        self.show = Display(options.quiet)
+        super().__init__(options, total)
         self.workers: list[Worker] = []
-        self.epochs = EpochLines(options.runs, self.show)
-        self.stack = contextlib.ExitStack()
-
-    ahead = False
 
     @property
     def busy(self) -> list[Worker]:
@@ -91,13 +83,9 @@ class Spawned:
 
     def wait(self) -> list[tuple[Job, GhostError | None]]:
         time.sleep(PAUSE)
-        self.epochs.follow(worker.job for worker in self.busy)
-        found = [answer for worker in self.busy if (answer := worker.answer())]
+        self._follow(worker.job for worker in self.busy)
+        found = [self._told(*answer) for worker in self.busy if (answer := worker.answer())]
         self.workers = [worker for worker in self.workers if worker.process.exitcode is None]
-        for job, error in found:
-            if error is None:
-                self.show.line(reached(job, self.options.runs))
-            self.show.advance()
         if signals.received():
             self._end()
             signals.raise_if_received()
@@ -112,14 +100,12 @@ class Spawned:
         self.workers.clear()
 
     def __enter__(self) -> Spawned:
-        self.stack.enter_context(self.show)
-        self.stack.enter_context(signals.polled())
-        self.show.begin("runs", self.total)
+        self._begin()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end()
-        self.stack.close()
+        super().__exit__()
 
 
 def _work(threads: int, line: Connection) -> None:

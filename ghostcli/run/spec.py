@@ -149,11 +149,7 @@ def outcome(runs: Path, run: str) -> GhostError | bool | None:
         code, error = int(found["code"]), str(found["error"])
     except (GhostError, LookupError, TypeError, ValueError):
         return False
-    if code == 0:
-        return None
-    failed = GhostError(error)
-    failed.exit_code = code
-    return failed
+    return GhostError(error, code) if code else None
 
 
 def note(runs: Path, run: str, error: GhostError | Interrupted | None) -> None:

@@ -1,0 +1,56 @@
+"""What executors have in common whose jobs run in other processes: a display, and progress read from metrics files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+
+from ghostcli import display, signals
+from ghostcli.display import Display
+from ghostcli.errors import GhostError
+from ghostcli.plan import Job, record_of
+from ghostcli.records.record import RunWriter
+from ghostcli.run.job import Options, reached
+
+
+class Elsewhere:
+    """The base of these executors (see `launch.Executor`). `total`: the number of jobs that are not done yet."""
+
+    ahead = False
+
+    def __init__(self, options: Options, total: int) -> None:
+        self.options, self.total = options, total
+        self.show = Display(options.quiet)
+        self.printed: dict[str, int] = {}  # run -> its epochs that were printed
+        self.stack = contextlib.ExitStack()
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def _begin(self) -> None:
+        """Show the progress and only record signals, until the exit."""
+        self.stack.enter_context(self.show)
+        self.stack.enter_context(signals.polled())
+        self.show.begin("runs", self.total)
+
+    def _follow(self, jobs: Iterable[Job]) -> None:
+        """Print the new epochs of jobs."""
+        for job in jobs:
+            rows = record_of(job, self.options.runs).metrics()
+            new = rows[self.printed.get(job.id, 0) :]
+            self.printed[job.id] = len(rows)
+            for row in new if display.volume == display.VERBOSE else new[-1:]:
+                self.show.epoch(job.id, row, job.recipe.train.last_epoch)
+
+    def _told(self, job: Job, error: GhostError | None) -> tuple[Job, GhostError | None]:
+        """A job that ended, with its error: it is printed if it went well, and counted."""
+        if error is None:
+            self.show.line(reached(job, self.options.runs))
+        self.show.advance()
+        return job, error
+
+    def _set_aside(self, job: Job) -> None:
+        """Rename the run of an earlier attempt."""
+        run = RunWriter(self.options.runs, job.id)
+        with run.locked(self.show.line):
+            run.set_aside()
