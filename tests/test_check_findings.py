@@ -98,7 +98,7 @@ AT_CHANCE = "no-better-than-chance"
 def warned(findings: list[check.Finding]) -> dict[str, check.Finding]:
     assert len({finding.code for finding in findings}) == len(findings)
     for finding in findings:
-        json.dumps(finding.as_dict(), allow_nan=False)
+        json.dumps(finding.model_dump(), allow_nan=False)
         assert finding.message.isprintable() and finding.level in ("ok", "warn")
     return {finding.code: finding for finding in findings if finding.level == "warn"}
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ghostcli.distill.teacher import Teacher
 from ghostcli.engine import train as loop
 from ghostcli.plan import Job
 from ghostcli.recipe.models import Recipe
+from ghostcli.records.model import Finding
 from ghostcli.records.record import RunRecord
 
 #: An effect must exceed this many standard deviations: one false alarm in about 10^6 orders, 10^3 accuracies.
@@ -48,26 +49,13 @@ ALIKE = 0.995
 NORM_OFF = 0.25
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The result for one fault. `code`: its name. `level`: whether it is there. `figure`: the measured value."""
-
-    code: str
-    level: Literal["ok", "info", "warn"]
-    message: str
-    figure: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        figure = self.figure if self.figure is not None and math.isfinite(self.figure) else None
-        return asdict(self) | {"figure": None if figure is None else round(figure, 6)}
+def finding(code: str, message: str, figure: float | None = None, *, level: str) -> Finding:
+    """The result for one fault. `level`: ok, info or warn. The figure is rounded; None if it is not finite."""
+    known = figure is not None and math.isfinite(figure)
+    return Finding(code=code, level=level, message=message, figure=round(figure, 6) if known else None)
 
 
-def ok(code: str, message: str, figure: float | None = None) -> Finding:
-    return Finding(code, "ok", message, figure)
-
-
-def warn(code: str, message: str, figure: float | None = None) -> Finding:
-    return Finding(code, "warn", message, figure)
+ok, warn = partial(finding, level="ok"), partial(finding, level="warn")
 
 
 def inspect(job: Job, data: Data, teachers: list[Teacher], device: torch.device) -> list[Finding]:
@@ -141,7 +129,7 @@ def blind(seen: Sample) -> Finding:
         f"this is a control (distill.blind=true): {seen.others:.0%} of the images get the teachers' logits for another "
         "image of their class, so the teachers give no information about an image beyond its label"
     )
-    return Finding("blind-teacher", "info", message, seen.others)
+    return finding("blind-teacher", message, seen.others, level="info")
 
 
 def own_view(teachers: Sequence[Teacher], seen: Sample) -> Finding:
@@ -177,26 +165,21 @@ def own_size(teachers: Sequence[Teacher], seen: Sample) -> Finding:
 
 def modes(teachers: Sequence[Teacher]) -> list[Finding]:
     """Checks that every layer is in eval mode and no parameter requires gradients."""
-    found = []
     layers = [sum(module.training for module in teacher.model.modules()) for teacher in teachers]
-    if any(layers):
-        message = (
-            f"{_names(_where(teachers, layers))}: {sum(layers)} layers are in train mode, so batch norm depends on the "
-            "batch and dropout is random; call .eval() on it"
-        )
-        found.append(warn("train-mode", message, float(sum(layers))))
-    else:
-        found.append(ok("train-mode", "every layer of the teachers is in eval mode", 0.0))
     trainable = [sum(parameter.requires_grad for parameter in teacher.model.parameters()) for teacher in teachers]
-    if any(trainable):
-        message = (
-            f"{_names(_where(teachers, trainable))}: {sum(trainable)} parameters require gradients, which costs time "
-            "and memory; call .requires_grad_(False) on it"
-        )
-        found.append(warn("teacher-gradients", message, float(sum(trainable))))
-    else:
-        found.append(ok("teacher-gradients", "no parameter of the teachers requires gradients", 0.0))
-    return found
+    wrong = "layers are in train mode, so batch norm depends on the batch and dropout is random; call .eval() on it"
+    costly = "parameters require gradients, which costs time and memory; call .requires_grad_(False) on it"
+    return [
+        _none("train-mode", teachers, layers, wrong, "every layer of the teachers is in eval mode"),
+        _none("teacher-gradients", teachers, trainable, costly, "no parameter of the teachers requires gradients"),
+    ]
+
+
+def _none(code: str, teachers: Sequence[Teacher], counts: Sequence[int], wrong: str, right: str) -> Finding:
+    """A finding on what no teacher should have. `counts`: how many each has."""
+    if not any(counts):
+        return ok(code, right, 0.0)
+    return warn(code, f"{_names(_where(teachers, counts))}: {sum(counts)} {wrong}", float(sum(counts)))
 
 
 def untouched(teachers: Sequence[Teacher], seen: Sample) -> Finding:

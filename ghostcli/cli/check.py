@@ -19,7 +19,7 @@ from ghostcli.records import trained
 from ghostcli.run.job import load_data
 
 if TYPE_CHECKING:
-    from ghostcli.check.findings import Finding
+    from ghostcli.records.model import Finding
 
 
 def report(job: Job, common: Common) -> None:
@@ -36,7 +36,7 @@ def report(job: Job, common: Common) -> None:
         )
     findings = inspect(job, common)
     if common.json:
-        typer.echo(json.dumps([finding.as_dict() for finding in findings], indent=1, allow_nan=False))
+        typer.echo(json.dumps([finding.model_dump() for finding in findings], indent=1, allow_nan=False))
     else:
         _print(job, findings)
 

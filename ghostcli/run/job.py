@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ghostcli import signals
 from ghostcli.display import Display
@@ -18,7 +18,7 @@ from ghostcli.plan import Finished, Job, is_done, record_of
 from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.recipe.models import DataSection
 from ghostcli.records import record, trained
-from ghostcli.records.model import RunSetup, TeacherRun, dump
+from ghostcli.records.model import Finding, RunSetup, TeacherRun, dump
 from ghostcli.records.record import RunWriter
 from ghostcli.run import environment
 from ghostcli.run.place import HERE, Place
@@ -198,7 +198,7 @@ def reached(job: Job, runs: Path, how: str = "done") -> str:
     return f"{job.id}: {how}: test accuracy {accuracy.selected:.2f} % ({chosen}), in {run.path}"
 
 
-def _check(job: Job, data: Data, teachers: list[Teacher], device: torch.device, show: Display) -> list[dict[str, Any]]:
+def _check(job: Job, data: Data, teachers: list[Teacher], device: torch.device, show: Display) -> list[Finding]:
     """Findings of the teaching check, for the record. Warnings are printed. Empty for a run without teachers."""
     if not teachers:
         return []
@@ -208,4 +208,4 @@ def _check(job: Job, data: Data, teachers: list[Teacher], device: torch.device, 
     for finding in findings:
         if finding.level == "warn":
             show.warn(f"check: {finding.message}")
-    return [finding.as_dict() for finding in findings]
+    return findings

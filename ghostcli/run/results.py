@@ -68,7 +68,7 @@ def result(
     run: RunWriter,
     environment: Environment,
     agreement: dict[str, float | None],
-    findings: Sequence[dict[str, Any]],
+    findings: Sequence[Finding],
     notes: Sequence[str],
     files: dict[str, bytes],
 ) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def result(
         seconds=round(state.seconds + state.teacher_seconds, 3),
         train_seconds=round(state.seconds, 3),
         teacher_seconds=round(state.teacher_seconds, 3),
-        check=tuple(Finding(**finding) for finding in findings),
+        check=tuple(findings),
         notes=tuple(note for note in [model.spec.note, *notes] if note),
         files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     )
