@@ -7,7 +7,7 @@ recipe that names it reuses the run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -166,7 +166,7 @@ def plain(student: str, seed: int, recipe: Recipe, recipe_name: str) -> Job:
 
 def unstarted(recipe: Recipe) -> Recipe:
     """The recipe of the teachers: `model.start` is for the requested student alone."""
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"start": None, "start_sha256": None})})
+    return recipe.changed("model", start=None, start_sha256=None)
 
 
 def started(recipe: Recipe, runs: Path) -> Recipe:
@@ -194,8 +194,7 @@ def started(recipe: Recipe, runs: Path) -> Recipe:
             f"--from {start}: its weights are not those of the recipe (model.start_sha256 {printable(known)[:16]}); "
             "remove that key to start from what is there"
         )
-    model = recipe.model.model_copy(update={"start": trained.named(run.id), "start_sha256": sha256})
-    return recipe.model_copy(update={"model": model})
+    return recipe.changed("model", start=trained.named(run.id), start_sha256=sha256)
 
 
 def root_teacher(name: Named, recipe: Recipe, recipe_name: str, runs: Path) -> Job | Finished:
@@ -204,11 +203,10 @@ def root_teacher(name: Named, recipe: Recipe, recipe_name: str, runs: Path) -> J
         return name
     if trained.is_trained(name):
         return finished(name, runs)
-    job = plain(name, recipe.distill.teacher_seed, unstarted(recipe), recipe_name)
+    own = unstarted(recipe)
     if recipe.distill.teacher_epochs not in (None, recipe.train.epochs):
-        train = recipe.train.model_copy(update={"stop": recipe.distill.teacher_epochs})
-        job = replace(job, recipe=job.recipe.model_copy(update={"train": train}))
-    return job
+        own = own.changed("train", stop=recipe.distill.teacher_epochs)
+    return plain(name, recipe.distill.teacher_seed, own, recipe_name)
 
 
 def finished(name: str, runs: Path) -> Finished:
@@ -226,7 +224,7 @@ def finished(name: str, runs: Path) -> Finished:
 def teacher_of(recipe: Recipe, seed: int, teachers: int) -> Recipe:
     """The recipe for a student's `seed`, if the seeds are divided among `teachers` trainings of the teachers."""
     number = recipe.distill.teacher_seed + seed % teachers
-    return recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"teacher_seed": number})})
+    return recipe.changed("distill", teacher_seed=number)
 
 
 def chain(path: Chain, student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:
@@ -234,7 +232,7 @@ def chain(path: Chain, student: str, seed: int, recipe: Recipe, recipe_name: str
     if recipe.distill.weighting == "adaptive":
         raise UsageError("distill.weighting=adaptive: needs several teachers at once; use ghost ensemble")
     # In the control of a chain only the teachers of the last student are blind. The assistants are the same.
-    seeing = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"blind": False})})
+    seeing = recipe.changed("distill", blind=False)
     stages: list[Job | Finished] = [root_teacher(path[0], recipe, recipe_name, runs)]
     for name in path[1:]:
         if trained.is_trained(name):
@@ -248,8 +246,7 @@ def chain(path: Chain, student: str, seed: int, recipe: Recipe, recipe_name: str
 def _taught(name: str, stages: list[Job | Finished], seed: int, recipe: Recipe, recipe_name: str) -> Job:
     teachers = tuple(stages) if recipe.distill.dense else (stages[-1],)
     if len(teachers) == 1:  # a dense stage with one teacher is plain KD, so both are the same job
-        alone = {"dense": False, "drop": 0, "weighting": "mean", "combine": "logits"}
-        recipe = recipe.model_copy(update={"distill": recipe.distill.model_copy(update=alone)})
+        recipe = recipe.changed("distill", dense=False, drop=0, weighting="mean", combine="logits")
     return Job(network(name), seed, recipe, recipe_name, teachers)
 
 

@@ -131,8 +131,7 @@ def study(
 
 def blind(job: Job) -> Job:
     """The control of a taught job: the same training with image-blind teachers."""
-    distill = job.recipe.distill.model_copy(update={"blind": True})
-    return replace(job, recipe=job.recipe.model_copy(update={"distill": distill}))
+    return replace(job, recipe=job.recipe.changed("distill", blind=True))
 
 
 def chosen(tables: Sequence[str]) -> tuple[str, ...]:

@@ -117,7 +117,7 @@ class AugmentSection(Section):
 
     def count(self, key: str) -> int | None:
         """Number of views of an image from one key; None if they cannot be numbered."""
-        mark = self._mark(key)
+        mark = next((mark for mark in type(self).model_fields[key].metadata if isinstance(mark, Views)), None)
         return mark.count(getattr(self, key)) if mark else 1
 
     @property
@@ -135,9 +135,6 @@ class AugmentSection(Section):
         marks = type(self).model_fields[key].metadata
         before = any(isinstance(mark, Before) and mark.value == getattr(self, key) for mark in marks)
         return not before and all(mark.keyed for mark in marks if isinstance(mark, Views))
-
-    def _mark(self, key: str) -> Views | None:
-        return next((mark for mark in type(self).model_fields[key].metadata if isinstance(mark, Views)), None)
 
 
 class ModelSection(Section):
@@ -364,6 +361,10 @@ class Recipe(Section):
                 found[f"augment.{key}"] = f"augment.{key}={value}: these views cannot be numbered"
         return found
 
+    def changed(self, section: str, **values: Any) -> Recipe:
+        """A copy with other values in a section. They are not validated."""
+        return self.model_copy(update={section: getattr(self, section).model_copy(update=values)})
+
     @model_validator(mode="after")
     def _agrees(self) -> Recipe:
         if found := list(_conflicts(self)):
@@ -380,14 +381,9 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     if data.balance and not (data.shuffle and distill.shuffle):
         key = "data.shuffle" if not data.shuffle else "distill.shuffle"
         yield ("data.balance", key), f"a balanced epoch has an order of its own; set {key} true, or data.balance false"
-    if train.stop is not None and train.stop > train.epochs:
-        yield (
-            ("train.stop", "train.epochs"),
-            f"{train.stop} is past the last of {train.epochs} epochs (train.epochs)",
-        )
-    if distill.teacher_epochs is not None and distill.teacher_epochs > train.epochs:
-        text = f"{distill.teacher_epochs} is past the last of {train.epochs} epochs (train.epochs)"
-        yield ("distill.teacher_epochs", "train.epochs"), text
+    for key, epochs in (("train.stop", train.stop), ("distill.teacher_epochs", distill.teacher_epochs)):
+        if epochs is not None and epochs > train.epochs:
+            yield (key, "train.epochs"), f"{epochs} is past the last of {train.epochs} epochs (train.epochs)"
     if distill.dense and distill.weighting == "adaptive":
         text = "dense teaches a chain term by term, adaptive weighs an ensemble; set one of them"
         yield ("distill.weighting", "distill.dense"), text
