@@ -13,16 +13,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ghostcli.machine import cpuinfo, processor
+
 RECORD = Path(__file__).parent / "results" / "formats.json"
 
 
 def machine() -> dict[str, object]:
     """The processor, its cores, and the instructions that add 8-bit products."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    known = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
-    values = {key.strip(): value.strip() for key, value in known.items()}
-    integers = [flag for flag in ("avx_vnni", "avx512_vnni", "amx_int8") if flag in values.get("flags", "").split()]
-    return {"processor": values.get("model name", ""), "cores": os.cpu_count(), "integers": integers}
+    integers = [flag for flag in ("avx_vnni", "avx512_vnni", "amx_int8") if flag in cpuinfo().split()]
+    return {"processor": processor(), "cores": os.cpu_count(), "integers": integers}
 
 
 def main() -> None:

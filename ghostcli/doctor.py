@@ -17,6 +17,7 @@ from typing import Literal
 
 from ghostcli import __version__
 from ghostcli.errors import GhostError, printable
+from ghostcli.machine import cores, cpuinfo, free_disk
 from ghostcli.plan import commands
 from ghostcli.records import record
 from ghostcli.records.record import RunRecord
@@ -91,9 +92,8 @@ def _device() -> Iterator[Finding]:
 
     device = pick("auto")
     name = f"{device.type}: {describe(device)}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if device.type == "cpu" and torch.get_num_threads() < cores:
-        yield Finding("device", "note", f"{name}; the machine has {cores} cores (OMP_NUM_THREADS limits the threads)")
+    if device.type == "cpu" and torch.get_num_threads() < cores():
+        yield Finding("device", "note", f"{name}; the machine has {cores()} cores (OMP_NUM_THREADS limits the threads)")
     else:
         yield Finding("device", "ok", name)
     if _bfloat16(device.type):
@@ -109,11 +109,7 @@ def _bfloat16(device: str) -> bool:
 
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+    return any(flag in cpuinfo() for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
 def _kernel() -> Iterator[Finding]:
@@ -148,8 +144,7 @@ def _data() -> Iterator[Finding]:
 
 
 def _disk(runs: Path) -> Iterator[Finding]:
-    there = next(folder for folder in (runs, *runs.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
+    free = free_disk(runs)
     text = f"{free / 1e9:.1f} GB free for {printable(runs)}"
     if free < FULL:
         yield Finding(

@@ -16,6 +16,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from ghostcli import __version__
 from ghostcli.display import console
 from ghostcli.errors import GhostError, UsageError, printable
@@ -53,10 +55,10 @@ def choose(jobs: list[Job], options: Options) -> tuple[int, str]:
     key = f"{device}, {student}, batch {batch}, {options.place.cpus or 'shared'} threads, ghost {__version__}"
     file, host = cache_folder() / "packing.json", socket.gethostname()
     known = _kept(file)
-    curve, how = _curve(known.get(host, {}).get(key)), "measured earlier"
+    curve, how = known.get(host, {}).get(key), "measured earlier"
     if not curve:
         curve, how = measured(student, batch, options, cores), "measured now"
-        known.setdefault(host, {})[key] = {str(count): rate for count, rate in curve.items()}
+        known.setdefault(host, {})[key] = curve
         with contextlib.suppress(OSError, GhostError):  # then it is measured again next time
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, known, "packing")
@@ -121,48 +123,27 @@ def _device(name: str) -> tuple[str, int | None]:
     return (describe(device).partition(", ")[0], (os.cpu_count() or 1) if device.type == "cpu" else None)
 
 
-def _kept(file: Path) -> dict[str, dict[str, dict[str, float]]]:
-    with contextlib.suppress(GhostError):
-        found = read_json(file)
-        if isinstance(found, dict) and all(isinstance(value, dict) for value in found.values()):
-            return found
-    return {}
-
-
-def _curve(kept: object) -> Curve:
-    """A kept curve; {} if there is none or it is damaged."""
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        return {int(count): float(rate) for count, rate in kept.items()}  # type: ignore[attr-defined]
+def _kept(file: Path) -> dict[str, dict[str, Curve]]:
+    """The kept curves by host and key; {} if there are none or they are damaged."""
+    with contextlib.suppress(GhostError, ValidationError):
+        return TypeAdapter(dict[str, dict[str, Curve]]).validate_python(read_json(file))
     return {}
 
 
 def main() -> None:
     """One measuring process: say `ready` after two steps, wait for a line, say the images per second."""
-    import time
-
     import torch
 
-    from ghostcli.deploy import bench
-    from ghostcli.engine.device import arithmetic, pick
+    from ghostcli.deploy.bench import training_speed
+    from ghostcli.engine.device import pick
 
-    student, batch, device = sys.argv[1], int(sys.argv[2]), pick(sys.argv[3])
-    seconds = float(sys.argv[5])
-    torch.set_num_threads(int(sys.argv[4]))
-    recipe = bench.bench_recipe(batch)
-    with arithmetic(recipe.engine, device):
-        step = bench.stepper(bench.captured(bench.make_update(student, recipe, bench.noise(batch, 10), device)))
-        index, wait = torch.arange(batch, device=device), bench.waiter(device)
-        for _ in range(4 if device.type == "cuda" else 2):
-            step(index)
-        wait()
+    def ready() -> None:
         print("ready", flush=True)
         sys.stdin.readline()
-        began, steps = time.perf_counter(), 0
-        while steps < 2 or time.perf_counter() - began < seconds:
-            step(index)
-            wait()
-            steps += 1
-        print(steps * batch / (time.perf_counter() - began), flush=True)
+
+    student, batch, device, threads, seconds = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    print(training_speed(student, int(batch), pick(device), float(seconds), ready), flush=True)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,6 @@ def test_what_a_step_keeps_is_known_beforehand(network):
     [
         (None, 1 << 40, False),
         (None, 20 << 30, True),
-        (None, None, False),
         ("true", 1 << 40, True),
         ("false", 1 << 20, False),
     ],

@@ -9,7 +9,6 @@ import json
 import math
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +20,7 @@ from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs,
 from ghostcli.cli.train import STATES, TeacherSeeds, at_once, leave, show_scripts
 from ghostcli.display import console
 from ghostcli.errors import UsageError
+from ghostcli.machine import free_disk
 from ghostcli.packing import packed
 from ghostcli.paper import FAMILIES, PaperRow, joined, label, paper
 from ghostcli.plan import Job, Plan, is_done, record_of
@@ -160,24 +160,11 @@ def _name(row: PaperRow) -> str:
 
 def measure(model: str, device: str) -> float:
     """Images per second, measured over a few training steps of the engine on noise."""
-    import torch
-
-    from ghostcli.deploy import bench
+    from ghostcli.deploy.bench import training_speed
     from ghostcli.engine.device import pick
 
-    where, batch = pick(device), 64
     console.print(f"no finished run shows the training speed here: timing a few steps of {model}", style="dim")
-    step = bench.captured(bench.make_update(model, bench.bench_recipe(batch), bench.noise(batch, 10), where))
-    index, wait = torch.arange(batch, device=where), bench.waiter(where)
-    for _ in range(4 if where.type == "cuda" else 2):
-        step(index)
-    wait()
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < 1 or steps < 3:
-        step(index)
-        wait()
-        steps += 1
-    return steps * batch / (time.perf_counter() - began)
+    return training_speed(model, 64, pick(device), 1.0)
 
 
 def _summary(todo: Study, expected: dict[str, Cost], options: launch.Options) -> list[str]:
@@ -192,7 +179,7 @@ def _summary(todo: Study, expected: dict[str, Cost], options: launch.Options) ->
         about = hours(sum(expected[job.id].seconds for job in mine))
         lines.append(f"Table {table}: {rows} of {of} rows need {len(jobs)} runs; {len(mine)} to train, about {about}")
     seconds, size = (sum(getattr(expected[job.id], key) for job in open_jobs) for key in ("seconds", "bytes"))
-    free = _free(runs)
+    free = free_disk(runs)
     together = f", at best {hours(seconds / at_a_time)} with --jobs {at_a_time}" if at_a_time > 1 else ""
     lines.append(
         f"Total: {len(open_jobs)} of {len(todo.plan.jobs)} runs to train, about {hours(seconds)} one at a time"
@@ -220,13 +207,6 @@ def _left_out(todo: Study) -> list[str]:
         return []
     count = f"{len(todo.skipped)} row" + ("s" if len(todo.skipped) > 1 else "")
     return [f"Left out by --skip, {count}: {', '.join(f'{row.table} {_name(row)}' for row in todo.skipped)}"]
-
-
-def _free(runs: Path) -> int:
-    folder = runs.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _show_plan(todo: Study, expected: dict[str, Cost], options: launch.Options, as_json: bool) -> None:

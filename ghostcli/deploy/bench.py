@@ -10,6 +10,7 @@ import copy
 import itertools
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,15 +120,42 @@ def captured(update: Update) -> Update | Captured:
     return update if why_eager(update) else Captured(update, update.recipe.train.batch_size)
 
 
-def stepper(run: Update | Captured, rate: float = 0.01) -> Callable[[Tensor], Tensor]:
+def stepper(run: Update | Captured) -> Callable[[Tensor], Tensor]:
     """What the engine's loop does for one batch of images, to be called under the engine's `arithmetic`."""
     numbers = itertools.count()
 
     def step(index: Tensor) -> Tensor:
-        run.set_rates(rate, next(numbers))
+        run.set_rates(0.01, next(numbers))
         return run(index)
 
     return step
+
+
+def training_speed(
+    student: str, batch: int, device: torch.device, seconds: float, ready: Callable[[], None] = lambda: None
+) -> float:
+    """Images per second of training steps on noise. A few steps warm up; after `ready` the others go on for `seconds`.
+
+    At least three steps count.
+    """
+    import torch
+
+    from ghostcli.engine.device import arithmetic
+
+    recipe = bench_recipe(batch)
+    with arithmetic(recipe.engine, device):
+        step = stepper(captured(make_update(student, recipe, noise(batch, 10), device)))
+        index, wait = torch.arange(batch, device=device), waiter(device)
+        for _ in range(4 if device.type == "cuda" else 2):
+            step(index)
+        wait()
+        ready()
+        began, steps = time.perf_counter(), 0
+        while steps < 3 or time.perf_counter() - began < seconds:
+            step(index)
+            wait()
+            steps += 1
+        return steps * batch / (time.perf_counter() - began)
 
 
 def train_form(model: nn.Module) -> nn.Module:

@@ -24,6 +24,7 @@ import numpy as np
 from ghostcli.deploy.about import About
 from ghostcli.deploy.onnxfile import INPUT, read, require, session
 from ghostcli.errors import GhostError
+from ghostcli.machine import cpuinfo
 
 if TYPE_CHECKING:
     import onnx
@@ -193,6 +194,8 @@ def _leave_zeros_out(graph: onnx.GraphProto) -> None:
     """A weight's zero points are all zero, which is what a file means that names none."""
     import onnx
 
+    from ghostcli.deploy.onnxwrite import drop_unread
+
     constants = {tensor.name: tensor for tensor in graph.initializer}
     kept_for = {name for node in graph.node if node.op_type == "Gemm" for name in node.input}  # which asks for them
     for node in graph.node:
@@ -200,10 +203,7 @@ def _leave_zeros_out(graph: onnx.GraphProto) -> None:
             continue
         if len(node.input) == 3 and not onnx.numpy_helper.to_array(constants[node.input[2]]).any():
             del node.input[2]
-    read = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    drop_unread(graph)
 
 
 def _reader(images: np.ndarray) -> object:
@@ -232,11 +232,8 @@ def _silent() -> Iterator[None]:
 
 def narrow() -> bool:
     """Whether weights take 7 bits: without VNNI an x86 CPU adds two 8-bit products in 16 bits, which may overflow."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return True
-    return "avx" in flags and "_vnni" not in flags
+    flags = cpuinfo()
+    return not flags or ("avx" in flags and "_vnni" not in flags)
 
 
 def _require_integers(content: bytes, in_float: int) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from ghostcli.deploy import about as room
 from ghostcli.deploy.about import About
 from ghostcli.errors import UsageError, printable
+from ghostcli.machine import cores
 
 if TYPE_CHECKING:
     import onnx
@@ -36,9 +37,8 @@ def require(extra: str, *packages: str) -> None:
 
 def threads() -> int:
     """The cores that this process may use: those it is bound to, or fewer, by OMP_NUM_THREADS as in torch."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
+    return min(cores(), int(asked)) if asked.isdecimal() and int(asked) else cores()
 
 
 def read(content: bytes, file: str) -> tuple[onnx.ModelProto, About]:

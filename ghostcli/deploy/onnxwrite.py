@@ -136,10 +136,11 @@ def _pool_globally(graph: object) -> None:
         if keeps and sorted(axis % 4 for axis in axes.tolist()) == [2, 3]:
             node.op_type = "GlobalAveragePool"
             del node.input[1:], node.attribute[:]
-    _drop_unread(graph)
+    drop_unread(graph)
 
 
-def _drop_unread(graph: object) -> None:
+def drop_unread(graph: object) -> None:
+    """Remove the constants that no node reads."""
     read = {name for node in graph.node for name in node.input}
     kept = [copy.deepcopy(tensor) for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]

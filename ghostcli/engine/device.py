@@ -12,9 +12,11 @@ import platform
 import re
 from collections.abc import Iterator
 
+import psutil
 import torch
 
 from ghostcli.errors import OutOfMemoryError, UsageError, printable
+from ghostcli.machine import processor
 from ghostcli.recipe.models import EngineSection
 
 #: Error texts of torch's allocators, of oneDNN and of thread creation for missing memory.
@@ -106,15 +108,9 @@ def autocast(engine: EngineSection, device: torch.device) -> contextlib.Abstract
     return torch.autocast(device.type, torch.bfloat16, enabled=engine.precision == "bfloat16")
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Free memory of the device in bytes; None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    with contextlib.suppress(OSError), open("/proc/meminfo") as info:
-        for line in info:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return None
+def free_bytes(device: torch.device) -> int:
+    """Free memory of the device in bytes."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 @contextlib.contextmanager
@@ -141,8 +137,4 @@ def describe(device: torch.device) -> str:
     """The device's own name, for the run record."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
-        for line in info:
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
-    return device.type
+    return f"{processor()}, {torch.get_num_threads()} threads" if processor() else device.type

@@ -128,8 +128,8 @@ def must_recompute(recipe: Recipe, model: nn.Module, size: int, device: torch.de
     """Whether to run blocks again in the backward pass: the recipe's value, or else if memory is short."""
     if recipe.engine.recompute is not None:
         return recipe.engine.recompute
-    free, kept = free_bytes(device), zoo.kept_bytes(model, (3, size, size)) * recipe.train.batch_size
-    return free is not None and kept > MEMORY_SHARE * free
+    kept = zoo.kept_bytes(model, (3, size, size)) * recipe.train.batch_size
+    return kept > MEMORY_SHARE * free_bytes(device)
 
 
 def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Teacher], seed: int) -> Update:
@@ -156,10 +156,9 @@ def require_room(student: str, classes: int, device: torch.device) -> None:
 
     Without this check the system may kill the process without a message.
     """
-    free = free_bytes(device)
-    if free is None or not zoo.is_ghost(student):
+    if not zoo.is_ghost(student):
         return
-    needed = 3 * 4 * zoo.count_parameters(zoo.build_shapes(student, classes))
+    needed, free = 3 * 4 * zoo.count_parameters(zoo.build_shapes(student, classes)), free_bytes(device)
     if needed > free:
         raise OutOfMemoryError(
             f"{student}: its weights, gradients and momentum alone take {needed / 1e9:,.0f} GB, and {free / 1e9:,.1f} "

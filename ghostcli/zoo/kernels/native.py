@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ghostcli.machine import cpuinfo
 from ghostcli.zoo.kernels import algebra
 from ghostcli.zoo.kernels.algebra import Branches, Fold, Running
 from ghostcli.zoo.kernels.pytorch import DENSE, Step, Window, pitch
@@ -46,11 +47,8 @@ def reason() -> str:
 
 def _cpu() -> str:
     """The processor's name and features, which -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    except OSError:
-        return platform.processor() + platform.machine()
+    lines = {line for line in cpuinfo().splitlines() if line.startswith(("model name", "flags", "Features"))}
+    return "\n".join(sorted(lines)) or platform.processor() + platform.machine()
 
 
 @functools.lru_cache(maxsize=1)
