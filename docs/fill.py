@@ -158,7 +158,7 @@ def networks() -> str:
         taught = ", ".join(found.path) or "no teacher"
         seeds = list(json.loads((run.path / "seeds.json").read_text()).values())
         spread = f"{statistics.mean(seeds):.2f}" + (f" ± {statistics.stdev(seeds):.2f}" if len(seeds) > 1 else "")
-        network = zoo.build_deployed(found.student, found.classes)
+        network = zoo.deploy(zoo.build(found.student, found.classes))
         costs = [f"{zoo.count_parameters(network):,}", f"{zoo.count_macs(network) / 1e6:.2f} M"]
         reached = [f"{found.accuracy.selected:.2f}", f"{spread} ({len(seeds)})"]
         recipe = f"`{found.recipe_name}`, {found.epochs} epochs"

@@ -10,7 +10,7 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from ghostcli import zoo
-from ghostcli.zoo.stages import FeatureShape, Tap, as_map, common, nearest, stages
+from ghostcli.zoo.stages import FeatureShape, Tap, as_map, common, nearest
 
 
 def images(side: int = 32, batch: int = 2, seed: int = 0) -> Tensor:
@@ -26,7 +26,7 @@ def swin() -> nn.Module:
 
 
 def found(model: nn.Module, side: int = 32) -> list[tuple[int, str, int, int]]:
-    return [(stage.level, stage.name, stage.channels, stage.size) for stage in stages(model, side)]
+    return [(stage.level, stage.name, stage.channels, stage.size) for stage in Tap(model, side).stages]
 
 
 def test_a_ghost_networks_stages_end_with_a_bottleneck() -> None:
@@ -134,7 +134,7 @@ def test_a_module_called_twice_is_told_apart() -> None:
 
     model = Twice().eval()
     x = images(8)
-    assert [(s.name, s.call) for s in stages(model, 8)] == [("act", 0), ("act", 1)]
+    assert [(s.name, s.call) for s in Tap(model, 8).stages] == [("act", 0), ("act", 1)]
     _, features = Tap(model, 8)(x)
     first = model.conv(x).relu()
     torch.testing.assert_close(features.maps[0], first)
@@ -181,7 +181,7 @@ def test_other_sizes_are_looked_up_again() -> None:
 
 def test_a_network_without_maps_says_so() -> None:
     with pytest.raises(ValueError, match="Sequential makes no feature map"):
-        stages(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10)), 8)
+        Tap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10)), 8)
 
 
 def test_stages_pair_by_level_and_else_by_depth() -> None:

@@ -83,7 +83,7 @@ def test_it_is_measured_asked_and_exported(ghost, folder, tmp_path):
     assert said["accuracy"] == pytest.approx(recorded["accuracy"]["selected"], abs=1e-3)
     [row] = json.loads(ghost("bench", NAME, "--json", "--no-timing").out)
     assert row["model"] == NAME
-    assert row["deploy_parameters"] == zoo.count_parameters(zoo.build_deployed("gns:0.3", 10))
+    assert row["deploy_parameters"] == zoo.count_parameters(zoo.deploy(zoo.build("gns:0.3")))
     ghost("export", NAME, "--out", "net.safetensors", "--no-timing")
     assert weights.load(tmp_path / "net.safetensors").name == "gns:0.3"
 

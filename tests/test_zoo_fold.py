@@ -121,7 +121,7 @@ def test_a_folded_network_is_saved_under_plain_names_and_loaded(tmp_path) -> Non
     assert {"bottlenecks.0.expand.primary.weight", "bottlenecks.0.project.cheap.bias"} < set(state)
     assert not any(word in name for name in state for word in ("branches", "running", "bn", "identity"))
     save_file(state, tmp_path / "deploy.safetensors")
-    loaded = zoo.build_deployed("gns:1.0", 7)
+    loaded = zoo.deploy(zoo.build("gns:1.0", 7))
     loaded.load_state_dict(load_file(tmp_path / "deploy.safetensors"))
     x = images(dtype=torch.float32)
     assert torch.equal(loaded(x), folded(x))

@@ -8,22 +8,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Literal
 
-from ghostcli.zoo.names import KNOWN, ModelName, Spec, canonical, is_ghost, parse, slug
+from ghostcli.zoo.names import KNOWN, Spec, canonical, is_ghost, parse
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ghostcli.zoo.count import build_shapes, count_macs, count_parameters
-    from ghostcli.zoo.fold import build_deployed, deploy
+    from ghostcli.zoo.fold import deploy
     from ghostcli.zoo.init import init_kaiming
     from ghostcli.zoo.memory import kept_bytes, recompute, recomputing
 
 __all__ = [
     "KNOWN",
-    "ModelName",
     "Spec",
     "build",
-    "build_deployed",
     "build_shapes",
     "canonical",
     "count_macs",
@@ -35,10 +33,8 @@ __all__ = [
     "parse",
     "recompute",
     "recomputing",
-    "slug",
 ]
 _HOME = {
-    "build_deployed": "fold",
     "build_shapes": "count",
     "count_macs": "count",
     "count_parameters": "count",

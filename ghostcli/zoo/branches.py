@@ -80,7 +80,7 @@ def _depthwise(conv: nn.Conv2d, windows: tuple[tuple[int, int], ...]) -> bool:
 def _normed(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
     """A convolution, its batch norm in training and, perhaps, a ReLU: a folded sum of one branch."""
     one = folded.Branches(conv.weight[None], norm.weight[None], norm.bias[None])
-    return folded.convolve(x, one, folded.Shape(conv.kernel_size, conv.stride[0], relu), _running(norm))[0]
+    return folded.convolve(x, one, folded.Shape(conv.kernel_size, conv.stride[0], relu), _running(norm))
 
 
 def _running(norm: nn.BatchNorm2d) -> folded.Running:
@@ -166,7 +166,7 @@ class RepConv(nn.Module):
     @folded.uncompiled
     def folded(self, x: Tensor) -> Tensor:
         """The output of `plain` in training, with ReLU, computed by one convolution; see folded.py."""
-        return folded.convolve(x, self.stacked(), self.shape, self.running())[0]
+        return folded.convolve(x, self.stacked(), self.shape, self.running())
 
     @property
     def shape(self) -> folded.Shape:

@@ -80,13 +80,6 @@ def deploy(model: nn.Module) -> nn.Module:
     return folded.requires_grad_(False).to(device)
 
 
-def build_deployed(name: str, classes: int = 10) -> nn.Module:
-    """The deploy form of `name` to load a folded state dict into."""
-    from ghostcli.zoo import build
-
-    return deploy(build(name, classes))
-
-
 def _fold_ghost(module: nn.Module) -> None:
     """Fold all foldable modules below `module`, in place."""
     for name, child in module.named_children():
@@ -111,25 +104,22 @@ def _fold_chain(chain: nn.Sequential) -> None:
 
 
 def _fold_branches(rep: RepConv) -> FoldedConv:
-    dtype, where = rep.weight.dtype, rep.weight.device
-    shape = (rep.in_channels, rep.out_channels, rep.kernel_size, rep.stride, rep.padding)
-    conv = FoldedConv(*shape, groups=rep.groups, device=where)
-    conv.relu = rep.relu
-    kernel, bias = rep.double().fold()
-    conv.weight, conv.bias = (nn.Parameter(folded.detach().to(dtype)) for folded in (kernel, bias))
-    return conv
+    dtype = rep.weight.dtype
+    weight, bias = (nn.Parameter(folded.detach().to(dtype)) for folded in rep.double().fold())
+    return _folded(rep, weight, bias, rep.relu)
 
 
 def _fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool = False) -> nn.Conv2d:
     dtype = conv.weight.dtype
     fused = fuse_conv_bn_eval(conv.double(), norm.double()).to(dtype)
-    if not relu:
-        return fused
-    shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
-    folded = FoldedConv(*shape, groups=conv.groups, device=conv.weight.device)
-    folded.relu = True
-    folded.weight, folded.bias = fused.weight, fused.bias
-    return folded
+    return _folded(conv, fused.weight, fused.bias, relu) if relu else fused
+
+
+def _folded(of: RepConv | nn.Conv2d, weight: nn.Parameter, bias: nn.Parameter, relu: bool) -> FoldedConv:
+    shape = (of.in_channels, of.out_channels, of.kernel_size, of.stride, of.padding)
+    conv = FoldedConv(*shape, groups=of.groups, device=weight.device)
+    conv.weight, conv.bias, conv.relu = weight, bias, relu
+    return conv
 
 
 def _fold_followers(net: nn.Module) -> None:

@@ -116,25 +116,21 @@ def _images(x: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """One sum of branches: [N, C, H, W] -> output, means [B', O], variances [B', O]."""
+    """One sum of branches: [N, C, H, W] -> output."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, shape: Shape, running: Running | None, *parameters: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, shape: Shape, running: Running, *parameters: Tensor | None) -> Tensor:
         x, branches, ops = _pixels(x), Branches(*parameters), kernels.of(x)
         k, stride, relu = shape
         ctx.shape, ctx.count = shape, _count(x, stride)
         fold = ops.fold(branches, *_moments(x, k, stride), running, ctx.count)
         z = ops.convolve(x, fold.kernel, fold.bias, k, stride, relu)
         ctx.save_for_backward(x, z if relu else None, *parameters, *fold)
-        ctx.set_materialize_grads(False)  # those of the statistics would be zeros
-        ctx.mark_non_differentiable(fold.mean, fold.var)
-        return _images(z), fold.mean, fold.var
+        return _images(z)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dz: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, dz: Tensor) -> tuple[Any, ...]:
         x, z, *rest = ctx.saved_tensors
         branches, fold, ops = Branches(*rest[:8]), Fold(*rest[8:]), kernels.of(x)
         k, stride, _ = ctx.shape
@@ -148,13 +144,13 @@ class _Sum(torch.autograd.Function):
 class _Ghost(torch.autograd.Function):
     """A 1x1 sum, and a depthwise 3x3 sum of its output, both written into one map.
 
-    [N, C, H, W] -> [N, 2 O, H, W], and means and variances of both. Only input and output are kept for backward.
+    [N, C, H, W] -> [N, 2 O, H, W]. Only input and output are kept for backward.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, relu: bool, running: tuple[Running | None, Running | None], *parameters: Tensor | None
-    ) -> tuple[Tensor, ...]:
+        ctx: Any, x: Tensor, relu: bool, running: tuple[Running, Running], *parameters: Tensor | None
+    ) -> Tensor:
         x, primary, cheap, ops = _pixels(x), Branches(*parameters[:8]), Branches(*parameters[8:]), kernels.of(x)
         half = primary.weight.shape[1]
         ctx.relu, ctx.count = relu, _count(x, 1)
@@ -164,14 +160,11 @@ class _Ghost(torch.autograd.Function):
         depthwise = ops.fold(cheap, *_moments(z, CHEAP, 1), running[1], ctx.count)
         ops.convolve(z, depthwise.kernel, depthwise.bias, CHEAP, 1, relu, y[..., half:])
         ctx.save_for_backward(x, y, *parameters, *dense, *depthwise)
-        statistics = dense.mean, dense.var, depthwise.mean, depthwise.var
-        ctx.set_materialize_grads(False)  # those of the statistics would be zeros
-        ctx.mark_non_differentiable(*statistics)
-        return _images(y), *statistics
+        return _images(y)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, y, *rest = ctx.saved_tensors
         primary, cheap = Branches(*rest[:8]), Branches(*rest[8:16])
         dense, depthwise = Fold(*rest[16 : 16 + len(Fold._fields)]), Fold(*rest[16 + len(Fold._fields) :])
@@ -244,38 +237,30 @@ class _Multiply(torch.autograd.Function):
         return _images(dx), _images(dgate)
 
 
-def convolve(
-    x: Tensor, branches: Branches, shape: Shape, running: Running | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _applied(function: type[torch.autograd.Function], x: Tensor, *arguments: Any) -> Tensor:
+    """The result for `x`, under autocast for `x` in its precision."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False):
+        return function.apply(x, *arguments)
+
+
+def convolve(x: Tensor, branches: Branches, shape: Shape, running: Running) -> Tensor:
     """The sum of branches of `x` [N, C, H, W] in training, in channels_last.
 
-    Also returns means and (biased) variances of the branches' outputs [B', O], in the order of `Branches`. `running`
-    follows them, with the unbiased variance as batch norm has it. Under autocast the output has its precision; moments
-    stay float32. ValueError if there is one value per channel.
+    `running` follows mean and variance of the branches' outputs, with the unbiased variance as batch norm has it. Under
+    autocast the output has its precision; moments stay float32. ValueError if there is one value per channel.
     """
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):
-        return _Sum.apply(x, shape, running, *branches)
+    return _applied(_Sum, x, shape, running, *branches)
 
 
-def ghost(
-    x: Tensor,
-    primary: Branches,
-    cheap: Branches,
-    relu: bool,
-    running: tuple[Running | None, Running | None] = (None, None),
-) -> tuple[Tensor, ...]:
+def ghost(x: Tensor, primary: Branches, cheap: Branches, relu: bool, running: tuple[Running, Running]) -> Tensor:
     """`convolve` with `primary` (1x1), then of its output with `cheap` (depthwise 3x3).
 
-    Returns both outputs side by side [N, 2 O, H, W] without a copy, then mean and variance of each.
+    Returns both outputs side by side [N, 2 O, H, W] without a copy.
     """
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):
-        return _Ghost.apply(x, relu, running, *primary, *cheap)
+    return _applied(_Ghost, x, relu, running, *primary, *cheap)
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:

@@ -133,7 +133,7 @@ class GhostModule(nn.Module):
     def folded(self, x: Tensor) -> Tensor:
         """Both convolutions in training, written side by side into one map; see folded.py."""
         p, c = self.primary, self.cheap
-        return folded.ghost(x, p.stacked(), c.stacked(), p.relu, (p.running(), c.running()))[0]
+        return folded.ghost(x, p.stacked(), c.stacked(), p.relu, (p.running(), c.running()))
 
 
 class SqueezeExcite(nn.Module):

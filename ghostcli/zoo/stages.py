@@ -64,16 +64,6 @@ def as_map(x: Any) -> Tensor | None:
     return x.permute(0, 3, 1, 2) if x.shape[1] == x.shape[2] else None
 
 
-def stages(model: nn.Module, image_size: int = 32) -> list[Stage]:
-    """The stages of `model` for square images of `image_size`, early to late.
-
-    Per level it takes the last map of the outermost modules: the end of a stage, not the inside of a block. (A plain
-    `nn.Sequential` has the same depth as its members.) Maps of one pixel, and maps with as many channels as the image,
-    do not count. ValueError if the network has no map.
-    """
-    return _probe(model, image_size)[0]
-
-
 class Tap:
     """`logits, features = tap(x)`: logits, the maps of all stages and the input of the last linear layer.
 
@@ -90,12 +80,8 @@ class Tap:
         self.stages, self.linear, pooled = _probe(self.model, image_size)
         names = {stage.name for stage in self.stages} | ({self.linear} if self.linear else set())
         self.watched = {name: self.model.get_submodule(name) for name in names}
-        self.shape = FeatureShape(
-            tuple(stage.level for stage in self.stages),
-            tuple(stage.channels for stage in self.stages),
-            tuple(stage.size for stage in self.stages),
-            pooled,
-        )
+        levels, _, _, channels, sizes = zip(*self.stages, strict=True)
+        self.shape = FeatureShape(levels, channels, sizes, pooled)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Features]:
         """For square images `x` [B, 3, H, H]."""
@@ -153,7 +139,12 @@ class _Seen(NamedTuple):
 
 
 def _probe(model: nn.Module, image_size: int) -> tuple[list[Stage], str | None, int]:
-    """Stages, the name of the last linear layer (None: there is none), and the width of its input."""
+    """Stages early to late, the name of the last linear layer (None: there is none), and the width of its input.
+
+    Per level it takes the last map of the outermost modules: the end of a stage, not the inside of a block. (A plain
+    `nn.Sequential` has the same depth as its members.) Maps of one pixel, and maps with as many channels as the image,
+    do not count. ValueError if the network has no map.
+    """
     modules = dict(model.named_modules())
     chains = {name for name, module in modules.items() if type(module).forward is nn.Sequential.forward}
     open_calls: list[list[_Seen]] = [[]]  # maps seen within each open call; the first entry is the whole network

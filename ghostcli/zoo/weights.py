@@ -87,7 +87,8 @@ def load(
             parameters = 0 if own_network else zoo.count_parameters(zoo.build(name, count))
         if parameters > 4 * sum(tensor.numel() for tensor in tensors.values()):
             raise ValueError(f"{parameters} parameters")
-        network = zoo.build_deployed(name, count) if form == "deploy" else zoo.build(name, count)
+        network = zoo.build(name, count)
+        network = zoo.deploy(network) if form == "deploy" else network
         network.load_state_dict(tensors)
     except (UsageError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise GhostError(f"{where}: its tensors are not those of {printable(name)}; refused") from error

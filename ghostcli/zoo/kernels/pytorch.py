@@ -138,26 +138,6 @@ def multiply_backward(dout: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Te
     return _enlarged(gate, x).mul_(dout), _pixels(dgate)
 
 
-def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm of pixels [N, H, W, C] in training, then ReLU if `relu`: the output, mean and biased variance [C]."""
-    var, mean = torch.var_mean(x, (0, 1, 2), correction=0)
-    out = (x - mean) * (gamma * torch.rsqrt(var + eps)) + beta
-    return F.relu(out) if relu else out, mean, var
-
-
-def normalise_backward(
-    dout: Tensor, out: Tensor | None, x: Tensor, gamma: Tensor, eps: float, mean: Tensor, var: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of pixels, gamma and beta. `dout` counts where `out` is positive, everywhere if it is None."""
-    if out is not None:
-        dout = dout.where(out > 0, 0)
-    rstd = torch.rsqrt(var + eps)
-    away = (x - mean) * rstd
-    dgamma, dbeta = (dout * away).sum((0, 1, 2)), dout.sum((0, 1, 2))
-    count = x.shape[:3].numel()
-    return gamma * rstd * (dout - dbeta / count - away * dgamma / count), dgamma, dbeta
-
-
 def _tiles(x: Tensor, gate: Tensor) -> bool:
     return x.shape[1] % gate.shape[1] == 0 and x.shape[2] % gate.shape[2] == 0
 
@@ -228,12 +208,8 @@ def _add_patch_adjoint(dx: Tensor, x: Tensor, S: Tensor, t: Tensor, k: Window, s
         n, h, w, c = chunk.shape
         gradient = torch.baddbmm(t[..., None], S, _patches(chunk, k, stride))  # [C, T, patches]
         columns = gradient.view(c * math.prod(k), n, -1).transpose(0, 1)
-        out += _images_to_pixels(F.fold(columns, (h, w), k, 1, _padding(k), stride)).to(out.dtype)
+        out += F.fold(columns, (h, w), k, 1, _padding(k), stride).permute(0, 2, 3, 1).to(out.dtype)
     return dx
-
-
-def _images_to_pixels(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1)
 
 
 # ---- stride 1, 3 x 3: patches overlap so much that lagged products of the map say everything --------------------
