@@ -51,8 +51,8 @@ NORM_OFF = 0.25
 
 def finding(code: str, message: str, figure: float | None = None, *, level: str) -> Finding:
     """The result for one fault. `level`: ok, info or warn. The figure is rounded; None if it is not finite."""
-    known = figure is not None and math.isfinite(figure)
-    return Finding(code=code, level=level, message=message, figure=round(figure, 6) if known else None)
+    figure = None if figure is None or not math.isfinite(figure) else round(figure, 6)
+    return Finding(code=code, level=level, message=message, figure=figure)
 
 
 ok, warn = partial(finding, level="ok"), partial(finding, level="warn")

@@ -114,17 +114,16 @@ def _requeue() -> None:
 @contextlib.contextmanager
 def _outcome(runs: Path, run: str) -> Iterator[None]:
     """Write how the context ended. A bug is an outcome too: its traceback is in the log."""
-    error: BaseException | None = None
+    known: GhostError | Interrupted | None = None
     try:
         yield
-    except BaseException as found:
-        error = found
+    except BaseException as error:
+        ours = isinstance(error, (GhostError, Interrupted))
+        known = error if ours else GhostError(f"{type(error).__name__}: {error}")
         raise
     finally:
-        if error is not None and not isinstance(error, (GhostError, Interrupted)):
-            error = GhostError(f"{type(error).__name__}: {error}")
         with contextlib.suppress(GhostError):
-            spec.note(runs, run, error)
+            spec.note(runs, run, known)
 
 
 def _require_teacher(teacher: Job | Finished, runs: Path) -> None:

@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ghostcli import signals
 from ghostcli.errors import GhostError, Interrupted, OutOfMemoryError, UsageError, printable
@@ -229,7 +229,7 @@ class Ray(Elsewhere):
             signals.raise_if_received()
         return found
 
-    def _ended(self, job: Job, ref: Any) -> GhostError | bool | None:
+    def _ended(self, job: Job, ref: Any) -> GhostError | Literal[False] | None:
         """The error of a task that ended; None if its job is done; False if it was submitted again."""
         errors = self.ray.exceptions
         try:
@@ -248,7 +248,7 @@ class Ray(Elsewhere):
         log = spec.path(self.options.runs, job.id, "log")
         return GhostError(f"ended with code {code} without a result; see {log}") if code else None
 
-    def _lost(self, job: Job, why: str) -> GhostError | bool:
+    def _lost(self, job: Job, why: str) -> GhostError | Literal[False]:
         """Submit a job again after a loss, not to a machine that was lost under it twice, and not for ever."""
         try:
             node = spec.path(self.options.runs, job.id, "node").read_text()

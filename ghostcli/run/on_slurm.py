@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from ghostcli import signals
 from ghostcli.errors import GhostError, UsageError
@@ -134,7 +135,7 @@ class Slurm(Elsewhere):
         queued = self._queued(job.id)
         return queued is not None and queued.state != "PENDING"
 
-    def _ended(self, job: Job) -> GhostError | bool | None:
+    def _ended(self, job: Job) -> GhostError | Literal[False] | None:
         """The error of a job that ended; None if it is done; False while it goes on."""
         runs, number, queued = self.options.runs, self.numbers[job.id], self._queued(job.id)
         found = spec.outcome(runs, job.id)

@@ -17,7 +17,7 @@ import time
 import uuid
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -142,7 +142,7 @@ def read(file: Path) -> Spec:
         raise UsageError(f"{error}; mount the folder of the runs at the same path on all machines") from error
 
 
-def outcome(runs: Path, run: str) -> GhostError | bool | None:
+def outcome(runs: Path, run: str) -> GhostError | Literal[False] | None:
     """How the last attempt ended: None if well, its error, or False if there is no outcome (yet)."""
     try:
         found: Any = read_json(path(runs, run, "outcome.json"))
