@@ -177,7 +177,9 @@ def _download(source: Archive, root: Path) -> None:
     if display.volume != display.QUIET:
         console.print(f"{source.name}: fetching {source.url} into {printable(root)}/", markup=False, soft_wrap=True)
     pooch.get_logger().setLevel("ERROR")
-    with _bar(console, source.filename) as bar:
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress("{task.description}", *columns, console=console, transient=True, disable=not display.live()) as show:
+        bar = _Bar(show, source.filename)
         downloader = pooch.HTTPDownloader(progressbar=bar, timeout=TIMEOUT, headers={"User-Agent": "ghost"})
         try:
             pooch.retrieve(source.url, f"md5:{source.md5}", source.filename, root, downloader=downloader)
@@ -204,13 +206,6 @@ class _Bar:
 
     def close(self) -> None:
         self.progress.stop()
-
-
-@contextlib.contextmanager
-def _bar(console: Console, label: str) -> Iterator[_Bar]:
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress("{task.description}", *columns, console=console, transient=True, disable=not display.live()) as show:
-        yield _Bar(show, label)
 
 
 def _unpack(source: Archive, root: Path, wanted: list[str]) -> None:

@@ -6,17 +6,14 @@ Invariant: no file outside the folder is opened. A file that cannot be read is a
 from __future__ import annotations
 
 import os
-import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ghostcli import display
 from ghostcli.data import Images
-from ghostcli.data.pictures import SUFFIXES, decode
+from ghostcli.data.pictures import SUFFIXES, decode, decoders, entries
 from ghostcli.data.split import interleaved
 from ghostcli.errors import UsageError, printable
 
@@ -77,12 +74,8 @@ def _list_part(part: Path, inside: Path) -> dict[str, list[Path]]:
 
 
 def _entries(folder: Path, inside: Path) -> list[Path]:
-    """The entries of a folder, sorted by name, without hidden names."""
-    try:
-        entries = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-    except OSError as error:
-        raise UsageError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
-    paths = [folder / name for name in entries]
+    """What is in a folder. UsageError for a link that leads out of `inside`."""
+    paths = entries(folder)
     for path in paths:
         _refuse_escape(path, inside)
     return paths
@@ -106,8 +99,7 @@ def _read(by_class: dict[str, list[Path]], size: int) -> Images:
     places = interleaved([len(paths) for paths in files])
     paths = [files[c][j] for c, j in places]
     pixels = np.empty((len(paths), size, size, 3), np.uint8)
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with decoders() as pool:
         console = Console(stderr=True)
         done = pool.map(lambda path, out: np.copyto(out, decode(path, size)), paths, pixels)
         hidden = not display.live()

@@ -6,13 +6,10 @@ Invariant: a folder with faults is described, and each fault is named. It is an 
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import shutil
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -20,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from ghostcli.data.pictures import FORMATS, SUFFIXES, decode
+from ghostcli.data.pictures import FORMATS, SUFFIXES, decode, decoders, entries
 from ghostcli.errors import UsageError, printable
 
 #: Images are compared at this side in pixels, so copies of a picture in two formats are equal.
@@ -70,8 +67,7 @@ def inspect(folder: Path) -> Found:
             f"folder:{printable(folder)}: holds no images in folders of classes; it needs train/CLASS/ and "
             f"test/CLASS/, or CLASS/ alone, with {', '.join(sorted(SUFFIXES))}"
         )
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with decoders() as pool:
         seen = list(pool.map(_look, files))
     good = [picture for picture in seen if picture.problem is None]
     counts: dict[str, dict[str, int]] = {}
@@ -108,11 +104,7 @@ def images(folder: Path) -> Iterator[_Picture]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-    except OSError as error:
-        raise UsageError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
-    return [path for name in names if not (path := folder / name).is_symlink()]
+    return [path for path in entries(folder) if not path.is_symlink()]
 
 
 def _look(picture: _Picture) -> _Picture:
@@ -192,9 +184,8 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
     """
     if out.exists():
         raise UsageError(f"{printable(out)}: already exists; name a new folder")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        seen = [_look(picture) for picture in images(folder)]
+    with decoders() as pool:
+        seen = list(pool.map(_look, images(folder)))
     parts = {picture.part for picture in seen}
     if parts != {"train"}:
         raise UsageError(f"folder:{printable(folder)}: already has a test part" if parts else _nothing(folder))

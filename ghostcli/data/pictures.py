@@ -5,6 +5,11 @@ Invariant: training and prediction use this one function, and it uses safe decod
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,11 +31,28 @@ STEPS = (
 )
 
 
+def entries(folder: Path) -> list[Path]:
+    """The entries of a folder, sorted by name, without hidden names. UsageError if it cannot be read."""
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder))
+        return [folder / name for name in names if not name.startswith(".")]
+    except OSError as error:
+        raise UsageError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def decoders() -> Iterator[ThreadPoolExecutor]:
+    """Threads for `decode`. A picture with too many pixels is an error in this context, not a warning."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield pool
+
+
 def decode(source: Path | BinaryIO, size: int, name: str | None = None) -> np.ndarray:
     """uint8 [size, size, 3], RGB: upright, shorter side scaled to `size`, centre crop.
 
-    `name` stands in errors for a source without a path. UsageError if it cannot be decoded. The caller turns Pillow's
-    DecompressionBombWarning into an error, because warning filters are not per thread.
+    `name` stands in errors for a source without a path. UsageError if it cannot be decoded. Call it under `decoders`,
+    because warning filters are not per thread.
     """
     where = printable(name or source)
     try:

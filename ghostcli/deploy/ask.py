@@ -8,9 +8,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import numpy as np
 
 from ghostcli.compare import calibration
 from ghostcli.compare.stats import accuracy_interval
-from ghostcli.data.pictures import SUFFIXES, decode
+from ghostcli.data.pictures import SUFFIXES, decode, decoders
 from ghostcli.deploy.source import Network, logits
 from ghostcli.errors import UsageError, printable
 
@@ -58,10 +56,7 @@ def predict(network: Network, files: Sequence[str], top: int) -> list[dict[str, 
     """An object a picture: `image`, `predictions`: the `top` likeliest classes, best first, with probabilities."""
     classes, size = network.about.classes, network.about.size
     rows = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        from PIL import Image
-
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with decoders() as pool:
         for begin in range(0, len(files), BATCH):
             part = files[begin : begin + BATCH]
             pixels = np.stack(list(pool.map(lambda name: _pixels(name, size), part)))
