@@ -6,6 +6,7 @@ has been re-checked. Nothing else of a repository is downloaded.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -171,15 +172,11 @@ def _api() -> Any:
     return HfApi()
 
 
-class _asked:
+@contextlib.contextmanager
+def _asked(repository: str) -> Iterator[None]:
     """What the hub says no with, as one line."""
-
-    def __init__(self, repository: str) -> None:
-        self.repository = repository
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, Exception):
-            reason = printable(str(error).strip().partition("\n")[0] or type(error).__name__)
-            raise GhostError(f"{self.repository}: the hub refused ({reason})") from error
+    try:
+        yield
+    except Exception as error:
+        reason = printable(str(error).strip().partition("\n")[0] or type(error).__name__)
+        raise GhostError(f"{repository}: the hub refused ({reason})") from error

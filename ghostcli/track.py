@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.recipe.diff import flat
@@ -41,15 +41,9 @@ class Place:
         return f"{self.tracker} {self.folder if self.tracker == 'tensorboard' else self.project}"
 
 
-class Mirror(Protocol):
+class _TensorBoard:
     """A run in a tracker: values by name at an epoch."""
 
-    def log(self, values: Mapping[str, float], epoch: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class _TensorBoard:
     def __init__(self, module: Any, run: RunRecord, place: Place) -> None:
         self.writer = module.SummaryWriter(str(place.folder / run.id))
 
@@ -92,7 +86,7 @@ def sync(runs: Path, chosen: Sequence[RunRecord], place: Place) -> Iterator[tupl
         if len(rows) == begin:
             continue
         try:
-            mirror: Mirror = (_TensorBoard if place.tracker == "tensorboard" else _Hosted)(module, run, place)
+            mirror = (_TensorBoard if place.tracker == "tensorboard" else _Hosted)(module, run, place)
             try:
                 for row in rows[begin:]:
                     mirror.log(values(row), row["epoch"])

@@ -10,7 +10,8 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from ghostcli.errors import one_of
 
@@ -33,12 +34,12 @@ class PaperRow:
     table: str
     strategy: str
     student: str
-    teachers: tuple[str, ...]
     accuracy: float
-    delta: float | None
     published: str
-    note: str | None
-    logged: Logged | None
+    teachers: tuple[str, ...] = ()
+    delta: float | None = None
+    note: str | None = None
+    logged: Logged | None = None
 
     @property
     def parameters(self) -> int:
@@ -105,31 +106,10 @@ class Paper:
 @cache
 def paper() -> Paper:
     content = tomllib.loads(resources.files("ghostcli.paper").joinpath("paper.toml").read_text("utf-8"))
-    return Paper(
-        source=Source(**content["source"]),
-        models={name: Model(**model) for name, model in content["models"].items()},
-        tables=tuple(_table(table) for table in content["tables"]),
-        notes=content["notes"],
-    )
-
-
-def _table(content: dict[str, Any]) -> PaperTable:
-    name, strategy = content["name"], content["strategy"]
-    rows = tuple(_row(row, table=name, strategy=strategy) for row in content["rows"])
-    return PaperTable(name, content["title"], strategy, rows)
-
-
-def _row(content: dict[str, Any], **head: str) -> PaperRow:
-    return PaperRow(
-        student=content["student"],
-        teachers=tuple(content.get("teachers", ())),
-        accuracy=content["accuracy"],
-        delta=content.get("delta"),
-        published=content["published"],
-        note=content.get("note"),
-        logged=Logged(**content["logged"]) if "logged" in content else None,
-        **head,
-    )
+    for table in content["tables"]:
+        for row in table["rows"]:
+            row |= {"table": table["name"], "strategy": table["strategy"]}
+    return TypeAdapter(Paper).validate_python(content)
 
 
 def label(name: str) -> str:
