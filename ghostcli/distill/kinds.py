@@ -19,23 +19,18 @@ from ghostcli.zoo.stages import Features, FeatureShape, common, nearest
 
 
 class Kind(nn.Module):
-    """The loss terms of a kind. A kind whose section has `features = True` also defines `forward`.
-
-    `student` and `teachers` are the shapes of the networks' features. They are None and empty for kinds on logits.
-    `generator` draws the kind's own weights.
-    """
+    """The loss terms of a kind. A kind whose section has `features = True` also defines `forward`."""
 
     section: ClassVar[type[DistillBase]]
 
-    def __init__(
-        self,
-        distill: DistillBase,
-        student: FeatureShape | None = None,
-        teachers: Sequence[FeatureShape] = (),
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, distill: DistillBase) -> None:
         super().__init__()
         self.distill = distill
+
+    def prepare(
+        self, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
+    ) -> None:
+        """Look up, for the shapes of the networks' features, what `forward` needs. `generator` draws its weights."""
 
     def logit_loss(self, z: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """A scalar from logits [B, C] of student and teacher and labels [B]. Feature kinds: KD times `kd_weight`."""
@@ -86,18 +81,13 @@ class Hint(Kind):
 
     section = models.Hint
 
-    def __init__(
-        self,
-        distill: DistillBase,
-        student: FeatureShape,
-        teachers: Sequence[FeatureShape],
-        generator: torch.Generator | None = None,
+    def prepare(
+        self, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
     ) -> None:
-        super().__init__(distill)
         self.pairs = []
         for teacher in teachers:
             both = common(student, teacher)
-            self.pairs.append(both[nearest([student.levels[i] for i, _ in both], distill.stage - 1)])
+            self.pairs.append(both[nearest([student.levels[i] for i, _ in both], self.distill.stage - 1)])
         self.regressors = nn.ModuleList(
             nn.Sequential(
                 regressor(student.channels[i], teacher.channels[j], generator), nn.BatchNorm2d(teacher.channels[j])
@@ -117,14 +107,9 @@ class AT(Kind):
 
     section = models.AT
 
-    def __init__(
-        self,
-        distill: DistillBase,
-        student: FeatureShape,
-        teachers: Sequence[FeatureShape],
-        generator: torch.Generator | None = None,
+    def prepare(
+        self, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
     ) -> None:
-        super().__init__(distill)
         self.pairs = [common(student, teacher) for teacher in teachers]
 
     def forward(self, student: Features, teachers: Sequence[Features]) -> list[Tensor]:
@@ -149,10 +134,12 @@ class RKD(Kind):
 
 def build(
     distill: DistillBase,
-    student: FeatureShape | None = None,
-    teachers: Sequence[FeatureShape] = (),
-    generator: torch.Generator | None = None,
+    student: FeatureShape | None,
+    teachers: Sequence[FeatureShape],
+    generator: torch.Generator | None,
 ) -> Kind:
-    """The kind of a [distill] section."""
-    found = next(kind for kind in Kind.__subclasses__() if kind.section is type(distill))
-    return found(distill, student, teachers, generator)
+    """The kind of a [distill] section. `student` and `teachers`: shapes of features, None and empty without any."""
+    found = next(kind for kind in Kind.__subclasses__() if kind.section is type(distill))(distill)
+    if student is not None:
+        found.prepare(student, teachers, generator)
+    return found

@@ -95,8 +95,7 @@ class TeacherTable:
         # meta.json is written last. If it is missing, the other files may be incomplete and are made again.
         if (self.folder / "meta.json").exists():
             return
-        images, views, classes = self.shape
-        for name, size in (("logits.f16", images * views * classes * 2), ("filled.u8", images * views)):
+        for name, size in self._sizes().items():
             with open(self.folder / name, "wb") as file:
                 file.truncate(size)
                 if hasattr(os, "posix_fallocate"):
@@ -105,19 +104,20 @@ class TeacherTable:
         write_json(self.folder / "meta.json", self.meta, "table")
 
     def _check(self) -> None:
-        images, views, classes = self.shape
-        sizes = {"logits.f16": images * views * classes * 2, "filled.u8": images * views}
         found = read_json(self.folder / "meta.json")
-        wrong = [name for name, size in sizes.items() if self._size(name) != size]
+        files = {name: self.folder / name for name in self._sizes()}
+        there = {name: file.stat().st_size for name, file in files.items() if file.exists()}
+        wrong = [name for name, size in self._sizes().items() if there.get(name) != size]
         if found != self.meta or wrong:
             what = f"{wrong[0]} has the wrong size" if wrong else "it is of another teacher, data set or views"
             raise GhostError(
                 f"{printable(str(self.folder))}: not the table of this teacher ({what}); delete that folder"
             )
 
-    def _size(self, name: str) -> int:
-        path = self.folder / name
-        return path.stat().st_size if path.exists() else -1
+    def _sizes(self) -> dict[str, int]:
+        """The files of a table, with their bytes."""
+        images, views, classes = self.shape
+        return {"logits.f16": images * views * classes * 2, "filled.u8": images * views}
 
     def _replay(self) -> None:
         """Finish a commit that was interrupted between its journal and its last write."""
