@@ -176,10 +176,10 @@ class Display:
         """Register the size of the work named `run`: `epochs` epochs of `images` images."""
         self.epochs[run] = {"epochs": epochs, "images": images}
 
-    def begin(self, title: str, total: int, done: int = 0, note: str = "") -> None:
+    def begin(self, title: str, total: int, done: int = 0) -> None:
         """Start new work of `total` units (optimiser steps or images), of which `done` are finished."""
         fields = self.epochs.get(title, {"epochs": 0, "images": 0})
-        self.bar.reset(self.task, total=total, completed=done, description=title, note=note, **fields)
+        self.bar.reset(self.task, total=total, completed=done, description=title, note="", **fields)
 
     def advance(self, by: int = 1, note: str | None = None) -> None:
         """Count finished units. Where no line can be rewritten, one line a minute says how far the work is."""

@@ -6,15 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from ghostcli.cli.options import Device, Json, Runs
 from ghostcli.errors import UsageError, printable
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Models = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="gns:WIDTH, gnd:WIDTH, a teacher, run/ID, or pretrained/NAME.")
@@ -120,59 +117,47 @@ def _formats(
     else:
         proofs.tell(rows, as_markdown)
     if plot is not None:
-        from ghostcli.render.figures import save
-
-        save(proofs.figure(rows), plot)
-        typer.echo(f"{printable(plot)}: written", err=True)
+        _save(proofs.figure(rows), plot)
     if errors and all(row.problem for row in rows[1:]):
         raise typer.Exit(errors[0].exit_code)
 
 
 def _drawable(file: Path) -> None:
-    from ghostcli.render.figures import SUFFIXES
+    from ghostcli.render.figures import require_suffix
 
-    if file.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--plot {printable(file)}: its name must end in {', '.join(SUFFIXES)}")
+    require_suffix(file, "--plot ")
     if not file.parent.is_dir():
         raise UsageError(f"--plot {printable(file)}: there is no folder {printable(file.parent)}; make it first")
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console = Console(highlight=False, soft_wrap=True, width=120)  # a file has no edge to wrap at
-    titles = ["parameters", "deployed", "MACs", "deployed"]
-    console.print(_table(titles, [(row["model"], _counts(row)) for row in rows]))
+    _tell(["parameters", "deployed", "MACs", "deployed"], [(row["model"], _counts(row)) for row in rows])
     if "device" not in rows[0]:
         return
     titles = [f"{form}\nimages/s" for form in ("training", "inference", "deployed")]
     titles += ["batch 1\nms", "deployed\nms (p90)", "step\nMiB"]
-    console.print()
-    console.print(_table(titles, [(row["model"], _timings(row)) for row in rows]))
+    typer.echo()
+    _tell(titles, [(row["model"], _timings(row)) for row in rows])
     most = max((found["n"] for row in rows for found in _throughputs(row)), default=0)
-    console.print(
+    typer.echo(
         f"{rows[0]['device']}, batch {rows[0]['batch']}, float32. Medians of {most} rounds, taken in turns, "
         "± half the distance of the quartiles."
     )
     for row in rows:
         fewest = min((found["n"] for found in _throughputs(row)), default=most)
         if fewest < most:
-            console.print(f"{row['model']}: too slow for all rounds, some figures have {fewest}", markup=False)
+            typer.echo(f"{row['model']}: too slow for all rounds, some figures have {fewest}")
         if row["note"]:
-            console.print(f"{row['model']}: {row['note']}", markup=False)
+            typer.echo(f"{row['model']}: {row['note']}")
 
 
-def _table(titles: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> Table:
-    from rich.table import Table
+def _tell(titles: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> None:
+    from ghostcli.display import table, tell
 
-    view = Table("model", box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        view.add_column(title, justify="right", no_wrap=True)
+    view = table("model", *titles, numbers=True)
     for model, cells in rows:
         view.add_row(model, *cells)
-    return view
+    tell(view)
 
 
 def _counts(row: dict[str, Any]) -> list[str]:
@@ -209,7 +194,7 @@ def _latency(found: dict[str, float] | None, p90: bool = False) -> str:
 
 def _plot(rows: list[dict[str, Any]], runs: Path, file: Path) -> None:
     from ghostcli.deploy.bench import points
-    from ghostcli.render.figures import front, save
+    from ghostcli.render.figures import front
 
     found = points(rows, runs)
     if not found:
@@ -217,5 +202,11 @@ def _plot(rows: list[dict[str, Any]], runs: Path, file: Path) -> None:
             f"--plot: {printable(runs)} has no finished run of {', '.join(printable(row['model']) for row in rows)}; "
             "train one first (ghost train-teacher MODEL)"
         )
-    save(front(found, "Multiply-accumulates of the deploy form, one image (millions)"), file)
+    _save(front(found, "Multiply-accumulates of the deploy form, one image (millions)"), file)
+
+
+def _save(figure: Any, file: Path) -> None:
+    from ghostcli.render.figures import save
+
+    save(figure, file)
     typer.echo(f"{printable(file)}: written", err=True)

@@ -64,8 +64,10 @@ def demo(
         leave(asked, options)
         return
     launch.carry_out(asked, options)
+    from ghostcli.render import figures
+
     table, rows = compared(asked.jobs, ways, runs)
-    forest = _forest(table, runs / "forest.png")
+    forest = figures.save(figures.forest([table]), runs / "forest.png")
     said = _classified(ways[ONE][0], runs)
     seconds = time.perf_counter() - began
     if as_json:
@@ -101,12 +103,6 @@ def compared(jobs: Sequence[Job], ways: Mapping[str, Sequence[Job]], runs: Path)
     return table, {way: of[first.id] for way, (first, *_) in ways.items()}
 
 
-def _forest(table: Table, file: Path) -> Path:
-    from ghostcli.render import figures
-
-    return figures.save(figures.forest([table]), file)
-
-
 def _classified(job: Job, runs: Path) -> dict[str, Any]:
     """The first test digit as a file, and what `ghost predict` says of it; a picture of both."""
     import numpy as np
@@ -137,10 +133,8 @@ def _object(rows: Mapping[str, Row], seconds: float, forest: Path, said: Mapping
     from ghostcli.render import data, sentence
 
     found = [{"way": way} | data.row_object(row) for way, row in rows.items()]
-    return {"verdict": sentence.verdict(rows[ONE]), "rows": found, "seconds": round(seconds, 1)} | {
-        "forest": str(forest),
-        "answer": dict(said),
-    }
+    shown = {"verdict": sentence.verdict(rows[ONE]), "rows": found, "seconds": round(seconds, 1)}
+    return shown | {"forest": str(forest), "answer": dict(said)}
 
 
 def _show(rows: Mapping[str, Row], few: Resolved, forest: Path, said: Mapping[str, Any], runs: Path) -> None:

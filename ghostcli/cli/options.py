@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -181,7 +181,7 @@ def with_common(function: Callable[..., Any]) -> Callable[..., Any]:
     parameters = list(inspect.signature(function, eval_str=True).parameters.values())
     [given] = [p for p in parameters if p.name in ("common", "where")]
     own = [p for p in parameters if p is not given]
-    hints = {name: hint for kind in reversed(given.annotation.__mro__) for name, hint in _hints(kind).items()}
+    hints = get_type_hints(given.annotation, include_extras=True)
     flags = []
     for field in fields(given.annotation):
         default = list(field.default) if isinstance(field.default, tuple) else field.default
@@ -198,7 +198,3 @@ def with_common(function: Callable[..., Any]) -> Callable[..., Any]:
     command.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
     del command.__wrapped__  # typer must see the new signature, not the old one
     return command
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    return inspect.get_annotations(kind, eval_str=True) if kind is not object else {}

@@ -227,19 +227,16 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
         show_scripts(todo, options)
     elif place.detach:
         leave(todo, options)
-        if common.json:
-            show_results(todo, common.runs)
+        show_results(todo, common)
     else:
         try:
             draw_curves(launch.carry_out(todo, packed(todo, options)), common.runs)
         except UsageError:
             raise
         except (GhostError, Interrupted):
-            if common.json:
-                show_results(todo, common.runs)
+            show_results(todo, common)
             raise
-        if common.json:
-            show_results(todo, common.runs)
+        show_results(todo, common)
 
 
 def at_once(jobs: int | None, place: Place) -> int:
@@ -269,10 +266,12 @@ def show_scripts(todo: plan.Plan, options: launch.Options) -> None:
     typer.echo("\n" + scripts(left, options), nl=False, err="--json" in options.command)
 
 
-def show_results(todo: plan.Plan, runs: Path) -> None:
-    """Print the requested runs as JSON, finished or not."""
-    found = [(job, record_of(job, runs).result) for job in todo.requested]
-    results = [unfinished(job, runs) if result is None else summary(result) for job, result in found]
+def show_results(todo: plan.Plan, common: Common) -> None:
+    """With --json: print the requested runs, finished or not."""
+    if not common.json:
+        return
+    found = [(job, record_of(job, common.runs).result) for job in todo.requested]
+    results = [unfinished(job, common.runs) if result is None else summary(result) for job, result in found]
     typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
 
 

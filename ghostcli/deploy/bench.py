@@ -255,14 +255,12 @@ def _meters(network: Network, batch: int, device: torch.device, train: bool) -> 
 def _figures(meters: dict[str, Meter], batch: int) -> dict[str, Any]:
     row: dict[str, Any] = {}
     spreads: dict[str, Any] = {}
-    for name in THROUGHPUTS:
+    for name in FIGURES:
         seconds = meters[name].seconds if name in meters else []
-        found = spread([batch / s for s in seconds]) if seconds else None
+        found = spread([1000 * s if name in LATENCIES else batch / s for s in seconds]) if seconds else None
         row[name] = found and _short(found.median)
-        spreads[name] = found and {"low": _short(found.low), "high": _short(found.high), "n": found.n}
-    for name in LATENCIES:
-        found = spread([1000 * s for s in meters[name].seconds]) if meters[name].seconds else None
-        row[name] = found and {"median": _short(found.median), "p90": _short(1000 * p90(meters[name].seconds))}
+        if found and name in LATENCIES:
+            row[name] = {"median": row[name], "p90": _short(1000 * p90(seconds))}
         spreads[name] = found and {"low": _short(found.low), "high": _short(found.high), "n": found.n}
     return row | {"spread": spreads}
 

@@ -9,12 +9,9 @@ In a ghost module two layers read them; both kinds would meet there, and the con
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,12 +96,13 @@ def quantise(
     from onnxruntime import quantization as ort
 
     from ghostcli.deploy.onnxwrite import finish
+    from ghostcli.deploy.tflite import silent
 
     model = onnx.shape_inference.infer_shapes(_pooled_by_convolution(read(content, "onnx")[0]))
     for node in model.graph.node:
         node.name = node.output[0]
-    ranges = _joined(model.graph, ranges)
-    with tempfile.TemporaryDirectory() as folder, _silent():
+    ranges = joined(ranges, [(*node.input, *node.output) for node in model.graph.node if node.op_type == "Concat"])
+    with tempfile.TemporaryDirectory() as folder, silent():
         path = Path(folder) / "int8.onnx"
         ort.quantize_static(
             model,
@@ -158,15 +156,13 @@ def _pooled_by_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _joined(graph: onnx.GraphProto, ranges: Ranges) -> Ranges:
-    """One range for all that a concatenation joins: with one scale it is a copy of bytes."""
-    joined = dict(ranges)
-    for node in graph.node:
-        if node.op_type == "Concat":
-            parts = [joined[name] for name in (*node.input, *node.output)]
-            whole = (min(low for low, _ in parts), max(high for _, high in parts))
-            joined |= dict.fromkeys((*node.input, *node.output), whole)
-    return joined
+def joined(ranges: Ranges, parts: Iterable[Sequence[str]]) -> dict[str, tuple[float, float]]:
+    """One range for all `parts` of a concatenation, its result among them: with one scale it is a copy of bytes."""
+    found = dict(ranges)
+    for names in parts:
+        low, high = zip(*(found[name] for name in names), strict=True)
+        found |= dict.fromkeys(names, (min(low), max(high)))
+    return found
 
 
 def _round_gemm_bias(graph: onnx.GraphProto) -> None:
@@ -217,17 +213,6 @@ def _reader(images: np.ndarray) -> object:
             return None if part is None else {INPUT: part}
 
     return Reader()
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """The quantiser prints, and warns of what is done here."""
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def narrow() -> bool:

@@ -56,7 +56,7 @@ def facts() -> dict[str, Any]:
 
 def references() -> list[Row]:
     return [
-        _row(entry["name"], entry["on_200"], entry["accuracy"], ALL, True, entry, target=entry.get("target"))
+        _row(entry["name"], entry["on_200"], entry["accuracy"], True, entry, target=entry.get("target"))
         for entry in facts()["references"]
     ]
 
@@ -79,13 +79,13 @@ def measure(network: Network) -> Row:
         cost = {}
     sizes = {"parameters": cost.get("deploy_parameters"), "macs": cost.get("macs")}
     on_200 = 100 * right[facts()["images"]].mean()
-    return _row(network.label, on_200, 100 * right.mean(), ALL, False, sizes, runtime=network.runtime, right=right)
+    return _row(network.label, on_200, 100 * right.mean(), False, sizes, runtime=network.runtime, right=right)
 
 
-def _row(model: str, on_200: float, accuracy: float, images: int, reference: bool, sizes: dict, **more: Any) -> Row:
+def _row(model: str, on_200: float, accuracy: float, reference: bool, sizes: dict, **more: Any) -> Row:
     few = len(facts()["images"])
     low, high = _wilson(on_200, few)
-    all_low, all_high = _wilson(accuracy, images)
+    all_low, all_high = _wilson(accuracy, ALL)
     return Row(
         model=model,
         reference=reference,

@@ -138,10 +138,6 @@ def _mean(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any] | Non
     return {"op": "AveragePool"}
 
 
-def _pair(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any]:
-    return {"inputs": list(node.input)}
-
-
 def _concat(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any] | None:
     return {"inputs": list(node.input)} if given["axis"] in (1, -3) else None
 
@@ -160,21 +156,9 @@ def _resize(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any] | N
     return {"factors": [int(factor) for factor in scales[2:]]}
 
 
-def _flat(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any]:
-    return {"op": "Flatten"}
-
-
-def _same(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any]:
-    return {}
-
-
 def _clip(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any] | None:
     low, high = (float(held.tensors[name]) if name else None for name in [*node.input[1:], "", ""][:2])
     return None if low is None or high is None else {"low": low, "high": high}
-
-
-def _hard(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any]:
-    return {"alpha": given.get("alpha", 0.2), "beta": given.get("beta", 0.5)}
 
 
 OPERATORS: dict[str, Callable[[_Held, Any, dict[str, Any]], dict[str, Any] | None]] = {
@@ -184,13 +168,13 @@ OPERATORS: dict[str, Callable[[_Held, Any, dict[str, Any]], dict[str, Any] | Non
     "AveragePool": _pool,
     "GlobalAveragePool": _mean,
     "ReduceMean": _mean,
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _pair),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), lambda held, node, given: {"inputs": list(node.input)}),
     "Concat": _concat,
     "Slice": _slice,
     "Resize": _resize,
-    **dict.fromkeys(("Flatten", "Reshape", "Squeeze"), _flat),
-    **dict.fromkeys(("Relu", "Sigmoid"), _same),
-    "HardSigmoid": _hard,
+    **dict.fromkeys(("Flatten", "Reshape", "Squeeze"), lambda held, node, given: {"op": "Flatten"}),
+    **dict.fromkeys(("Relu", "Sigmoid"), lambda held, node, given: {}),
+    "HardSigmoid": lambda held, node, given: {"alpha": given.get("alpha", 0.2), "beta": given.get("beta", 0.5)},
     "Clip": _clip,
 }
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,8 @@ def compare(row: Proof, found: np.ndarray, wanted: np.ndarray, labels: np.ndarra
 def time_all(rows: Sequence[Proof], asks: Sequence[Ask], images: np.ndarray, rounds: int = ROUNDS) -> list[Proof]:
     """The rows with their speeds, taken in turns: latency at batch 1, throughput at the batch of `images`."""
     one = images[:1].copy()
-    single = [Meter(_call(ask, one), apart=True) for ask in asks]
-    many = [Meter(_call(ask, images)) for ask in asks]
+    single = [Meter(partial(ask, one), apart=True) for ask in asks]
+    many = [Meter(partial(ask, images)) for ask in asks]
     interleave([meter for pair in zip(single, many, strict=True) for meter in pair], rounds)
     timed = []
     for row, alone, together in zip(rows, single, many, strict=True):
@@ -87,10 +88,6 @@ def latency(seconds: Sequence[float]) -> dict[str, float]:
     """Median and 90th percentile in milliseconds, to four digits."""
     middle = spread([1000 * each for each in seconds]).median
     return {"median": float(f"{middle:.4g}"), "p90": float(f"{1000 * p90(seconds):.4g}")}
-
-
-def _call(ask: Ask, images: np.ndarray) -> Callable[[], object]:
-    return lambda: ask(images)
 
 
 def memory(content: bytes, suffix: str, runtime: str, size: int) -> float | None:

@@ -138,7 +138,7 @@ def _real(values: np.ndarray, end: dict[str, Any]) -> np.ndarray:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """The converter and the runtime write progress to both streams, from C++ too."""
+    """Converters, quantisers and runtimes write progress to both streams, from C++ too."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]

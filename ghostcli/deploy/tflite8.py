@@ -13,7 +13,7 @@ import numpy as np
 
 from ghostcli.deploy import tflite
 from ghostcli.deploy.about import About
-from ghostcli.deploy.int8 import AT_A_TIME, Observed, Ranges
+from ghostcli.deploy.int8 import AT_A_TIME, Observed, Ranges, joined
 from ghostcli.deploy.onnxfile import require
 from ghostcli.errors import GhostError
 
@@ -62,7 +62,8 @@ def quantise(content: bytes, about: About, images: np.ndarray, ranges: Ranges) -
         whole, count = _integers(made)
         if whole < count or not whole:
             raise GhostError(f"tflite-int8: {count - whole} of {count} convolutions and matrix products stay in float")
-        described = replace(about, input=_input(made, about), output=_output(made, about))
+        pixels, logits = _ends(made, about)
+        described = replace(about, input=pixels, output=logits)
     return tflite.described(made, described), f"{whole} of {count}"
 
 
@@ -75,15 +76,9 @@ def _statistics(low: float, high: float, depth: int) -> dict[str, Any]:
 
 
 def _joined(held: Any, ranges: Ranges) -> dict[str, tuple[float, float]]:
-    """One range for all that a concatenation joins: with one scale it is a copy of bytes."""
     names = {one["index"]: one["name"] for one in held.get_tensor_details()}
-    joined = dict(ranges)
-    for node in _nodes(held):
-        if node["op_name"] == "CONCATENATION":
-            parts = [names[int(index)] for index in (*node["inputs"], *node["outputs"])]
-            low, high = zip(*(joined[name] for name in parts), strict=True)
-            joined |= dict.fromkeys(parts, (min(low), max(high)))
-    return joined
+    nodes = [node for node in _nodes(held) if node["op_name"] == "CONCATENATION"]
+    return joined(ranges, [[names[int(index)] for index in (*node["inputs"], *node["outputs"])] for node in nodes])
 
 
 def _integers(content: bytes) -> tuple[int, int]:
@@ -99,12 +94,11 @@ def _nodes(held: Any) -> list[dict[str, Any]]:
     return held._get_ops_details()  # the runtime has no public list of its operators
 
 
-def _input(content: bytes, about: About) -> str:
-    scale, zero = tflite.interpreter(content, "tflite-int8").get_input_details()[0]["quantization"]
-    shape = f"int8 [N, 3, {about.size}, {about.size}]"
-    return f"{shape}, red, green, blue p in 0..1 as round(p / {scale:.8g}) + {zero}; the file normalises them itself"
-
-
-def _output(content: bytes, about: About) -> str:
-    scale, zero = tflite.interpreter(content, "tflite-int8").get_output_details()[0]["quantization"]
-    return f"int8 [N, {len(about.classes)}], a logit is (value - {zero}) * {scale:.8g}"
+def _ends(content: bytes, about: About) -> tuple[str, str]:
+    """What the file takes and gives, in words."""
+    held = tflite.interpreter(content, "tflite-int8")
+    scale, zero = held.get_input_details()[0]["quantization"]
+    to_scale, to_zero = held.get_output_details()[0]["quantization"]
+    pixels = f"red, green, blue p in 0..1 as round(p / {scale:.8g}) + {zero}; the file normalises them itself"
+    logits = f"a logit is (value - {to_zero}) * {to_scale:.8g}"
+    return f"int8 [N, 3, {about.size}, {about.size}], {pixels}", f"int8 [N, {len(about.classes)}], {logits}"

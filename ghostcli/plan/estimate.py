@@ -156,7 +156,7 @@ def _cost(job: Job, rates: Rates, runs: Path, seen: dict[str, dict[int, int]]) -
             _see(seen[teacher.id], job)
             computed = round(train * (_distinct(seen[teacher.id], views) - before))
         seconds += computed * FORWARD * rates.seconds(teacher.student)
-    left = 1 - _share_done(job, runs)
+    left = 1 - min(len(record_of(job, runs).metrics()) / epochs, 1.0)
     return Cost(seconds * left, space, rates.basis[job.student])
 
 
@@ -165,11 +165,6 @@ def copies(job: Job) -> int:
     and averaged or selected weights."""
     kept = 2 + (job.recipe.train.ema > 0) + (job.recipe.data.validation > 0)
     return 1 + 2 * kept
-
-
-def _share_done(job: Job, runs: Path) -> float:
-    """The finished share of a run."""
-    return min(len(record_of(job, runs).metrics()) / job.recipe.train.last_epoch, 1.0)
 
 
 def _views(job: Job) -> int:

@@ -26,7 +26,7 @@ from ghostcli.records.record import RunRecord
 from ghostcli.report import run, study
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Template
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,13 @@ def _file(name: str) -> str:
 
 
 @cache
-def _template():
-    return _environment().from_string(_file("page.html"))
-
-
-def _environment() -> Environment:
+def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
-    return Environment(
+    made = Environment(
         autoescape=True, finalize=_plain, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    return made.from_string(_file("page.html"))
 
 
 def _plain(value: Any) -> Any:
