@@ -222,6 +222,17 @@ def peers() -> str:
     return f"{said}\n\n{table(titles, rows)}"
 
 
+def scale() -> str:
+    found = results("scale")
+    counts = list(next(iter(found["figures"].values())))
+    rows = []
+    for command, sizes in found["figures"].items():
+        seconds = [f"{sizes[count]['seconds']:.1f}" for count in counts]
+        rows.append([command, *seconds, f"{max(size['megabytes'] for size in sizes.values())}"])
+    said = f"{found['machine']}, load {found['load']}."
+    return f"{said}\n\n{table(['command', *(f'{int(count):,} runs, s' for count in counts), 'at most, MB'], rows)}"
+
+
 def results(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -241,6 +252,7 @@ MADE: dict[str, Callable[[], str]] = {
     "newcomer": newcomer,
     "networks": networks,
     "formats": formats,
+    "scale": scale,
     "peers": peers,
 }
 
