@@ -148,25 +148,25 @@ def test_a_gate_is_multiplied_pixel_by_nearest_pixel(ops, side, coarse, within):
         torch.testing.assert_close(ours.permute(0, 3, 1, 2).double(), theirs.detach(), rtol=1e-5, atol=1e-5)
 
 
-@needs_compiler
+@pytest.mark.parametrize("ops", [pytest.param(native, marks=needs_compiler), pytorch])
 @pytest.mark.parametrize(
     "shape", [(2, 1, 1, 1), (3, 5, 7, 3), (4, 8, 8, 8), (5, 9, 9, 10), (2, 30, 31, 20), (3, 4, 4, 75)]
 )
 @pytest.mark.parametrize("relu", [True, False])
-def test_a_batch_norm_is_torchs(shape, relu):
+def test_a_batch_norm_is_torchs(ops, shape, relu):
     """Float64 is the oracle. One channel is large and nearly constant: the squares need a pivot."""
     torch.manual_seed(0)
     x, dout, gamma, beta = pixels(*shape), pixels(*shape), torch.randn(shape[3]), torch.randn(shape[3])
     x[..., 0] = 50 + 0.1 * x[..., 0]
     leaves = [v.double().requires_grad_() for v in (x, gamma, beta)]
     expected = F.batch_norm(leaves[0].flatten(0, 2), None, None, *leaves[1:], training=True, eps=1e-5).view(shape)
-    out, mean, var = native.normalise(x, gamma, beta, 1e-5, relu)
+    out, mean, var = ops.normalise(x, gamma, beta, 1e-5, relu)
     torch.testing.assert_close(mean.double(), leaves[0].detach().mean((0, 1, 2)))
     torch.testing.assert_close(var.double(), leaves[0].detach().var((0, 1, 2), correction=0), rtol=1e-4, atol=1e-6)
     shown = expected * (out > 0) if relu else expected  # at a zero, rounding decides about the sign
     torch.testing.assert_close(out.double(), shown.detach(), rtol=1e-4, atol=1e-4)
     shown.backward(dout.double())
-    found = native.normalise_backward(dout, out if relu else None, x, gamma, 1e-5, mean, var)
+    found = ops.normalise_backward(dout, out if relu else None, x, gamma, 1e-5, mean, var)
     for ours, leaf in zip(found, leaves, strict=True):
         torch.testing.assert_close(ours.double(), leaf.grad, rtol=1e-3, atol=1e-3)
 

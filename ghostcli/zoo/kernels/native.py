@@ -282,7 +282,6 @@ def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool) ->
 def normalise_backward(
     dout: Tensor, out: Tensor | None, x: Tensor, gamma: Tensor, eps: float, mean: Tensor, var: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of pixels, gamma and beta. `dout` counts where `out` is positive, everywhere if it is None."""
     dx, dgamma, dbeta = x.new_empty(x.shape), x.new_empty(len(gamma)), x.new_empty(len(gamma))
     _call("norm_backward", dout, out, x, *_rows(x), gamma, eps, mean, var, dx, dgamma, dbeta)
     return dx, dgamma, dbeta
