@@ -195,6 +195,12 @@ def submit(place: Place) -> float:
     return round(seconds, 1)
 
 
+def told(folder: Path) -> str:
+    """The end of what the command and its jobs said."""
+    files = [folder / "said", *folder.glob("runs/.jobs/*/*.log")]
+    return "\n".join(f"{file.name}: {file.read_text()[-3000:]}" for file in files)
+
+
 def losses(place: Place, count: int, rng: random.Random, end: float) -> Counter[str]:
     """Lose things at random until a plan is done, and all over again, `count` times in all."""
     with tempfile.TemporaryDirectory(prefix="ghost-cluster-") as name:
@@ -219,7 +225,7 @@ def losses(place: Place, count: int, rng: random.Random, end: float) -> Counter[
                         struck[what] += 1
                         print(f"{place.name}: lost {what} ({struck.total()} of {count})", file=sys.stderr)
                 code = command.wait(600)
-                assert code in (0, 75, -signal.SIGKILL), (code, (folder / "said").read_text()[-3000:])
+                assert code in (0, 75, -signal.SIGKILL), f"code {code}\n{told(folder)}"
             wrong = crash.differences(expected, folder / "runs")
             assert not wrong, f"{place.name}, after {struck.total()} losses: {wrong}"
     return struck

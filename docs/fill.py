@@ -63,33 +63,16 @@ def demo() -> str:
     return table(["how it learnt", "accuracy, %", "against alone [95 %]", "verdict"], rows)
 
 
-def study() -> list[Row]:
-    """The rows of the study of docs/study.md, the untaught first. A control stands in the row that it belongs to."""
+def study() -> str:
+    """The students of docs/study.md, the untaught first. A control is a row too."""
     admitted = admit(record.scan(STUDIES / "cifar10"))
     found = [row for one in tables.judged(tables.every(admitted)) for row in one.filled if row.student == "gns:0.25"]
-    return sorted(found, key=lambda row: (row.taught, row.group.strategy))
-
-
-def cifar() -> str:
     rows = []
-    for row in study():
-        below = ["", "", ""]
-        if row.control and row.control.delta:
-            difference = text_table.interval(row.control.delta).rstrip("†")
-            below = [text_table.accuracy(row.control.ours, row.control.group), difference, row.control.verdict or ""]
-        rows.append([_way(row), accuracy(row), against(row), verdict(row), *below])
-    titles = ["how it learnt", "accuracy, %", "against alone [95 %]", "verdict"]
-    return table([*titles, "its control, %", "against its control [95 %]", "verdict"], rows)
-
-
-def answer() -> str:
-    """The same without the controls, for the README."""
-    rows = [[_way(row), accuracy(row), against(row), verdict(row)] for row in study()]
+    for row in sorted(found, key=lambda row: (row.taught, row.group.strategy)):
+        rows.append([f"taught: {row.group.how}" if row.taught else "alone", accuracy(row), against(row), verdict(row)])
+        if row.control and row.control.group:
+            rows.append(["its control", text_table.accuracy(row.control.ours, row.control.group), "", ""])
     return table(["how it learnt", "accuracy, %", "against alone [95 %]", "verdict"], rows)
-
-
-def _way(row: Row) -> str:
-    return f"taught: {row.group.how}" if row.taught else "alone"
 
 
 def again() -> str:
@@ -243,8 +226,7 @@ def spread(values: Sequence[float]) -> str:
 
 MADE: dict[str, Callable[[], str]] = {
     "demo": demo,
-    "verdict": answer,
-    "study": cifar,
+    "study": study,
     "again": again,
     "certain": certain,
     "choice": choice,
