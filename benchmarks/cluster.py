@@ -150,7 +150,8 @@ def places() -> Iterator[list[Place]]:
             print(f"no Slurm: {', '.join(slurm.missing())} not found", file=sys.stderr)
         else:
             found.append(OnSlurm(stack.enter_context(slurm.running())))
-        os.environ.update(PYTHONPATH=str(crash.ROOT), RAY_USAGE_STATS_ENABLED="0")
+        # Jobs get the environment of the cluster on Ray, and that of the command elsewhere: both are the same.
+        os.environ.update(crash.ENVIRONMENT, RAY_USAGE_STATS_ENABLED="0")
         os.environ["RAY_" + "worker_niceness"] = "0"
         try:
             from ray.cluster_utils import Cluster
