@@ -11,12 +11,17 @@ import os
 import signal
 import socket
 from collections import Counter
+from types import SimpleNamespace
 
 import clusters
 import crash
 import psutil
 import pytest
 from clusters import GRAPHS, KD, SLOW, differences, trains, until
+
+from ghostcli.errors import UsageError
+from ghostcli.run import on_ray, spec
+from ghostcli.run.job import Options
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ghostcli[ray]'")
 
@@ -52,6 +57,36 @@ def cluster():
 @pytest.fixture
 def ghost(cluster, tmp_path):
     return functools.partial(clusters.ghost, tmp_path, {"RAY_ADDRESS": cluster.address})
+
+
+HERE, LOST = "0f" * 28, "f0" * 28  # ids of machines
+
+
+@pytest.mark.parametrize("left", [[HERE], [HERE, LOST]])
+def test_a_machine_that_is_lost_while_it_is_asked(tmp_path, left):
+    """It gets no jobs. One that is there and fails is an error."""
+    lines, alive = [], [[HERE, LOST], left]
+
+    def answer(node, timeout):
+        if node == LOST:
+            raise ray.exceptions.RayError("the node is dead or unavailable")
+        return "one", "", spec.require_seen(tmp_path, executor.seen, "one")
+
+    class Asked:
+        def options(self, scheduling_strategy):
+            return SimpleNamespace(remote=lambda *_: scheduling_strategy.node_id)
+
+    executor = on_ray.Ray(Options(tmp_path, "cpu", quiet=True), 1)
+    executor.show = SimpleNamespace(warn=lines.append)
+    executor.seen = spec.mark(tmp_path)
+    executor.ray = SimpleNamespace(remote=lambda **_: lambda _: Asked(), get=answer, exceptions=ray.exceptions)
+    executor._nodes = lambda: dict.fromkeys(alive[0] if len(alive) == 1 else alive.pop(0))
+    if LOST in left:
+        with pytest.raises(UsageError, match="ghost cannot start on the machine f0f0f0f0"):
+            executor._require_same_everywhere()
+    else:
+        executor._require_same_everywhere()
+        assert lines == ["Ray: the machine f0f0f0f0 was lost while it was asked"]
 
 
 @pytest.mark.long

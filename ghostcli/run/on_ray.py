@@ -192,6 +192,9 @@ class Ray(Elsewhere):
             except self.ray.exceptions.GetTimeoutError as error:
                 raise UsageError(f"--on ray: the machine {node[:8]} did not answer in {LOOKS:.0f} s") from error
             except self.ray.exceptions.RayError as error:
+                if node not in self._nodes():  # the jobs go to the others
+                    self.show.warn(f"Ray: the machine {node[:8]} was lost while it was asked")
+                    continue
                 said = printable(str(error).strip().splitlines()[-1])
                 raise UsageError(f"--on ray: ghost cannot start on the machine {node[:8]}: {said}") from error
             if not wrong and abs(when - here) > 1:
