@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -161,3 +162,30 @@ def test_a_busy_cluster_is_asked_twice(failures, tmp_path, capsys):
             pass
     assert asked == [address] * 2
     assert "trying once more" in capsys.readouterr().err
+
+
+REQUEUES = """
+from ghostcli.errors import GhostError
+from ghostcli.run import carry
+
+carry.TAKEN_AWAY = 0
+try:
+    carry._requeue()
+except GhostError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "code"),
+    [("exit 0", 75), ("kill -TERM $$", 75), ("kill -TERM $PPID; sleep 60", 75), ("echo no such job >&2; exit 1", 0)],
+)
+def test_slurm_may_end_a_job_that_asks_to_be_requeued_before_it_answers(tmp_path, scontrol, code):
+    """It sends SIGTERM to all of the job's processes, and scontrol is one. Only a refusal is an error."""
+    asked = tmp_path / "scontrol"
+    asked.write_text(f"#!/bin/sh\n{scontrol}\n")
+    asked.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
+    done = subprocess.run([sys.executable, "-c", REQUEUES], env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("no such job; give the command again" in done.stdout) == (code == 0)

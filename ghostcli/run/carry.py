@@ -103,11 +103,13 @@ def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 
 def _requeue() -> None:
     """Ask Slurm to run this job again. It ends this process, and jobs that depend on it go on waiting."""
+    # Slurm may send SIGTERM before scontrol has answered. There is no outcome then: it is not over.
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(Interrupted.exit_code))
     asked = _scontrol("requeue", os.environ["SLURM_JOB_ID"])
-    if asked.returncode:
+    if asked.returncode > 0:
+        signal.signal(signal.SIGTERM, before)
         raise GhostError(f"scontrol requeue: {asked.stderr.strip()}; give the command again, and it goes on")
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(Interrupted.exit_code))  # without an outcome: it is not over
-    time.sleep(TAKEN_AWAY)
+    time.sleep(TAKEN_AWAY)  # below 0: Slurm ended scontrol too, so it has heard the question
     os._exit(Interrupted.exit_code)
 
 
