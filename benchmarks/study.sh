@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The study of docs/study.md, in runs/study: GN-S 0.25 on all of CIFAR-10, recipe ghost/fast, 16 epochs. Alone; taught by
 # pretrained/gns-1.0; by the same teacher made blind to the image (the control); and in other ways, with fewer seeds.
-# About 12 minutes a training on one core with AVX-512, two at a time. Give it again after a stop: it goes on.
+# Two at a time, on one core each. Give it again after a stop: it goes on.
 # `benchmarks/study.sh keep` copies what tables need to runs/studies/cifar10.
 set -euo pipefail
 ghost=${GHOST:-.venv/bin/ghost}

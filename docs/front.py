@@ -14,14 +14,13 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ghostcli import zoo
 from ghostcli.deploy import mlperf
 from ghostcli.paper import label
 from ghostcli.records import trained
 from ghostcli.records.model import RunResult
-from ghostcli.render.figures import GREY, PALETTE, canvas, save, styled
+from ghostcli.render.figures import GREY, PALETTE, canvas, cost_axis, save, styled
 
 DOCS = Path(__file__).resolve().parent
 #: Name, multiply-accumulates of one image in millions, accuracy in percent.
@@ -51,10 +50,7 @@ def theirs() -> list[Point]:
 @styled
 def front() -> Figure:
     figure, [[axes]] = canvas(size=(7.2, 3.8))
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    cost_axis(axes)
     _draw(axes, theirs(), "published by others", color=GREY, marker="o", linestyle="none")
     _draw(axes, ours(), "come with ghost", color=PALETTE[0], marker="D", linestyle="-")
     axes.set_xlim(0.4, 350)

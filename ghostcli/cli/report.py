@@ -109,7 +109,7 @@ def _serve(names: Sequence[str], runs: Path, port: int, show: bool) -> None:
         if show and not webbrowser.open(server.address):
             console.print("No browser was found: open the address by hand.", style="dim")
         try:
-            server.until_stopped()
+            server.serve_forever()
         except Interrupted:  # asked to stop, which is no failure
             return
 

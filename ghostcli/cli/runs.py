@@ -210,7 +210,7 @@ def sync_runs(
                 console.print(printable(error), style="yellow", markup=False)
             if not follow:
                 return
-            signals.raise_if_received()  # a tracker may have caught the signal's exception
+            signals.raise_if_received()  # a tracker may have caught whatever was raised
             time.sleep(2)
     except Interrupted:
         if not follow:

@@ -202,18 +202,23 @@ def _width(student: str) -> float:
     return float(student.partition(":")[2])
 
 
+def cost_axis(axes: Axes) -> None:
+    """A logarithmic x axis with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 @styled
 def front(points: Sequence[Point], cost: str = "Parameters, train form (millions)", title: str = "") -> Figure:
     """Accuracy against cost (log axis) by series, with the Pareto front."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
     _needs(points, "a front needs at least one finished run")
     figure, [[axes]] = canvas(size=(6.8, 4.4))
     if all(point.cost > 0 for point in points):
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        cost_axis(axes)
     best = pareto(points)
     axes.step(
         [p.cost for p in best],

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from ghostcli import signals
 from ghostcli.errors import GhostError, printable
 
 HOST = "127.0.0.1"
@@ -31,14 +30,6 @@ class Server(ThreadingHTTPServer):
     @property
     def address(self) -> str:
         return f"http://{HOST}:{self.server_port}/"
-
-    def until_stopped(self) -> None:
-        """Serve. Raises Interrupted after a signal, between two requests: amid one, Python's server catches it."""
-        with signals.polled():
-            self.serve_forever(poll_interval=0.1)
-
-    def service_actions(self) -> None:
-        signals.raise_if_received()
 
     def page(self) -> tuple[bytes, str]:
         """The page as it is now, and its version."""
