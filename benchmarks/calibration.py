@@ -32,7 +32,7 @@ from ghostcli.records.storage import write_json
 
 SIZES = (3, 5, 10)
 SEEDS = range(20)
-EPOCHS = {"whole": 8, "shorter": 6}
+EPOCHS = {"whole": 4, "shorter": 3}
 
 
 def commands(runs: Path, student: str, recipe: str) -> list[list[str]]:

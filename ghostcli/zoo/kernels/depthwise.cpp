@@ -30,7 +30,7 @@ template <class T> struct Padded {
             for (long w = 0; w < im.W; w++, x += im.pitch, only_where_positive += mask_pitch) {
                 T *to = at(h, w);
                 for (long c = 0; c < im.C; c += LANES) {
-                    v8f v = load(x + c, im.C - c);
+                    vf v = load(x + c, im.C - c);
                     if (mask_pitch) v = select_positive(load(only_where_positive + c, im.C - c), v);
                     store_as(to + c, v);
                 }
@@ -97,12 +97,12 @@ void direct_moments(const float *x, Images im, long stride, float *mean, float *
 // TILE neighbouring outputs, `step` floats apart in the input, of coefficients [T][Cp] (mirrored: of their mirror
 // image); `p` is the first tap of the first output.
 template <int KH, int KW, int TILE, bool MIRRORED = false>
-inline void taps(const float *p, long row, long step, long Cp, const float *coefficients, v8f (&acc)[TILE]) {
+inline void taps(const float *p, long row, long step, long Cp, const float *coefficients, vf (&acc)[TILE]) {
     #pragma GCC unroll 5
     for (int dy = 0; dy < KH; dy++)
         #pragma GCC unroll 5
         for (int dx = 0; dx < KW; dx++) {
-            const v8f k = loadf(coefficients + (MIRRORED ? KH * KW - 1 - dy * KW - dx : dy * KW + dx) * Cp);
+            const vf k = loadf(coefficients + (MIRRORED ? KH * KW - 1 - dy * KW - dx : dy * KW + dx) * Cp);
             #pragma GCC unroll 4
             for (int i = 0; i < TILE; i++) acc[i] += k * loadf(p + dy * row + i * step + dx * Cp);
         }
@@ -124,7 +124,7 @@ void forward(const float *x, Images im, long stride, const float *kernel, const 
                     const float *p = image.at(h * stride - KH / 2, -KW / 2) + c;
                     float *to = out + (n * Ho + h) * Wo * out_pitch + c;
                     for (long w = 0; w < Wo; w += TILE) {
-                        v8f acc[TILE];
+                        vf acc[TILE];
                         for (auto &a : acc) a = loadf(b.data() + c);
                         taps<KH, KW, TILE>(p + w * step, row, step, Cp, k.data() + c, acc);
                         for (long i = 0; i < TILE && w + i < Wo; i++)
@@ -148,11 +148,11 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
         for (long n = begin; n < end; n++) {
             image.fill(im, x + n * im.H * im.W * im.pitch);
             for (long c = 0; c < Cp; c += LANES) {
-                v8f acc[T + 1] = {};
+                vf acc[T + 1] = {};
                 for (long h = 0; h < Ho; h++)
                     for (long w = 0; w < Wo; w++) {
                         const long pixel = (n * Ho + h) * Wo + w;
-                        v8f d = load(dz + pixel * dz_pitch + c, im.C - c);
+                        vf d = load(dz + pixel * dz_pitch + c, im.C - c);
                         if (z) d = select_positive(load(z + pixel * z_pitch + c, im.C - c), d);
                         const float *p = image.at(h * stride - KH / 2, w * stride - KW / 2) + c;
                         acc[T] += d;
@@ -179,8 +179,8 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
 
 // The convolution alone, at stride 2: a pixel was seen through every second tap, of rows and of columns.
 template <int KH, int KW, int TOP, int LEFT>
-inline v8f seen_through(const float *d, long row, long Cp, const float *kernel) {
-    v8f sum = {};
+inline vf seen_through(const float *d, long row, long Cp, const float *kernel) {
+    vf sum = {};
     #pragma GCC unroll 3
     for (int ky = TOP; ky < KH; ky += 2)
         #pragma GCC unroll 3
@@ -207,11 +207,11 @@ void strided_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitc
                     const float *d = delta.at(y / 2, v / 2);
                     for (long c = 0; c < Cp; c += LANES) {
                         const float *k = k_.data() + c;
-                        const v8f sum = y % 2 ? (v % 2 ? seen_through<KH, KW, 1, 1>(d + c, row, Cp, k)
+                        const vf sum = y % 2 ? (v % 2 ? seen_through<KH, KW, 1, 1>(d + c, row, Cp, k)
                                                        : seen_through<KH, KW, 1, 0>(d + c, row, Cp, k))
                                               : (v % 2 ? seen_through<KH, KW, 0, 1>(d + c, row, Cp, k)
                                                        : seen_through<KH, KW, 0, 0>(d + c, row, Cp, k));
-                        finish(pixel, c, im.C, sum, finish.mask ? load(x + pixel * im.pitch + c, im.C - c) : v8f{});
+                        finish(pixel, c, im.C, sum, finish.mask ? load(x + pixel * im.pitch + c, im.C - c) : vf{});
                     }
                 }
         }
@@ -234,15 +234,15 @@ void direct_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch
                 for (long w = 0; w < Wo; w++) {
                     const long pixel = (n * Ho + h) * Wo + w;
                     for (long c = 0; c < Cp; c += LANES) {
-                        v8f d = load(dz + pixel * dz_pitch + c, im.C - c);
+                        vf d = load(dz + pixel * dz_pitch + c, im.C - c);
                         if (z) d = select_positive(load(z + pixel * z_pitch + c, im.C - c), d);
                         const float *p = image.at(h * stride - KH / 2, w * stride - KW / 2) + c;
                         float *g = gradient.at(h * stride - KH / 2, w * stride - KW / 2) + c;
-                        v8f patch[T];
+                        vf patch[T];
                         #pragma GCC unroll 25
                         for (int l = 0; l < T; l++) patch[l] = loadf(p + ((l / KW) * image.columns + l % KW) * Cp);
                         for (int k = 0; k < T; k++) {
-                            v8f v = loadf(t_.data() + k * Cp + c) + loadf(k_.data() + k * Cp + c) * d;
+                            vf v = loadf(t_.data() + k * Cp + c) + loadf(k_.data() + k * Cp + c) * d;
                             #pragma GCC unroll 25
                             for (int l = 0; l < T; l++) v += loadf(S_.data() + (k * T + l) * Cp + c) * patch[l];
                             float *to = g + ((k / KW) * image.columns + k % KW) * Cp;

@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -34,15 +35,16 @@ SOURCES = ("algebra.cpp", "depthwise.cpp", "pointwise.cpp", "multiply.cpp", "nor
 HEADERS = ("rows.h", "vector.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
 BUILD_SECONDS = 120
+NARROW, WIDE = 8, 16  # floats in a vector; WIDE needs AVX-512
 
 
 def available() -> bool:
-    return _library()[0] is not None
+    return _library(NARROW)[0] is not None
 
 
 def reason() -> str:
     """One sentence: why the kernels are used or not used."""
-    return _library()[1]
+    return _library(NARROW)[1]
 
 
 def _cpu() -> str:
@@ -51,14 +53,14 @@ def _cpu() -> str:
     return "\n".join(sorted(lines)) or platform.processor() + platform.machine()
 
 
-@functools.lru_cache(maxsize=1)
-def _library() -> tuple[ctypes.CDLL | None, str]:
-    """The loaded library or None, and a sentence about it. Tried once per process."""
+@functools.cache
+def _library(lanes: int) -> tuple[ctypes.CDLL | None, str]:
+    """The loaded library for vectors of `lanes` floats, or None, and a sentence about it. Tried once per process."""
     compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return None, "No C++ compiler (g++ or clang++) was found, so plain PyTorch is used."
     try:
-        path = _built(compiler)
+        path = _built(compiler, lanes)
         return ctypes.CDLL(str(path)), f"Compiled by {compiler}, kept at {path}."
     except subprocess.CalledProcessError as e:
         last = (e.stderr or "").strip().splitlines()
@@ -67,12 +69,12 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
         return None, f"The compiled kernels are not available ({e})."
 
 
-def _built(compiler: str) -> Path:
+def _built(compiler: str, lanes: int) -> Path:
     """The path of the library in the cache. It is built if it is missing."""
-    here = Path(__file__).parent
+    here, flags = Path(__file__).parent, (*FLAGS, f"-DWIDTH={lanes}")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=20)
     digest = hashlib.sha256()
-    for part in (*FLAGS, version.stdout, _cpu(), torch.__version__):
+    for part in (*flags, version.stdout, _cpu(), torch.__version__):
         digest.update(part.encode() + b"\0")
     for name in SOURCES + HEADERS:
         digest.update((here / name).read_bytes() + b"\0")
@@ -82,10 +84,14 @@ def _built(compiler: str) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
-        objects = []
-        for name in SOURCES:
-            objects.append(str(Path(scratch) / f"{name}.o"))
-            _run(compiler, *FLAGS, "-c", str(here / name), "-o", objects[-1])
+        objects = [str(Path(scratch) / f"{name}.o") for name in SOURCES]
+        with ThreadPoolExecutor() as pool:
+            compiled = [
+                pool.submit(_run, compiler, *flags, "-c", str(here / name), "-o", to)
+                for name, to in zip(SOURCES, objects, strict=True)
+            ]
+        for one in compiled:
+            one.result()
         library = Path(scratch) / "kernels.so"
         # without its own OpenMP runtime the library uses PyTorch's, and shares its thread pool
         _run(compiler, "-shared", *objects, "-o", str(library))
@@ -105,14 +111,31 @@ Argument = Tensor | int | float | None
 _TYPES = {int: ctypes.c_long, bool: ctypes.c_long, float: ctypes.c_double}
 
 
-def _call(name: str, *arguments: Argument) -> None:
-    """The function `name` of the library, in C: a pointer for a tensor or None, long for int, double for float."""
-    function = getattr(_library()[0], name)
+def _call(name: str, *arguments: Argument, wide: bool = False) -> None:
+    """The function `name` of a library, in C: a pointer for a tensor or None, long for int, double for float.
+
+    `wide`: of the library with the longer vectors, where this processor has them.
+    """
+    library = (_wide_library() if wide else None) or _library(NARROW)[0]
+    function = getattr(library, name)
     if function.argtypes is None:  # its first call
         function.restype = None
         function.argtypes = [*(_TYPES.get(type(a), ctypes.c_void_p) for a in arguments), ctypes.c_long]
     given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     function(*given, torch.get_num_threads())
+
+
+@functools.cache
+def _wide_library() -> ctypes.CDLL | None:
+    return _library(WIDE)[0] if "avx512f" in cpuinfo().split() else None
+
+
+def _fits(*channels: int) -> bool:
+    """Whether wide vectors pay where work grows with padding: they add at most a quarter to any count of channels.
+
+    Products of 1x1 convolutions gain even where they add half: only a few channels keep them narrow.
+    """
+    return all(-(-c // WIDE) * WIDE <= 1.25 * (-(-c // NARROW) * NARROW) for c in channels)
 
 
 def _map(x: Tensor | None) -> tuple[Tensor | None, int]:
@@ -140,7 +163,7 @@ def moments(x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
     c, t = x.shape[3], math.prod(k)
     if k == DENSE:
         mean, cov = x.new_empty(c), x.new_empty(c, c)
-        _call("pointwise_moments", *_map(x), *_rows(x), mean, cov)
+        _call("pointwise_moments", *_map(x), *_rows(x), mean, cov, wide=_fits(c))
         return mean, cov
     mean, cov = x.new_empty(c, t), x.new_empty(c, t, t)
     _call("depthwise_moments", *_map(x), *x.shape, *k, stride, mean, cov)
@@ -218,9 +241,9 @@ def convolve(
         out = x.new_empty(n, -(-h // stride), -(-w // stride), o)
     kernel, bias = kernel.contiguous(), bias.contiguous()
     if k == DENSE:
-        _call("pointwise_forward", *_map(x), *_rows(x), kernel, bias, o, relu, *_map(out))
+        _call("pointwise_forward", *_map(x), *_rows(x), kernel, bias, o, relu, *_map(out), wide=o > NARROW)
     else:
-        _call("depthwise_forward", *_map(x), *x.shape, *k, stride, kernel, bias, relu, *_map(out))
+        _call("depthwise_forward", *_map(x), *x.shape, *k, stride, kernel, bias, relu, *_map(out), wide=_fits(o))
     return out
 
 
@@ -232,9 +255,11 @@ def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: Window, s
     o = dz.shape[3]
     dkernel, dbias = x.new_empty(kernel.shape), x.new_empty(o)
     if k == DENSE:
-        _call("pointwise_reduce", *_map(dz), *_map(z), *_map(x), *_rows(x), o, dkernel, dbias)
+        _call(
+            "pointwise_reduce", *_map(dz), *_map(z), *_map(x), *_rows(x), o, dkernel, dbias, wide=_fits(o, x.shape[3])
+        )
     else:
-        _call("depthwise_reduce", *_map(dz), *_map(z), *_map(x), *x.shape, *k, stride, dkernel, dbias)
+        _call("depthwise_reduce", *_map(dz), *_map(z), *_map(x), *x.shape, *k, stride, dkernel, dbias, wide=_fits(o))
     return Step(dkernel, dbias, dz, z)
 
 
@@ -254,9 +279,9 @@ def adjoint(
     statistics = (None, None) if S is None else (S.contiguous(), t.contiguous())
     rest = (kernel.contiguous(), *statistics, *_map(add), mask, *_map(dx))
     if k == DENSE:
-        _call("pointwise_adjoint", *maps, *_rows(x), step.dz.shape[3], *rest)
+        _call("pointwise_adjoint", *maps, *_rows(x), step.dz.shape[3], *rest, wide=x.shape[3] > NARROW)
     else:
-        _call("depthwise_adjoint", *maps, *x.shape, *k, stride, *rest)
+        _call("depthwise_adjoint", *maps, *x.shape, *k, stride, *rest, wide=_fits(x.shape[3]))
     return dx
 
 
@@ -275,7 +300,7 @@ def multiply_backward(dout: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Te
 def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Batch norm of gapless pixels in training, and ReLU if `relu`: the output, and mean and biased variance [C]."""
     out, mean, var = x.new_empty(x.shape), x.new_empty(len(gamma)), x.new_empty(len(gamma))
-    _call("norm_forward", x, *_rows(x), gamma, beta, eps, relu, mean, var, out)
+    _call("norm_forward", x, *_rows(x), gamma, beta, eps, relu, mean, var, out, wide=True)
     return out, mean, var
 
 
@@ -283,5 +308,5 @@ def normalise_backward(
     dout: Tensor, out: Tensor | None, x: Tensor, gamma: Tensor, eps: float, mean: Tensor, var: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx, dgamma, dbeta = x.new_empty(x.shape), x.new_empty(len(gamma)), x.new_empty(len(gamma))
-    _call("norm_backward", dout, out, x, *_rows(x), gamma, eps, mean, var, dx, dgamma, dbeta)
+    _call("norm_backward", dout, out, x, *_rows(x), gamma, eps, mean, var, dx, dgamma, dbeta, wide=True)
     return dx, dgamma, dbeta

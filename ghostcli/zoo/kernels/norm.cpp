@@ -1,4 +1,4 @@
-// Batch norm in training of float32 pixels without gaps, [count][C]: a vector of eight lanes holds pixels and channels
+// Batch norm in training of float32 pixels without gaps, [count][C]: a vector holds pixels and channels
 // mixed, as in rows.h. Sums over a block are in float32 around a value near the mean, sums over blocks in float64. Work is
 // split by block, in order, so a result depends on the number of threads only.
 #include <cmath>
@@ -34,7 +34,7 @@ template <class Terms> std::vector<double> two_sums(const Pixels &x, long thread
     x.each_block(threads, [&](long thread, long begin, long end) {
         double *out = partial.data() + thread * 2 * period;
         for (long r = 0; r < period && begin + r < end; r += LANES) {
-            v8f first = {}, second = {};
+            vf first = {}, second = {};
             for (long i = begin + r; i < end; i += period) {
                 auto [a, b] = terms(i, end - i, r);
                 for (long l = end - i; l < LANES; l++) a[l] = b[l] = 0;
@@ -53,7 +53,7 @@ template <class Terms> std::vector<double> two_sums(const Pixels &x, long thread
 }
 
 struct Two {
-    v8f first, second;
+    vf first, second;
 };
 
 }  // namespace
@@ -68,7 +68,7 @@ void norm_forward(const float *x_, long count, long C, const float *gamma, const
     std::vector<float> gain(C), shift(C);
     const std::vector<float> pivot = pivot_of(x_, C, count, C), near = x.by_lane(pivot.data());
     const std::vector<double> sums = two_sums(x, threads, [&](long i, long lanes, long r) {
-        const v8f d = load(x_ + i, lanes) - loadf(near.data() + r);
+        const vf d = load(x_ + i, lanes) - loadf(near.data() + r);
         return Two{d, d * d};
     });
     for (long c = 0; c < C; c++) {
@@ -82,7 +82,7 @@ void norm_forward(const float *x_, long count, long C, const float *gamma, const
     const std::vector<float> a = x.by_lane(gain.data()), b = x.by_lane(shift.data());
     x.each_block(threads, [&](long, long begin, long end) {
         for (long i = begin, r = 0; i < end; i += LANES, r = r + LANES < x.period() ? r + LANES : 0) {
-            const v8f v = load(x_ + i, end - i) * loadf(a.data() + r) + loadf(b.data() + r);
+            const vf v = load(x_ + i, end - i) * loadf(a.data() + r) + loadf(b.data() + r);
             store(y + i, end - i, relu ? positive_part(v) : v);
         }
     });
@@ -93,12 +93,12 @@ void norm_backward(const float *dy, const float *y, const float *x_, long count,
                    const float *mean, const float *var, float *dx, float *dgamma, float *dbeta, long threads) {
     const Pixels x{count, C};
     auto given = [=](long i, long lanes) {
-        const v8f d = load(dy + i, lanes);
+        const vf d = load(dy + i, lanes);
         return y ? select_positive(load(y + i, lanes), d) : d;
     };
     const std::vector<float> middle = x.by_lane(mean);
     const std::vector<double> sums = two_sums(x, threads, [&](long i, long lanes, long r) {
-        const v8f d = given(i, lanes);
+        const vf d = given(i, lanes);
         return Two{d, d * (load(x_ + i, lanes) - loadf(middle.data() + r))};
     });
     std::vector<float> gain(C), slope(C), constant(C);  // dx = gain dy + slope (x - mean) + constant
@@ -113,8 +113,8 @@ void norm_backward(const float *dy, const float *y, const float *x_, long count,
     const std::vector<float> a = x.by_lane(gain.data()), s = x.by_lane(slope.data()), b = x.by_lane(constant.data());
     x.each_block(threads, [&](long, long begin, long end) {
         for (long i = begin, r = 0; i < end; i += LANES, r = r + LANES < x.period() ? r + LANES : 0) {
-            const v8f away = load(x_ + i, end - i) - loadf(middle.data() + r);
-            const v8f d = given(i, end - i);
+            const vf away = load(x_ + i, end - i) - loadf(middle.data() + r);
+            const vf d = given(i, end - i);
             store(dx + i, end - i, d * loadf(a.data() + r) + away * loadf(s.data() + r) + loadf(b.data() + r));
         }
     });

@@ -48,7 +48,7 @@ struct Factors {
 template <int R, int V, int TERMS, class Finish>
 __attribute__((noinline)) void product_tile(const Factors (&terms)[TERMS], long columns, const float *bias, long r,
                                             long c, Finish finish) {
-    v8f acc[R][V];
+    vf acc[R][V];
     #pragma GCC unroll 8
     for (int i = 0; i < R; i++)
         #pragma GCC unroll 3
@@ -56,7 +56,7 @@ __attribute__((noinline)) void product_tile(const Factors (&terms)[TERMS], long 
     for (const Factors &term : terms) {
         const float *a = term.a + r * term.pitch, *b = term.b + c;
         for (long k = 0; k < term.inner; k++, b += columns) {
-            v8f row[V];
+            vf row[V];
             #pragma GCC unroll 3
             for (int j = 0; j < V; j++) row[j] = loadf(b + j * LANES);
             #pragma GCC unroll 8
@@ -85,9 +85,9 @@ void product(const Factors (&terms)[TERMS], long rows, long columns, const float
 template <int R, int V>
 __attribute__((noinline)) void gram_tile(const float *a, long a_pitch, const float *b, long b_pitch, long rows, double *out,
                       long out_pitch) {
-    v8f acc[R][V] = {};
+    vf acc[R][V] = {};
     for (long r = 0; r < rows; r++) {
-        v8f row[V];
+        vf row[V];
         #pragma GCC unroll 3
         for (int j = 0; j < V; j++) row[j] = loadf(b + r * b_pitch + j * LANES);
         #pragma GCC unroll 8
@@ -115,10 +115,10 @@ void copy_block(const Pixels &x, long first, long rows, const float *pivot, cons
                 double *sum) {
     for (long c = 0; c < x.channels; c += LANES) {
         const long left = x.channels - c;
-        const v8f shift = pivot ? loadf(pivot + c) : v8f{};
-        v8f total = {};
+        const vf shift = pivot ? loadf(pivot + c) : vf{};
+        vf total = {};
         for (long r = 0; r < rows; r++) {
-            v8f v = load(x.row(first + r) + c, left) - shift;
+            vf v = load(x.row(first + r) + c, left) - shift;
             if (z.data) v = select_positive(load(z.row(first + r) + c, left), v);
             total += v;
             storef(to + r * to_pitch + c, v);
@@ -169,7 +169,7 @@ void pointwise_forward(const float *x_, long pitch, long rows, long I, const flo
     each_thread(threads, blocks_of(rows, FEW), [&](int, long begin, long end) {
         for (long first = begin * FEW; first < std::min(end * FEW, rows); first += FEW)
             product({Factors{x_ + first * pitch, pitch, I, k.data()}}, std::min(FEW, rows - first), Op, b.data(),
-                    [=](long r, long c, v8f v) {
+                    [=](long r, long c, vf v) {
                         store(out + (first + r) * out_pitch + c, O - c, relu ? positive_part(v) : v);
                     });
     });
@@ -221,7 +221,7 @@ void pointwise_adjoint(const float *dz_, long dz_pitch, const float *z_, long z_
             const float *x = x_ + first * pitch;
             if (z_) copy_block(dz, first, n, nullptr, z, block.data(), Op, nullptr);
             const Factors of_dz{z_ ? block.data() : dz.row(first), z_ ? Op : dz_pitch, O, k.data()};
-            product({of_dz, Factors{x, pitch, I, s.data()}}, n, Ip, constant.data(), [=](long r, long c, v8f v) {
+            product({of_dz, Factors{x, pitch, I, s.data()}}, n, Ip, constant.data(), [=](long r, long c, vf v) {
                 if (add) v += load(add + (first + r) * add_pitch + c, I - c);
                 if (mask) v = select_positive(load(x + r * pitch + c, I - c), v);
                 store(out + (first + r) * out_pitch + c, I - c, v);

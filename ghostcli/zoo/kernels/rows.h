@@ -1,5 +1,5 @@
 // Depthwise convolutions of stride 1, row by row. The channels of a row's pixels lie one after the other, so a vector
-// of eight lanes holds pixels and channels mixed, and no lane is empty however few channels there are. A tap to the
+// holds pixels and channels mixed, and no lane is empty however few channels there are. A tap to the
 // side is the same vector `C` floats further. The channel of a lane repeats every `period` vectors.
 //
 // Work is split by image, in order, so that a result depends on the number of threads alone.
@@ -40,7 +40,7 @@ template <class T> struct Image {
     template <bool MASK> void copy(const Images &im, const float *x, const float *mask, long mask_pitch) {
         auto pixel = [&](T *to, auto get) {
             for (long c = 0; c < im.C; c += LANES) {
-                v8f v = get(x, c);
+                vf v = get(x, c);
                 if (MASK) v = select_positive(get(mask, c), v);
                 store_as(to + c, v);
             }
@@ -80,7 +80,7 @@ struct Finish {
     float *out;
     long out_pitch;
 
-    inline void operator()(long pixel, long c, long C, v8f value, v8f x) const {
+    inline void operator()(long pixel, long c, long C, vf value, vf x) const {
         if (add) value += load(add + pixel * add_pitch + c, C - c);
         store(out + pixel * out_pitch + c, C - c, mask ? select_positive(x, value) : value);
     }
@@ -92,13 +92,13 @@ inline void convolve_row(const float *x, long pitch, long C, long period, long v
                          const float *bias, float *to) {
     constexpr int T = KH * KW;
     for (long r = 0; r < period && r < vectors; r++) {
-        v8f w[T];
+        vf w[T];
         #pragma GCC unroll 25
         for (int i = 0; i < T; i++) w[i] = loadf(k + (r * T + i) * LANES);
-        const v8f b = bias ? loadf(bias + r * LANES) : v8f{};
+        const vf b = bias ? loadf(bias + r * LANES) : vf{};
         for (long v = r; v < vectors; v += period) {
             const float *p = x + v * LANES - (KW / 2) * C - (KH / 2) * pitch;
-            v8f even = b, odd = {};
+            vf even = b, odd = {};
             #pragma GCC unroll 5
             for (int dy = 0; dy < KH; dy++, p += pitch) {
                 opaque(p);
@@ -127,7 +127,7 @@ void forward(const float *x, Images im, const float *kernel, const float *bias, 
                 const float *from = line.data();
                 for (long w = 0; w < im.W; w++, to += out_pitch, from += im.C)
                     for (long c = 0; c < im.C; c += LANES) {
-                        const v8f v = loadf(from + c);
+                        const vf v = loadf(from + c);
                         store(to + c, im.C - c, relu ? positive_part(v) : v);
                     }
             }
@@ -152,11 +152,11 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
             image.fill(im, x + first * im.pitch);
             delta.fill(of_dz, dz + first * dz_pitch, z + first * z_pitch, z ? z_pitch : 0);
             for (long r = 0; r < period && r < vectors; r++) {
-                v8f acc[T + 1] = {};
+                vf acc[T + 1] = {};
                 for (long h = 0; h < im.H; h++) {
                     const float *d = delta.row(h), *p = image.row(h) - (KH / 2) * image.pitch - (KW / 2) * im.C;
                     for (long v = r; v < vectors; v += period) {
-                        const v8f at = loadf(d + v * LANES);
+                        const vf at = loadf(d + v * LANES);
                         const float *q = p + v * LANES;
                         acc[T] += at;
                         #pragma GCC unroll 5
@@ -203,7 +203,7 @@ void adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch, const
                 for (long w = 0; w < im.W; w++)
                     for (long c = 0; c < im.C; c += LANES) {
                         const long pixel = first + h * im.W + w;
-                        const v8f under = finish.mask ? load(x + pixel * im.pitch + c, im.C - c) : v8f{};
+                        const vf under = finish.mask ? load(x + pixel * im.pitch + c, im.C - c) : vf{};
                         finish(pixel, c, im.C, loadf(line.data() + w * im.C + c), under);
                     }
             }
@@ -385,7 +385,7 @@ struct Lags {
 };
 
 // acc[i] += weight at[i step], i < N. Every third address is worked out, the two after it are offsets of it.
-template <int N> inline void add_taps(v8f (&acc)[N], v8f weight, const float *at, long step) {
+template <int N> inline void add_taps(vf (&acc)[N], vf weight, const float *at, long step) {
     #pragma GCC unroll 3
     for (int i = 0; i < N; i += 3, at += 3 * step) {
         opaque(at);
@@ -398,7 +398,7 @@ template <int N> inline void add_taps(v8f (&acc)[N], v8f weight, const float *at
 // One vector: as below, in four sums that do not wait for each other.
 inline void gradients(const float *d, long d_pitch, const float *p, long p_pitch, long C, const float *k,
                       const float *lags, float *to) {
-    v8f acc[4] = {loadf(lags + 25 * LANES)};
+    vf acc[4] = {loadf(lags + 25 * LANES)};
     d -= d_pitch + C;
     for (int dy = 0; dy < 3; dy++, d += d_pitch, k += 3 * LANES)
         #pragma GCC unroll 3
@@ -414,7 +414,7 @@ inline void gradients(const float *d, long d_pitch, const float *p, long p_pitch
 template <int N>
 __attribute__((noinline)) void gradients(const float *d, long d_pitch, const float *p, long p_pitch, long C, long step,
                                          const float *k, const float *lags, float *to) {
-    v8f acc[N];
+    vf acc[N];
     #pragma GCC unroll 8
     for (int i = 0; i < N; i++) acc[i] = loadf(lags + 25 * LANES);
     d -= d_pitch + C;

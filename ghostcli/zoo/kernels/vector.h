@@ -1,4 +1,4 @@
-// Eight float lanes and the static split of work over threads, shared by the kernels.
+// Vectors of LANES floats and the static split of work over threads, shared by the kernels.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -9,8 +9,11 @@
 #include <immintrin.h>
 #endif
 
-constexpr long LANES = 8;
-typedef float v8f __attribute__((vector_size(32), aligned(4), may_alias));
+#ifndef WIDTH  // native.py builds each library for one width: 8, or 16 where the processor has AVX-512
+#define WIDTH 8
+#endif
+constexpr long LANES = WIDTH;
+typedef float vf __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 // Sums in float64 have the processor's own width: gcc keeps wider vectors in memory.
 #ifdef __AVX512F__
 constexpr long DOUBLES = 8;
@@ -25,39 +28,43 @@ struct Images {
 
 inline long padded(long C) { return (C + LANES - 1) / LANES * LANES; }
 
-inline v8f loadf(const float *p) { return *(const v8f *)p; }
-inline void storef(float *p, v8f v) { *(v8f *)p = v; }
+inline vf loadf(const float *p) { return *(const vf *)p; }
+inline void storef(float *p, vf v) { *(vf *)p = v; }
 inline vd loadd(const double *p) { return *(const vd *)p; }
 inline void addd(double *p, vd v) { *(vd *)p += v; }
-inline void addd(double *p, v8f v) {
+inline void addd(double *p, vf v) {
     float lanes[LANES];
     storef(lanes, v);
     for (long l = 0; l < LANES; l++) p[l] += lanes[l];
 }
-template <class T> inline void store_as(T *p, v8f v) {  // T: float or double
+template <class T> inline void store_as(T *p, vf v) {  // T: float or double
     float lanes[LANES];
     storef(lanes, v);
     for (long l = 0; l < LANES; l++) p[l] = lanes[l];
 }
 
-#if defined(__AVX__) && !defined(__AVX512VL__)
+#if WIDTH == 8 && defined(__AVX__) && !defined(__AVX512VL__)
 alignas(64) constexpr std::int32_t FIRST_LANES[2 * LANES] = {-1, -1, -1, -1, -1, -1, -1, -1};
 #endif
 
 // The first `n` lanes, where a map ends within a vector; the others read as zero.
-inline v8f load_some(const float *p, long n) {
-#if defined(__AVX512VL__)
-    return (v8f)_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1), p);
+inline vf load_some(const float *p, long n) {
+#if WIDTH == 16
+    return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif defined(__AVX512VL__)
+    return (vf)_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1), p);
 #elif defined(__AVX__)
-    return (v8f)_mm256_maskload_ps(p, _mm256_loadu_si256((const __m256i *)(FIRST_LANES + LANES - n)));
+    return (vf)_mm256_maskload_ps(p, _mm256_loadu_si256((const __m256i *)(FIRST_LANES + LANES - n)));
 #else
-    v8f v = {};
+    vf v = {};
     for (long i = 0; i < n; i++) v[i] = p[i];
     return v;
 #endif
 }
-inline void store_some(float *p, long n, v8f v) {
-#if defined(__AVX512VL__)
+inline void store_some(float *p, long n, vf v) {
+#if WIDTH == 16
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#elif defined(__AVX512VL__)
     _mm256_mask_storeu_ps(p, (__mmask8)((1u << n) - 1), (__m256)v);
 #elif defined(__AVX__)  // three stores at most: a masked store is slow on some processors
     __m128 part = _mm256_castps256_ps128((__m256)v);
@@ -76,15 +83,15 @@ inline void store_some(float *p, long n, v8f v) {
     for (long i = 0; i < n; i++) p[i] = v[i];
 #endif
 }
-inline v8f load(const float *p, long n) { return n >= LANES ? loadf(p) : load_some(p, n); }
-inline void store(float *p, long n, v8f v) {
+inline vf load(const float *p, long n) { return n >= LANES ? loadf(p) : load_some(p, n); }
+inline void store(float *p, long n, vf v) {
     if (n >= LANES) storef(p, v);
     else store_some(p, n, v);
 }
 
 // As torch's ReLU and its backward: a NaN stays, and lets the gradient through.
-inline v8f positive_part(v8f v) { return v < 0.f ? v8f{} : v; }
-inline v8f select_positive(v8f z, v8f v) { return z <= 0.f ? v8f{} : v; }
+inline vf positive_part(vf v) { return v < 0.f ? vf{} : v; }
+inline vf select_positive(vf z, vf v) { return z <= 0.f ? vf{} : v; }
 
 // Keeps the compiler from working out later addresses from earlier ones: it would need a register for each of them.
 template <class T> inline void opaque(T *&p) { asm("" : "+r"(p)); }
