@@ -39,11 +39,11 @@ template <class T> struct Padded {
     void fill(const Images &im, const float *x) { fill(im, x, nullptr, 0); }
 };
 
-// [C][n] -> [n][padded C]
-std::vector<float> by_tap(const float *coefficients, long C, long n) {
+// [C][n] -> [vectors of channels][n][LANES], so that a tap's place within a vector's coefficients is a constant
+std::vector<float> by_vector(const float *coefficients, long C, long n) {
     std::vector<float> out(n * padded(C));
     for (long c = 0; c < C; c++)
-        for (long k = 0; k < n; k++) out[k * padded(C) + c] = coefficients[c * n + k];
+        for (long k = 0; k < n; k++) out[(c / LANES * n + k) * LANES + c % LANES] = coefficients[c * n + k];
     return out;
 }
 
@@ -94,7 +94,7 @@ void direct_moments(const float *x, Images im, long stride, float *mean, float *
 
 // ---- convolution ---------------------------------------------------------------------------------------------
 
-// TILE neighbouring outputs, `step` floats apart in the input, of coefficients [T][Cp] (mirrored: of their mirror
+// TILE neighbouring outputs, `step` floats apart in the input, of coefficients [T][LANES] (mirrored: of their mirror
 // image); `p` is the first tap of the first output.
 template <int KH, int KW, int TILE, bool MIRRORED = false>
 inline void taps(const float *p, long row, long step, long Cp, const float *coefficients, vf (&acc)[TILE]) {
@@ -102,7 +102,7 @@ inline void taps(const float *p, long row, long step, long Cp, const float *coef
     for (int dy = 0; dy < KH; dy++)
         #pragma GCC unroll 5
         for (int dx = 0; dx < KW; dx++) {
-            const vf k = loadf(coefficients + (MIRRORED ? KH * KW - 1 - dy * KW - dx : dy * KW + dx) * Cp);
+            const vf k = loadf(coefficients + (MIRRORED ? KH * KW - 1 - dy * KW - dx : dy * KW + dx) * LANES);
             #pragma GCC unroll 4
             for (int i = 0; i < TILE; i++) acc[i] += k * loadf(p + dy * row + i * step + dx * Cp);
         }
@@ -113,7 +113,7 @@ void forward(const float *x, Images im, long stride, const float *kernel, const 
              long out_pitch, long threads) {
     constexpr int TILE = 4;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1;
-    const std::vector<float> k = by_tap(kernel, im.C, KH * KW), b = by_tap(bias, im.C, 1);
+    const std::vector<float> k = by_vector(kernel, im.C, KH * KW), b = by_vector(bias, im.C, 1);
     each_thread(threads, im.N, [&](int, long begin, long end) {
         Padded<float> image(im, KH / 2, KW / 2, TILE * stride);
         const long row = image.columns * Cp, step = stride * Cp;
@@ -126,7 +126,7 @@ void forward(const float *x, Images im, long stride, const float *kernel, const 
                     for (long w = 0; w < Wo; w += TILE) {
                         vf acc[TILE];
                         for (auto &a : acc) a = loadf(b.data() + c);
-                        taps<KH, KW, TILE>(p + w * step, row, step, Cp, k.data() + c, acc);
+                        taps<KH, KW, TILE>(p + w * step, row, step, Cp, k.data() + c * KH * KW, acc);
                         for (long i = 0; i < TILE && w + i < Wo; i++)
                             store(to + (w + i) * out_pitch, im.C - c, relu ? positive_part(acc[i]) : acc[i]);
                     }
@@ -185,7 +185,7 @@ inline vf seen_through(const float *d, long row, long Cp, const float *kernel) {
     for (int ky = TOP; ky < KH; ky += 2)
         #pragma GCC unroll 3
         for (int kx = LEFT; kx < KW; kx += 2)
-            sum += loadf(kernel + (ky * KW + kx) * Cp) * loadf(d - (ky / 2) * row - (kx / 2) * Cp);
+            sum += loadf(kernel + (ky * KW + kx) * LANES) * loadf(d - (ky / 2) * row - (kx / 2) * Cp);
     return sum;
 }
 
@@ -193,7 +193,7 @@ template <int KH, int KW>
 void strided_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch, const float *x, Images im,
                      const float *kernel, Finish finish, long threads) {
     const long Cp = padded(im.C), Ho = (im.H - 1) / 2 + 1, Wo = (im.W - 1) / 2 + 1;
-    const std::vector<float> k_ = by_tap(kernel, im.C, KH * KW);
+    const std::vector<float> k_ = by_vector(kernel, im.C, KH * KW);
     const Images outputs{im.N, Ho, Wo, im.C, dz_pitch};
     each_thread(threads, im.N, [&](int, long begin, long end) {
         Padded<float> delta(outputs, KH / 2, KW / 2, 0);
@@ -206,7 +206,7 @@ void strided_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitc
                     const long y = h + KH / 2, v = w + KW / 2, pixel = (n * im.H + h) * im.W + w;
                     const float *d = delta.at(y / 2, v / 2);
                     for (long c = 0; c < Cp; c += LANES) {
-                        const float *k = k_.data() + c;
+                        const float *k = k_.data() + c * KH * KW;
                         const vf sum = y % 2 ? (v % 2 ? seen_through<KH, KW, 1, 1>(d + c, row, Cp, k)
                                                        : seen_through<KH, KW, 1, 0>(d + c, row, Cp, k))
                                               : (v % 2 ? seen_through<KH, KW, 0, 1>(d + c, row, Cp, k)
@@ -224,28 +224,31 @@ void direct_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch
                     long stride, const float *kernel, const float *S, const float *t, Finish finish, long threads) {
     constexpr int T = KH * KW;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1;
-    const std::vector<float> k_ = by_tap(kernel, im.C, T), S_ = by_tap(S, im.C, T * T), t_ = by_tap(t, im.C, T);
+    const std::vector<float> k_ = by_vector(kernel, im.C, T), S_ = by_vector(S, im.C, T * T), t_ = by_vector(t, im.C, T);
     each_thread(threads, im.N, [&](int, long begin, long end) {
         Padded<float> image(im, KH / 2, KW / 2, 0), gradient(im, KH / 2, KW / 2, 0);
+        const long row = image.columns * Cp;
         for (long n = begin; n < end; n++) {
             image.fill(im, x + n * im.H * im.W * im.pitch);
             std::fill(gradient.data.begin(), gradient.data.end(), 0.f);
             for (long h = 0; h < Ho; h++)
-                for (long w = 0; w < Wo; w++) {
-                    const long pixel = (n * Ho + h) * Wo + w;
-                    for (long c = 0; c < Cp; c += LANES) {
+                for (long c = 0; c < Cp; c += LANES) {
+                    const float *k = k_.data() + c * T, *S_c = S_.data() + c * T * T, *t_c = t_.data() + c * T;
+                    const float *p = image.at(h * stride - KH / 2, -KW / 2) + c;
+                    float *g = gradient.at(h * stride - KH / 2, -KW / 2) + c;
+                    long pixel = (n * Ho + h) * Wo;
+                    for (long w = 0; w < Wo; w++, pixel++, p += stride * Cp, g += stride * Cp) {
                         vf d = load(dz + pixel * dz_pitch + c, im.C - c);
                         if (z) d = select_positive(load(z + pixel * z_pitch + c, im.C - c), d);
-                        const float *p = image.at(h * stride - KH / 2, w * stride - KW / 2) + c;
-                        float *g = gradient.at(h * stride - KH / 2, w * stride - KW / 2) + c;
                         vf patch[T];
                         #pragma GCC unroll 25
-                        for (int l = 0; l < T; l++) patch[l] = loadf(p + ((l / KW) * image.columns + l % KW) * Cp);
-                        for (int k = 0; k < T; k++) {
-                            vf v = loadf(t_.data() + k * Cp + c) + loadf(k_.data() + k * Cp + c) * d;
+                        for (int l = 0; l < T; l++) patch[l] = loadf(p + (l / KW) * row + l % KW * Cp);
+                        #pragma GCC unroll 9
+                        for (int i = 0; i < T; i++) {
+                            vf v = loadf(t_c + i * LANES) + loadf(k + i * LANES) * d;
                             #pragma GCC unroll 25
-                            for (int l = 0; l < T; l++) v += loadf(S_.data() + (k * T + l) * Cp + c) * patch[l];
-                            float *to = g + ((k / KW) * image.columns + k % KW) * Cp;
+                            for (int l = 0; l < T; l++) v += loadf(S_c + (i * T + l) * LANES) * patch[l];
+                            float *to = g + (i / KW) * row + i % KW * Cp;
                             storef(to, loadf(to) + v);
                         }
                     }
