@@ -86,7 +86,8 @@ def judged(folders: Sequence[Path], draws: int) -> dict[str, object]:
         scores = group.accuracy()
         about = {"group": group.about.group, "student": group.student, "strategy": group.strategy}
         about |= {"epochs": group.about.epochs, "runs": len(group.runs), "mean": round(float(scores.mean()), 3)}
-        about |= {"sd": round(float(scores.std(ddof=1)), 3), "nothing differs": counted(group, group, draws)}
+        about |= {"sd": round(float(scores.std(ddof=1)), 3), "accuracies": [round(float(s), 2) for s in scores]}
+        about["nothing differs"] = counted(group, group, draws)
         others = [other for other in groups[i + 1 :] if other.student == group.student]
         about["against"] = [
             {

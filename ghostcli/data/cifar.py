@@ -279,7 +279,7 @@ def _read_names(source: Archive, root: Path) -> tuple[str, ...]:
 
 
 def _read_images(source: Archive, root: Path, files: dict[str, str]) -> Images:
-    pixels, labels = [], []
+    planes, labels = [], []
     for file in files:
         held = _unpickle(source, root, file)
         rows, of_rows = held.get("data"), held.get(source.labels_key)
@@ -291,9 +291,14 @@ def _read_images(source: Archive, root: Path, files: dict[str, str]) -> Images:
             or not all(type(label) is int and 0 <= label < source.classes for label in of_rows)
         ):
             raise _foreign(source, root, file, "one label per image")
-        pixels.append(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        planes.append(rows.reshape(-1, 3, 32, 32))
         labels += of_rows
-    return Images(torch.from_numpy(np.concatenate(pixels)).contiguous(), torch.tensor(labels))
+    pixels, end = np.empty((len(labels), 32, 32, 3), np.uint8), len(labels)
+    while planes:  # each is let go when it is copied
+        part = planes.pop()
+        pixels[end - len(part) : end] = part.transpose(0, 2, 3, 1)
+        end -= len(part)
+    return Images(torch.from_numpy(pixels), torch.tensor(labels))
 
 
 def _unpickle(source: Archive, root: Path, file: str) -> dict[str, Any]:
