@@ -59,6 +59,7 @@ def agenda(out: Path, runs: Path) -> Iterator[Part]:
     yield Part("data", ghost("data", "verify", "cifar10"), 60, alone=True)
     yield Part("compile", script("compile.py", "--json", str(out / "compile-cuda.json")), 180, alone=True)
     yield Part("tests", pytest, 180, alone=True)
+    yield Part("profile", script("profile_steps.py", "--json", str(out / "profile-cuda.json")), 90, alone=True)
     yield Part("engine", script("engine.py", "--json", str(out / "engine-cuda.json")), 240, alone=True)
     yield Part("bench", ghost("bench", *speeds, "--device", "cuda", "--json"), 120, alone=True)
     yield Part("crowd", script("crowd.py", "--json", str(out / "crowd-cuda.json")), 120, alone=True)

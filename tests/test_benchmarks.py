@@ -117,6 +117,17 @@ def test_the_engine_benchmark_runs_to_its_end(tmp_path):
     assert found["memory"]["MiB"]["plain NCHW"] > 0
 
 
+def test_a_profile_names_what_a_step_spends_its_time_on(tmp_path, capsys):
+    out = tmp_path / "profile.json"
+    script("profile_steps").main(["--model", "gns:0.1", "--batch", "8", "--device", "cpu", "--json", str(out)])
+    found = json.loads(out.read_text())
+    assert any("Ghost" in row["name"] and row["calls"] >= 1 for row in found["rows"])
+    assert [row["ms"] for row in found["rows"]] == sorted((row["ms"] for row in found["rows"]), reverse=True)
+    assert sum(row["share"] for row in found["rows"]) == pytest.approx(1, abs=0.01)
+    assert found["captured"] is False and found["seconds"] > 0
+    assert "ms a step" in capsys.readouterr().out
+
+
 def test_wrong_arguments_of_the_scripts_are_usage_errors():
     for words in ("engine.py --rounds 0", "gpu.py --jobs 0", "crowd.py --processes 0", "gpu.py --minutes 0"):
         name, *arguments = words.split()
@@ -200,8 +211,8 @@ def test_the_agendas_dry_run_lists_every_part_in_order(gpu, tmp_path, capsys):
     (tmp_path / "state.json").write_text('{"data": {"code": 0, "seconds": 1}, "tests": {"code": 1, "seconds": 1}}')
     gpu.main(["--dry-run", "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    first = ["data", "compile", "tests", "engine", "bench", "crowd", "gns-1.0-s0"]
-    assert [line.split()[0] for line in lines[:7]] == first
+    first = ["data", "compile", "tests", "profile", "engine", "bench", "crowd", "gns-1.0-s0"]
+    assert [line.split()[0] for line in lines[:8]] == first
     assert [" done " in line for line in lines[:3]] == [True, False, False]
     assert any(
         line.endswith("train-teacher gns:1.0 -s data.shuffle=false --seed 2 --runs runs --device cuda")
