@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import sys
@@ -25,6 +26,13 @@ for _ in range(12):  # holes of the right size come about in two to four rounds,
     counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(counts[-1])
 """
+
+
+def test_garbage_collection_leaves_out_what_exists_and_is_restored():
+    with pytest.raises(ValueError), device.uncollected():
+        assert gc.get_freeze_count() > 1000
+        raise ValueError
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")

@@ -24,7 +24,7 @@ from ghostcli.display import Display
 from ghostcli.distill.teacher import Teacher, TeacherLogits
 from ghostcli.engine import optimizers
 from ghostcli.engine.capture import Captured, why_eager
-from ghostcli.engine.device import arithmetic, free_bytes
+from ghostcli.engine.device import arithmetic, free_bytes, uncollected
 from ghostcli.engine.saving import Saver, resume
 from ghostcli.engine.schedule import learning_rate
 from ghostcli.engine.step import Update
@@ -220,7 +220,7 @@ def train(
     saver = Saver(state, origin, run, 60 * recipe.engine.checkpoint_minutes)
     show.begin(job.id, last_epoch * batches, state.epoch * batches + state.batch)
 
-    with arithmetic(recipe.engine, device), signals.polled():
+    with arithmetic(recipe.engine, device), signals.polled(), uncollected():
         while state.epoch < last_epoch:
             epoch = state.epoch
             drawn = balanced(labels, seed, epoch) if recipe.data.balance else order(images, seed, epoch, job.shuffled)
