@@ -10,7 +10,7 @@ guards against most of these (compare/).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -139,7 +139,7 @@ def own_view(teachers: Sequence[Teacher], seen: Sample) -> Finding:
     if gaps[worst] <= GAP:
         message = f"teacher logits are for the student's own view (within {gaps[worst]:.3f} of their spread)"
         return ok("other-view", message, gaps[worst])
-    who = _names(teacher for teacher, gap in zip(teachers, gaps, strict=True) if gap > GAP)
+    who = _names(teachers, [gap > GAP for gap in gaps])
     other = 100 * (seen.logits[worst].argmax(1) != seen.reference[worst].argmax(1)).double().mean().item()
     message = (
         f"{who}: the student does not get this teacher's logits for its own view ({other:.0f} % other top-1 classes, "
@@ -179,7 +179,7 @@ def _none(code: str, teachers: Sequence[Teacher], counts: Sequence[int], wrong: 
     """A finding on what no teacher should have. `counts`: how many each has."""
     if not any(counts):
         return ok(code, right, 0.0)
-    return warn(code, f"{_names(_where(teachers, counts))}: {sum(counts)} {wrong}", float(sum(counts)))
+    return warn(code, f"{_names(teachers, counts)}: {sum(counts)} {wrong}", float(sum(counts)))
 
 
 def untouched(teachers: Sequence[Teacher], seen: Sample) -> Finding:
@@ -187,7 +187,7 @@ def untouched(teachers: Sequence[Teacher], seen: Sample) -> Finding:
     if not any(seen.moved):
         return ok("teacher-changes", "forward passes do not change the teachers' statistics", 0.0)
     message = (
-        f"{_names(_where(teachers, seen.moved))}: its batch-norm statistics change with each forward pass, so the "
+        f"{_names(teachers, seen.moved)}: its batch-norm statistics change with each forward pass, so the "
         "teacher changes during the training; call .eval() on it"
     )
     return warn("teacher-changes", message, float(sum(seen.moved)))
@@ -273,7 +273,7 @@ def above_chance(teachers: Sequence[Teacher], seen: Sample) -> Finding:
     chance = f"chance ({most:.1f} %, majority class + {ACCURACY_SIGMA:.0f} sigma on {len(seen.labels)} images)"
     if low > most:
         return ok("no-better-than-chance", f"teacher accuracy {low:.1f} % or more is above {chance}", low)
-    untrained = _names(_where(teachers, [share <= most for share in right]))
+    untrained = _names(teachers, [share <= most for share in right])
     message = f"{untrained}: teacher accuracy {low:.1f} % is not above {chance}; train it longer"
     return warn("no-better-than-chance", message, low)
 
@@ -338,12 +338,9 @@ def distance(answers: Tensor, truth: Tensor) -> float:
     return beyond / max(spread, 1e-6)
 
 
-def _where(teachers: Sequence[Teacher], found: Sequence[int]) -> list[Teacher]:
-    return [teacher for teacher, any_found in zip(teachers, found, strict=True) if any_found]
-
-
-def _names(teachers: Iterable[Teacher]) -> str:
-    return ", ".join(teacher.name for teacher in teachers)
+def _names(teachers: Sequence[Teacher], found: Sequence[int]) -> str:
+    """The names of the teachers for which something was found."""
+    return ", ".join(teacher.name for teacher, any_found in zip(teachers, found, strict=True) if any_found)
 
 
 def _spec(teacher: Teacher, key: str) -> Any:
