@@ -106,16 +106,6 @@ def test_pairs_are_used_from_five_on_whatever_they_show() -> None:
         assert not apart.paired
 
 
-def test_each_look_costs() -> None:
-    found = stats.difference(Sample(np.array([90.0, 90.3, 90.1])), Sample(np.array([89.0, 89.1, 89.3])))
-    second = found.at_look(2)
-    assert second.p == pytest.approx(min(1.0, 6 * found.p))
-    assert second.high - second.low > found.high - found.low
-    assert sum(1 / (k * (k + 1)) for k in range(1, 10_000)) < 1
-    with pytest.raises(ValueError):
-        found.at_look(0)
-
-
 @pytest.mark.parametrize("n", [3, 5, 10])
 def test_the_smallest_difference_found_is_found_in_eighty_percent(n: int) -> None:
     spread = power.Spread(0.5, 0.5)

@@ -55,14 +55,14 @@ def found(effect: float, variances: Sequence[float], dfs: Sequence[float], compa
     return float(special.ndtr(shift - needed) if math.isinf(df) else 1 - special.nctdtr(df, shift, needed))
 
 
-def smallest(variances: Sequence[float], dfs: Sequence[float], power: float = POWER, comparisons: int = 1) -> float:
-    """The smallest true difference, in points, that is called better or worse with probability `power`."""
+def smallest(variances: Sequence[float], dfs: Sequence[float], comparisons: int = 1) -> float:
+    """The smallest true difference, in points, that is called better or worse with probability `POWER`."""
     from scipy import special
 
     if not any(variances):
         return 0.0
     error, needed, df = _test(variances, dfs, comparisons)
-    shift = needed + special.ndtri(power) if math.isinf(df) else special.nctdtrinc(df, 1 - power, needed)
+    shift = needed + special.ndtri(POWER) if math.isinf(df) else special.nctdtrinc(df, 1 - POWER, needed)
     return error * float(shift)
 
 
@@ -74,34 +74,32 @@ def _test(variances: Sequence[float], dfs: Sequence[float], comparisons: int) ->
     return error, needed, total**2 / noise if noise else math.inf
 
 
-def could_find(delta: Difference, power: float = POWER, comparisons: int = 1) -> float | None:
+def could_find(delta: Difference, comparisons: int = 1) -> float | None:
     """The smallest difference that `delta`'s design detects, with its own spreads; None if it cannot detect any."""
     if not delta.parts or delta.of_two_networks:
         return None
     # The widest part decides. For the images alone it is the wider side.
     return max(
-        smallest([max(pair) for pair in zip(part.down, part.up, strict=True)], part.dfs, power, comparisons)
+        smallest([max(pair) for pair in zip(part.down, part.up, strict=True)], part.dfs, comparisons)
         for part in delta.parts
     )
 
 
-def plan_seeds(
-    effect: float, spread: Spread, power: float = POWER, comparisons: int = 1, most: int = MOST
-) -> int | None:
-    """Runs per side (at least 2) that detect `effect` points with probability `power`; None if `most` are not enough.
+def plan_seeds(effect: float, spread: Spread, comparisons: int = 1) -> int | None:
+    """Runs per side (at least 2) that detect `effect` points with probability `POWER`; None if `MOST` are not enough.
 
     More seeds do not reduce the standard error from images. An effect below about three times this error is never
     detected.
     """
-    if not (effect > 0 and 0 < power < 1 and comparisons >= 1):
-        raise ValueError("the effect must be above 0, the power between 0 and 1, and comparisons at least 1")
+    if not (effect > 0 and comparisons >= 1):
+        raise ValueError("the effect must be above 0, and comparisons at least 1")
 
     def enough(n: int) -> bool:
-        return found(effect, *spread.design(n, n), comparisons) >= power
+        return found(effect, *spread.design(n, n), comparisons) >= POWER
 
-    if not enough(most):
+    if not enough(MOST):
         return None
-    low, high = 1, most  # bisection: power grows with n
+    low, high = 1, MOST  # bisection: power grows with n
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

@@ -74,9 +74,9 @@ class Part:
     down: tuple[float, ...]
     up: tuple[float, ...]
 
-    def reach(self, level: float) -> tuple[float, float]:
+    def reach(self) -> tuple[float, float]:
         """The distances of the interval's limits below and above the mean, in points."""
-        return float(half_width(level, self.down, self.dfs)), float(half_width(level, self.up, self.dfs))
+        return float(half_width(LEVEL, self.down, self.dfs)), float(half_width(LEVEL, self.up, self.dfs))
 
     def p(self, distance: float) -> float:
         """Two-sided p of a mean that is `distance` points above (negative: below) the compared value."""
@@ -118,19 +118,6 @@ class Difference:
             return 1.0
         return max(part.p(distance) for part in self.parts for distance in inside) / 2
 
-    def at_look(self, look: int) -> Difference:
-        """The difference at look number `look`, if the study could have stopped at each look: wider, with a larger p.
-
-        The k-th look may spend 1/(k(k+1)) of the 5 %. These shares add up to 1 for any number of looks.
-        """
-        if look < 1:
-            raise ValueError("looks are counted from 1")
-        if self.p is None:
-            return self
-        times = look * (look + 1)
-        low, high = _limits(self.mean, self.parts, 1 - (1 - LEVEL) / times)
-        return replace(self, low=low, high=high, p=min(1.0, self.p * times))
-
 
 def summarize(accuracy: Sequence[float] | np.ndarray) -> Summary:
     values = np.asarray(accuracy, dtype=np.float64)
@@ -147,15 +134,6 @@ def accuracy_interval(right: int, images: int) -> tuple[float, float]:
     low = 0.0 if right == 0 else (centre - reach) / (1 + z2 / images)
     high = 1.0 if right == images else (centre + reach) / (1 + z2 / images)
     return 100 * low, 100 * high
-
-
-def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float] | None:
-    """Low, high and two-sided p of mean(a) - mean(b), unequal variances. None for a side of one value or no spread."""
-    found, mean = _t_part(a, b), float(np.mean(a) - np.mean(b))
-    if found is None:
-        return None
-    down, up = found.reach(LEVEL)
-    return mean - down, mean + up, found.p(mean)
 
 
 def _t_part(*sides: np.ndarray) -> Part | None:
@@ -186,39 +164,33 @@ def difference(a: Sample, b: Sample, paired: bool = False) -> Difference:
     mean = float(sum(accuracy.mean() for accuracy, _ in sides))
     shared = [means for side in (a, b) if (means := _by_shared_seed(side)) is not None]
     counts = [len(values) for values in (*(accuracy for accuracy, _ in sides), *shared)]
-    units = (len(sides[0][0]), len(sides[-1][0]))
     seen = all(correct is not None for _, correct in sides)
     floor = [_images_alone(sum(correct.mean(axis=0) for _, correct in sides))] if seen else []
+    units = (len(sides[0][0]), len(sides[-1][0]))
+    unknown = Difference(mean, units=units, paired=paired, one_teacher=one_teacher)
 
     if min(counts) < 2:
         if not seen:
-            return Difference(mean, units=units, one_teacher=one_teacher)
+            return unknown
         exact = mcnemar(a.correct[0], b.correct[0]) if max(len(a.accuracy), len(b.accuracy)) == 1 else None
-        found, test = (floor[0].p(mean), IMAGES_ONLY) if exact is None else (exact, "McNemar, exact")
-        low, high = _limits(mean, floor, LEVEL)
-        return Difference(mean, low, high, found, test, None, IMAGES_ONLY, tuple(floor), units, paired, one_teacher)
+        p, test = (floor[0].p(mean), IMAGES_ONLY) if exact is None else (exact, "McNemar, exact")
+        low, high = _limits(mean, floor)
+        return replace(unknown, low=low, high=high, p=p, test=test, covers=IMAGES_ONLY, parts=tuple(floor))
 
     cross = _t_part(*(accuracy for accuracy, _ in sides))
     if not seen and cross is None:
-        return Difference(mean, units=units, one_teacher=one_teacher)
-    parts = [
-        _two_level(sides, shared),
-        *([] if cross is None else [cross]),
-        *floor,
-    ]
-    low, high = _limits(mean, parts, LEVEL)
-    return Difference(
-        mean,
-        low,
-        high,
-        max(part.p(mean) for part in parts),
-        TWO_LEVEL if seen else RUNS_ONLY,
-        None if cross is None else cross.p(mean),
-        _covers(by_teacher, seen),
-        tuple(parts),
-        units,
-        paired,
-        one_teacher,
+        return unknown
+    parts = (_two_level(sides, shared), *([] if cross is None else [cross]), *floor)
+    low, high = _limits(mean, parts)
+    return replace(
+        unknown,
+        low=low,
+        high=high,
+        p=max(part.p(mean) for part in parts),
+        test=TWO_LEVEL if seen else RUNS_ONLY,
+        welch=None if cross is None else cross.p(mean),
+        covers=_covers(by_teacher, seen),
+        parts=parts,
     )
 
 
@@ -297,8 +269,8 @@ def _luck(correct: np.ndarray) -> float:
     return max(0.0, float(correct.var(axis=0, ddof=1).mean() - correct.mean(axis=1).var(ddof=1)))
 
 
-def _limits(mean: float, parts: Sequence[Part], level: float) -> tuple[float, float]:
-    reaches = [part.reach(level) for part in parts]
+def _limits(mean: float, parts: Sequence[Part]) -> tuple[float, float]:
+    reaches = [part.reach() for part in parts]
     return mean - max(down for down, _ in reaches), mean + max(up for _, up in reaches)
 
 
