@@ -68,7 +68,7 @@ def test_commands_put_their_runs_where_the_table_looks(tmp_path: Path) -> None:
     write_run(tmp_path, "gns:1.0", "kd", ("vgg13",))
     write_run(tmp_path, "gns:2.8")
     write_run(tmp_path, "gns:2.8", "kd", ("vgg13",))
-    table = tables.build("II", admitted(tmp_path), "paper", Options(runs=Path("else where")))
+    [table] = tables.built(["II"], admitted(tmp_path), "paper", Options(runs=Path("else where")))
     end = " --runs 'else where'"
     found = [r.command for r in table.rows] + [table.command, row(table, "gns:2.8", "vgg13").control.command]
     assert all(command.endswith(end) for command in found)

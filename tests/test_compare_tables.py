@@ -19,7 +19,7 @@ from ghostcli.render import data, text_table
 
 
 def build(runs: Path, name: str = "II", family: str = "paper", **options: object) -> Table:
-    return tables.judged([tables.build(name, admitted(runs), family, Options(**options))])[0]
+    return tables.judged(tables.built([name], admitted(runs), family, Options(**options)))[0]
 
 
 def admitted(runs: Path) -> Admitted:
@@ -231,7 +231,7 @@ def test_commands_of_empty_rows_join_the_group_that_is_shown(tmp_path: Path) -> 
 
 def test_also_run_shows_what_the_paper_has_no_row_for(runs: Path) -> None:
     found = admitted(runs)
-    shown = [tables.build(name, found, f) for f in tables.families(found) for name in ("I", "II", "III", "IV")]
+    shown = [t for f in tables.families(found) for t in tables.built(("I", "II", "III", "IV"), found, f)]
     besides = tables.also_run(found, shown)
     rows = {(r.student, r.strategy, r.group.setting) for r in besides.rows}
     assert rows == {("gns:0.5", "kd", "dkd"), ("gns:1.0", "kd", "T=4")}
@@ -245,7 +245,7 @@ def test_also_run_of_other_data_has_its_own_baseline(tmp_path: Path) -> None:
     for strategy, teachers in (("plain", ()), ("kd", ("resnet18",)), ("dense", ("resnet50", "resnet18"))):
         write_run(tmp_path, "gns:1.0", strategy, teachers, data="digits", family="smoke", accuracy=95.0)
     found = admitted(tmp_path)
-    shown = [tables.build(name, found, "paper") for name in ("I", "II", "III", "IV")]
+    shown = tables.built(("I", "II", "III", "IV"), found, "paper")
     assert not any(table.filled for table in shown)
     besides = tables.also_run(found, shown)
     assert [r.delta is not None for r in besides.rows] == [False, True, True]

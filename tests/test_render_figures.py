@@ -98,7 +98,7 @@ def test_two_families_have_a_panel_each_and_long_titles_keep_to_their_own(tmp_pa
 
 
 def test_width_draws_the_printed_points_and_ours(runs: Path) -> None:
-    figure = figures.width([tables.build("I", admitted(runs), f) for f in ("paper", "published")])
+    figure = figures.width([t for f in ("paper", "published") for t in tables.built(["I"], admitted(runs), f)])
     printed = figure.axes[0].lines[0]
     assert printed.get_xdata().tolist() == [1.0, 1.3, 1.6, 1.9, 2.2, 2.8, 3.4]
     assert printed.get_ydata()[5] == 93.94

@@ -99,7 +99,7 @@ def _width(records: Sequence[RunRecord], chosen: Sequence[RunRecord], family: st
 
     admitted = admit(chosen or records)
     families = (family,) if family else tables.families(admitted)
-    found = [_with_cohort(tables.build("I", admitted, f), admitted) for f in families]
+    found = [_with_cohort(t, admitted) for f in families for t in tables.built(["I"], admitted, f)]
     if (family or admitted.runs) and not any(table.cohort for table in found):
         under = f" under {family}" if family else ""
         command = commands.training("gns:1.0", recipe=family or "paper")

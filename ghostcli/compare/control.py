@@ -28,7 +28,8 @@ def of(group: RunGroup, blind: Iterable[RunGroup], options: Options) -> Control 
     found = next((other for other in blind if controls(other, group)), None)
     if found is None:
         return Control(command)
-    return Control(command, found, found.summary(options.metric), group.minus(found, options.metric))
+    delta = group.minus(found, options.metric)
+    return Control(command, group=found, ours=found.summary(options.metric), delta=delta)
 
 
 def controls(other: RunGroup, group: RunGroup) -> bool:

@@ -270,13 +270,9 @@ class Cohort:
         """Its training settings that differ from the nearest of its families, without data and budget."""
         return min((group.changes for group in self.groups), key=len)
 
-    def baseline(self, student: str) -> RunGroup | None:
-        """The group without teachers. If there are several (only with mixing): that with the least label smoothing."""
-        return self.baselines.get(student)
-
     @cached_property
     def baselines(self) -> dict[str, RunGroup]:
-        """Student -> its baseline."""
+        """Student -> its group without teachers. Of several (only with mixing): that with the least label smoothing."""
         found: dict[str, RunGroup] = {}
         for group in sorted(self.groups, key=lambda group: group.smoothing):
             if not group.teachers:

@@ -25,15 +25,14 @@ class LeftOut:
     family: str = ""
 
 
-@dataclass(frozen=True)
-class Control:
-    """The same training with image-blind teachers (`distill.blind=true`), made by `command`.
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A run group and its comparison. `group` and `ours` are None if there are no runs.
 
-    All other fields are None if it was not run. `delta`: the taught row minus the control. `p_adjusted`, `verdict` and
-    `finds` are set for the whole answer (see `Row`).
+    `finds`: the smallest true difference, in points, that this design calls better or worse with 80 % probability. It,
+    `p_adjusted` and `verdict` are set for the whole answer.
     """
 
-    command: str
     group: RunGroup | None = None
     ours: Summary | None = None
     delta: Difference | None = None
@@ -43,11 +42,20 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row. `printed` is None if the paper has no such row. `group` is None if it has no runs.
+class Control(Line):
+    """The same training with image-blind teachers (`distill.blind=true`), made by `command`.
+
+    `delta`: the taught row minus the control.
+    """
+
+    command: str
+
+
+@dataclass(frozen=True)
+class Row(Line):
+    """One row. `printed` is None if the paper has no such row.
 
     `delta`: the row minus its baseline. `missing_baseline`: why there is no baseline. `command` makes the row's runs.
-    `finds`: the smallest true difference, in points, that this design calls better or worse with 80 % probability.
     `mixed`: facts of the environment that differ between the compared runs. `looks`: earlier readings with fewer runs,
     as (runs of the row, runs of its baseline). `name` is unique in its table.
     """
@@ -57,13 +65,7 @@ class Row:
     teachers: tuple[str, ...]
     parameters: int | None
     printed: PaperRow | None = None
-    group: RunGroup | None = None
-    ours: Summary | None = None
     baseline: RunGroup | None = None
-    delta: Difference | None = None
-    p_adjusted: float | None = None
-    verdict: str | None = None
-    finds: float | None = None
     findings: tuple[Finding, ...] = ()
     mixed: tuple[str, ...] = ()
     looks: tuple[tuple[int, int], ...] = ()
@@ -75,6 +77,11 @@ class Row:
     @property
     def taught(self) -> bool:
         return bool(self.teachers)
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """The row, and its control if that was run."""
+        return (self, self.control) if self.control and self.control.group else (self,)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from ghostcli.compare.groups import (
 from ghostcli.compare.labels import names
 from ghostcli.compare.match import Rows, matches, may_match, ranked
 from ghostcli.compare.power import could_find
-from ghostcli.compare.rows import MARGIN, Control, LeftOut, Options, Row, Table
+from ghostcli.compare.rows import MARGIN, Control, LeftOut, Line, Options, Row, Table
 from ghostcli.compare.stats import Difference
 from ghostcli.compare.verdicts import judge
 from ghostcli.paper import FAMILIES, PaperRow, PaperTable, paper
@@ -65,7 +65,7 @@ class Baselines:
         """The baseline of `group`, a member of `cohort`, or None with the reason or the command that makes it."""
         epochs = group.about.epochs
         if self.spent is None:
-            found = cohort.baseline(group.student)
+            found = cohort.baselines.get(group.student)
         else:
             spent = of_group(group, self.spent)
             if not spent.whole:
@@ -104,13 +104,6 @@ class Pool:
     refused: tuple[LeftOut, ...]
     baselines: Baselines
 
-    @classmethod
-    def of(cls, admitted: Admitted, family: str, options: Options) -> Pool:
-        runs = of_family(admitted.runs, family)
-        found = cohorts(runs, of_family(admitted.failed, family), options.mixed)
-        refused = tuple(out for out in admitted.left_out if out.family in ("", family))
-        return cls(family, tuple(runs), refused, Baselines.among(found, admitted, options))
-
 
 def families(admitted: Admitted) -> tuple[str, ...]:
     """The families with a run in a printed row; `paper` if there are none."""
@@ -119,15 +112,13 @@ def families(admitted: Admitted) -> tuple[str, ...]:
     return tuple(family for family in FAMILIES if family in there) or ("paper",)
 
 
-def build(name: str, admitted: Admitted, family: str, options: Options = Options()) -> Table:
-    """Table `name` (I to IV) from the runs of one family, without verdicts. UsageError if there is no such table."""
-    return built([name], admitted, family, options)[0]
-
-
 def built(names: Iterable[str], admitted: Admitted, family: str, options: Options = Options()) -> list[Table]:
-    """The same for several tables, which share the work on the family's runs."""
+    """Tables by name (I to IV) from the runs of one family, without verdicts. UsageError if there is no such table."""
     printed = [paper().table(name) for name in names]
-    pool = Pool.of(admitted, family, options)
+    runs = of_family(admitted.runs, family)
+    found = cohorts(runs, of_family(admitted.failed, family), options.mixed)
+    refused = tuple(out for out in admitted.left_out if out.family in ("", family))
+    pool = Pool(family, tuple(runs), refused, Baselines.among(found, admitted, options))
     return [_build(one, pool) for one in printed]
 
 
@@ -236,7 +227,7 @@ def judged(tables: Sequence[Table]) -> tuple[Table, ...]:
     return tuple(replace(table, rows=tuple(map(done, table.rows))) for table in tables)
 
 
-def _comparisons(row: Row) -> Iterable[tuple[Row | Control, RunGroup]]:
+def _comparisons(row: Row) -> Iterable[tuple[Line, RunGroup]]:
     """The row and its control, each with the group that the row is compared with."""
     if row.delta:
         yield row, row.baseline
@@ -271,8 +262,8 @@ def also_run(
 
     None if there are none. Each is compared within its own protocol, so the rows may not be comparable to each other.
     """
-    elsewhere = {out.run for table in shown for out in table.left_out if not out.reason.startswith("another recipe")}
-    elsewhere |= {run for table in shown for row in table.rows for run in _runs_of(row)}
+    elsewhere = placed(shown)
+    elsewhere |= {out.run for table in shown for out in table.left_out if not out.reason.startswith("another recipe")}
     rows: list[Row] = []
     left_out: list[LeftOut] = []
     found = cohorts(admitted.runs, admitted.failed)
@@ -295,9 +286,10 @@ def also_run(
     return Table(ALSO, "Runs that fill no row of the paper", "any", _named(rows), options, None, tuple(left_out))
 
 
-def _runs_of(row: Row) -> frozenset[str]:
-    groups = (row.group, row.control and row.control.group)
-    return frozenset(run for group in groups if group for run in group.ids)
+def placed(tables: Iterable[Table]) -> set[str]:
+    """The ids of the runs that are in a row of these tables, as a control too."""
+    groups = (line.group for table in tables for row in table.rows for line in row.lines)
+    return {run for group in groups if group for run in group.ids}
 
 
 def _other_protocols(pool: Sequence[RunRecord], rows: Rows, cohort: Cohort | None) -> list[LeftOut]:
@@ -333,7 +325,7 @@ def _left(group: RunGroup, reason: str) -> list[LeftOut]:
 
 def _order_differs(group: RunGroup, cohort: Cohort) -> bool:
     """Whether a taught group was not shuffled but its baseline was. In `published` this is intended."""
-    baseline = cohort.baseline(group.student)
+    baseline = cohort.baselines.get(group.student)
     allowed = cohort.mixed or group.family == "published"
     return not allowed and baseline is not None and group.about.shuffled != baseline.about.shuffled
 

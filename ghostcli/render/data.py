@@ -9,8 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ghostcli.compare.cost import Cost, of_group
-from ghostcli.compare.rows import Control, Row, Table
-from ghostcli.compare.stats import Difference
+from ghostcli.compare.rows import Control, Line, Row, Table
 from ghostcli.paper import paper
 
 #: The protocol of a row, if the table has rows of several protocols.
@@ -49,12 +48,7 @@ def row_object(row: Row, known: dict[str, Cost] | None = None, more: bool = Fals
         "paper": printed.accuracy if printed else None,
         "paper_delta": printed.delta if printed else None,
         "paper_logged": asdict(printed.logged) if printed and printed.logged else None,
-        "ours": _rounded(asdict(row.ours)) if row.ours else None,
-        "delta": _delta(delta),
-        "verdict": row.verdict,
-        "finds": row.finds,
-        "p_value": delta.p if delta else None,
-        "p_adjusted": row.p_adjusted,
+        **_line(row),
         "p_welch": delta.welch if delta else None,
         "test": delta.test if delta else None,
         "interval_covers": delta.covers if delta else None,
@@ -79,23 +73,26 @@ def row_object(row: Row, known: dict[str, Cost] | None = None, more: bool = Fals
     return found
 
 
-def _control(control: Control) -> dict[str, Any]:
-    delta = control.delta
+def _line(line: Line) -> dict[str, Any]:
+    """What a row and its control have in common."""
+    delta = line.delta
     return {
-        "ours": _rounded(asdict(control.ours)) if control.ours else None,
-        "delta": _delta(delta),
-        "verdict": control.verdict,
-        "finds": control.finds,
+        "ours": _rounded(asdict(line.ours)) if line.ours else None,
+        "delta": _rounded({"mean": delta.mean, "low": delta.low, "high": delta.high}) if delta else None,
+        "verdict": line.verdict,
+        "finds": line.finds,
         "p_value": delta.p if delta else None,
-        "p_adjusted": control.p_adjusted,
-        "interval_covers": delta.covers if delta else None,
-        "runs": [run.id for run in control.group.runs] if control.group else [],
-        "command": control.command,
+        "p_adjusted": line.p_adjusted,
     }
 
 
-def _delta(delta: Difference | None) -> dict[str, Any] | None:
-    return _rounded({"mean": delta.mean, "low": delta.low, "high": delta.high}) if delta else None
+def _control(control: Control) -> dict[str, Any]:
+    return {
+        **_line(control),
+        "interval_covers": control.delta.covers if control.delta else None,
+        "runs": [run.id for run in control.group.runs] if control.group else [],
+        "command": control.command,
+    }
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def _by_families(tables: Sequence[Table]) -> dict[str, list[tuple[RunGroup, Summ
         own = {row.student: row.group for row in table.filled if row.student.startswith("gns:")}
         for group in table.cohort.groups if table.cohort else ():
             if untaught_small(group):
-                own.setdefault(group.student, table.cohort.baseline(group.student))
+                own.setdefault(group.student, table.cohort.baselines[group.student])
         groups = [own[student] for student in sorted(own, key=_width)]
         key = tuple(run.id for group in groups for run in group.runs)
         if key:
@@ -263,7 +263,7 @@ def front(points: Sequence[Point], cost: str = "Parameters, train form (millions
 @styled
 def forest(tables: Sequence[Table]) -> Figure:
     """Differences with 95 % intervals, one panel per table and family. Printed differences are hollow diamonds."""
-    shown = [(table, [row for row in table.rows if row.taught and _drawn(row)]) for table in tables]
+    shown = [(table, [row for row in table.rows if row.taught and (row.delta or row.printed)]) for table in tables]
     shown = [(table, rows) for table, rows in shown if any(row.delta for row in rows)]
     _needs(shown, "a forest plot needs a taught run and its baseline; `ghost table` says which commands make them")
     counts = [len(rows) for _, rows in shown]
@@ -294,8 +294,7 @@ def forest(tables: Sequence[Table]) -> Figure:
         family = "" if table.family == "any" else f" · {table.family}"
         panel.set_title(f"Table {table.name}{family}" if table.name != ALSO else "Also run")
     axes[-1, 0].set_xlabel("Δ accuracy against the untaught student (points)")
-    verdicts = {row.verdict for _, rows in shown for row in rows if row.delta}
-    verdicts |= {row.control.verdict for _, rows in shown for row in rows if row.control}
+    verdicts = {line.verdict for _, rows in shown for row in rows for line in row.lines}
     _forest_legend(figure, colours, verdicts, shown)
     return figure
 
@@ -306,10 +305,6 @@ def _delta(panel: Axes, delta: Difference, y: float, colour: str, hollow: bool =
         width = 1.0 if hollow else 2.0
         panel.plot([delta.low, delta.high], [y, y], color=colour, linewidth=width, zorder=2, solid_capstyle="butt")
     panel.plot(delta.mean, y, "o", color=colour, mfc="white" if hollow else colour, ms=4 if hollow else 5, zorder=4)
-
-
-def _drawn(row: Row) -> bool:
-    return row.delta is not None or row.printed is not None
 
 
 def _forest_legend(figure: Figure, colours: dict[Any, str], verdicts: set[Any], shown: Sequence[Any]) -> None:
@@ -325,7 +320,7 @@ def _forest_legend(figure: Figure, colours: dict[Any, str], verdicts: set[Any], 
         handles.append(
             Line2D([], [], linestyle="none", marker="D", mfc="white", mec="black", markersize=4.5, label="printed")
         )
-    if any(row.control and row.control.delta for _, rows in shown for row in rows):
+    if any(len(row.lines) > 1 for _, rows in shown for row in rows):
         handles.append(
             Line2D([], [], color=GREY, marker="o", mfc="white", markersize=4, linewidth=1, label="minus its control")
         )

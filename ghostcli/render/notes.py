@@ -15,7 +15,6 @@ from ghostcli.recipe.models import FEW_STEPS
 
 LETTERS, DIGITS = "ᵃᵇᶜᵈᵉᶠᵍ", "¹²³⁴⁵⁶⁷⁸⁹"
 SINGLE, MIXED = "†", "‡"
-#: A note names at most this many runs and counts the others.
 #: Reasons of left-out runs that get a line of their own, those with the most runs; and runs that a line names.
 REASONS = 20
 NAMED = 4
@@ -113,15 +112,12 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
     """How the numbers were computed: notes that several tables share."""
     options = tables[0].options
     rows = [row for table in tables for row in table.filled]
-    controls = [row.control for row in rows if row.control and row.control.ours]
-    best = options.metric == "best"
-    ours = [line.ours for line in (*rows, *controls)]
-    deltas = [line.delta for line in (*rows, *controls) if line.delta]
-    if any(made.n > 1 for made in ours):
+    lines = [line for row in rows for line in row.lines]
+    if any(line.ours.n > 1 for line in lines):
         yield "Ours: mean ± standard deviation over seeds (number of seeds)."
-    if any(made.n == 1 for made in ours):
+    if any(line.ours.n == 1 for line in lines):
         yield f"{SINGLE} One run: no standard deviation, so no verdict."
-    if any(delta.of_two_networks for delta in deltas):
+    if any(line.delta and line.delta.of_two_networks for line in lines):
         yield (
             f"{SINGLE} at a Δ: one run per side: seed noise alone can cause this gap, so no verdict. "
             "The interval covers test images only, for these networks. For a verdict add seeds: `--seed 0 --seed 1 "
@@ -133,7 +129,7 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
             "Verdicts: p < 5 % after one correction over all comparisons of this answer; equivalent: two one-sided "
             f"tests within ±{options.margin:g}."
         )
-    if any(line.finds is not None for line in (*rows, *controls)):
+    if any(line.finds is not None for line in lines):
         yield (
             "Finds: the smallest true difference that this design calls better or worse with 80 % probability, given "
             f"its own spreads. `{UNDECIDED}` can miss smaller differences."
@@ -149,7 +145,7 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
             f"Verdicts of rows with {counts} teachers hold for other trainings of the teacher too: the runs of each "
             "teacher are averaged, and the spread of these means is in the interval."
         )
-    if controls:
+    if len(lines) > len(rows):
         yield (
             "Control: the same training, but each image gets the teachers' logits for another image of its class "
             "(distill.blind=true). Its Δ is the row above minus the control. If a gain comes from the teachers' "
@@ -160,7 +156,7 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
             "Equal budgets: the baseline saw as many training images as the row's run and the trainings of all its "
             "teachers in total. The sizes of the networks are not counted."
         )
-    if rows and best:
+    if rows and options.metric == "best":
         yield "Optimistic: each accuracy is of the best epoch, chosen on the test set, as in the paper."
 
 
@@ -170,7 +166,7 @@ def lacks(table: Table) -> Iterable[Lack]:
         if row.missing_baseline:
             yield Lack("No baseline for {}", row.name, row.missing_baseline)
     for row in table.filled:
-        if row.verdict == "better" and row.control and row.control.ours is None:
+        if row.verdict == "better" and row.control and row.control.group is None:
             yield Lack("No control for {}", row.name, f"`{row.control.command}` makes it")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ghostcli.compare.cost import Cost, of_group
 from ghostcli.compare.groups import RunGroup
 from ghostcli.compare.labels import protocol
-from ghostcli.compare.rows import Row, Table
+from ghostcli.compare.rows import Line, Row, Table
 from ghostcli.compare.stats import Difference, Summary
 from ghostcli.compare.tables import ALSO
 from ghostcli.paper import joined, label
@@ -102,10 +102,7 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str,
         STUDENT.key: label(row.student),
         PARAMETERS.key: EMPTY if row.parameters is None else f"{row.parameters / 1e6:.3f}",
         TEACHERS.key: joined(row.teachers, row.strategy) or EMPTY,
-        OURS.key: accuracy(row.ours, row.group) + marks.of_ours(row),
-        DELTA.key: interval(row.delta),
-        FINDS.key: finds(row.finds),
-        VERDICT.key: row.verdict or EMPTY,
+        **_compared(row, marks.of_ours(row)),
     }
     if row.printed:
         cells[PRINTED.key] = f"{row.printed.accuracy:.2f}{marks.of_printed(row)}"
@@ -113,15 +110,18 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str,
     elif row.group:
         cells[STRATEGY.key], cells[PROTOCOL.key] = row.group.how, protocol(row.group)
     yield cells, row.group
-    if (control := row.control) and control.ours:
-        cells = {
-            control_key: "control: blind",
-            OURS.key: accuracy(control.ours, control.group) + SINGLE * (control.ours.n == 1),
-            DELTA.key: interval(control.delta),
-            FINDS.key: finds(control.finds),
-            VERDICT.key: control.verdict or EMPTY,
-        }
-        yield cells, control.group
+    if (control := row.control) and control.group:
+        yield {control_key: "control: blind", **_compared(control, SINGLE * (control.ours.n == 1))}, control.group
+
+
+def _compared(line: Line, marks: str) -> dict[str, str]:
+    """The cells that a row and its control have in common."""
+    return {
+        OURS.key: accuracy(line.ours, line.group) + marks,
+        DELTA.key: interval(line.delta),
+        FINDS.key: EMPTY if line.finds is None else f"≥ {line.finds:.2f}",
+        VERDICT.key: line.verdict or EMPTY,
+    }
 
 
 def _verdict_column(table: Table) -> Column:
@@ -199,7 +199,7 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> TextTable:
             printed = lines[0].printed
             text = f"{printed.accuracy:.2f}{marks.of_printed(lines[0])}"
             text += f"\n{points(printed.delta)}" if printed.delta is not None else ""
-            control = "\n\n  minus its control" * any(row.control and row.control.ours for row in lines)
+            control = "\n\n  minus its control" * any(len(row.lines) > 1 for row in lines)
             cells = {STUDENT.key: _short(lines[0]) + control, PRINTED.key: text}
             for family, row in zip(by_family, lines, strict=True):
                 cells[family] = accuracy(row.ours, row.group) + marks.of_ours(row) + _deltas(row)
@@ -238,10 +238,7 @@ def _deltas(row: Row) -> str:
     """The differences below an accuracy: from the baseline, and from the control if there is one."""
     if row.delta is None:
         return ""
-    lines = [(row.delta, row.verdict)]
-    if row.control and row.control.delta:
-        lines.append((row.control.delta, row.control.verdict))
-    return "".join(f"\n{interval(delta)} {SIGNS.get(verdict or '', '')}".rstrip() for delta, verdict in lines)
+    return "".join(f"\n{interval(line.delta)} {SIGNS.get(line.verdict or '', '')}".rstrip() for line in row.lines)
 
 
 def empty_commands(table: Table) -> Iterable[tuple[str, str]]:
@@ -277,10 +274,6 @@ def interval(delta: Difference | None) -> str:
         return EMPTY
     within = f" [{delta.low:+.2f}, {delta.high:+.2f}]" if delta.low is not None else ""
     return points(delta.mean) + within + SINGLE * delta.of_two_networks
-
-
-def finds(smallest: float | None) -> str:
-    return EMPTY if smallest is None else f"≥ {smallest:.2f}"
 
 
 def _number(value: float | None, scale: float = 1) -> str:

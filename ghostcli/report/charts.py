@@ -175,7 +175,7 @@ class Forest:
     margin: float
 
     @classmethod
-    def of(cls, deltas: Sequence[Difference], margin: float, printed: Sequence[float] = ()) -> Forest:
+    def of(cls, deltas: Sequence[Difference], margin: float, printed: Sequence[float]) -> Forest:
         ends = [value for d in deltas for value in (d.low, d.high, d.mean) if value is not None]
         low, high = min([*ends, *printed, -margin]), max([*ends, *printed, margin])
         return cls(low - 0.04 * (high - low), high + 0.04 * (high - low), margin)
@@ -183,29 +183,22 @@ class Forest:
     def _x(self):
         return scale(self.low, self.high, 6, ROW_WIDTH - 6)
 
-    def row(
-        self, delta: Difference | None, verdict: str | None, printed: float | None = None, said: str = ""
-    ) -> Markup:
+    def row(self, delta: Difference, verdict: str | None, printed: float | None, said: str) -> Markup:
         """A difference with its interval; the paper's printed difference as a hollow diamond."""
         x, middle = self._x(), ROW_HEIGHT / 2
-        parts = self._ground()
+        band = {"x": x(-self.margin), "width": x(self.margin) - x(-self.margin), "y": 0, "height": ROW_HEIGHT}
+        zero = element("line", x1=x(0), x2=x(0), y1=0, y2=ROW_HEIGHT, class_="zero")
+        parts = [element("rect", **band, class_="margin"), zero]
         if printed is not None:
             at = x(printed)
             shape = points([at, at + 4.5, at, at - 4.5], [middle - 4.5, middle, middle + 4.5, middle])
             parts.append(element("polygon", points=shape, class_="printed", data_tip=f"printed: {printed:+.2f} points"))
-        if delta is not None:
-            colour = "v-" + (verdict or "none").replace(" ", "-")
-            if delta.low is not None and delta.high is not None:
-                ends = {"x1": x(delta.low), "x2": x(delta.high), "y1": middle, "y2": middle}
-                parts.append(element("line", **ends, class_=f"interval {colour}"))
-            parts.append(element("circle", cx=x(delta.mean), cy=middle, r=4.5, class_=f"dot {colour}", data_tip=said))
-        return _svg(said or "no difference", *parts, width=ROW_WIDTH, height=ROW_HEIGHT, class_="row")
-
-    def _ground(self) -> list[Markup]:
-        x = self._x()
-        band = {"x": x(-self.margin), "width": x(self.margin) - x(-self.margin), "y": 0, "height": ROW_HEIGHT}
-        zero = element("line", x1=x(0), x2=x(0), y1=0, y2=ROW_HEIGHT, class_="zero")
-        return [element("rect", **band, class_="margin"), zero]
+        colour = "v-" + (verdict or "none").replace(" ", "-")
+        if delta.low is not None and delta.high is not None:
+            ends = {"x1": x(delta.low), "x2": x(delta.high), "y1": middle, "y2": middle}
+            parts.append(element("line", **ends, class_=f"interval {colour}"))
+        parts.append(element("circle", cx=x(delta.mean), cy=middle, r=4.5, class_=f"dot {colour}", data_tip=said))
+        return _svg(said, *parts, width=ROW_WIDTH, height=ROW_HEIGHT, class_="row")
 
     def axis(self) -> Markup:
         x = self._x()

@@ -15,7 +15,8 @@ from markupsafe import Markup
 from ghostcli.compare.admission import Admitted
 from ghostcli.compare.cost import Cost
 from ghostcli.compare.groups import Cohort, RunGroup, cohorts
-from ghostcli.compare.rows import Row, Table
+from ghostcli.compare.rows import Line, Row, Table
+from ghostcli.compare.tables import placed
 from ghostcli.display import clock
 from ghostcli.paper import label
 from ghostcli.records.record import RunRecord
@@ -130,20 +131,17 @@ def _part(table: Table, text: TextTable, anchors: dict[str, str]) -> Part:
     if not compared:
         return Part(text, links, (), None, table.options.margin)
     printed = [row.printed.delta for row in compared if row.printed and row.printed.delta is not None]
-    deltas = [row.delta for row in compared if row.delta]
-    deltas += [row.control.delta for row in compared if row.control and row.control.delta]
-    scale = Forest.of(deltas, table.options.margin, printed)
+    scale = Forest.of([line.delta for row in compared for line in row.lines], table.options.margin, printed)
+
+    def drawn(line: Line, name: str, own: float | None = None) -> ForestRow:
+        said = text_table.interval(line.delta)
+        svg = scale.row(line.delta, line.verdict, own, f"{name}: {said}")
+        return ForestRow(name, svg, said, line.verdict or "–", anchors.get(line.group.runs[0].id, ""))
+
     rows = []
     for row in compared:
-        own = row.printed.delta if row.printed else None
-        said = text_table.interval(row.delta)
-        svg = scale.row(row.delta, row.verdict, own, f"{row.name}: {said}")
-        rows.append(ForestRow(row.name, svg, said, row.verdict or "–", anchors.get(row.group.runs[0].id, "")))
-        if row.control and row.control.delta:
-            said, verdict = text_table.interval(row.control.delta), row.control.verdict
-            svg = scale.row(row.control.delta, verdict, None, f"minus its control: {said}")
-            anchor = anchors.get(row.control.group.runs[0].id, "")
-            rows.append(ForestRow("minus its control", svg, said, verdict or "–", anchor))
+        rows.append(drawn(row, row.name, row.printed.delta if row.printed else None))
+        rows += [drawn(control, "minus its control") for control in row.lines[1:]]
     return Part(text, links, tuple(rows), scale.axis(), table.options.margin)
 
 
@@ -209,11 +207,10 @@ def _unfinished(run: RunRecord) -> Unfinished:
 
 def _left_out(admitted: Admitted, shown: Sequence[Table]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Reason -> runs that are in no row, over all tables."""
-    groups = [g for table in shown for row in table.rows for g in (row.group, row.control and row.control.group)]
-    placed = {run for group in groups if group for run in group.ids}
     every = [*admitted.left_out, *(out for table in shown for out in table.left_out)]
+    shown_runs = placed(shown)
     reasons: dict[str, dict[str, None]] = {}
     for out in every:
-        if out.run not in placed:
+        if out.run not in shown_runs:
             reasons.setdefault(out.reason, {})[out.run] = None
     return tuple((reason, tuple(runs)) for reason, runs in sorted(reasons.items()))
