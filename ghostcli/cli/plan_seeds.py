@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ghostcli.cli.options import Json, Runs
 from ghostcli.errors import UsageError, printable
 
-
-@dataclass(frozen=True)
-class Recorded:
-    """Two run groups with a recorded spread: counts, standard deviations, and standard error of the images, in points.
-
-    `pairs`: the correlation of runs with the same start and order. None if the runs are not compared in pairs.
-    """
-
-    name: str
-    runs: tuple[int, int]
-    sd: tuple[float, float]
-    images: float
-    pairs: float | None = None
+if TYPE_CHECKING:
+    from ghostcli.compare.power import Spread
 
 
 def plan_seeds(
@@ -49,21 +37,27 @@ def plan_seeds(
         raise UsageError(f"--effect {effect:g}: must be above 0 points, as in --effect 0.5")
     if spread is not None and not spread >= 0:
         raise UsageError(f"--spread {spread:g}: must be a standard deviation in points, as in --spread 0.5")
-    known = [Recorded("as typed", (0, 0), (spread, spread), 0.0)] if spread is not None else _recorded(runs)
-    rows = [_row(one, effect, comparisons) for one in known]
+    from ghostcli.compare.power import Spread
+
+    known = [("as typed", (0, 0), Spread(spread, spread))] if spread is not None else _recorded(runs)
+    rows = [_row(*one, effect, comparisons) for one in known]
     typer.echo(json.dumps(rows, indent=1) if as_json else "\n".join(_lines(rows, effect, comparisons)))
 
 
-def _recorded(folder: Path) -> list[Recorded]:
-    """All taught groups with their baselines, if both have at least two runs. UsageError if there are none."""
+def _recorded(folder: Path) -> list[tuple[str, tuple[int, int], Spread]]:
+    """(name, runs per side, spread) of all taught groups and their baselines, if both have at least two runs.
+
+    UsageError if there are none.
+    """
     from ghostcli.compare.admission import admit
     from ghostcli.compare.groups import cohorts
+    from ghostcli.compare.power import Spread
     from ghostcli.records import record
 
     found = []
     for cohort in cohorts(admit(record.scan(folder)).runs):
         for ours in cohort.groups:
-            baseline = cohort.baseline(ours.student) if ours.teachers else None
+            baseline = cohort.baselines.get(ours.student) if ours.teachers else None
             if baseline is None or min(len(ours.runs), len(baseline.runs)) < 2:
                 continue
             delta = ours.minus(baseline)
@@ -76,7 +70,7 @@ def _recorded(folder: Path) -> list[Recorded]:
             if delta.paired and min(sd) > 0:
                 pairs = (sd[0] ** 2 + sd[1] ** 2 - delta.units[0] * whole.down[0]) / (2 * sd[0] * sd[1])
             runs = (len(ours.runs), len(baseline.runs))
-            found.append(Recorded(f"{ours.student} {ours.how}", runs, sd, images, pairs))
+            found.append((f"{ours.student} {ours.how}", runs, Spread(*sd, images, pairs)))
     if not found:
         raise UsageError(
             f"{folder}: no comparison has two runs per side, so no spread is known; train a pilot "
@@ -85,18 +79,17 @@ def _recorded(folder: Path) -> list[Recorded]:
     return found
 
 
-def _row(one: Recorded, effect: float, comparisons: int) -> dict[str, Any]:
+def _row(name: str, runs: tuple[int, int], spread: Spread, effect: float, comparisons: int) -> dict[str, Any]:
     from ghostcli.compare import power
 
-    spread = power.Spread(*one.sd, one.images, one.pairs)
     now = None
-    if min(one.runs) > 1:
-        now = round(power.smallest(*spread.design(*one.runs), comparisons=comparisons), 3)
+    if min(runs) > 1:
+        now = round(power.smallest(*spread.design(*runs), comparisons=comparisons), 3)
     return {
-        "comparison": one.name,
-        "runs": list(one.runs),
-        "sd": [round(sd, 3) for sd in one.sd],
-        "images_error": round(one.images, 3),
+        "comparison": name,
+        "runs": list(runs),
+        "sd": [round(sd, 3) for sd in (spread.ours, spread.baseline)],
+        "images_error": round(spread.images, 3),
         "effect": effect,
         "power": power.POWER,
         "comparisons": comparisons,
