@@ -45,11 +45,11 @@ class Interrupted(BaseException):
     exit_code = 75
 
 
-def nearest(word: str, known: list[str] | tuple[str, ...], n: int = 3) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
     """` Did you mean ...?` with the known words similar to `word`. Without any: ` Known: ...` with all of them."""
     import difflib
 
-    hits = difflib.get_close_matches(word, known, n=n, cutoff=0.5)
+    hits = difflib.get_close_matches(word, known, cutoff=0.5)
     if hits:
         return f" Did you mean {' or '.join(hits)}?"
     return f" Known: {', '.join(known)}."

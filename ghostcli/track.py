@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.recipe.diff import flat
 from ghostcli.records.record import RunRecord
@@ -123,9 +125,7 @@ def _module(tracker: str) -> Any:
 def _known(runs: Path) -> dict[str, dict[str, int]]:
     file = runs / FILE
     value = read_json(file) if file.exists() else {}
-    sound = isinstance(value, dict) and all(
-        isinstance(had, dict) and all(isinstance(n, int) and n >= 0 for n in had.values()) for had in value.values()
-    )
-    if not sound:
-        raise UsageError(f"{printable(file)}: is damaged; remove it, and all runs are sent again")
-    return value
+    try:
+        return TypeAdapter(dict[str, dict[str, NonNegativeInt]]).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise UsageError(f"{printable(file)}: is damaged; remove it, and all runs are sent again") from error

@@ -12,7 +12,8 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from ghostcli.compare.rows import Row, Table
 from ghostcli.errors import GhostError
@@ -56,7 +57,6 @@ def _key(row: Row) -> str:
 
 def _read(file: Path) -> dict[str, list[tuple[int, int]]]:
     """The recorded looks; {} if the file is missing or damaged."""
-    with contextlib.suppress(GhostError, TypeError, ValueError, AttributeError):
-        value: Any = read_json(file) if file.exists() else {}
-        return {str(key): [(int(n), int(m)) for n, m in looks] for key, looks in value.items()}
+    with contextlib.suppress(GhostError, ValidationError):
+        return TypeAdapter(dict[str, list[tuple[int, int]]]).validate_python(read_json(file))
     return {}

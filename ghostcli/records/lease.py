@@ -235,9 +235,7 @@ def _make(folder: Path, mine: Lease) -> bool:
     except OSError:
         taken = (folder / mine.owner).exists()  # an answer of the server was lost, but not the question
         shutil.rmtree(fresh, ignore_errors=True)
-        if not taken and not folder.parent.is_dir():
-            raise
-        if not taken and not os.access(folder.parent, os.W_OK):
+        if not taken and not (folder.parent.is_dir() and os.access(folder.parent, os.W_OK)):
             raise
         return taken
 
