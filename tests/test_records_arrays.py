@@ -1,4 +1,4 @@
-"""The quick reader of .npz files against numpy's own: what one reads, the other reads; what one refuses, so does it."""
+"""The reader of .npz files: what numpy wrote is read, and what is damaged or holds a pickle is refused."""
 
 from __future__ import annotations
 
