@@ -1,4 +1,4 @@
-"""Calibration of probabilities: likelihood, bins of confidence, calibration error. Also agreement of two networks.
+"""Calibration of probabilities: likelihood, bins of confidence, calibration error. Also confusion and agreement.
 
 Invariant: pure functions of logits and labels.
 """
@@ -55,6 +55,12 @@ def ece(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error (Guo 2017), a fraction: mean |confidence - accuracy|, weighted by count."""
     table = calibration(logits, labels, bins)
     return float(np.sum(table.count * np.abs(table.confidence - table.accuracy)) / table.count.sum())
+
+
+def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many images of each true class (row) were given each class (column), [C, C]."""
+    n = logits.shape[1]
+    return np.bincount(labels * n + logits.argmax(axis=1), minlength=n * n).reshape(n, n)
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:

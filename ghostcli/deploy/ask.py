@@ -120,11 +120,9 @@ def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.nd
     UsageError where the data has other classes.
     """
     found, labels, name = answers_on_test(network, data_name)
-    said = found.argmax(axis=1)
-    right = int((said == labels).sum())
+    confusion = calibration.confusion(found, labels)
+    right = int(confusion.trace())
     low, high = accuracy_interval(right, len(labels))
-    count = len(network.about.classes)
-    confusion = np.bincount(labels * count + said, minlength=count**2).reshape(count, count)
     return Evaluation(
         model=network.label,
         data=name,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ghostcli.compare.calibration import calibration, ece, softmax
+from ghostcli.compare import calibration
 from ghostcli.render.figures import GREY, PALETTE, canvas, styled
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ MANY = 20
 def confusion(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str = "") -> Figure:
     """Percent of each true class (rows) predicted as each class (columns). Numbers are printed for up to 20 classes."""
     n = len(classes)
-    counts = np.zeros((n, n))
-    np.add.at(counts, (labels, logits.argmax(axis=1)), 1)
+    counts = calibration.confusion(logits, labels)
     percent = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(9.0, 2.0 + 0.42 * n)
     figure, [[axes]] = canvas(size=(side + 0.6, side))
@@ -56,10 +55,10 @@ def reliability(runs: Sequence[tuple[str, np.ndarray, np.ndarray]], bins: int = 
     curve.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
     edges = np.linspace(0, 1, bins + 1)
     for i, (name, logits, labels) in enumerate(runs):
-        found = calibration(logits, labels, bins)
+        found = calibration.calibration(logits, labels, bins)
         there = found.count > 0
         colour = PALETTE[i % len(PALETTE)]
-        text = f"{name}, ECE {100 * ece(logits, labels, bins):.1f} %"
+        text = f"{name}, ECE {100 * calibration.ece(logits, labels, bins):.1f} %"
         curve.plot(found.confidence[there], found.accuracy[there], "o-", color=colour, label=text, markersize=4)
         share.stairs(100 * found.count / found.count.sum(), edges, color=colour, linewidth=1.4)
     curve.set_ylabel("accuracy")
@@ -75,7 +74,7 @@ def reliability(runs: Sequence[tuple[str, np.ndarray, np.ndarray]], bins: int = 
 
 def total_variation(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
     """Total variation distance [N] between the probabilities of two networks: 0 if equal, 1 if disjoint."""
-    return np.abs(softmax(student) - softmax(teacher)).sum(axis=1) / 2
+    return np.abs(calibration.softmax(student) - calibration.softmax(teacher)).sum(axis=1) / 2
 
 
 @styled
@@ -95,7 +94,7 @@ def disagreement(
     rows = -(-len(worst) // columns)
     figure, axes = canvas(rows, columns, (1.35 * columns + 0.2, 1.85 * rows + 0.5))
     both = [
-        (softmax(logits), colour, who)
+        (calibration.softmax(logits), colour, who)
         for logits, colour, who in ((student, PALETTE[0], "S"), (teacher, PALETTE[1], "T"))
     ]
     for panel in axes.flat:

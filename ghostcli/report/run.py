@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ghostcli.compare.calibration import softmax
+from ghostcli.compare.calibration import confusion, softmax
 from ghostcli.compare.cost import Cost
 from ghostcli.compare.rows import Row
 from ghostcli.compare.stats import accuracy_interval
@@ -84,7 +84,7 @@ def page(run: RunRecord, rows: Sequence[Row], known: dict[str, Cost]) -> RunPage
     return RunPage(
         id=run.id,
         title=f"{name}{taught}",
-        cards=tuple(_cards(run, result)),
+        cards=tuple(_cards(run, seen)),
         sentences=(
             *(f"This record is not to be trusted: {problem}." for problem in problems),
             *(f"{sentence.subject(row)}: {said}." for row in rows if (said := sentence.verdict(row))),
@@ -103,9 +103,10 @@ def page(run: RunRecord, rows: Sequence[Row], known: dict[str, Cost]) -> RunPage
     )
 
 
-def _cards(run: RunRecord, result: RunResult | None) -> Iterator[Card]:
+def _cards(run: RunRecord, seen: dict[str, Any]) -> Iterator[Card]:
+    """`seen`: its overview."""
+    result = run.result
     if result is None:
-        seen = facts.overview(run)
         accuracy = "–" if seen["accuracy"] is None else f"{seen['accuracy']:.2f} %"
         yield Card("Status", run.status, run.problem or "")
         yield Card("Test accuracy so far", accuracy, f"epoch {seen['epoch']} of {seen['epochs'] or '?'}")
@@ -154,15 +155,13 @@ def _answers(predictions: tuple[np.ndarray, np.ndarray] | None, names: Sequence[
     if predictions is None:
         return []
     logits, labels = predictions
-    n = logits.shape[1]
-    counts = np.bincount(labels * n + logits.argmax(axis=1), minlength=n * n).reshape(n, n)
+    counts = confusion(logits, labels)
     found = [charts.confusion(counts, names), charts.reliability(logits, labels)]
-    if n <= charts.MANY_CLASSES:
-        totals = counts.sum(axis=1)
+    if len(counts) <= charts.MANY_CLASSES:
         shares = [
-            (names[i], 100 * counts[i, i] / totals[i], f"{names[i]}: {counts[i, i]:,} of {totals[i]:,} test images")
-            for i in range(n)
-            if totals[i]
+            (name, 100 * right / total, f"{name}: {right:,} of {total:,} test images")
+            for name, right, total in zip(names, counts.diagonal(), counts.sum(axis=1), strict=False)
+            if total
         ]
         found.append(charts.bars("Accuracy by class", shares, "Percent of each class's test images."))
     return found
