@@ -19,21 +19,19 @@ def doctor(runs: Runs = Path("runs"), as_json: Json = False) -> None:
 
     One line per check: ok, note (information) or FAIL (with what to do). Exit code 1 if a check fails.
     """
+    from rich.console import Console
+    from rich.text import Text
+
     from ghostcli.doctor import examine
 
-    findings = []
-    if as_json:
-        findings = list(examine(runs))
-        ok = all(finding.level != "FAIL" for finding in findings)
-        typer.echo(json.dumps({"ok": ok, "checks": [asdict(finding) for finding in findings]}, indent=1))
-    else:
-        from rich.console import Console
-        from rich.text import Text
-
-        console = Console(soft_wrap=True)
-        for finding in examine(runs):  # print each at once: checksums take about a second
-            findings.append(finding)
+    console, findings = Console(soft_wrap=True), []
+    for finding in examine(runs):
+        findings.append(finding)
+        if not as_json:  # print each at once: checksums take about a second
             line = Text(f"{finding.level:4}  ", style=COLOURS[finding.level])
             console.print(line + Text(printable(f"{finding.name}: {finding.message}"), style="default"))
-    if any(finding.level == "FAIL" for finding in findings):
+    ok = all(finding.level != "FAIL" for finding in findings)
+    if as_json:
+        typer.echo(json.dumps({"ok": ok, "checks": [asdict(finding) for finding in findings]}, indent=1))
+    if not ok:
         raise typer.Exit(1)

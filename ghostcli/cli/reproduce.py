@@ -170,11 +170,10 @@ def measure(model: str, device: str) -> float:
 def _summary(todo: Study, expected: dict[str, Cost], options: launch.Options) -> list[str]:
     runs, at_a_time = options.runs, options.jobs
     open_jobs = [job for job in todo.plan.jobs if expected[job.id].basis != DONE]
-    to_make = {job.id for job in open_jobs}
     lines = []
     for table in todo.tables:
         jobs = todo.of_table(table).jobs
-        mine = [job for job in jobs if job.id in to_make]
+        mine = [job for job in jobs if expected[job.id].basis != DONE]
         rows, of = sum(planned.row.table == table for planned in todo.rows), len(paper().table(table).rows)
         about = hours(sum(expected[job.id].seconds for job in mine))
         lines.append(f"Table {table}: {rows} of {of} rows need {len(jobs)} runs; {len(mine)} to train, about {about}")

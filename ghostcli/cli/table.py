@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -130,18 +130,13 @@ def _print(which: str, shown: Sequence[Table], records: Sequence[RunRecord], for
 
     known = costs(records) if cost else None
     columns = {f: [t for t in shown if t.family == f] for f in MAIN}
-    if form in ("json", "csv"):
-        found: list[dict[str, Any]]
-        found = [data.objects(t, known, more) for t in shown]
-        if which == "main" and form == "json":
-            found = [data.side_by_side(columns)]
-        if form == "csv":
-            sys.stdout.write(data.comma_separated(found))
-        else:
-            alone = len(found) == 1 and which != "all"
-            sys.stdout.write(
-                json.dumps(found[0] if alone else found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-            )
+    if form == "csv":
+        sys.stdout.write(data.comma_separated([data.objects(t, known, more) for t in shown]))
+        return
+    if form == "json":
+        found = [data.side_by_side(columns)] if which == "main" else [data.objects(t, known, more) for t in shown]
+        value = found[0] if len(found) == 1 and which != "all" else found
+        sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return
     made = [text_table.side_by_side(columns)] if which == "main" else [text_table.results(t) for t in shown]
     if known is not None:
