@@ -22,7 +22,6 @@ from ghostcli.packing import packed
 from ghostcli.plan import Job, commands, record_of
 from ghostcli.recipe import Recipe, Resolved
 from ghostcli.records import record, trained
-from ghostcli.records.model import RunResult
 from ghostcli.run import launch
 from ghostcli.run.job import AUTO
 from ghostcli.run.place import Place
@@ -270,28 +269,31 @@ def show_results(todo: plan.Plan, common: Common) -> None:
     """With --json: print the requested runs, finished or not."""
     if not common.json:
         return
-    found = [(job, record_of(job, common.runs).result) for job in todo.requested]
-    results = [unfinished(job, common.runs) if result is None else summary(result) for job, result in found]
+    results = [told(job, common.runs) for job in todo.requested]
     typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
 
 
-def unfinished(job: Job, runs: Path) -> dict[str, Any]:
-    """The --json value of a run that is not done: the reason, and no accuracy."""
+def told(job: Job, runs: Path) -> dict[str, Any]:
+    """The --json value of a run. Of one that is not done: the reason, and no accuracy."""
     run = record_of(job, runs)
-    absent = run.status == "absent"
+    result, absent = run.result, run.status == "absent"
+    made = result or job
+    error = ("its teacher is not done" if job.taught else None) if absent else run.problem
+    accuracy = result and {key: getattr(result.accuracy, key) for key in ("last", "best", "selected")}
     return {
         "run": job.id,
         "status": "not started" if absent else run.status,
-        "error": ("its teacher is not done" if job.taught else None) if absent else run.problem,
-        "student": job.student,
-        "strategy": job.strategy,
-        "teachers": list(job.path),
-        "data": job.recipe.data.name,
-        "seed": job.seed,
-        "epochs": job.recipe.train.epochs,
-        "accuracy": None,
-        "seconds": None,
-        "recipe": job.recipe_name,
+        **({} if result else {"error": error}),
+        "student": made.student,
+        "strategy": made.strategy,
+        "teachers": list(made.path),
+        "data": made.recipe.data.name,
+        "seed": made.seed,
+        "epochs": result.epochs if result else job.recipe.train.epochs,
+        "accuracy": accuracy,
+        "seconds": result.seconds if result else None,
+        "recipe": made.recipe_name,
+        **({"check": [finding.model_dump() for finding in result.check]} if result else {}),
     }
 
 
@@ -308,25 +310,6 @@ def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
         drawn = run.path / f".curves.{os.getpid()}.png"  # renamed when complete, so a kill leaves no partial file
         save(learning_curves(known, [run]), drawn)
         os.replace(drawn, run.path / "curves.png")
-
-
-def summary(result: RunResult) -> dict[str, Any]:
-    """The --json value of a finished run."""
-    accuracy = result.accuracy
-    return {
-        "run": result.run,
-        "status": "done",
-        "student": result.student,
-        "strategy": result.strategy,
-        "teachers": list(result.path),
-        "data": result.data,
-        "seed": result.seed,
-        "epochs": result.epochs,
-        "accuracy": {"last": accuracy.last, "best": accuracy.best, "selected": accuracy.selected},
-        "seconds": result.seconds,
-        "recipe": result.recipe_name,
-        "check": [finding.model_dump() for finding in result.check],
-    }
 
 
 #: Status of a run -> what a plan does with it. Every other run is continued.
