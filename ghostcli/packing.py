@@ -14,15 +14,12 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
-
-from pydantic import TypeAdapter, ValidationError
 
 from ghostcli import __version__
 from ghostcli.display import console
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.plan import Job, Plan, is_done
-from ghostcli.records.storage import read_json, write_json
+from ghostcli.records.storage import read_or_empty, write_json
 from ghostcli.run.job import AUTO, Options
 from ghostcli.zoo.own import cache_folder
 
@@ -54,7 +51,7 @@ def choose(jobs: list[Job], options: Options) -> tuple[int, str]:
     device, cores = _device(options.device)
     key = f"{device}, {student}, batch {batch}, {options.place.cpus or 'shared'} threads, ghost {__version__}"
     file, host = cache_folder() / "packing.json", socket.gethostname()
-    known = _kept(file)
+    known = read_or_empty(file, dict[str, dict[str, Curve]])
     curve, how = known.get(host, {}).get(key), "measured earlier"
     if not curve:
         curve, how = measured(student, batch, options, cores), "measured now"
@@ -121,13 +118,6 @@ def _device(name: str) -> tuple[str, int | None]:
 
     device = pick(name)
     return (describe(device).partition(", ")[0], (os.cpu_count() or 1) if device.type == "cpu" else None)
-
-
-def _kept(file: Path) -> dict[str, dict[str, Curve]]:
-    """The kept curves by host and key; {} if there are none or they are damaged."""
-    with contextlib.suppress(GhostError, ValidationError):
-        return TypeAdapter(dict[str, dict[str, Curve]]).validate_python(read_json(file))
-    return {}
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 from ghostcli import __version__
@@ -23,7 +22,7 @@ from ghostcli.errors import GhostError
 from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.records.model import SCHEMA, RunSetup
 from ghostcli.records.record import PARTS, RunRecord
-from ghostcli.records.storage import read_json, write_json
+from ghostcli.records.storage import read_or_empty, write_json
 from ghostcli.zoo.own import cache_folder
 
 #: Fewer records are checked again each time; fewer by one process.
@@ -40,7 +39,7 @@ def problems(records: Sequence[RunRecord], setups: dict[str, RunSetup], check: C
         return _found(records, check)
     place = str(records[0].path.parent.parent.resolve())
     file = cache_folder() / "checked" / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
-    known, marks = _known(file), {run.id: _mark(run, setups) for run in records}
+    known, marks = read_or_empty(file, dict[str, str]), {run.id: _mark(run, setups) for run in records}
     found = _found([run for run in records if known.get(run.id) != marks[run.id]], check)
     whole = {run: mark for run, mark in marks.items() if run not in found}
     if whole != known:
@@ -73,14 +72,6 @@ def _share(*given: Any) -> None:
 def _first(number: int) -> str | None:
     records, check = _shared
     return next(iter(check(records[number])), None)
-
-
-def _known(file: Path) -> dict[str, str]:
-    with contextlib.suppress(GhostError):
-        known = read_json(file)
-        if isinstance(known, dict):
-            return known
-    return {}
 
 
 def _mark(run: RunRecord, setups: dict[str, RunSetup]) -> str:

@@ -13,20 +13,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from ghostcli.compare.rows import Row, Table
 from ghostcli.errors import GhostError
-from ghostcli.records.storage import read_json, write_json
+from ghostcli.records.storage import read_or_empty, write_json
 
 FILE = ".looks.json"
+#: Row -> the numbers of runs at each look.
+Looks = dict[str, list[tuple[int, int]]]
 
 
 def noted(tables: Sequence[Table], runs: Path) -> tuple[Table, ...]:
     """The tables with the earlier `looks` of each row. Records the present numbers of runs."""
     if not runs.is_dir():
         return tuple(tables)
-    known = _read(runs / FILE)
+    known = read_or_empty(runs / FILE, Looks)
     found = []
     for table in tables:
         rows = []
@@ -38,7 +38,7 @@ def noted(tables: Sequence[Table], runs: Path) -> tuple[Table, ...]:
                 seen += [counts] * (counts not in seen)
             rows.append(row)
         found.append(replace(table, rows=tuple(rows)))
-    if known != _read(runs / FILE):
+    if known != read_or_empty(runs / FILE, Looks):
         with contextlib.suppress(GhostError, OSError):
             write_json(runs / FILE, known, "looks")
     return tuple(found)
@@ -53,10 +53,3 @@ def _counts(row: Row) -> tuple[int, int] | None:
 
 def _key(row: Row) -> str:
     return f"{row.group.about.of_group} {row.baseline.about.protocol}"
-
-
-def _read(file: Path) -> dict[str, list[tuple[int, int]]]:
-    """The recorded looks; {} if the file is missing or damaged."""
-    with contextlib.suppress(GhostError, ValidationError):
-        return TypeAdapter(dict[str, list[tuple[int, int]]]).validate_python(read_json(file))
-    return {}

@@ -105,12 +105,10 @@ def folder_of(path: Path) -> Path:
 
 def _found(folder: Path) -> tuple[str, bytes] | None:
     """(owner, content) of a lease; None if it is free."""
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for name in os.listdir(folder):
             if OWNER.fullmatch(name):
                 return name, (folder / name).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
     return None
 
 

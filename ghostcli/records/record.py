@@ -28,7 +28,7 @@ from ghostcli.records.model import Environment, Part, Refused, RunResult, RunSet
 from ghostcli.records.storage import (
     cannot_write,
     fault,
-    read_json,
+    read_or_empty,
     refuse_link,
     sweep,
     sync_folder,
@@ -70,11 +70,7 @@ class RunRecord:
     @cached_property
     def state(self) -> dict[str, Any]:
         """The content of status.json; {} if it is missing or unreadable."""
-        with contextlib.suppress(GhostError):
-            value = read_json(self.path / "status.json")
-            if isinstance(value, dict):
-                return value
-        return {}
+        return read_or_empty(self.path / "status.json", dict[str, Any])
 
     @property
     def status(self) -> str:

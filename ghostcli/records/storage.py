@@ -10,12 +10,16 @@ import contextlib
 import json
 import os
 import signal
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from ghostcli.errors import GhostError, UsageError, printable
+
+Kind = TypeVar("Kind")
 
 
 def fault(point: str) -> None:
@@ -99,6 +103,17 @@ def read_json(path: Path) -> Any:
         raise GhostError(f"{printable(str(path))}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise GhostError(f"{printable(str(path))}: is not JSON ({error})") from error
+
+
+#: To make a reader takes longer than to read.
+_reader = cache(TypeAdapter)
+
+
+def read_or_empty(path: Path, kind: type[Kind]) -> Kind:
+    """The value of a kind, as `dict[str, int]`, in a JSON file. An empty one if the file is missing or damaged."""
+    with contextlib.suppress(GhostError, ValidationError):
+        return _reader(kind).validate_python(read_json(path))
+    return kind()
 
 
 def refuse_link(*paths: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import subprocess
 from functools import lru_cache
@@ -12,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ghostcli import __version__
 from ghostcli.display import Display
-from ghostcli.errors import GhostError
 from ghostcli.records.model import Environment, dump
 from ghostcli.records.record import RunWriter
-from ghostcli.records.storage import read_json
+from ghostcli.records.storage import read_or_empty
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +21,7 @@ if TYPE_CHECKING:
 
 def note(run: RunWriter, now: Environment, show: Display) -> tuple[Environment, list[str]]:
     """Write env.json. Returns it, and notes on what changed since the run's last checkpoint (also printed)."""
-    earlier: dict[str, Any] = {}
-    if run.has_checkpoint:
-        with contextlib.suppress(GhostError, TypeError, ValueError):  # ignore a damaged file
-            earlier = dict(read_json(run.path / "env.json"))
+    earlier = read_or_empty(run.path / "env.json", dict[str, Any]) if run.has_checkpoint else {}
     noted = earlier.pop("changes", ())
     notes = [str(note) for note in noted] if isinstance(noted, list) else []
     earlier.pop("data_checksum", None)  # other images are an error, which loading the checkpoint reports
