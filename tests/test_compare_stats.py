@@ -60,6 +60,11 @@ def coverage(seeds: tuple[int, int], seed_spread: float, times: int = TIMES) -> 
     return hits / times
 
 
+def alone(found: Difference, margin: float = 0.3) -> str | None:
+    """The verdict of a comparison that is the only one."""
+    return verdicts.judge([found], margin)[0].verdict
+
+
 @pytest.mark.parametrize("seeds", [(3, 3), (3, 5), (5, 5), (2, 2)])
 @pytest.mark.parametrize("seed_spread", [0.0, 0.1])
 def test_the_interval_covers_the_truth_as_often_as_it_says(seeds: tuple[int, int], seed_spread: float) -> None:
@@ -94,7 +99,7 @@ def test_tables_without_an_effect_seldom_give_a_verdict(seeds: int) -> None:
         adjusted = holm([d.p for d in found])
         # For single runs the promise is McNemar's alone: they get no verdict.
         wrong = sum(p < 0.05 for p in adjusted)
-        said = {verdicts.verdict(d, p, 0.3) for d, p in zip(found, adjusted, strict=True)}
+        said = {verdicts.verdict(d, p, d.p_equivalent(0.3)) for d, p in zip(found, adjusted, strict=True)}
         assert seeds > 1 or said == {"not distinguished"}
         wrong_rows += wrong
         wrong_tables += wrong > 0
@@ -108,7 +113,7 @@ def test_a_large_effect_is_found() -> None:
     for effect in (0.04, -0.04):
         a, b = simulate(rng, (3, 3), images=4000, effect=effect)
         found = stats.difference(a, b)
-        signs.append(verdicts.verdict(found, found.p, 0.3))
+        signs.append(alone(found))
     assert signs == ["better", "worse"]
 
 
@@ -229,7 +234,7 @@ def test_verdicts(
     low: float | None, high: float | None, p: float | None, equivalent: float | None, expected: str | None
 ) -> None:
     mean = 0.3 if low is None else (low + high) / 2
-    assert verdicts.verdict(Difference(mean, low, high, p), p, 0.3, equivalent) == expected
+    assert verdicts.verdict(Difference(mean, low, high, p), p, equivalent) == expected
 
 
 def test_a_wide_margin_does_not_hide_a_difference() -> None:
@@ -326,7 +331,7 @@ def test_the_interval_covers_where_few_images_are_told_apart(
     truth = 100 * (gained - lost)
     hits = sum(d.low <= truth <= d.high for d in found)
     assert hits / times > 0.95 - 3 * math.sqrt(0.95 * 0.05 / times)
-    assert sum(verdicts.verdict(d, d.p, 0.3) == "equivalent" for d in found) / times <= 0.05  # no 250 images show that
+    assert sum(alone(d) == "equivalent" for d in found) / times <= 0.05  # no 250 images show that
 
 
 def test_seeds_that_differ_on_few_images_are_covered() -> None:
@@ -334,7 +339,7 @@ def test_seeds_that_differ_on_few_images_are_covered() -> None:
     rng = np.random.default_rng(21)
     found = [stats.difference(*(arm(rng.random((3, 250)) > 1 / 300) for _ in range(2))) for _ in range(200)]
     assert sum(d.low <= 0 <= d.high for d in found) / 200 > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 200)
-    assert not any(verdicts.verdict(d, d.p, 0.3) == "equivalent" for d in found)
+    assert not any(alone(d) == "equivalent" for d in found)
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -347,7 +352,7 @@ def test_no_image_told_apart_excludes_no_more_than_the_exact_bound(seeds: int) -
         assert exact <= found.high <= 1.01 * exact
         assert found.p == 1.0
         known = images == 10_000 and seeds > 1  # two single networks, were they constant, say nothing of seeds
-        assert verdicts.verdict(found, found.p, 0.3) == ("equivalent" if known else "not distinguished")
+        assert alone(found) == ("equivalent" if known else "not distinguished")
 
 
 @pytest.mark.parametrize("told_apart", [0, 200, -200])
@@ -357,7 +362,7 @@ def test_two_single_networks_have_an_interval_and_no_verdict(told_apart: int) ->
     found = stats.difference(arm(a), arm(b))
     assert found.of_two_networks
     assert (found.p < 0.001) == (found.low > 0 or found.high < 0) == bool(told_apart)
-    assert verdicts.verdict(found, found.p, 5.0) == "not distinguished"
+    assert alone(found, 5.0) == "not distinguished"
 
 
 @pytest.mark.parametrize("others", [3, 5])

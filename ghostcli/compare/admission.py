@@ -98,9 +98,8 @@ def identity_problems(run: RunRecord, setups: dict[str, RunSetup]) -> list[str]:
     about = run.result
     if about is None or about.semantics != SEMANTICS:
         return []
-    shipped = {t.run: (t.weights, t.weights) for t in about.teachers if t.run.startswith(trained.PRETRAINED)}
     digests = {t.run: (setups[t.run].digest, setups[t.run].of_group) for t in about.teachers if t.run in setups}
-    digests |= shipped
+    digests |= {t.run: (t.weights, t.weights) for t in about.teachers if t.run.startswith(trained.PRETRAINED)}
     known = all(t.run in digests for t in about.teachers) and not names.is_own(about.student)
     teachers = tuple(
         Finished(t.run, t.network, t.seed, digest, (), about.classes, group)

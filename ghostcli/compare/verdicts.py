@@ -38,7 +38,7 @@ def judge(deltas: Sequence[Difference | None], margin: float) -> tuple[Judgement
     alike = [delta.p_equivalent(margin) if test else None for delta, test in zip(deltas, tested, strict=True)]
     adjusted = shaffer(apart, alike)
     return tuple(
-        Judgement(verdict(delta, p, margin, equivalent), p, equivalent) if delta is not None else Judgement()
+        Judgement(verdict(delta, p, equivalent), p, equivalent) if delta is not None else Judgement()
         for delta, (p, equivalent) in zip(deltas, adjusted, strict=True)
     )
 
@@ -56,22 +56,16 @@ def shaffer(apart: Sequence[float | None], alike: Sequence[float | None]) -> lis
     return [(p, equivalent) for p, equivalent in pairs]
 
 
-def verdict(
-    delta: Difference, adjusted_p: float | None, margin: float, adjusted_equivalent: float | None = None
-) -> str | None:
-    """better | worse | equivalent | not distinguished; None without an interval.
+def verdict(delta: Difference, p: float | None, p_equivalent: float | None) -> str | None:
+    """better | worse | equivalent | not distinguished; None without an interval. Both p are adjusted.
 
-    better, worse: the interval does not contain zero, and `adjusted_p` is below 5 %. Otherwise equivalent, if
-    `adjusted_equivalent` (default: that of this comparison alone) is below 5 %. With one run on a side the verdict is
-    always "not distinguished", because the spread over runs is unknown.
+    better, worse: the interval does not contain zero, and `p` is below 5 %. Otherwise equivalent, if `p_equivalent` is.
+    With one run on a side the verdict is always "not distinguished", because the spread over runs is unknown.
     """
     if delta.low is None or delta.high is None:
         return None
     if delta.of_two_networks:
         return UNDECIDED
-    if adjusted_p is None:
-        return None
-    if adjusted_p < 1 - LEVEL and not delta.low <= 0 <= delta.high:
+    if p < 1 - LEVEL and not delta.low <= 0 <= delta.high:
         return "better" if delta.mean > 0 else "worse"
-    alike = delta.p_equivalent(margin) if adjusted_equivalent is None else adjusted_equivalent
-    return "equivalent" if alike is not None and alike < 1 - LEVEL else UNDECIDED
+    return "equivalent" if p_equivalent < 1 - LEVEL else UNDECIDED
