@@ -24,7 +24,11 @@ def names(rows: Sequence[Row]) -> list[str]:
         for i, group in zip(where, groups, strict=True):
             words = ", ".join(word for facet in facets if (word := facet(group)))
             found[i] = f"{name} ({words})" if words else name
-    return _with_digests(found, rows)
+    # The digest tells apart the names that are still not unique.
+    return [
+        f"{name} [{row.group.about.digest[:8]}]" if row.group and found.count(name) > 1 else name
+        for name, row in zip(found, rows, strict=True)
+    ]
 
 
 def _plain_name(row: Row) -> str:
@@ -33,14 +37,6 @@ def _plain_name(row: Row) -> str:
     name = f"{label(row.student)} < {joined(row.teachers, row.strategy)}"
     how = "" if row.group is None else row.group.setting if row.printed else row.group.how
     return f"{name}, {how}" if how else name
-
-
-def _with_digests(found: list[str], rows: Sequence[Row]) -> list[str]:
-    """Add the digest to the names that are still not unique."""
-    return [
-        f"{name} [{row.group.about.digest[:8]}]" if row.group and found.count(name) > 1 else name
-        for name, row in zip(found, rows, strict=True)
-    ]
 
 
 def _order(group: RunGroup) -> str:

@@ -88,12 +88,8 @@ def results(table: Table) -> TextTable:
         tuple(notes.general([table])),
         tuple(empty_commands(table)),
         tuple(notes.lacks(table)),
-        behind=tuple(_ids(group) for _, group in lines),
+        behind=tuple(tuple(run.id for run in group.runs) if group else () for _, group in lines),
     )
-
-
-def _ids(group: RunGroup | None) -> tuple[str, ...]:
-    return tuple(run.id for run in group.runs) if group else ()
 
 
 def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str, str], RunGroup | None]]:
