@@ -108,7 +108,7 @@ def copy(
     Comments are kept. If the recipe extends a file, all values are written, so the copy needs no other file.
     """
     load(name)
-    target = printable(str(file))
+    target = printable(file)
     if file.suffix.lower() != ".toml":
         raise UsageError(f"{target}: a recipe file's name ends in .toml")
     text = _own(name)

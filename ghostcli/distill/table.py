@@ -110,9 +110,7 @@ class TeacherTable:
         wrong = [name for name, size in self._sizes().items() if there.get(name) != size]
         if found != self.meta or wrong:
             what = f"{wrong[0]} has the wrong size" if wrong else "it is of another teacher, data set or views"
-            raise GhostError(
-                f"{printable(str(self.folder))}: not the table of this teacher ({what}); delete that folder"
-            )
+            raise GhostError(f"{printable(self.folder)}: not the table of this teacher ({what}); delete that folder")
 
     def _sizes(self) -> dict[str, int]:
         """The files of a table, with their bytes."""
@@ -131,7 +129,7 @@ class TeacherTable:
             if logits.dtype != np.float16 or logits.shape != (places.size, self.shape[2]) or not places.size:
                 raise ValueError(f"{logits.dtype} {logits.shape}")
         except UNREADABLE as error:
-            raise GhostError(f"{printable(str(journal))}: is damaged; delete its folder") from error
+            raise GhostError(f"{printable(journal)}: is damaged; delete its folder") from error
         self._apply(places, logits)
         journal.unlink()
 
@@ -202,7 +200,7 @@ class TeacherTable:
 
     def _add(self, gathered: list[tuple[np.ndarray, Tensor]], views: np.ndarray) -> None:
         """Commit computed entries: pairs (image numbers, logits)."""
-        folder, images = printable(str(self.folder)), np.concatenate([numbers for numbers, _ in gathered])
+        folder, images = printable(self.folder), np.concatenate([numbers for numbers, _ in gathered])
         logits = compact(torch.cat([logits for _, logits in gathered])).numpy()
         if not np.isfinite(logits).all():
             raise GhostError(f"{folder}: the teacher's logits are not finite; its run is unusable, train it again")
@@ -217,7 +215,7 @@ class TeacherTable:
         with self._locked():  # entries that other machines filled are seen
             pass
         if not self.filled[numbers, views].all():
-            raise GhostError(f"{printable(str(self.folder))}: entries that were filled are missing; delete that folder")
+            raise GhostError(f"{printable(self.folder)}: entries that were filled are missing; delete that folder")
         return torch.from_numpy(self.logits[numbers, views])
 
     def coverage(self) -> float:

@@ -50,7 +50,7 @@ def folder() -> Path:
     for place in (package / "_recipes", package.parent / "recipes"):
         if place.is_dir():
             return place
-    raise UsageError(f"{printable(str(package))}: the shipped recipes are missing; install ghostcli again")
+    raise UsageError(f"{printable(package)}: the shipped recipes are missing; install ghostcli again")
 
 
 def names() -> tuple[str, ...]:

@@ -25,7 +25,7 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) 
     fresh, last, previous = folder / "fresh.safetensors", folder / LAST, folder / PREVIOUS
     write_bytes(fresh, content, "checkpoint")
     if hashlib.sha256(fresh.read_bytes()).digest() != hashlib.sha256(content).digest():
-        raise GhostError(f"{printable(str(fresh))}: the content read back is not what was written; check the disk")
+        raise GhostError(f"{printable(fresh)}: the content read back is not what was written; check the disk")
     if last.exists():
         os.replace(last, previous)
     fault("checkpoint:between")

@@ -237,7 +237,7 @@ def find(runs: Path, run_id: str) -> RunRecord:
         )
     hits = [run for run in known if run.id == name or run.id.startswith(name + "/")]
     if not hits:
-        where = f"{printable(str(runs))} has no run {name}."
+        where = f"{printable(runs)} has no run {name}."
         raise UsageError(where + (nearest(name, [run.id for run in known]) if known else " It has no runs at all."))
     if len(hits) > 1:
         raise UsageError(f"{name} has several seeds; name one of {', '.join(run.id for run in hits)}")
@@ -276,7 +276,7 @@ class RunWriter:
             )
         except OSError as error:
             raise UsageError(
-                f"--runs {printable(str(self.runs))}: not writable ({error.strerror or error}); name another folder"
+                f"--runs {printable(self.runs)}: not writable ({error.strerror or error}); name another folder"
             ) from error
         try:
             yield self

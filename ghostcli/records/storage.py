@@ -85,7 +85,7 @@ def write_bytes(path: Path, content: bytes | memoryview, what: str = "file") -> 
 def cannot_write(path: Path, error: OSError) -> str:
     """The message for a `path` that could not be written."""
     return (
-        f"{printable(str(path))}: could not be written ({error.strerror or error}); "
+        f"{printable(path)}: could not be written ({error.strerror or error}); "
         "its old content is intact. Remove the cause and give the same command again"
     )
 
@@ -100,9 +100,9 @@ def read_json(path: Path) -> Any:
     try:
         return from_json(path.read_bytes())  # a sweep has thousands of files; json is slower
     except OSError as error:
-        raise GhostError(f"{printable(str(path))}: cannot be read ({error.strerror})") from error
+        raise GhostError(f"{printable(path)}: cannot be read ({error.strerror})") from error
     except ValueError as error:
-        raise GhostError(f"{printable(str(path))}: is not JSON ({error})") from error
+        raise GhostError(f"{printable(path)}: is not JSON ({error})") from error
 
 
 #: To make a reader takes longer than to read.

@@ -43,7 +43,7 @@ def encode(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> bytes:
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and metadata of a file from `encode`. GhostError with its name if it is damaged."""
-    name = printable(str(path))
+    name = printable(path)
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:

@@ -68,7 +68,7 @@ def load(
     Raises GhostError, naming the file, if it is damaged or foreign, or has another architecture than `model` or another
     class count than `classes`.
     """
-    where = printable(str(path))
+    where = printable(path)
     tensors, meta = tensorfile.read(path)
     try:
         name, count, form = str(meta["model"]), int(meta["classes"]), meta["form"]
