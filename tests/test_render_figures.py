@@ -12,12 +12,13 @@ from report_runs import replace_predictions, scores, study, write_run
 from test_compare_tables import admitted, build
 from typer.testing import CliRunner
 
-from ghostcli.cli.plot import _width, learning_curves, plot
+from ghostcli.cli.plot import plot
 from ghostcli.compare import tables
 from ghostcli.errors import UsageError
 from ghostcli.records import record
 from ghostcli.render import figures, pictures
 from ghostcli.render.figures import Curve, Point
+from ghostcli.render.plots import Asked, learning_curves, width
 
 HEADS = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 app = typer.Typer()
@@ -82,7 +83,7 @@ def test_two_families_have_a_panel_each_and_long_titles_keep_to_their_own(tmp_pa
     """Trained apart, they were two grey lines of one name in one panel; a long title lay across its neighbour's."""
     for family, train in (("paper", {}), ("ghost", {"ema": 0.999}), ("ghost", {"ema": 0.999, "label_smoothing": 0.63})):
         write_run(tmp_path, family=family, train=train)
-    figure = learning_curves(record.scan(tmp_path), [])
+    figure = learning_curves(Asked(record.scan(tmp_path)))
     panels = [axes for axes in figure.axes if axes.axison]
     titles = sorted(axes.get_title(loc="left").replace("\n", " ") for axes in panels)
     about = "cifar10, 50,000 images × 200 epochs"
@@ -90,7 +91,7 @@ def test_two_families_have_a_panel_each_and_long_titles_keep_to_their_own(tmp_pa
     assert titles == [names[0], f"{names[1]}, labels smoothed by 0.63", names[2]]
     assert [len(axes.lines) for axes in panels] == [1, 1, 1]
     write_run(tmp_path, strategy="kd", teachers=("resnet18",), family="published", recipe_name="published/kd")
-    shared = learning_curves(record.scan(tmp_path), []).axes[0]
+    shared = learning_curves(Asked(record.scan(tmp_path))).axes[0]
     assert "paper and published: " in shared.get_title(loc="left").replace("\n", " ") and len(shared.lines) == 2
     figure.draw_without_rendering()
     boxes = [axes._left_title.get_window_extent() for axes in panels]
@@ -110,7 +111,7 @@ def test_widths_that_are_not_printed_are_drawn_too(tmp_path: Path) -> None:
     for student in ("gns:0.25", "gns:0.5"):
         write_run(tmp_path, student, family="smoke", epochs=1, limit=500, train_images=500)
     write_run(tmp_path, "gns:0.25", "kd", ("gns:0.5",), family="smoke", epochs=1, limit=500, train_images=500)
-    figure = _width(record.scan(tmp_path), [], "smoke", "")
+    figure = width(Asked(record.scan(tmp_path), family="smoke"))
     assert figure.axes[0].get_legend_handles_labels()[1][1:] == ["smoke, 1 seed"]
     assert {0.25, 0.5} <= set(figure.axes[0].get_xticks())
 

@@ -302,13 +302,13 @@ def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
     done = [run for run in done if run.result.epochs > 1 and not (run.path / "curves.png").exists()]
     if not done:
         return
-    from ghostcli.cli.plot import learning_curves
     from ghostcli.render.figures import save
+    from ghostcli.render.plots import Asked, learning_curves
 
     known = record.scan(runs)
     for run in done:
         drawn = run.path / f".curves.{os.getpid()}.png"  # renamed when complete, so a kill leaves no partial file
-        save(learning_curves(known, [run]), drawn)
+        save(learning_curves(Asked(known, [run])), drawn)
         os.replace(drawn, run.path / "curves.png")
 
 

@@ -1,0 +1,159 @@
+"""The figures of `ghost plot`, made from run records.
+
+Invariant: no file is written. Only `_disagree` opens the data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ghostcli.compare import tables
+from ghostcli.compare.admission import Admitted, admit
+from ghostcli.compare.cost import costs
+from ghostcli.compare.groups import Cohort, cohorts, largest, of_family
+from ghostcli.compare.rows import Table
+from ghostcli.errors import UsageError
+from ghostcli.paper import paper
+from ghostcli.plan import commands
+from ghostcli.records.record import RunRecord
+from ghostcli.render import figures, gather, pictures
+from ghostcli.render.facts import class_names
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to draw: of `records`, all runs of a folder, those that were `chosen` (none: all that are suitable).
+
+    `family`: None for all. `hours`: whether costs are hours of training, or parameters.
+    """
+
+    records: Sequence[RunRecord]
+    chosen: Sequence[RunRecord] = ()
+    family: str | None = None
+    hours: bool = False
+
+    def cohorts(self, runs: Iterable[RunRecord]) -> list[Cohort]:
+        """The cohorts of these runs, as far as they are of the family."""
+        return cohorts([run for run in runs if self.family in (None, run.setup.family)])
+
+
+def learning_curves(asked: Asked) -> Figure:
+    """Test accuracy by epoch of the chosen runs (none: all suitable runs) and of their students' baselines."""
+    good = admit(asked.records).runs
+    found = gather.curves(asked.cohorts(good), {run.id for run in asked.chosen})
+    finished = {run.id for run in good}
+    found += [
+        gather.Curve(run.id.partition("/")[0], f"{run.id} ({run.status})", accuracy)
+        for run in asked.chosen
+        if run.id not in finished and (accuracy := gather.accuracies([run])) is not None
+    ]
+    return figures.curves(found)
+
+
+def width(asked: Asked) -> Figure:
+    """Fig. 1 of the paper, for the family or for all that have runs."""
+    admitted, family = admit(asked.chosen or asked.records), asked.family
+    families = (family,) if family else tables.families(admitted)
+    found = [_with_cohort(t, admitted) for f in families for t in tables.built(["I"], admitted, f)]
+    if (family or admitted.runs) and not any(table.cohort for table in found):
+        under = f" under {family}" if family else ""
+        command = commands.training("gns:1.0", recipe=family or "paper")
+        raise UsageError(
+            f"plot width: there is no finished GN-S baseline{under} on {paper().source.data} to compare with the "
+            f"paper's; `{command}` makes one"
+        )
+    return figures.width(found)
+
+
+def _with_cohort(table: Table, admitted: Admitted) -> Table:
+    """Table I. If no run fills its rows: with runs of other widths."""
+    if table.cohort is not None:
+        return table
+
+    def widths(cohort: Cohort) -> int:
+        return sum(figures.untaught_small(group) for group in cohort.groups)
+
+    found = cohorts(of_family(admitted.runs, table.family))
+    fitting = [cohort for cohort in found if cohort.about.data == paper().source.data]
+    return replace(table, cohort=largest((cohort, rows) for cohort in fitting if (rows := widths(cohort))))
+
+
+def _front(asked: Asked) -> Figure:
+    found = asked.cohorts(admit(asked.chosen or asked.records).runs)
+    if not found:
+        raise UsageError("plot front: there is no finished run to draw; `ghost runs list` shows all runs")
+    # Accuracies on different images or budgets are not comparable, so only the cohort with the most groups is drawn.
+    cohort = max(found, key=lambda one: (len(one.groups), one.budget))
+    points = gather.points(cohort, costs(asked.records), asked.hours)
+    return figures.front(points, gather.AXES[asked.hours], f"{cohort.families}: {cohort.describe()}")
+
+
+def _forest(asked: Asked) -> Figure:
+    shown = tables.judged(tables.every(admit(asked.records), asked.family))
+    if asked.chosen:
+        ids = {run.id for run in asked.chosen}
+        shown = [tables.only(table, ids) for table in shown]
+    return figures.forest(shown)
+
+
+def _confusion(asked: Asked) -> Figure:
+    run = _one(asked, "confusion")
+    logits, labels = _predictions(run)
+    return pictures.confusion(logits, labels, class_names(run.result), run.id)
+
+
+def _reliability(asked: Asked) -> Figure:
+    if not asked.chosen:
+        raise UsageError("plot reliability: name one run or several, as `ghost runs list` shows them")
+    return pictures.reliability([(run.id, *_predictions(run)) for run in asked.chosen])
+
+
+def _disagree(asked: Asked) -> Figure:
+    from ghostcli.data import load  # torch
+
+    run = _one(asked, "disagree")
+    logits, labels = _predictions(run)
+    known = {record.id: record for record in asked.records}
+    teachers = [known[teacher.run] for teacher in run.setup.teachers if teacher.run in known] if run.setup else []
+    if not teachers:
+        raise UsageError(f"plot disagree: {run.id} has no teacher among these runs; name a taught run")
+    taught = [_predictions(teacher) for teacher in teachers]
+    data = load(run.setup.recipe.data)
+    if not all(np.array_equal(labels, theirs) for _, theirs in taught) or data.checksum != run.result.data_checksum:
+        raise UsageError(
+            f"plot disagree: {run.id} and its teacher were tested on other images than the files of {data.name} here"
+        )
+    teacher = np.mean([np.asarray(theirs, dtype=np.float64) for theirs, _ in taught], axis=0)
+    title = f"{run.id} (S) and {', '.join(record.id for record in teachers)} (T)"
+    return pictures.disagreement(data.test.pixels.numpy(), labels, logits, teacher, data.classes, title=title)
+
+
+def _one(asked: Asked, kind: str) -> RunRecord:
+    if len(asked.chosen) != 1:
+        raise UsageError(f"plot {kind}: name one run with its seed, as `ghost runs list` shows it")
+    return asked.chosen[0]
+
+
+def _predictions(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
+    found = run.predictions()
+    if found is None:
+        raise UsageError(f"{run.id}: has no predictions ({run.problem or 'predictions.npz is missing'})")
+    return found
+
+
+KINDS: dict[str, Callable[[Asked], Figure]] = {
+    "curves": learning_curves,
+    "width": width,
+    "front": _front,
+    "forest": _forest,
+    "confusion": _confusion,
+    "reliability": _reliability,
+    "disagree": _disagree,
+}
