@@ -62,9 +62,9 @@ class _Hosted:
 
     def __init__(self, module: Any, run: RunRecord, place: Place) -> None:
         config = flat(run.setup.recipe) if run.setup else {}
-        more = {"id": run.id.replace("/", "-"), "resume": "allow"} if place.tracker == "wandb" else {"resume": "allow"}
+        more = {"id": run.id.replace("/", "-")} if place.tracker == "wandb" else {}
         self.module = module
-        module.init(project=place.project, name=run.id, config=config, **more)
+        module.init(project=place.project, name=run.id, config=config, resume="allow", **more)
 
     def log(self, values: Mapping[str, float], epoch: int) -> None:
         self.module.log(dict(values), step=epoch)
