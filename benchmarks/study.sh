@@ -18,7 +18,7 @@ if [ "${1:-}" = keep ]; then
 fi
 $ghost distill $teacher --student gns:0.25 $five $with
 $ghost train-teacher gns:0.25 $five $with
-$ghost distill $teacher --student gns:0.25 $three $with -s distill.blind=true
+$ghost distill $teacher --student gns:0.25 $five $with -s distill.blind=true
 $ghost distill $teacher --student gns:0.25 $three $with --kind dist -s distill.alpha=0.5 -s distill.inter_weight=2.0 -s distill.intra_weight=2.0
 $ghost ensemble $teacher pretrained/gns-0.5 --student gns:0.25 $three $with
 $ghost assist-chain $teacher gns:0.5 --student gns:0.25 $three $with

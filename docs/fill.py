@@ -16,6 +16,7 @@ from ghostcli import zoo
 from ghostcli.compare import power, tables
 from ghostcli.compare.admission import admit
 from ghostcli.compare.rows import Row
+from ghostcli.compare.verdicts import UNDECIDED
 from ghostcli.records import record, trained
 from ghostcli.render import text_table
 
@@ -64,15 +65,18 @@ def demo() -> str:
 
 
 def study() -> str:
-    """The students of docs/study.md, the untaught first. A control is a row too."""
+    """The students of docs/study.md, the untaught first. Each control follows what it is the control of."""
     admitted = admit(record.scan(STUDIES / "cifar10"))
     found = [row for one in tables.judged(tables.every(admitted)) for row in one.filled if row.student == "gns:0.25"]
     rows = []
     for row in sorted(found, key=lambda row: (row.taught, row.group.strategy)):
-        rows.append([f"taught: {row.group.how}" if row.taught else "alone", accuracy(row), against(row), verdict(row)])
+        how = f"taught: {row.group.how}" if row.taught else "alone"
+        rows.append([how, accuracy(row), against(row), verdict(row)])
         if row.control and row.control.group:
-            rows.append(["its control", text_table.accuracy(row.control.ours, row.control.group), "", ""])
-    return table(["how it learnt", "accuracy, %", "against alone [95 %]", "verdict"], rows)
+            gain = text_table.interval(row.control.delta).rstrip("†") + " over this"
+            ours = text_table.accuracy(row.control.ours, row.control.group)
+            rows.append(["control: a blind teacher", ours, gain, row.control.verdict or ""])
+    return table(["how it learnt", "accuracy, %", "gain [95 %]", "verdict"], rows)
 
 
 def again() -> str:
@@ -216,6 +220,28 @@ def scale() -> str:
     return f"{said}\n\n{table(['command', *(f'{int(count):,} runs, s' for count in counts), 'at most, MB'], rows)}"
 
 
+def calibration() -> str:
+    """Verdicts on real trainings, by the number of runs on a side."""
+    groups = results("calibration")["groups"]
+    rows = []
+
+    def add(what: str, difference: str, counted: Sequence[dict[str, Any]]) -> None:
+        for one in counted:
+            shares = [f"{100 * one[verdict]:.1f}" for verdict in ("better", "worse", "equivalent", UNDECIDED)]
+            rows.append([what, difference, f"{one['runs a side']}", *shares, f"{one['apart']}"])
+
+    for group in groups:
+        add(f"{group['epochs']} epochs, nothing differs", "0", group["nothing differs"])
+    for group in groups:
+        for other in group["against"]:
+            difference = f"{other['difference']:+.2f} ± {other['its standard error']:.2f}"
+            add(f"{group['epochs']} against {other['epochs']} epochs", difference, other["verdicts"])
+    of = " and ".join(f"{group['mean']:.2f} ± {group['sd']:.2f} % ({group['epochs']} epochs)" for group in groups)
+    said = f"`{groups[0]['student']}`, {groups[0]['runs']} seeds of each training: {of}."
+    verdicts = ["better, %", "worse, %", "equivalent, %", "not distinguished, %"]
+    return f"{said}\n\n{table(['what', 'true difference', 'runs a side', *verdicts, 'apart'], rows)}"
+
+
 def results(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -230,6 +256,7 @@ MADE: dict[str, Callable[[], str]] = {
     "again": again,
     "certain": certain,
     "choice": choice,
+    "calibration": calibration,
     "own-images": own_images,
     "newcomer": newcomer,
     "networks": networks,
