@@ -20,8 +20,8 @@ GRAPHS = [
     [*crash.COMMANDS["chain"], *crash.TINY],
     ["ensemble", "gns:0.2", "gns:0.15", "--student", "gns:0.1", *crash.TINY],
 ]
-#: A checkpoint after each step.
-SLOW = ["-s", "engine.checkpoint_minutes=1e-9"]
+#: Long enough to be stopped amid its training on a busy machine, with a checkpoint after each step.
+LONG = [*KD, "--epochs", "30", "-s", "engine.checkpoint_minutes=1e-9"]
 
 
 def ghost(folder: Path, environment: dict[str, str], *words: object, wait: bool = True, **more: str) -> Any:

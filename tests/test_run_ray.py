@@ -17,7 +17,7 @@ import clusters
 import crash
 import psutil
 import pytest
-from clusters import GRAPHS, KD, SLOW, differences, trains, until
+from clusters import GRAPHS, KD, LONG, differences, trains, until
 
 from ghostcli.errors import UsageError
 from ghostcli.run import on_ray, spec
@@ -118,32 +118,32 @@ def test_through_rays_client(ghost, cluster, tmp_path):
 
 @pytest.mark.long
 def test_ctrl_c_saves_on_every_node(ghost, tmp_path):
-    command = ghost(*KD, *SLOW, "--on", "ray", wait=False)
+    command = ghost(*LONG, "--on", "ray", wait=False)
     until(lambda: trains(tmp_path))
     command.send_signal(signal.SIGINT)
     _, err = command.communicate(timeout=crash.HANGS)
     assert command.returncode == 75 and "the same command goes on" in err, err
     [status] = tmp_path.glob("runs/*/s0/status.json")
     assert json.loads(status.read_text())["status"] == "interrupted"
-    assert ghost(*KD, *SLOW, "--on", "ray").returncode == 0
-    assert not differences(tmp_path / "runs")
+    assert ghost(*LONG, "--on", "ray").returncode == 0
+    assert not differences(tmp_path / "runs", LONG)
 
 
 @pytest.mark.long
 def test_the_command_is_killed(ghost, tmp_path):
     """Its tasks end with it, after they saved."""
-    command = ghost(*KD, *SLOW, "--on", "ray", wait=False)
+    command = ghost(*LONG, "--on", "ray", wait=False)
     until(lambda: trains(tmp_path))
     command.kill()
     command.communicate()
-    done = ghost(*KD, *SLOW, "--on", "ray")
+    done = ghost(*LONG, "--on", "ray")
     assert done.returncode == 0, done.err
-    assert not differences(tmp_path / "runs")
+    assert not differences(tmp_path / "runs", LONG)
 
 
 @pytest.mark.long
 def test_a_lost_node_costs_the_time_since_the_last_checkpoint(ghost, cluster, tmp_path):
-    command = ghost(*KD, *SLOW, "--on", "ray", wait=False)
+    command = ghost(*LONG, "--on", "ray", wait=False)
     until(lambda: trains(tmp_path))
     [file] = tmp_path.glob("runs/.jobs/*-plain-*/s0.node")
     nodes = {node.node_id: node for node in (cluster.head_node, *cluster.more)}
@@ -157,7 +157,7 @@ def test_a_lost_node_costs_the_time_since_the_last_checkpoint(ghost, cluster, tm
         cluster.more.append(cluster.add_node(num_cpus=1))
     _, err = command.communicate(timeout=crash.HANGS)
     assert command.returncode == 0 and "it goes on from its last checkpoint" in err, err
-    assert not differences(tmp_path / "runs")
+    assert not differences(tmp_path / "runs", LONG)
 
 
 @pytest.mark.long

@@ -19,7 +19,7 @@ import clusters
 import crash
 import pytest
 import slurm
-from clusters import GRAPHS, KD, SLOW, differences, trains, until
+from clusters import GRAPHS, KD, LONG, differences, trains, until
 
 pytestmark = [
     pytest.mark.skipif(bool(slurm.missing()), reason=f"Slurm is not installed: {', '.join(slurm.missing())}"),
@@ -88,7 +88,7 @@ def number_of(folder: Path, strategy: str) -> str:
 @pytest.mark.long
 def test_a_job_that_is_told_of_its_limit_saves_and_requeues(ghost, queue, tmp_path):
     """The signal that Slurm sends before the limit, in mid-training. The student waits, and no byte differs."""
-    command = ghost(*KD, *SLOW, "--on", "slurm", wait=False)
+    command = ghost(*LONG, "--on", "slurm", wait=False)
     until(lambda: trains(tmp_path))
     number = number_of(tmp_path, "plain")
     queue.ask("scancel", "--batch", "--signal=USR1", number)
@@ -97,14 +97,14 @@ def test_a_job_that_is_told_of_its_limit_saves_and_requeues(ghost, queue, tmp_pa
     assert "afterok" in queue.ask("scontrol", "show", "job", number_of(tmp_path, "kd"))
     _, err = command.communicate(timeout=crash.HANGS)
     assert command.returncode == 0, err + log_of(tmp_path / "runs")
-    assert not differences(tmp_path / "runs")
+    assert not differences(tmp_path / "runs", LONG)
     assert "goes on after epoch" in log_of(tmp_path / "runs")
 
 
 @pytest.mark.long
 def test_a_job_at_its_limit_saves_and_requeues(ghost, queue, tmp_path):
     """Its limit comes, and no signal came before that it could hear: URG is for nobody."""
-    command = ghost(*KD, *SLOW, "--on", "slurm", "--time", "9", "--slurm", "signal=B:URG@1", wait=False)
+    command = ghost(*LONG, "--on", "slurm", "--time", "9", "--slurm", "signal=B:URG@1", wait=False)
     until(lambda: trains(tmp_path))
     [run] = tmp_path.glob("runs/*-plain-*/s0")
     os.kill(crash.lease_of(run)["pid"], signal.SIGSTOP)  # Slurm wakes it to end it
@@ -115,42 +115,42 @@ def test_a_job_at_its_limit_saves_and_requeues(ghost, queue, tmp_path):
     _, err = command.communicate(timeout=crash.HANGS)
     assert command.returncode == 0, err + log_of(tmp_path / "runs")
     assert "DUE TO TIME LIMIT" in log_of(tmp_path / "runs") and "goes on after epoch" in log_of(tmp_path / "runs")
-    assert not differences(tmp_path / "runs")
+    assert not differences(tmp_path / "runs", LONG)
 
 
 @pytest.mark.long
 def test_scancel_saves_and_the_same_command_goes_on(ghost, queue, tmp_path):
     """The teacher is cancelled, so its student never starts; the command tells so and ends."""
-    command = ghost(*KD, *SLOW, "--on", "slurm", wait=False)
+    command = ghost(*LONG, "--on", "slurm", wait=False)
     until(lambda: trains(tmp_path))
     queue.ask("scancel", number_of(tmp_path, "plain"))
     _, err = command.communicate(timeout=crash.HANGS)
     assert command.returncode == 75 and "stopped in Slurm" in err and "not started, its teacher" in err, err
     statuses = [json.loads(file.read_text())["status"] for file in tmp_path.glob("runs/*/s0/status.json")]
     assert statuses == ["interrupted"]
-    done = ghost(*KD, *SLOW, "--on", "slurm")
+    done = ghost(*LONG, "--on", "slurm")
     assert done.returncode == 0 and "1 submitted, 1 lost before, submitted again" in done.err, done.err
     assert "goes on after epoch" in log_of(tmp_path / "runs")
-    assert not differences(tmp_path / "runs")
+    assert not differences(tmp_path / "runs", LONG)
 
 
 @pytest.mark.long
 def test_the_command_is_killed_and_slurmd_too(ghost, queue, tmp_path):
     """The jobs go on. The next command finds them and submits nothing."""
-    command = ghost(*KD, *SLOW, "--on", "slurm", wait=False)
+    command = ghost(*LONG, "--on", "slurm", wait=False)
     until(lambda: trains(tmp_path))
     command.kill()
     queue.kill("slurmd")
     queue.slurmd()
     command.communicate()
-    done = ghost(*KD, *SLOW, "--on", "slurm")
+    done = ghost(*LONG, "--on", "slurm")
     assert done.returncode == 0 and "submitted" not in done.err, done.err
-    assert not differences(tmp_path / "runs")
+    assert not differences(tmp_path / "runs", LONG)
 
 
 @pytest.mark.long
 def test_ctrl_c_cancels_and_saves(ghost, queue, tmp_path):
-    command = ghost(*KD, *SLOW, "--on", "slurm", wait=False)
+    command = ghost(*LONG, "--on", "slurm", wait=False)
     until(lambda: trains(tmp_path))
     command.send_signal(signal.SIGINT)
     _, err = command.communicate(timeout=crash.HANGS)
