@@ -5,6 +5,7 @@ python docs/fill.py
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import statistics
@@ -64,10 +65,11 @@ def demo() -> str:
     return table(["how it learnt", "accuracy, %", "against alone [95 %]", "verdict"], rows)
 
 
-def study() -> str:
+def study(epochs: int = 16) -> str:
     """The students of docs/study.md, the untaught first. Each control follows what it is the control of."""
     admitted = admit(record.scan(STUDIES / "cifar10"))
-    found = [row for one in tables.judged(tables.every(admitted)) for row in one.filled if row.student == "gns:0.25"]
+    every = [row for one in tables.judged(tables.every(admitted)) for row in one.filled if row.student == "gns:0.25"]
+    found = [row for row in every if row.group.about.epochs == epochs]
     rows = []
     for row in sorted(found, key=lambda row: (row.taught, row.group.strategy)):
         how = f"taught: {row.group.how}" if row.taught else "alone"
@@ -253,6 +255,7 @@ def spread(values: Sequence[float]) -> str:
 MADE: dict[str, Callable[[], str]] = {
     "demo": demo,
     "study": study,
+    "study-64": functools.partial(study, 64),
     "again": again,
     "certain": certain,
     "choice": choice,
