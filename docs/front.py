@@ -53,7 +53,7 @@ def front() -> Figure:
     cost_axis(axes)
     _draw(axes, theirs(), "published by others", color=GREY, marker="o", linestyle="none")
     _draw(axes, ours(), "come with ghost", color=PALETTE[0], marker="D", linestyle="-")
-    axes.set_xlim(0.4, 350)
+    axes.set_xlim(0.3, 350)
     axes.set_xlabel("Multiply-accumulates of one image (millions)")
     axes.set_ylabel("CIFAR-10 test accuracy (%)")
     axes.legend(loc="lower right")
