@@ -117,6 +117,17 @@ def test_a_plan_of_seeds_that_is_not_kept_is_told(tmp_path: Path) -> None:
     )
 
 
+def test_a_plan_is_told_once_where_its_group_is_a_row_and_a_baseline(tmp_path: Path) -> None:
+    write_run(tmp_path, "resnet50", accuracy=95.0)
+    for seed in range(2):
+        write_run(tmp_path, "gns:0.25", accuracy=80.0 + seed, seed=seed, planned=(0, 1, 2))
+        write_run(tmp_path, "gns:0.25", "kd", ("resnet50",), seed, 82.0 + seed, planned=(0, 1, 2))
+    text = " ".join(said("also", "--runs", tmp_path).split())
+    plain = next(tmp_path.glob("gns-0.25-plain-*")).name
+    assert text.count(f"The plan of {plain} is not complete.") == 1
+    assert text.count("Planned seeds without a result: 2.") == 2
+
+
 def test_an_attempt_that_goes_on_keeps_the_plan_it_began_with(tmp_path: Path) -> None:
     command = ["train-teacher", "gns:0.25", *SMALL, "--runs", str(tmp_path)]
     failing = [*command, "--seed", "0", "--seed", "1"]

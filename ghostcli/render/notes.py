@@ -70,7 +70,11 @@ def footnotes(tables: Sequence[Table], marks: Marks) -> Iterable[str]:
 
 
 def remarks(table: Table) -> Iterable[str]:
-    """Other notes on the rows of this table."""
+    """Other notes on the rows of this table, each once."""
+    return dict.fromkeys(_remarks(table))
+
+
+def _remarks(table: Table) -> Iterable[str]:
     rows = table.filled
     for row in rows:
         if _welch_disagrees(row.delta):
