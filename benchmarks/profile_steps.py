@@ -27,6 +27,7 @@ def profiled(model: str, precision: str, batch: int, device_name: str) -> dict[s
     from torch.profiler import ProfilerActivity, profile
 
     from ghostcli.deploy import bench
+    from ghostcli.engine.capture import Captured
     from ghostcli.engine.device import arithmetic, describe, pick
 
     device = pick(device_name)
@@ -57,7 +58,7 @@ def profiled(model: str, precision: str, batch: int, device_name: str) -> dict[s
     for row in rows:
         row |= {"ms": round(row["ms"], 4), "share": round(row["ms"] / busy, 4)}
     about = {"device": describe(device), "torch": torch.__version__, "model": model, "precision": precision}
-    about |= {"batch": batch, "captured": on_gpu and not getattr(run, "refused", "no graph")}
+    about |= {"batch": batch, "captured": isinstance(run, Captured) and not run.refused}
     return about | {"seconds": seconds, "idle": round(max(0.0, 1 - busy / 1e3 / seconds), 4), "rows": rows}
 
 

@@ -22,6 +22,7 @@ from ghostcli.records import record, trained
 from ghostcli.render import text_table
 
 ROOT = Path(__file__).resolve().parent.parent
+INFERENCE = "deploy form channels_last / train form NCHW"
 STUDIES, RESULTS = ROOT / "runs" / "studies", ROOT / "benchmarks" / "results"
 #: Strategy of a run -> how the demo calls this way of learning.
 WAYS = {"plain": "alone", "kd": "one teacher", "chain": "via an assistant", "ensemble": "two teachers"}
@@ -211,6 +212,35 @@ def peers() -> str:
     return f"{said}\n\n{table(titles, rows)}"
 
 
+def engine() -> str:
+    """The engine's ratios; how each contestant is called in the record."""
+    found = results("engine-cpu")
+
+    def faster(part: str, name: str) -> str:
+        return f"{found[part]['times faster'][name]['ratio']:.2f} x"
+
+    kernel, plain = "folded, kernel", "plain NCHW"
+    rows = [
+        ["training step, folded with kernel", "plain multi-branch, NCHW", faster("step", f"{kernel} / {plain}")],
+        ["training step, folded without kernel", "the same", faster("step", f"folded, no kernel / {plain}")],
+        [
+            "an epoch on real CIFAR-10 images",
+            "plain NCHW fed by per-image torchvision transforms, 2 workers",
+            faster("epoch", "engine, resident data / plain NCHW, 2 loader workers"),
+        ],
+        ["KD step fed from a table", "the untaught step", faster("teaching", "taught from a table / untaught")],
+        ["KD step, ResNet-18 computed live", "the untaught step", faster("teaching", "taught live / untaught")],
+        ["inference, deploy form, batch 256", "train form, NCHW", faster("inference", INFERENCE)],
+        ["inference, deploy form, batch 1", "train form, NCHW", faster("latency", INFERENCE)],
+    ]
+    share = found["memory"]["share"][f"{kernel} / {plain}"]
+    said = (
+        f"{found['machine']['device']}, torch {found['machine']['torch']}, `{found['model']}`, batches of "
+        f"{found['batch']}. A step of the folded network with kernel needs {share:.2f} x the memory of the plain one."
+    )
+    return f"{said}\n\n{table(['what', 'against', 'times as fast'], rows)}"
+
+
 def scale() -> str:
     found = results("scale")
     counts = list(next(iter(found["figures"].values())))
@@ -264,6 +294,7 @@ MADE: dict[str, Callable[[], str]] = {
     "newcomer": newcomer,
     "networks": networks,
     "formats": formats,
+    "engine": engine,
     "scale": scale,
     "peers": peers,
 }

@@ -69,7 +69,7 @@ def _keep_freed_memory() -> None:
 def uncollected() -> Iterator[None]:
     """Leave all that exists now out of Python's garbage collection.
 
-    A full collection looks through torch's and our own modules, which stay anyway: 0.2 s, every few dozen steps.
+    A full collection looks through torch's and our own modules, which stay anyway.
     """
     gc.freeze()
     try:

@@ -86,12 +86,8 @@ def _built(compiler: str, lanes: int) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
         objects = [str(Path(scratch) / f"{name}.o") for name in SOURCES]
         with ThreadPoolExecutor() as pool:
-            compiled = [
-                pool.submit(_run, compiler, *flags, "-c", str(here / name), "-o", to)
-                for name, to in zip(SOURCES, objects, strict=True)
-            ]
-        for one in compiled:
-            one.result()
+            # a list, so that the first failure is raised
+            list(pool.map(lambda name, to: _run(compiler, *flags, "-c", str(here / name), "-o", to), SOURCES, objects))
         library = Path(scratch) / "kernels.so"
         # without its own OpenMP runtime the library uses PyTorch's, and shares its thread pool
         _run(compiler, "-shared", *objects, "-o", str(library))
