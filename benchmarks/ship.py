@@ -22,13 +22,13 @@ import torch
 from ghostcli import zoo
 from ghostcli.compare.calibration import ece
 from ghostcli.errors import UsageError
-from ghostcli.hub import card
 from ghostcli.recipe.digest import digest
 from ghostcli.records import record, tensorfile, trained
 from ghostcli.records.model import Answers, RunResult, dump
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes, write_json
 from ghostcli.run.job import load_data
+from ghostcli.share.hub import card
 from ghostcli.zoo import evaluate, names, weights
 
 LICENCE = "The weights: MIT, as ghost itself."

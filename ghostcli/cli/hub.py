@@ -27,8 +27,8 @@ def push(
 
     ghost push run/gns-1.0-kd-1a2b3c4d/s0 ada/small-cifar
     """
-    from ghostcli import hub
     from ghostcli.records import record
+    from ghostcli.share import hub
 
     typer.echo(printable(hub.push(record.find(runs, run), repository, onnx or (), private)))
 
@@ -38,7 +38,7 @@ def pull(repository: Repository, runs: Runs = Path("runs")) -> None:
 
     ghost pull ada/small-cifar
     """
-    from ghostcli import hub
+    from ghostcli.share import hub
 
     run = hub.pull(repository, runs)
     typer.echo(

@@ -189,9 +189,9 @@ def sync_runs(
     """
     import time
 
-    from ghostcli import track
     from ghostcli.display import console
     from ghostcli.errors import Interrupted
+    from ghostcli.share import track
 
     if to not in track.TRACKERS:
         raise UsageError(f"--to '{printable(to)}' does not exist; choose {', '.join(track.TRACKERS)}")

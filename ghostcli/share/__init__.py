@@ -1,0 +1,1 @@
+"""Finished runs elsewhere: on a model hub, and in trackers."""
