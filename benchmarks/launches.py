@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -25,8 +26,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ghostcli import zoo
-from ghostcli.zoo import kernels
-from ghostcli.zoo.kernels import pytorch, triton_algebra, triton_depthwise, triton_pointwise
+from ghostcli.zoo import folded, kernels
+from ghostcli.zoo.ghost import ConvBN, SqueezeExcite
+from ghostcli.zoo.kernels import pytorch, triton_algebra, triton_depthwise, triton_pointwise, triton_weigh
 
 RECORD = Path(__file__).parent / "results" / "launches.json"
 BATCH = 256
@@ -44,6 +46,12 @@ FREE = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strid
 FREE |= {"aten::detach", "aten::_unsafe_view", "aten::lift_fresh", "aten::set_", "aten::promote_types"}
 
 
+def _bytes(t: torch.Tensor) -> int:
+    """An expanded tensor is counted as it lies in memory."""
+    own = (size for size, stride in zip(t.shape, t.stride(), strict=True) if stride)
+    return math.prod(own) * t.element_size()
+
+
 class Launches(TorchDispatchMode):
     """`small` and `large` count kernels by name; `touched` adds up the bytes they read and write."""
 
@@ -55,14 +63,15 @@ class Launches(TorchDispatchMode):
         self.paused = False
 
     def note(self, name: str, tensors: list[torch.Tensor], count: int = 1) -> None:
-        size = sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
+        size = sum(_bytes(t) for t in {id(t): t for t in tensors}.values())
         (self.small if size < SMALL else self.large)[name] += count
         self.touched += size
 
     def pixels(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] as [N, H, W, C]: on a GPU a view, because a convolution of channels_last answers in it."""
         self.paused = True
-        x = x.permute(0, 2, 3, 1).contiguous()
+        x = x.permute(0, 2, 3, 1)
+        x = x if pytorch.pitch(x) else x.contiguous()
         self.paused = False
         return x
 
@@ -97,21 +106,34 @@ def on_a_gpu(launches: Launches) -> Iterator[None]:
         enter(mock.patch.object(kernels, "of", lambda x: triton_depthwise))
         enter(mock.patch.object(torch, "is_autocast_enabled", lambda *_: False))  # autocast does not know this device
         enter(mock.patch.object(torch, "autocast", lambda *_, **__: nullcontext()))
-        enter(mock.patch.object(pytorch, "_pixels", launches.pixels))
-        for module in (triton_depthwise, triton_pointwise, triton_algebra):
+        for module in (pytorch, folded):
+            enter(mock.patch.object(module, "_pixels", launches.pixels))
+        for module in (triton_depthwise, triton_pointwise, triton_algebra, triton_weigh):
             for name in [name for name, value in vars(module).items() if hasattr(value, "params")]:
                 enter(mock.patch.object(module, name, Start(launches, name.strip("_"))))
         yield
 
 
-def count(model: str) -> dict[str, Any]:
-    """One forward and one backward pass of `model` in training: {"small", "large", "gigabytes", "by name"}."""
-    net = zoo.build(model).train().to("meta").to(memory_format=torch.channels_last)
-    x = torch.empty(BATCH, 3, 32, 32, device="meta").to(memory_format=torch.channels_last)
+def count(model: str, precision: torch.dtype = torch.float32) -> dict[str, Any]:
+    """One forward and one backward pass of `model` in training: {"small", "large", "gigabytes", "by name"}.
+
+    `precision` is that of the maps. In bfloat16 the layers that are torch's own have bfloat16 weights, which autocast
+    would make for each step; these small copies are not counted.
+    """
+    net = zoo.build(model).train()
+    for module in net.modules():
+        if isinstance(module, ConvBN):
+            module.conv.to(precision)
+        elif isinstance(module, SqueezeExcite):
+            module.to(precision)
+    net.head.to(precision)
+    net.classifier.to(precision)
+    net = net.to("meta").to(memory_format=torch.channels_last)
+    x = torch.empty(BATCH, 3, 32, 32, device="meta", dtype=precision).to(memory_format=torch.channels_last)
     labels = torch.empty(BATCH, dtype=torch.long, device="meta")
     launches = Launches()
     with on_a_gpu(launches), launches:
-        F.cross_entropy(net(x), labels).backward()
+        F.cross_entropy(net(x).float(), labels).backward()
     by_name = launches.small + launches.large
     return {
         "small": sum(launches.small.values()),
@@ -130,14 +152,16 @@ def main() -> None:
     chosen = asks.parse_args()
     models = ["gns:1.0", "gns:0.25"] if chosen.write else chosen.models
     found = {model: count(model) for model in models}
+    for model, one in found.items():
+        one["gigabytes in bfloat16"] = count(model, torch.bfloat16)["gigabytes"]
     if chosen.write:
         RECORD.write_text(json.dumps({"torch": torch.__version__, "batch": BATCH, "models": found}, indent=1) + "\n")
     if chosen.json:
         print(json.dumps(found, indent=1))
         return
-    print("| model | kernels | of them under 1 MB | GB |\n|---|---|---|---|")
+    print("| model | kernels | of them under 1 MB | GB | GB in bfloat16 |\n|---|---|---|---|---|")
     for model, one in found.items():
-        print(f"| {model} | {one['kernels']} | {one['small']} | {one['gigabytes']} |")
+        print(f"| {model} | {one['kernels']} | {one['small']} | {one['gigabytes']} | {one['gigabytes in bfloat16']} |")
 
 
 if __name__ == "__main__":

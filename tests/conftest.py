@@ -85,7 +85,8 @@ def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ghostcli.run import launch
 
     runs = tmp_path_factory.mktemp("digits") / "runs"
-    settings = ["data.name=digits", "train.epochs=4", "train.batch_size=32", "augment.flip=none", "optim.lr=0.05"]
+    # after 4 epochs it gets 10 to 70 % right, by its rounding: too little for tests of rounded weights
+    settings = ["data.name=digits", "train.epochs=10", "train.batch_size=32", "augment.flip=none", "optim.lr=0.05"]
     found = load("smoke", [*settings, "data.limit=800", "data.limit_test=360"])
     job = plan.plain("gns:0.3", 0, found.recipe, found.name)
     launch.carry_out(plan.order([job]), launch.Options(runs, "cpu", quiet=True))

@@ -18,8 +18,8 @@ from ghostcli.zoo.kernels import native, pytorch
 
 CPU = torch.device("cpu")
 OPERATIONS = (
-    *("moments", "fold", "track", "convolve", "reduce", "unfold", "adjoint", "whole"),
-    *("multiply", "multiply_backward", "normalise", "normalise_backward"),
+    *("moments", "fold", "track", "convolve", "beside", "reduce", "unfold", "adjoint", "whole", "pool"),
+    *("opened", "total", "weigh", "weigh_backward", "normalise", "normalise_backward"),
 )
 
 
@@ -64,8 +64,8 @@ def off_by_a_little(x, k, stride):
     return mean, cov * 1.001
 
 
-def not_a_number(dz, z, x, kernel, k, stride):
-    step = pytorch.reduce(dz, z, x, kernel, k, stride)
+def not_a_number(dz, z, x, kernel, bias, k, stride):
+    step = pytorch.reduce(dz, z, x, kernel, bias, k, stride)
     return step._replace(dkernel=step.dkernel * float("nan"))
 
 

@@ -62,9 +62,9 @@ def test_every_operation_agrees_with_pytorch(k, stride, shape, within, relu, mas
         assert torch.equal(z, out)
         torch.manual_seed(1)
         dz = pixels(*z.shape, within=within)
-        step = ops.reduce(dz, z if relu else None, x, kernel, k, stride)
+        step = ops.reduce(dz, z if relu else None, x, kernel, bias, k, stride)
         dx = ops.adjoint(step, x, kernel, S, constant, k, stride, extra, mask)
-        step = ops.reduce(dz, z if relu else None, x, kernel, k, stride)  # plain PyTorch uses up the first one
+        step = ops.reduce(dz, z if relu else None, x, kernel, bias, k, stride)  # plain PyTorch uses up the first one
         alone = [] if dense else [ops.adjoint(step, x, kernel, None, None, k, stride, extra, mask)]
         return mean, cov, z, step.dkernel, step.dbias, dx, *alone
 
@@ -84,7 +84,7 @@ def test_long_vectors_and_short_ones_agree(c, monkeypatch):
 
     def everything():
         z = native.convolve(x, kernel, bias, (3, 3), 1, True)
-        step = native.reduce(z, None, x, kernel, (3, 3), 1)
+        step = native.reduce(z, None, x, kernel, bias, (3, 3), 1)
         return z, step.dkernel, *native.normalise(x, gamma, beta, 1e-5, True)
 
     wide = everything()
@@ -157,16 +157,64 @@ def test_a_chain_of_another_precision_is_refused_as_torch_refuses_it(shape):
 @pytest.mark.parametrize("ops", [pytest.param(native, marks=needs_compiler), pytorch])
 @pytest.mark.parametrize("side, coarse", [((8, 8), (4, 4)), ((7, 9), (3, 4)), ((5, 6), (1, 1)), ((2, 1), (1, 1))])
 @pytest.mark.parametrize("within", [0, 3])
-def test_a_gate_is_multiplied_pixel_by_nearest_pixel(ops, side, coarse, within):
+@pytest.mark.parametrize("gated, scaled", [(True, False), (False, True), (True, True)])
+def test_a_map_times_its_gate_and_its_scale(ops, side, coarse, within, gated, scaled):
+    """The gate by the nearest pixel. Sums, products and gradients by autograd in float64."""
     torch.manual_seed(0)
     x, dout = pixels(3, *side, 5, within=within), pixels(3, *side, 5, within=within)
-    gate = torch.rand(3, *coarse, 5)
-    leaves = [v.permute(0, 3, 1, 2).double().requires_grad_() for v in (x, gate)]
-    expected = leaves[0] * F.interpolate(leaves[1], side, mode="nearest")
-    expected.backward(dout.permute(0, 3, 1, 2).double())
-    found = ops.multiply(x, gate), *ops.multiply_backward(dout, x, gate)
-    for ours, theirs in zip(found, (expected, *(leaf.grad for leaf in leaves)), strict=True):
-        torch.testing.assert_close(ours.permute(0, 3, 1, 2).double(), theirs.detach(), rtol=1e-5, atol=1e-5)
+    logits, scale = torch.randn(3, *coarse, 5), torch.randn(3, 5)
+    leaves = [v.double().requires_grad_() for v in (x, logits, scale)]
+    large = F.interpolate(leaves[1].sigmoid().permute(0, 3, 1, 2), side, mode="nearest").permute(0, 2, 3, 1)
+    product = leaves[0] * large if gated else leaves[0]
+    expected = [
+        product.sum((1, 2)),
+        (product * dout).sum((1, 2)),
+        product * leaves[2][:, None, None] if scaled else product,
+    ]
+    gate = ops.opened(logits) if gated else None
+    scale = scale if scaled else None
+    found = [ops.total(x, gate), ops.total(x, gate, dout), ops.weigh(x, gate, scale)]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs.detach(), rtol=1e-5, atol=1e-5)
+    dtotal = torch.randn(3, 5) if scaled else None
+    loss = (expected[2] * dout).sum() + (0 if dtotal is None else (expected[0] * dtotal).sum())
+    dx, dlogits, _ = torch.autograd.grad(loss, leaves, allow_unused=True)
+    for ours, theirs in zip(ops.weigh_backward(dout, x, gate, scale, dtotal), (dx, dlogits), strict=True):
+        assert (ours is None) == (theirs is None)
+        if theirs is not None:
+            torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("ops", [pytest.param(native, marks=needs_compiler), pytorch])
+@pytest.mark.parametrize("shape", [(3, 5, 4, 6), (2, 1, 1, 20), (2, 8, 8, 16), (1, 3, 9, 3)])
+@pytest.mark.parametrize("within", [0, 3])
+def test_a_map_beside_its_convolution_and_another_map_added(ops, shape, within):
+    torch.manual_seed(0)
+    c = shape[3]
+    x, add = pixels(*shape, within=within), pixels(*shape[:3], 2 * c, within=within)
+    kernel, bias = torch.randn(c, 9), torch.randn(c)
+    alone = F.conv2d(x.permute(0, 3, 1, 2).double(), kernel.view(c, 1, 3, 3).double(), bias.double(), 1, 1, 1, c)
+    expected = torch.cat([x.double(), alone.permute(0, 2, 3, 1)], 3) + add
+    torch.testing.assert_close(ops.beside(x, kernel, bias, add).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("ops", [pytest.param(native, marks=needs_compiler), pytorch])
+@pytest.mark.parametrize("shape", [(3, 8, 8, 6), (2, 7, 5, 20), (3, 1, 6, 16), (2, 1, 1, 3)])
+def test_the_gradients_of_a_pool_and_of_a_shortcut_are_added(ops, shape):
+    """`adjoint` of a 1x1 sum, of whose input an average pool and a shortcut are taken too."""
+    torch.manual_seed(0)
+    c = shape[3]
+    x, dz, add = pixels(*shape), pixels(*shape[:3], 5), pixels(*shape, within=2)
+    kernel, S, t = torch.randn(5, c), torch.randn(c, c), torch.randn(c)
+    pooled = torch.randn_like(ops.pool(x))
+    given = x.double().requires_grad_()
+    pool = F.avg_pool2d(given.permute(0, 3, 1, 2), [min(2, side) for side in shape[1:3]]).permute(0, 2, 3, 1)
+    torch.testing.assert_close(ops.pool(x).double(), pool.detach(), rtol=1e-5, atol=1e-5)
+    (of_pool,) = torch.autograd.grad((pool * pooled).sum(), given)
+    step = ops.reduce(dz, None, x, kernel, None, (1, 1), 1)
+    found = ops.adjoint(step, x, kernel, S + S.T, t, (1, 1), 1, add, pooled=pooled)
+    expected = dz.double() @ kernel.double() + x.double() @ (S + S.T).double() + t + add + of_pool
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("ops", [pytest.param(native, marks=needs_compiler), pytorch])

@@ -52,7 +52,7 @@ for k, (n, h, w, c), stride, (relu, mask, add), within, dtype in [
         kernel, bias, S, t = (v.to(device, torch.promote_types(x.dtype, torch.float32)) for v in tables)
         room = x.new_zeros(*dz.shape[:3], 2 * out)[..., :out]  # a slice of a wider map
         ops.convolve(x, kernel, bias, k, stride, relu, room)
-        step = ops.reduce(dz, room if relu else None, x, kernel, k, stride)
+        step = ops.reduce(dz, room if relu else None, x, kernel, bias, k, stride)
         dx = ops.adjoint(step, x, kernel, S, t, k, stride, extra, mask)
         parts = step.dkernel.dim() == 3  # that `unfold` adds
         gradients = [g.sum(0) if parts else g for g in step[:2]]
@@ -96,16 +96,54 @@ for dense, out, taps, b, scale, identity in [
         # a scale branch's weight has a gradient of nearly nothing, the rest of what its batch norm takes back
         error = float((a.double() - b).norm() / b.norm().clamp(min=1 if b.dim() == 1 else 1e-6))
         assert a.shape == b.shape and error < 1e-5, (dense, out, taps, scale, identity, i, error)
+
+def near(found, expected, dtype, said):
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None), said
+        if b is not None:
+            error = float((a.double() - b).norm() / b.norm())
+            assert error < (1e-2 if dtype == torch.bfloat16 else 1e-6), (said, error)
+
 for (n, h, w, c), (tall, wide), dtype in [
     ((2, 3, 2, 5), (2, 2), torch.float32), ((1, 2, 2, 20), (1, 3), torch.float32),
     ((2, 1, 1, 3), (6, 6), torch.float32), ((2, 2, 3, 8), (2, 2), torch.bfloat16),
 ]:
-    maps = [torch.randn(n, h * tall, w * wide, c + 3)[..., :c].to(device, dtype) for _ in range(2)]
-    maps.append(torch.randn(n, h, w, c).to(device, dtype))
-    expected = pytorch.multiply_backward(*(x.double() for x in maps))
-    for a, b in zip(ours.multiply_backward(*maps), expected, strict=True):
-        error = float((a.double() - b).norm() / b.norm())
-        assert a.dtype == dtype and error < (1e-2 if dtype == torch.bfloat16 else 1e-6), (n, h, w, c, error)
+    for gated, scaled in ((True, False), (False, True), (True, True)):
+        x, dout = (torch.randn(n, h * tall, w * wide, c + 3)[..., :c].to(device, dtype) for _ in range(2))
+        gate = torch.randn(n, h, w, c).to(device, dtype) if gated else None
+        scale, dtotal = (torch.randn(n, c).to(device, dtype), torch.randn(n, c).to(device)) if scaled else (None, None)
+
+        def run(ops, *given):
+            x, dout, gate, scale, dtotal = given
+            gate = None if gate is None else ops.opened(gate)
+            products = ops.total(x, gate), ops.total(x, gate, dout), ops.weigh(x, gate, scale)
+            return *products, *ops.weigh_backward(dout, x, gate, scale, dtotal)
+
+        given = x, dout, gate, scale, dtotal
+        found = run(ours, *given)
+        assert {v.dtype for v in found[2:] if v is not None} == {dtype} and found[0].dtype == torch.float32
+        near(found, run(pytorch, *(None if v is None else v.double() for v in given)), dtype, (n, h, w, c, gated))
+
+for (n, h, w, c), within, dtype in [
+    ((2, 4, 6, 5), 3, torch.float32), ((1, 7, 5, 20), 0, torch.float32), ((3, 1, 4, 16), 0, torch.float32),
+    ((2, 4, 4, 16), 16, torch.bfloat16),
+]:
+    torch.manual_seed(0)
+    x, more = (torch.randn(n, h, w, k * c + within)[..., :k * c].to(device, dtype) for k in (1, 2))
+    dz, add, pooled = torch.randn(n, h, w, 6), torch.randn(n, h, w, c + within)[..., :c], torch.randn_like(ours.pool(x))
+    S = torch.randn(c, c)
+    tables = [torch.randn(c, 9), torch.randn(c), torch.randn(6, c), S + S.mT, torch.randn(c)]
+    maps = [v.to(device, dtype) for v in (dz, add, pooled)]
+
+    def run(ops, x, beside, dz, add, pooled):
+        cheap, bias, kernel, S, t = (v.to(device, torch.promote_types(x.dtype, torch.float32)) for v in tables)
+        step = pytorch.Step(None, None, dz)
+        more = ((add, pooled), (None, pooled))
+        gradients = (ops.adjoint(step, x, kernel, S, t, one, 1, a, pooled=p) for a, p in more)
+        return ops.beside(x, cheap, bias, beside), *gradients
+
+    expected = run(pytorch, *(v.double() for v in (x, more, *maps)))
+    near(run(ours, x, more, *maps), expected, dtype, (n, h, w, c))
 
 import copy
 from ghostcli.zoo import ghost, kernels
@@ -158,7 +196,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from ghostcli.zoo.kernels import triton_algebra as algebra, triton_depthwise as depthwise, triton_pointwise as pointwise
+from ghostcli.zoo.kernels import triton_algebra as algebra, triton_depthwise as depthwise
+from ghostcli.zoo.kernels import triton_pointwise as pointwise, triton_weigh as weigh
 
 def tile(warps=depthwise.WARPS, **more):
     return {"S": 1, "U": 3, "V": 3, "P": 2 * warps, "B": 16, **more}, warps
@@ -166,10 +205,11 @@ def tile(warps=depthwise.WARPS, **more):
 dense = {"B": 3, "IDENTITY": True}
 sums = {"T": 9, "B": 3, "SCALE": True, "IDENTITY": True, "WIDTH": 16}
 flags = {"V": 4, "EXACT": True}
-product = {**flags, "RELU": True, "MORE": True, "P": pointwise.PIXELS, "D": pointwise.DEPTH}
+last = {"RELU": False, "MORE": True, "ADD": True, "POOL": True}
+product = {**flags, **last, "P": pointwise.PIXELS, "D": pointwise.DEPTH}
 kernels = [
     (depthwise._moments, *tile()), (depthwise._finish, {"T": 9, "PARTS": 32, "B": 16}, 4),
-    (depthwise._forward, *tile(RELU=True)), (depthwise._reduce, *tile(RELU=True)),
+    (depthwise._forward, *tile(RELU=True, BESIDE=True)), (depthwise._reduce, *tile(RELU=True)),
     (depthwise._adjoint, *tile(depthwise.WARPS // 2, RELU=True, ADD=True, MASK=True)),
     *((pointwise._apply, {**product, "B": side}, pointwise._warps(side)) for side in (16, 64)),
     *(
@@ -177,14 +217,16 @@ kernels = [
         for side in (16, 64) for same in (True, False)
     ),
     (pointwise._finish, {"PARTS": pointwise.PARTS, "B": 32}, 4),
-    (depthwise._gate_backward, {"P": 16, "B": 16}, depthwise.WARPS),
+    (weigh._weigh, {"GATE": True, "SCALE": True, "P": 16, "B": 16}, weigh.WARPS),
+    (weigh._total, {"GATE": True, "BY": True, "P": 16, "B": 16}, weigh.WARPS),
+    (weigh._weigh_backward, {"GATE": True, "SCALE": True, "TOTAL": True, "P": 16, "B": 16}, weigh.WARPS),
     (algebra._dense_fold, dense | {"TRACK": True, "COUNT": True, "WIDTH": 256, "ROWS": 16}, 4),
     (algebra._dense_branches, dense | {"WIDTH": 256, "PARTS": 16}, 4),
     (algebra._dense_patches, dense | {"SIDE": algebra.TILE}, 4),
     (algebra._depthwise_fold, sums | {"TRACK": True, "COUNT": True}, 1),
     (algebra._depthwise_unfold, sums | {"PARTS": 64}, 2),
 ]
-integers = set(depthwise.SIZES + pointwise.SIZES + algebra.SIZES)
+integers = set(depthwise.SIZES + pointwise.SIZES + algebra.SIZES + weigh.SIZES)
 reals = {"eps", "patches", "momentum", "unbias"}
 tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 for capability in (80, 90):
@@ -214,7 +256,7 @@ def test_every_kernel_compiles_without_a_device_and_stays_in_its_registers():
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split("\t") for line in done.stdout.splitlines()]
-    assert len(rows) == 2 * 18
+    assert len(rows) == 2 * 20
     for capability, kernel, registers, stack, shared in rows:
         assert int(registers) <= 168 and int(stack) == 0 and int(shared) <= 48 << 10, (capability, kernel)
 
@@ -231,6 +273,7 @@ def test_a_step_starts_no_more_kernels_than_its_budget():
     found = launches.count("gns:1.0")
     # another torch may take an operation apart in another way
     assert found["kernels"] <= 1.02 * budget["kernels"] and found["small"] <= 1.02 * budget["small"]
+    assert found["gigabytes"] <= 1.02 * budget["gigabytes"]
     assert found["by name"]["triton:adjoint"] == 43  # a depthwise sum each: the count sees the kernels
 
 
@@ -238,7 +281,7 @@ def test_a_step_starts_no_more_kernels_than_its_budget():
 def test_one_compilation_serves_every_size(monkeypatch):
     """A network has a dozen sizes of maps, and a kernel takes seconds to compile."""
     from ghostcli.zoo.kernels import triton_depthwise as ours
-    from ghostcli.zoo.kernels import triton_pointwise
+    from ghostcli.zoo.kernels import triton_pointwise, triton_weigh
 
     seen = set()
 
@@ -255,7 +298,7 @@ def test_one_compilation_serves_every_size(monkeypatch):
                     assert parameter.do_not_specialize, (self.kernel.__name__, parameter.name)
                     seen.add(self.kernel.__name__)
 
-    for module in (ours, triton_pointwise):
+    for module in (ours, triton_pointwise, triton_weigh):
         for name in [name for name, value in vars(module).items() if hasattr(value, "params")]:
             monkeypatch.setattr(module, name, Launch(getattr(module, name)))
     x, bias = torch.randn(2, 4, 4, 8), torch.randn(8)
@@ -264,10 +307,14 @@ def test_one_compilation_serves_every_size(monkeypatch):
         ((1, 1), torch.randn(8, 8), torch.randn(8, 8), torch.randn(8)),
     ]:
         ours.moments(x, k, 1)
-        step = ours.reduce(x, ours.convolve(x, kernel, bias, k, 1, True), x, kernel, k, 1)
+        step = ours.reduce(x, ours.convolve(x, kernel, bias, k, 1, True), x, kernel, bias, k, 1)
         ours.adjoint(step, x, kernel, S, t, k, 1)
-    ours.multiply_backward(x, x, torch.randn(2, 2, 2, 8))
-    assert seen == {"_gate_backward", "_moments", "_finish", "_forward", "_reduce", "_adjoint", "_outer", "_apply"}
+    gate, scale = torch.randn(2, 2, 2, 8), torch.randn(2, 8)
+    ours.total(x, gate, x)
+    ours.weigh(x, gate, scale)
+    ours.weigh_backward(x, x, gate, scale, scale)
+    kernels = {"_moments", "_finish", "_forward", "_reduce", "_adjoint", "_outer", "_apply"}
+    assert seen == kernels | {"_weigh", "_total", "_weigh_backward"}
 
 
 @needs_triton

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostcli.zoo import kernels
-from ghostcli.zoo.ghost import GhostModule
+from ghostcli.zoo.ghost import Bottleneck, Row
 from ghostcli.zoo.names import is_ghost
 
 IMAGES, CHANNELS, SIDE = 4, 8, 8
@@ -86,17 +86,19 @@ def _fault_of(check: Callable[[], str | None]) -> str | None:
 
 
 def _trial(device: torch.device, dtype: torch.dtype = torch.float32) -> Callable[[], dict[str, Tensor]]:
-    """A step of a gated ghost module. It returns outputs, gradients and running statistics by name.
+    """A step of a gated bottleneck. It returns outputs, gradients and running statistics by name.
 
-    The module uses all kernels: a 1x1 sum, a depthwise sum, both in one map, and a gate.
+    The bottleneck uses all kernels of stride 1: a 1x1 sum, a depthwise sum, both in one map, a gate, a squeeze-excite
+    and a shortcut.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = GhostModule(CHANNELS, 2 * CHANNELS, relu=True, gated=True, mode="folded").train()
+        row = Row(kernel=3, expansion=2 * CHANNELS, out=CHANNELS, se=0.25, stride=1)
+        module = Bottleneck(CHANNELS, row.expansion, row.out, row, gated=True, mode="folded").train()
     draw = torch.Generator().manual_seed(1)
     size = (IMAGES, CHANNELS, SIDE, SIDE)
     x = torch.randn(size, generator=draw).add_(0.5).to(device, dtype, memory_format=torch.channels_last)
-    weight = torch.randn(size, generator=draw).repeat(1, 2, 1, 1).to(device, dtype, memory_format=torch.channels_last)
+    weight = torch.randn(size, generator=draw).to(device, dtype, memory_format=torch.channels_last)
     module: nn.Module = module.to(device, dtype, memory_format=torch.channels_last)
     x.requires_grad_()
 

@@ -52,7 +52,8 @@ class FoldedGhost(GhostModule):
             ops.convolve(source, kernel, bias, conv.kernel_size, 1, conv.relu, out)
         y = y[..., : self.out_channels]
         if self.gate is not None:
-            y = ops.multiply(y, self.gate(x).permute(0, 2, 3, 1).contiguous())
+            logits = self.gate.logits(ops.pool(pixels).permute(0, 3, 1, 2))
+            y = ops.weigh(y, ops.opened(logits.permute(0, 2, 3, 1).contiguous()), None)
         return y.permute(0, 3, 1, 2)
 
 

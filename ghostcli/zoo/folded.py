@@ -33,10 +33,11 @@ __all__ = [
     "Shape",
     "convolve",
     "depthwise",
+    "excite",
     "ghost",
-    "multiply",
     "normalise",
     "uncompiled",
+    "weigh",
 ]
 
 
@@ -135,49 +136,63 @@ class _Sum(torch.autograd.Function):
         branches, fold, ops = Branches(*rest[:8]), Fold(*rest[8:]), kernels.of(x)
         k, stride, _ = ctx.shape
         with torch.autocast(x.device.type, enabled=False):
-            step = ops.reduce(_pixels(dz), z, x, fold.kernel, k, stride)
+            step = ops.reduce(_pixels(dz), z, x, fold.kernel, fold.bias, k, stride)
             grads, S, t = ops.unfold(branches, fold, step.dkernel, step.dbias, ctx.count)
             dx = ops.adjoint(step, x, fold.kernel, S, t, k, stride) if ctx.needs_input_grad[0] else None
         return None if dx is None else _images(dx), None, None, *grads
 
 
 class _Ghost(torch.autograd.Function):
-    """A 1x1 sum, and a depthwise 3x3 sum of its output, both written into one map.
+    """A 1x1 sum, and a depthwise 3x3 sum of its output, both written into one map, + `add` where it is given.
 
-    [N, C, H, W] -> [N, 2 O, H, W]. Only input and output are kept for backward.
+    [N, C, H, W] -> [N, 2 O, H, W], the input itself, and its average pool if `pool`. The gradients of these two are
+    added where the input's gradient is written, so who else reads the input takes it from here. Backward needs only
+    input and output, or with `add` the first half before the addition.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, relu: bool, running: tuple[Running, Running], *parameters: Tensor | None
-    ) -> Tensor:
-        x, primary, cheap, ops = _pixels(x), Branches(*parameters[:8]), Branches(*parameters[8:]), kernels.of(x)
-        half = primary.weight.shape[1]
+        ctx: Any,
+        x: Tensor,
+        add: Tensor | None,
+        relu: bool,
+        pool: bool,
+        running: tuple[Running, Running],
+        *parameters: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)  # who else reads the input may be nobody
+        x, primary, cheap = _pixels(x), Branches(*parameters[:8]), Branches(*parameters[8:])
+        ops, half = kernels.of(x), primary.weight.shape[1]
         ctx.relu, ctx.count = relu, _count(x, 1)
-        y = x.new_empty(*x.shape[:3], 2 * half)
+        y = x.new_empty(*x.shape[:3], 2 * half if add is None else half)
         dense = ops.fold(primary, *_moments(x, DENSE, 1), running[0], ctx.count)
         z = ops.convolve(x, dense.kernel, dense.bias, DENSE, 1, relu, y[..., :half])
         depthwise = ops.fold(cheap, *_moments(z, CHEAP, 1), running[1], ctx.count)
-        ops.convolve(z, depthwise.kernel, depthwise.bias, CHEAP, 1, relu, y[..., half:])
+        if add is None:
+            ops.convolve(z, depthwise.kernel, depthwise.bias, CHEAP, 1, relu, y[..., half:])
         ctx.save_for_backward(x, y, *parameters, *dense, *depthwise)
-        return _images(y)
+        out = y if add is None else ops.beside(z, depthwise.kernel, depthwise.bias, _pixels(add))
+        return _images(out), _images(x), _images(ops.pool(x)) if pool else None
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Tensor, dx: Tensor | None, dpool: Tensor | None) -> tuple[Any, ...]:
         x, y, *rest = ctx.saved_tensors
         primary, cheap = Branches(*rest[:8]), Branches(*rest[8:16])
         dense, depthwise = Fold(*rest[16 : 16 + len(Fold._fields)]), Fold(*rest[16 + len(Fold._fields) :])
-        half, ops, dy = y.shape[3] // 2, kernels.of(x), _pixels(dy)
-        z, z_cheap = ops.whole(y[..., :half]), y[..., half:]
+        half, ops, dadd, dy = primary.weight.shape[1], kernels.of(x), dy, _pixels(dy)
+        z, z_cheap = ops.whole(y[..., :half]), y[..., half:] if ctx.relu else None
         with torch.autocast(x.device.type, enabled=False):
-            step = ops.reduce(dy[..., half:], z_cheap if ctx.relu else None, z, depthwise.kernel, CHEAP, 1)
+            step = ops.reduce(dy[..., half:], z_cheap, z, depthwise.kernel, depthwise.bias, CHEAP, 1)
             grads_cheap, S, t = ops.unfold(cheap, depthwise, step.dkernel, step.dbias, ctx.count)
             dz = ops.adjoint(step, z, depthwise.kernel, S, t, CHEAP, 1, dy[..., :half], ctx.relu)
-            step = ops.reduce(dz, None, x, dense.kernel, DENSE, 1)
+            step = ops.reduce(dz, None, x, dense.kernel, None, DENSE, 1)
             grads_primary, S, t = ops.unfold(primary, dense, step.dkernel, step.dbias, ctx.count)
-            dx = ops.adjoint(step, x, dense.kernel, S, t, DENSE, 1) if ctx.needs_input_grad[0] else None
-        return None if dx is None else _images(dx), None, None, *grads_primary, *grads_cheap
+            if ctx.needs_input_grad[0]:
+                more = [None if more is None else _pixels(more) for more in (dx, dpool)]
+                dx = ops.adjoint(step, x, dense.kernel, S, t, DENSE, 1, more[0], pooled=more[1])
+        dx = _images(dx) if ctx.needs_input_grad[0] else None
+        return dx, dadd if ctx.needs_input_grad[1] else None, None, None, None, *grads_primary, *grads_cheap
 
 
 class _Depthwise(torch.autograd.Function):
@@ -196,7 +211,7 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, weight = ctx.saved_tensors
         kernel, ops, window = weight.flatten(1), kernels.of(x), tuple(weight.shape[2:])
-        step = ops.reduce(_pixels(dz), None, x, kernel, window, ctx.stride)
+        step = ops.reduce(_pixels(dz), None, x, kernel, None, window, ctx.stride)
         dx = ops.adjoint(step, x, kernel, None, None, window, ctx.stride) if ctx.needs_input_grad[0] else None
         return None if dx is None else _images(dx), step.dkernel.view_as(weight), None
 
@@ -222,19 +237,68 @@ class _Normalise(torch.autograd.Function):
         return _images(dx), dgamma, dbeta, None, None, None
 
 
-class _Multiply(torch.autograd.Function):
+class _Weigh(torch.autograd.Function):
+    """[N, C, H, W] times an opened gate [N, C, h, w], enlarged to the nearest pixel."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
-        x, gate = _pixels(x), gate.permute(0, 2, 3, 1).contiguous()
+        x, ops = _pixels(x), kernels.of(x)
+        gate = ops.opened(gate.permute(0, 2, 3, 1).contiguous())
         ctx.save_for_backward(x, gate)
-        return _images(kernels.of(x).multiply(x, gate))
+        return _images(ops.weigh(x, gate, None))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor]:
         x, gate = ctx.saved_tensors
-        dx, dgate = kernels.of(x).multiply_backward(_pixels(dy), x, gate)
+        dx, dgate = kernels.of(x).weigh_backward(_pixels(dout), x, gate, None, None)
         return _images(dx), _images(dgate)
+
+
+class _Excited:
+    """What the two steps of a squeeze-excite share: the first one's gradient needs the second one's."""
+
+    gate: Tensor | None = None
+    dout: Tensor | None = None
+    scale: Tensor | None = None
+
+
+class _Total(torch.autograd.Function):
+    """The sums [N, C] of [N, C, H, W] times its gate. Its backward pass gives the input's gradient for both steps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor | None, both: _Excited) -> Tensor:
+        x, ops = _pixels(x), kernels.of(x)
+        both.gate = None if gate is None else ops.opened(gate.permute(0, 2, 3, 1).contiguous())
+        ctx.both = both
+        ctx.save_for_backward(x, both.gate)
+        return ops.total(x, both.gate)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dtotal: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (x, gate), both = ctx.saved_tensors, ctx.both
+        dx, dgate = kernels.of(x).weigh_backward(both.dout, x, gate, both.scale, dtotal.contiguous())
+        both.dout = both.scale = None
+        return _images(dx), None if dgate is None else _images(dgate), None
+
+
+class _Scale(torch.autograd.Function):
+    """[N, C, H, W] times its gate times `scale` [N, C]. Only the scale gets its gradient here."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, x: Tensor, both: _Excited) -> Tensor:
+        x, ctx.both = _pixels(x), both
+        gate, both.gate = both.gate, None
+        ctx.save_for_backward(x, gate, scale)
+        return _images(kernels.of(x).weigh(x, gate, scale))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
+        (x, gate, scale), both = ctx.saved_tensors, ctx.both
+        both.dout, both.scale = _pixels(dout), scale
+        return kernels.of(x).total(x, gate, both.dout).to(scale.dtype), None, None
 
 
 def _applied(function: type[torch.autograd.Function], x: Tensor, *arguments: Any) -> Tensor:
@@ -255,12 +319,24 @@ def convolve(x: Tensor, branches: Branches, shape: Shape, running: Running) -> T
     return _applied(_Sum, x, shape, running, *branches)
 
 
-def ghost(x: Tensor, primary: Branches, cheap: Branches, relu: bool, running: tuple[Running, Running]) -> Tensor:
+def ghost(
+    x: Tensor,
+    primary: Branches,
+    cheap: Branches,
+    relu: bool,
+    running: tuple[Running, Running],
+    *,
+    pool: bool = False,
+    add: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """`convolve` with `primary` (1x1), then of its output with `cheap` (depthwise 3x3).
 
-    Returns both outputs side by side [N, 2 O, H, W] without a copy.
+    Returns both outputs side by side [N, 2 O, H, W] without a copy, + `add` (not with `relu`); then `x`, for others
+    that read it, and its average over 2 x 2 pixels if `pool`.
     """
-    return _applied(_Ghost, x, relu, running, *primary, *cheap)
+    if relu and add is not None:
+        raise ValueError("a ReLU after which a map is added is not computed in one step")
+    return _applied(_Ghost, x, add, relu, pool, running, *primary, *cheap)
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -273,6 +349,14 @@ def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool, ru
     return _Normalise.apply(x, gamma, beta, eps, relu, running)
 
 
-def multiply(x: Tensor, gate: Tensor) -> Tensor:
-    """`x` [N, C, H, W] times `gate` [N, C, h, w], enlarged to the nearest pixel, in channels_last."""
-    return _Multiply.apply(x, gate.to(x.dtype))
+def weigh(x: Tensor, gate: Tensor) -> Tensor:
+    """`x` [N, C, H, W] times the sigmoid of `gate` [N, C, h, w], enlarged to the nearest pixel, in channels_last."""
+    return _Weigh.apply(x, gate.to(x.dtype))
+
+
+def excite(x: Tensor, gate: Tensor | None, scale_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """`weigh`, if there is a gate, then times `scale_of` the means [N, C] over its pixels, in channels_last."""
+    both = _Excited()
+    total = _Total.apply(x, None if gate is None else gate.to(x.dtype), both)
+    scale = scale_of((total / (x.shape[2] * x.shape[3])).to(x.dtype))
+    return _Scale.apply(scale.to(x.dtype), x.detach(), both)

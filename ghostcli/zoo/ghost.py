@@ -61,9 +61,6 @@ GND: tuple[Row, ...] = (
 )
 ROWS = {"gns": GNS, "gnd": GND}
 
-# it is already a C++ or Triton kernel, so torch.compile cannot improve it
-multiply = folded.uncompiled(folded.multiply)
-
 STEM = 16
 HEAD = 1280
 FIRST_GATED = 2  # from this row on, the expanding ghost modules have a gate
@@ -102,7 +99,10 @@ class Gate(Chain):
     def forward(self, x: Tensor) -> Tensor:
         # a side of one pixel (from small images) is not pooled
         window = [min(2, side) for side in x.shape[-2:]]
-        return torch.sigmoid(super().forward(F.avg_pool2d(x, window)))
+        return torch.sigmoid(self.logits(F.avg_pool2d(x, window)))
+
+    def logits(self, pooled: Tensor) -> Tensor:
+        return super().forward(pooled)
 
 
 class GhostModule(nn.Module):
@@ -116,43 +116,54 @@ class GhostModule(nn.Module):
         self.cheap = RepConv(half, half, 3, relu=relu, mode=mode)
         self.gate = Gate(in_channels, out_channels, mode=mode) if gated else None
 
+    @property
+    def folding(self) -> bool:
+        return self.training and isinstance(self.primary, RepConv) and self.primary.mode == "folded"
+
     def forward(self, x: Tensor) -> Tensor:
-        folding = self.training and isinstance(self.primary, RepConv) and self.primary.mode == "folded"
-        if folding:
-            y = self.folded(x)
-        else:
-            y = self.primary(x)
-            y = torch.cat([y, self.cheap(y)], dim=1)
-        y = y[:, : self.out_channels]
-        if self.gate is None:
-            return y
-        gate = self.gate(x)
-        return multiply(y, gate) if folding else y * F.interpolate(gate, y.shape[-2:], mode="nearest")
+        if self.folding:
+            return self.gated(x)
+        y = self.primary(x)
+        y = torch.cat([y, self.cheap(y)], dim=1)[:, : self.out_channels]
+        return y if self.gate is None else y * F.interpolate(self.gate(x), y.shape[-2:], mode="nearest")
 
     @folded.uncompiled
-    def folded(self, x: Tensor) -> Tensor:
-        """Both convolutions in training, written side by side into one map; see folded.py."""
-        p, c = self.primary, self.cheap
-        return folded.ghost(x, p.stacked(), c.stacked(), p.relu, (p.running(), c.running()))
+    def gated(self, x: Tensor) -> Tensor:
+        y, _, gate = self.folded(x)
+        return y if gate is None else folded.weigh(y, gate)
+
+    def folded(self, x: Tensor, add: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """In training: both convolutions written side by side into one map, + `add`, not yet gated; see folded.py.
+
+        Then `x`, for a shortcut that reads it, and the logits of the gate, if there is one.
+        """
+        p, c, pool = self.primary, self.cheap, self.gate is not None
+        running = p.running(), c.running()
+        y, x, pooled = folded.ghost(x, p.stacked(), c.stacked(), p.relu, running, pool=pool, add=add)
+        return y[:, : self.out_channels], x, None if self.gate is None else self.gate.logits(pooled)
 
 
 class SqueezeExcite(nn.Module):
     """Channel weights from the mean of the whole map, through a hard sigmoid."""
 
-    def __init__(self, channels: int, ratio: float, *, mode: Mode) -> None:
+    def __init__(self, channels: int, ratio: float) -> None:
         super().__init__()
-        self.mode = mode
         reduced = divisible(channels * ratio)
         self.reduce = nn.Conv2d(channels, reduced, 1)
         self.expand = nn.Conv2d(reduced, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # the gradient of a sum is a view of one value per channel; that of a mean or pool is a whole map
         total = x.sum((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        s = (total / (x.shape[2] * x.shape[3])).to(x.dtype)
-        s = self.expand(F.relu(self.reduce(s)))
-        s = F.relu6(s + 3) / 6  # the gradient of torch's hardsigmoid uses a float32 value of 1/6
-        return multiply(x, s) if s.requires_grad and self.mode == "folded" else x * s
+        return x * self.scale((total / (x.shape[2] * x.shape[3])).to(x.dtype))
+
+    def scale(self, mean: Tensor) -> Tensor:
+        """The channel weights [N, C, 1, 1] for the means of the map, likewise."""
+        s = self.expand(F.relu(self.reduce(mean)))
+        return F.relu6(s + 3) / 6  # the gradient of torch's hardsigmoid uses a float32 value of 1/6
+
+    def folded(self, x: Tensor, gate: Tensor | None) -> Tensor:
+        """`x` times the gate whose logits are given, squeezed and excited, in training."""
+        return folded.excite(x, gate, lambda mean: self.scale(mean[:, :, None, None]).flatten(1))
 
 
 class Bottleneck(nn.Module):
@@ -163,7 +174,7 @@ class Bottleneck(nn.Module):
         k, stride = row.kernel, row.stride
         self.expand = GhostModule(in_channels, middle, relu=True, gated=gated, mode=mode)
         self.depthwise = RepConv(middle, middle, k, stride, relu=False, mode=mode) if stride > 1 else None
-        self.se = SqueezeExcite(middle, row.se, mode=mode) if row.se else None
+        self.se = SqueezeExcite(middle, row.se) if row.se else None
         self.project = GhostModule(middle, out_channels, relu=False, gated=False, mode=mode)
         if stride == 1 and in_channels == out_channels:
             self.shortcut = Chain()
@@ -177,12 +188,26 @@ class Bottleneck(nn.Module):
         self.shortcut.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.expand.folding:
+            return self.folded(x)
         y = self.expand(x)
         if self.depthwise is not None:
             y = self.depthwise(y)
         if self.se is not None:
             y = self.se(y)
         return self.project(y) + self.shortcut(x)
+
+    @folded.uncompiled
+    def folded(self, x: Tensor) -> Tensor:
+        """The output of `forward` in training. Gradients that meet are added where one of them is written."""
+        y, x, gate = self.expand.folded(x)
+        if gate is not None and (self.depthwise is not None or self.se is None):
+            y, gate = folded.weigh(y, gate), None
+        if self.depthwise is not None:
+            y = self.depthwise(y)
+        if self.se is not None:
+            y = self.se.folded(y, gate)
+        return self.project.folded(y, self.shortcut(x))[0]
 
 
 class GhostNet(nn.Module):

@@ -293,6 +293,12 @@ void depthwise_forward(const float *x, long pitch, long N, long H, long W, long 
     });
 }
 
+// out [N][H][W][2 C] = [x, the 3 x 3 convolution of x] + add
+void depthwise_beside(const float *x, long pitch, long N, long H, long W, long C, const float *kernel,
+                      const float *bias, const float *add, long add_pitch, float *out, long threads) {
+    rows::beside(x, Images{N, H, W, C, pitch}, kernel, bias, add, add_pitch, out, threads);
+}
+
 void depthwise_reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const float *x, long pitch, long N,
                       long H, long W, long C, long kh, long kw, long stride, float *dK, float *db, long threads) {
     const Images im{N, H, W, C, pitch};

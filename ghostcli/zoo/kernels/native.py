@@ -24,18 +24,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghostcli.machine import cpuinfo
-from ghostcli.zoo.kernels import algebra
+from ghostcli.zoo.kernels import algebra, pytorch
 from ghostcli.zoo.kernels.algebra import Branches, Fold, Running
 from ghostcli.zoo.kernels.pytorch import DENSE, Step, Window, pitch
 from ghostcli.zoo.own import cache_folder
 
 NAME = "c++"
 WINDOWS = ((3, 3), (5, 5), (1, 5), (5, 1))  # (height, width) of the depthwise kernels
-SOURCES = ("algebra.cpp", "depthwise.cpp", "pointwise.cpp", "multiply.cpp", "norm.cpp")
+SOURCES = ("algebra.cpp", "depthwise.cpp", "pointwise.cpp", "weigh.cpp", "norm.cpp")
 HEADERS = ("rows.h", "vector.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
 BUILD_SECONDS = 120
 NARROW, WIDE = 8, 16  # floats in a vector; WIDE needs AVX-512
+
+opened, pool = pytorch.opened, pytorch.pool  # PyTorch's own are as fast
 
 
 def available() -> bool:
@@ -150,7 +152,9 @@ def _nearest(side: int, coarse: int) -> Tensor:
     return where.flatten().to(torch.int32)
 
 
-def _covering(x: Tensor, gate: Tensor) -> tuple[Argument, ...]:
+def _covering(x: Tensor, gate: Tensor | None) -> tuple[Argument, ...]:
+    if gate is None:
+        return None, 0, 0, None, None
     h, w = gate.shape[1:3]
     return gate, h, w, _nearest(x.shape[1], h), _nearest(x.shape[2], w)
 
@@ -243,11 +247,20 @@ def convolve(
     return out
 
 
+def beside(x: Tensor, kernel: Tensor, bias: Tensor, add: Tensor) -> Tensor:
+    out, c = x.new_empty(add.shape), x.shape[3]
+    arguments = *_map(x), *x.shape, kernel.contiguous(), bias.contiguous(), *_map(add), out
+    _call("depthwise_beside", *arguments, wide=_fits(c))
+    return out
+
+
 def whole(x: Tensor) -> Tensor:
     return x  # a slice needs no copy
 
 
-def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: Window, stride: int) -> Step:
+def reduce(
+    dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, bias: Tensor | None, k: Window, stride: int
+) -> Step:
     o = dz.shape[3]
     dkernel, dbias = x.new_empty(kernel.shape), x.new_empty(o)
     if k == DENSE:
@@ -269,27 +282,40 @@ def adjoint(
     stride: int,
     add: Tensor | None = None,
     mask: bool = False,
+    pooled: Tensor | None = None,
 ) -> Tensor:
     dx = x.new_empty(x.shape)
     maps = (*_map(step.dz), *_map(step.z), *_map(x))
     statistics = (None, None) if S is None else (S.contiguous(), t.contiguous())
     rest = (kernel.contiguous(), *statistics, *_map(add), mask, *_map(dx))
     if k == DENSE:
-        _call("pointwise_adjoint", *maps, *_rows(x), step.dz.shape[3], *rest, wide=x.shape[3] > NARROW)
+        given = (None, 1, 1) if pooled is None else (pooled.contiguous(), *pytorch.window(x))
+        sizes = (*x.shape[1:3], x.shape[0] * x.shape[1] * x.shape[2], x.shape[3], step.dz.shape[3])
+        _call("pointwise_adjoint", *maps, *sizes, *given, *rest, wide=x.shape[3] > NARROW)
     else:
         _call("depthwise_adjoint", *maps, *x.shape, *k, stride, *rest, wide=_fits(x.shape[3]))
     return dx
 
 
-def multiply(x: Tensor, gate: Tensor) -> Tensor:
-    out = x.new_empty(x.shape)
-    _call("multiply_forward", *_map(x), *x.shape, *_covering(x, gate), out)
+def total(x: Tensor, gate: Tensor | None, by: Tensor | None = None) -> Tensor:
+    out = x.new_empty(x.shape[0], x.shape[3])
+    _call("weigh_total", *_map(x), *x.shape, *_covering(x, gate), *_map(by), out)
     return out
 
 
-def multiply_backward(dout: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    dx, dgate = x.new_empty(x.shape), gate.new_empty(gate.shape)
-    _call("multiply_backward", *_map(dout), *_map(x), *x.shape, *_covering(x, gate), dx, dgate)
+def weigh(x: Tensor, gate: Tensor | None, scale: Tensor | None) -> Tensor:
+    out = x.new_empty(x.shape)
+    scale = None if scale is None else scale.contiguous()
+    _call("weigh_forward", *_map(x), *x.shape, *_covering(x, gate), scale, out)
+    return out
+
+
+def weigh_backward(
+    dout: Tensor, x: Tensor, gate: Tensor | None, scale: Tensor | None, dtotal: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    dx, dgate = x.new_empty(x.shape), None if gate is None else gate.new_empty(gate.shape)
+    each = (None if rows is None else rows.contiguous() for rows in (scale, dtotal))
+    _call("weigh_backward", *_map(dout), *_map(x), *x.shape, *_covering(x, gate), *each, dx, dgate)
     return dx, dgate
 
 

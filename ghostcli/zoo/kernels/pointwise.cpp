@@ -202,10 +202,12 @@ void pointwise_reduce(const float *dz_, long dz_pitch, const float *z_, long z_p
     }
 }
 
-// dx = dz K + x S + t, S [I][I]
+// dx = dz K + x S + t, S [I][I], of images of H x W pixels; + `add`, and + the gradient of an average pool over windows
+// of `tall` x `wide` pixels where `pooled`, the gradient of its output, is given
 void pointwise_adjoint(const float *dz_, long dz_pitch, const float *z_, long z_pitch, const float *x_, long pitch,
-                       long rows, long I, long O, const float *kernel, const float *S, const float *t,
-                       const float *add, long add_pitch, long mask, float *out, long out_pitch, long threads) {
+                       long H, long W, long rows, long I, long O, const float *pooled, long tall, long wide,
+                       const float *kernel, const float *S, const float *t, const float *add, long add_pitch, long mask,
+                       float *out, long out_pitch, long threads) {
     const Pixels dz{dz_, dz_pitch, O}, z{z_, z_pitch, O};
     const long Ip = padded(I), Op = padded(O);
     std::vector<float> k(O * Ip), s(I * Ip), constant(Ip);
@@ -214,14 +216,22 @@ void pointwise_adjoint(const float *dz_, long dz_pitch, const float *z_, long z_
         for (long o = 0; o < O; o++) k[o * Ip + i] = kernel[o * I + i];
         for (long j = 0; j < I; j++) s[j * Ip + i] = S[j * I + i];
     }
+    const long h = H / tall, w = W / wide;
+    const float share = 1.f / float(tall * wide);
     each_thread(threads, blocks_of(rows, FEW), [&](int, long begin, long end) {
         std::vector<float> block(z_ ? FEW * Op : 0);
+        const float *coarse[FEW];  // the pooled pixel of each pixel, or null
         for (long first = begin * FEW; first < std::min(end * FEW, rows); first += FEW) {
             const long n = std::min(FEW, rows - first);
             const float *x = x_ + first * pitch;
             if (z_) copy_block(dz, first, n, nullptr, z, block.data(), Op, nullptr);
+            for (long r = 0; pooled && r < n; r++) {
+                const long pixel = first + r, i = pixel / W % H / tall, j = pixel % W / wide;
+                coarse[r] = i < h && j < w ? pooled + ((pixel / (H * W) * h + i) * w + j) * I : nullptr;
+            }
             const Factors of_dz{z_ ? block.data() : dz.row(first), z_ ? Op : dz_pitch, O, k.data()};
-            product({of_dz, Factors{x, pitch, I, s.data()}}, n, Ip, constant.data(), [=](long r, long c, vf v) {
+            product({of_dz, Factors{x, pitch, I, s.data()}}, n, Ip, constant.data(), [=, &coarse](long r, long c, vf v) {
+                if (pooled && coarse[r]) v += share * load(coarse[r] + c, I - c);
                 if (add) v += load(add + (first + r) * add_pitch + c, I - c);
                 if (mask) v = select_positive(load(x + r * pitch + c, I - c), v);
                 store(out + (first + r) * out_pitch + c, I - c, v);

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ghostcli.zoo.kernels.algebra import fold, track, unfold
 
-__all__ = ["adjoint", "convolve", "fold", "moments", "multiply", "track"]
-__all__ += ["multiply_backward", "reduce", "unfold", "whole"]
+__all__ = ["adjoint", "beside", "convolve", "fold", "moments", "opened", "reduce"]
+__all__ += ["total", "track", "unfold", "weigh", "weigh_backward", "whole"]
 
 NAME = "pytorch"
 DENSE = (1, 1)
@@ -72,13 +72,23 @@ def convolve(
     return z
 
 
+def beside(x: Tensor, kernel: Tensor, bias: Tensor, add: Tensor) -> Tensor:
+    """[x, its depthwise 3 x 3 convolution] + add: [N, H, W, C] -> [N, H, W, 2 C], the shape of `add`."""
+    return torch.cat([x, convolve(x, kernel, bias, (3, 3), 1, False)], 3).add_(add)
+
+
 def whole(x: Tensor) -> Tensor:
     """A contiguous copy of a channel slice, because several operations read it."""
     return x.contiguous()
 
 
-def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: Window, stride: int) -> Step:
-    """Gradients of kernel and bias. `z`: the output whose ReLU masks `dz`; None without ReLU."""
+def reduce(
+    dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, bias: Tensor | None, k: Window, stride: int
+) -> Step:
+    """Gradients of kernel and bias. `z`: the output whose ReLU masks `dz`; None without ReLU.
+
+    `bias` is there for those who find the mask faster by computing it again.
+    """
     if z is not None:
         dz = torch.ops.aten.threshold_backward(dz, z, 0)
     if k == DENSE:
@@ -101,11 +111,13 @@ def adjoint(
     stride: int,
     add: Tensor | None = None,
     mask: bool = False,
+    pooled: Tensor | None = None,
 ) -> Tensor:
     """Input gradient: that of the convolution, plus S patch + t of every patch, added at the patch's position.
 
-    Without S and t (of a depthwise window only) it is that of the convolution alone. Then `add` is added. With `mask`
-    the gradient is kept only where `x`, the output of a ReLU, is positive.
+    Without S and t (of a depthwise window only) it is that of the convolution alone. Then `add` is added, and the
+    gradient of the average pool of `x` (see `pool`) whose output has the gradient `pooled`. With `mask` the gradient is
+    kept only where `x`, the output of a ReLU, is positive.
     """
     if k == DENSE:
         dx = _pixels(F.conv2d(_images(x), _weight(S.t().to(x.dtype), DENSE), t.to(x.dtype)))
@@ -117,25 +129,54 @@ def adjoint(
     else:
         dx = _add_patch_adjoint(step.dx, x, S, t, k, stride)
     dx = dx if add is None else dx.add_(add)
+    if pooled is not None:
+        size = window(x)
+        even = F.interpolate(_images(pooled), scale_factor=[float(side) for side in size], mode="nearest")
+        odd = [side - given for side, given in zip(x.shape[1:3], even.shape[2:], strict=True)]  # not pooled: 0 or 1
+        dx = dx.add_(_pixels(F.pad(even, (0, odd[1], 0, odd[0]))), alpha=1 / math.prod(size))
     return torch.ops.aten.threshold_backward.grad_input(dx, x, 0, grad_input=dx) if mask else dx
 
 
-def multiply(x: Tensor, gate: Tensor) -> Tensor:
-    """`x` [N, H, W, C] times a dense `gate` [N, h, w, C], enlarged to the nearest pixel."""
-    if _tiles(x, gate):
-        return (_tiled(x, gate) * gate[:, :, None, :, None]).view(x.shape)
-    return _enlarged(gate, x).mul_(x)
+def window(x: Tensor) -> tuple[int, int]:
+    """The window of `pool` for pixels [N, H, W, C]: 2 x 2, but a side of one pixel is not pooled."""
+    return min(2, x.shape[1]), min(2, x.shape[2])
 
 
-def multiply_backward(dout: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    if _tiles(x, gate):
-        tile = (x.shape[1] // gate.shape[1], x.shape[2] // gate.shape[2])
-        # pooling sums over tiles many times as fast as sum() over two axes that are not adjacent
-        dgate = _pixels(F.avg_pool2d(_images(dout * x), tile, divisor_override=1))
-        return (_tiled(dout, gate) * gate[:, :, None, :, None]).view(x.shape), dgate
-    n, h, w, c = gate.shape
-    dgate = torch.ops.aten.upsample_nearest2d_backward(_images(dout * x), x.shape[1:3], [n, c, h, w])
-    return _enlarged(gate, x).mul_(dout), _pixels(dgate)
+def pool(x: Tensor) -> Tensor:
+    """The average of each window of pixels; an odd last row or column is left out."""
+    return _pixels(F.avg_pool2d(_images(x), window(x)))
+
+
+def opened(gate: Tensor) -> Tensor:
+    """A gate's logits [N, h, w, C] in the form that `total`, `weigh` and `weigh_backward` take: here their sigmoid."""
+    return torch.sigmoid(gate)
+
+
+def total(x: Tensor, gate: Tensor | None, by: Tensor | None = None) -> Tensor:
+    """[N, C], moments' precision: the sum of x gate over the pixels of an image, or of x gate by.
+
+    `x` and `by` are pixels [N, H, W, C]. The opened `gate` [N, h, w, C] is enlarged to the nearest pixel.
+    """
+    gated = x if gate is None else _gated(x, gate)
+    return (gated if by is None else gated * by).sum((1, 2), dtype=precision(x))
+
+
+def weigh(x: Tensor, gate: Tensor | None, scale: Tensor | None) -> Tensor:
+    """x gate scale: pixels [N, H, W, C], an opened gate [N, h, w, C] as in `total`, a scale [N, C]."""
+    out = x if gate is None else _gated(x, gate)
+    return out if scale is None else out * scale[:, None, None]
+
+
+def weigh_backward(
+    dout: Tensor, x: Tensor, gate: Tensor | None, scale: Tensor | None, dtotal: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of pixels and of the gate's logits, given those of `weigh` (`dout`) and of `total` ([N, C])."""
+    d = dout if scale is None else dout * scale[:, None, None]
+    d = d if dtotal is None else d + dtotal[:, None, None].to(d.dtype)
+    if gate is None:
+        return d, None
+    dgate = _covered(d * x, gate)
+    return _gated(d, gate), torch.ops.aten.sigmoid_backward(dgate, gate)
 
 
 def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,13 +203,21 @@ def _tiles(x: Tensor, gate: Tensor) -> bool:
     return x.shape[1] % gate.shape[1] == 0 and x.shape[2] % gate.shape[2] == 0
 
 
-def _tiled(x: Tensor, gate: Tensor) -> Tensor:
-    """[N, h, H / h, w, W / w, C]"""
-    return x.unflatten(2, (gate.shape[2], -1)).unflatten(1, (gate.shape[1], -1))
+def _gated(x: Tensor, gate: Tensor) -> Tensor:
+    """x times the gate, enlarged to the nearest pixel."""
+    if not _tiles(x, gate):
+        return _pixels(F.interpolate(_images(gate), x.shape[1:3], mode="nearest")).mul_(x)
+    tiled = x.unflatten(2, (gate.shape[2], -1)).unflatten(1, (gate.shape[1], -1))  # [N, h, H / h, w, W / w, C]
+    return (tiled * gate[:, :, None, :, None]).view(x.shape)
 
 
-def _enlarged(gate: Tensor, x: Tensor) -> Tensor:
-    return _pixels(F.interpolate(_images(gate), x.shape[1:3], mode="nearest"))
+def _covered(x: Tensor, gate: Tensor) -> Tensor:
+    """The sums of `x` over the pixels that each pixel of the gate covers."""
+    n, h, w, c = gate.shape
+    if not _tiles(x, gate):
+        return _pixels(torch.ops.aten.upsample_nearest2d_backward(_images(x), x.shape[1:3], [n, c, h, w]))
+    # pooling sums over tiles many times as fast as sum() over two axes that are not adjacent
+    return _pixels(F.avg_pool2d(_images(x), (x.shape[1] // h, x.shape[2] // w), divisor_override=1))
 
 
 def _weight(kernel: Tensor, k: Window) -> Tensor:

@@ -111,9 +111,9 @@ inline void convolve_row(const float *x, long pitch, long C, long period, long v
     }
 }
 
-template <int KH, int KW>
-void forward(const float *x, Images im, const float *kernel, const float *bias, bool relu, float *out, long out_pitch,
-             long threads) {
+// Every row of outputs, gapless: calls write(pixel, row), `pixel` the first of the row.
+template <int KH, int KW, class Write>
+void each_row(const float *x, Images im, const float *kernel, const float *bias, long threads, Write write) {
     const long period = period_of(im.C), vectors = vectors_of(im);
     const std::vector<float> k = by_lane(kernel, im.C, KH * KW), b = by_lane(bias, im.C, 1);
     each_thread(threads, im.N, [&](int, long begin, long end) {
@@ -123,13 +123,36 @@ void forward(const float *x, Images im, const float *kernel, const float *bias, 
             image.fill(im, x + n * im.H * im.W * im.pitch);
             for (long h = 0; h < im.H; h++) {
                 convolve_row<KH, KW>(image.row(h), image.pitch, im.C, period, vectors, k.data(), b.data(), line.data());
-                float *to = out + (n * im.H + h) * im.W * out_pitch;
-                const float *from = line.data();
-                for (long w = 0; w < im.W; w++, to += out_pitch, from += im.C)
-                    for (long c = 0; c < im.C; c += LANES) {
-                        const vf v = loadf(from + c);
-                        store(to + c, im.C - c, relu ? positive_part(v) : v);
-                    }
+                write((n * im.H + h) * im.W, line.data());
+            }
+        }
+    });
+}
+
+template <int KH, int KW>
+void forward(const float *x, Images im, const float *kernel, const float *bias, bool relu, float *out, long out_pitch,
+             long threads) {
+    each_row<KH, KW>(x, im, kernel, bias, threads, [=](long pixel, const float *from) {
+        float *to = out + pixel * out_pitch;
+        for (long w = 0; w < im.W; w++, to += out_pitch, from += im.C)
+            for (long c = 0; c < im.C; c += LANES) {
+                const vf v = loadf(from + c);
+                store(to + c, im.C - c, relu ? positive_part(v) : v);
+            }
+    });
+}
+
+// out [pixels][2 C] = [x, its 3 x 3 convolution] + add
+inline void beside(const float *x, Images im, const float *kernel, const float *bias, const float *add, long add_pitch,
+                   float *out, long threads) {
+    each_row<3, 3>(x, im, kernel, bias, threads, [=](long pixel, const float *from) {
+        for (long w = 0; w < im.W; w++, pixel++, from += im.C) {
+            const float *given = x + pixel * im.pitch, *more = add + pixel * add_pitch;
+            float *to = out + pixel * 2 * im.C;
+            for (long c = 0; c < im.C; c += LANES) {
+                const long left = im.C - c;
+                store(to + c, left, load(given + c, left) + load(more + c, left));
+                store(to + im.C + c, left, loadf(from + c) + load(more + im.C + c, left));
             }
         }
     });

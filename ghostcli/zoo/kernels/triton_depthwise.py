@@ -21,15 +21,15 @@ from torch import Tensor
 
 from ghostcli.zoo.kernels import pytorch
 from ghostcli.zoo.kernels import triton_pointwise as pointwise
-from ghostcli.zoo.kernels.pytorch import DENSE, Step, Window, multiply, pitch
+from ghostcli.zoo.kernels.pytorch import DENSE, Step, Window, pitch, pool
 from ghostcli.zoo.kernels.triton_algebra import fold, unfold
+from ghostcli.zoo.kernels.triton_weigh import opened, total, weigh, weigh_backward
 
-__all__ = ["NAME", "adjoint", "convolve", "fold", "moments"]
-__all__ += ["multiply", "multiply_backward", "reduce", "unfold", "whole"]
+__all__ = ["NAME", "adjoint", "beside", "convolve", "fold", "moments", "opened", "pool"]
+__all__ += ["reduce", "total", "unfold", "weigh", "weigh_backward", "whole"]
 
 NAME = "triton"
 WINDOWS = ((3, 3), (1, 5), (5, 1))  # 5 x 5 has 325 products of taps, more than a thread has registers
-TILE = 16  # pixels that a thread of a gate's gradient goes over; a larger tile is left to PyTorch's pooling
 WARPS = 8
 REGISTERS = 168  # of a thread of `_adjoint`, which has most: three blocks of four warps for each multiprocessor
 SUMMED, WRITTEN = 256, 1024  # programs that sum, and that write a map: two and eight for each multiprocessor
@@ -48,8 +48,6 @@ SIZES = [
     "count",
     "each",
     "parts",
-    "tall",
-    "wide",
 ]
 
 
@@ -163,9 +161,11 @@ def _finish(sums, pivot, mean, cov, C, count, parts, T: tl.constexpr, PARTS: tl.
 
 @triton.jit(do_not_specialize=SIZES)
 def _forward(
-    x, pitch, kernel, bias, out, out_pitch, H, W, C, Ho, Wo, count, each,
-    S: tl.constexpr, U: tl.constexpr, V: tl.constexpr, RELU: tl.constexpr, P: tl.constexpr, B: tl.constexpr,
+    x, pitch, kernel, bias, add, add_pitch, out, out_pitch, H, W, C, Ho, Wo, count, each,
+    S: tl.constexpr, U: tl.constexpr, V: tl.constexpr, RELU: tl.constexpr, BESIDE: tl.constexpr,
+    P: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
+    """The convolution; with `BESIDE` [x, the convolution] + add, 2 C channels."""
     c = tl.program_id(1) * B + tl.arange(0, B)
     weights = _coefficients(kernel, c, C, U * V)
     shift = tl.load(bias + c, mask=c < C, other=0.0)[None, :]
@@ -179,25 +179,42 @@ def _forward(
             acc += weights[k] * taps[k]
         if RELU:
             acc = tl.where(acc < 0, 0.0, acc)
-        at = out + p.to(tl.int64)[:, None] * out_pitch + c[None, :]
-        tl.store(at, acc.to(out.dtype.element_ty), mask=live[:, None] & (c < C)[None, :])
+        at, there = out + p.to(tl.int64)[:, None] * out_pitch + c[None, :], live[:, None] & (c < C)[None, :]
+        if BESIDE:
+            more = add + p.to(tl.int64)[:, None] * add_pitch + c[None, :]
+            first = taps[U // 2 * V + V // 2] + tl.load(more, mask=there, other=0.0).to(tl.float32)
+            tl.store(at, first.to(out.dtype.element_ty), mask=there)
+            acc += tl.load(more + C, mask=there, other=0.0).to(tl.float32)
+            at += C
+        tl.store(at, acc.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _reduce(
-    dz, dz_pitch, z, z_pitch, x, pitch, out, H, W, C, Ho, Wo, count, each,
+    dz, dz_pitch, x, pitch, kernel, bias, out, H, W, C, Ho, Wo, count, each,
     S: tl.constexpr, U: tl.constexpr, V: tl.constexpr, RELU: tl.constexpr, P: tl.constexpr, B: tl.constexpr,
 ):  # fmt: skip
-    """out [programs, C, T + 1]: sums of dz x(tap), then of dz."""
+    """out [programs, C, T + 1]: sums of dz x(tap), then of dz.
+
+    With `RELU` the convolution is computed again for its sign: it costs less than to read its output.
+    """
     c = tl.program_id(1) * B + tl.arange(0, B)
     T: tl.constexpr = U * V
     sums = (tl.zeros((P, B), tl.float32),) * (T + 1)
+    if RELU:
+        weights = _coefficients(kernel, c, C, T)
+        shift = tl.load(bias + c, mask=c < C, other=0.0)[None, :]
     for block in range(each):
         p = (tl.program_id(0) * each + block) * P + tl.arange(0, P)
         live = p < count
         n, h, w = _place(p, Ho, Wo)
-        (d,) = _masked(dz, dz_pitch, z, z_pitch, n, h, w, c, live, Ho, Wo, C, RELU, 1, 1)
+        (d,) = _patch(dz, dz_pitch, n, h, w, c, live, Ho, Wo, C, 1, 1)
         taps = _patch(x, pitch, n, h * S, w * S, c, live, H, W, C, U, V)
+        if RELU:
+            acc = tl.zeros((P, B), tl.float32) + shift
+            for k in tl.static_range(T):
+                acc += weights[k] * taps[k]
+            d = tl.where(acc <= 0, 0.0, d)
         added = ()
         for k in tl.static_range(T):
             added = added + (sums[k] + d * taps[k],)
@@ -255,25 +272,6 @@ def _adjoint(
         tl.store(at, acc.to(out.dtype.element_ty), mask=live[:, None] & (c < C)[None, :])
 
 
-@triton.jit(do_not_specialize=SIZES)
-def _gate_backward(
-    dout, dz_pitch, x, pitch, gate, dx, dgate, H, W, C, tall, wide, count, P: tl.constexpr, B: tl.constexpr
-):
-    """Gate pixels [count, C] of maps H x W, each for a tile of `tall` x `wide`: dx = dout gate, dgate = sum dout x."""
-    c = tl.program_id(1) * B + tl.arange(0, B)
-    g = tl.program_id(0) * P + tl.arange(0, P)
-    inside = (g < count)[:, None] & (c < C)[None, :]
-    at = g.to(tl.int64)[:, None] * C + c[None, :]
-    weight, total = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32), tl.zeros((P, B), tl.float32)
-    n, i, j = _place(g, H // tall, W // wide)
-    for tile in range(tall * wide):
-        pixel = ((n.to(tl.int64) * H + i * tall + tile // wide) * W + j * wide + tile % wide)[:, None]
-        d = tl.load(dout + pixel * dz_pitch + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        total += d * tl.load(x + pixel * pitch + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        tl.store(dx + pixel * C + c[None, :], (d * weight).to(dx.dtype.element_ty), mask=inside)
-    tl.store(dgate + at, total.to(dgate.dtype.element_ty), mask=inside)
-
-
 def _sides(x: Tensor, stride: int) -> tuple[int, ...]:
     _, h, w, c = x.shape
     return h, w, c, -(-h // stride), -(-w // stride)
@@ -313,31 +311,48 @@ def convolve(
         return pytorch.convolve(x, kernel, bias, k, stride, relu, out)
     sides = _sides(x, stride)
     out = x.new_empty(len(x), *sides[3:5], sides[2]) if out is None else out
+    _launch_forward(x, kernel, bias, None, out, k, stride, relu)
+    return out
+
+
+def beside(x: Tensor, kernel: Tensor, bias: Tensor, add: Tensor) -> Tensor:
+    out = x.new_empty(add.shape)
+    _launch_forward(x, kernel, bias, add, out, (3, 3), 1, False)
+    return out
+
+
+def _launch_forward(
+    x: Tensor, kernel: Tensor, bias: Tensor, add: Tensor | None, out: Tensor, k: Window, stride: int, relu: bool
+) -> None:
+    sides = _sides(x, stride)
     count = len(x) * sides[3] * sides[4]
     grid, each, tile = _tiles(count, sides[2], WRITTEN)
-    coefficients = kernel.float().contiguous(), bias.float().contiguous()
+    more = x if add is None else add
+    maps = (x, pitch(x), kernel.float().contiguous(), bias.float().contiguous(), more, pitch(more), out, pitch(out))
     _forward[grid](
-        x, pitch(x), *coefficients, out, pitch(out), *sides, count, each, S=stride, U=k[0], V=k[1], RELU=relu, **tile
+        *maps, *sides, count, each, S=stride, U=k[0], V=k[1], RELU=relu, BESIDE=add is not None, **tile
     )  # fmt: skip
-    return out
 
 
 def whole(x: Tensor) -> Tensor:
     return x  # a slice is read where it lies
 
 
-def reduce(dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, k: Window, stride: int) -> Step:
+def reduce(
+    dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, bias: Tensor | None, k: Window, stride: int
+) -> Step:
     """The gradients of kernel and bias are in parts [parts, C, T] and [parts, C]; `unfold` adds them."""
     if k == DENSE:
         return pointwise.reduce(dz, z, x)
     if k not in WINDOWS:
-        return pytorch.reduce(dz, z, x, kernel, k, stride)
+        return pytorch.reduce(dz, z, x, kernel, bias, k, stride)
     sides = _sides(x, stride)
     c, count = sides[2], len(x) * sides[3] * sides[4]
     grid, each, tile = _tiles(count, c, SUMMED)
-    sums, mask = torch.empty(grid[0], c, math.prod(k) + 1, device=x.device), dz if z is None else z
+    sums = torch.empty(grid[0], c, math.prod(k) + 1, device=x.device)
+    coefficients = (sums, sums) if z is None else (kernel.float().contiguous(), bias.float().contiguous())
     _reduce[grid](
-        dz, pitch(dz), mask, pitch(mask), x, pitch(x), sums, *sides, count, each,
+        dz, pitch(dz), x, pitch(x), *coefficients, sums, *sides, count, each,
         S=stride, U=k[0], V=k[1], RELU=z is not None, **tile,
     )  # fmt: skip
     return Step(sums[..., :-1], sums[..., -1], dz, z)
@@ -353,11 +368,12 @@ def adjoint(
     stride: int,
     add: Tensor | None = None,
     mask: bool = False,
+    pooled: Tensor | None = None,
 ) -> Tensor:
-    if k == DENSE and add is None and not mask:
-        return pointwise.adjoint(step, x, kernel, S, t)
-    if k not in WINDOWS:
-        return pytorch.adjoint(step, x, kernel, S, t, k, stride, add, mask)
+    if k == DENSE and not mask:
+        return pointwise.adjoint(step, x, kernel, S, t, add, pooled)
+    if k not in WINDOWS or pooled is not None:
+        return pytorch.adjoint(step, x, kernel, S, t, k, stride, add, mask, pooled)
     out, count = x.new_empty(x.shape), x.shape[:3].numel()
     z, more = step.dz if step.z is None else step.z, x if add is None else add
     coefficients = kernel.float().contiguous(), S.float().contiguous(), t.float().contiguous()
@@ -368,14 +384,3 @@ def adjoint(
         maxnreg=REGISTERS,
     )  # fmt: skip
     return out
-
-
-def multiply_backward(dout: Tensor, x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    (h, w), c = gate.shape[1:3], x.shape[3]
-    tall, wide = x.shape[1] // h, x.shape[2] // w
-    if (h * tall, w * wide) != x.shape[1:3] or tall * wide > TILE:
-        return pytorch.multiply_backward(dout, x, gate)
-    dx, dgate, count = x.new_empty(x.shape), torch.empty_like(gate), gate.shape[:3].numel()
-    grid, _, tile = _tiles(count, c, count)  # one block a program
-    _gate_backward[grid](dout, pitch(dout), x, pitch(x), gate, dx, dgate, *x.shape[1:], tall, wide, count, **tile)
-    return dx, dgate

@@ -20,17 +20,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ghostcli.zoo.kernels.pytorch import Step, pitch
+from ghostcli.zoo.kernels.pytorch import Step, pitch, window
 
 __all__ = ["adjoint", "convolve", "moments", "reduce"]
 
 PIXELS, DEPTH = 64, 16  # of a program of `_apply`, and channels of one of its steps
 AREA = 2048  # pixels of one step of `_outer`, times the channels of its tile
-PROGRAMS = 512  # of `_outer`: four for each multiprocessor of a large GPU
+FEWEST, MOST = 128, 512  # programs of `_outer`: one to four for each multiprocessor of a large GPU
 PARTS = 64  # that `_finish` adds at a time
 #: Not specialised: a kernel is compiled for each precision, width of tiles and flag, but not for each size.
 SIZES = ["pitch", "of_out", "of_in", "more_pitch", "more_of_out", "more_of_in", "out_pitch", "count", "inner"]
 SIZES += ["more_inner", "outer", "left_pitch", "right_pitch", "each", "LEFT", "RIGHT", "parts", "C"]
+SIZES += ["add_pitch", "H", "W", "tall", "wide"]
 
 
 @triton.jit
@@ -52,13 +53,21 @@ def _times(acc, x, pitch, kernel, of_out, of_in, p, o, count, inner, outer, DEPT
 
 @triton.jit(do_not_specialize=SIZES)
 def _apply(
-    x, pitch, kernel, of_out, of_in, bias, more, more_pitch, more_kernel, more_of_out, more_of_in, out, out_pitch,
-    count, inner, more_inner, outer,
-    V: tl.constexpr, RELU: tl.constexpr, MORE: tl.constexpr, EXACT: tl.constexpr,
-    P: tl.constexpr, B: tl.constexpr, D: tl.constexpr,
+    x, pitch, kernel, of_out, of_in, bias, more, more_pitch, more_kernel, more_of_out, more_of_in,
+    add, add_pitch, pooled, H, W, tall, wide, out, out_pitch, count, inner, more_inner, outer,
+    V: tl.constexpr, RELU: tl.constexpr, MORE: tl.constexpr, ADD: tl.constexpr, POOL: tl.constexpr,
+    EXACT: tl.constexpr, P: tl.constexpr, B: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """out = x kernel' + bias, then + more more_kernel' with `MORE`, then a ReLU with `RELU`."""
-    pitch, more_pitch, out_pitch = pitch // V * V, more_pitch // V * V, out_pitch // V * V
+    """out = x kernel' + bias, then + more more_kernel' with `MORE`, then a ReLU with `RELU`.
+
+    With `ADD` + add; with `POOL` + the gradient of an average pool of maps H x W over windows `tall` x `wide`.
+    """
+    pitch, more_pitch, out_pitch, add_pitch = (
+        pitch // V * V,
+        more_pitch // V * V,
+        out_pitch // V * V,
+        add_pitch // V * V,
+    )
     p = tl.program_id(0) * P + tl.arange(0, P)
     o = tl.program_id(1) * B + tl.arange(0, B)
     acc = tl.zeros((P, B), tl.float32) + tl.load(bias + o, mask=o < outer, other=0.0)[None, :]
@@ -70,8 +79,17 @@ def _apply(
         )  # fmt: skip
     if RELU:
         acc = tl.where(acc < 0, 0.0, acc)
+    there = (p < count)[:, None] & (o < outer // V * V)[None, :]
+    if ADD:
+        acc += tl.load(add + p.to(tl.int64)[:, None] * add_pitch + o[None, :], mask=there, other=0.0).to(tl.float32)
+    if POOL:
+        i, j, h, w = p // W % H // tall, p % W // wide, H // tall, W // wide
+        at = (p // (H * W) * h * w + i * w + j) * (outer // V * V)
+        covered = (p < count) & (i < h) & (j < w)
+        v = tl.load(pooled + at[:, None] + o[None, :], mask=covered[:, None] & (o < outer // V * V)[None, :], other=0.0)
+        acc += v.to(tl.float32) * (1.0 / (tall * wide))
     at = out + p.to(tl.int64)[:, None] * out_pitch + o[None, :]
-    tl.store(at, acc.to(out.dtype.element_ty), mask=(p < count)[:, None] & (o < outer // V * V)[None, :])
+    tl.store(at, acc.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -163,7 +181,9 @@ def _sums(left: Tensor, right: Tensor, pivot: Tensor | None = None) -> tuple[Ten
     side = _width(max(of_left, of_right))
     tiles = triton.cdiv(of_left, side), triton.cdiv(of_right, side)
     pixels = AREA // side
-    each = triton.cdiv(count, max(1, PROGRAMS // math.prod(tiles)) * pixels) * pixels
+    # each program writes a matrix: together these stay small beside the maps, where a GPU is full all the same
+    programs = min(max(FEWEST, count * left.element_size() // (32 * max(of_left, of_right))), MOST)
+    each = triton.cdiv(count, max(1, programs // math.prod(tiles)) * pixels) * pixels
     parts = triton.cdiv(count, each)
     new = torch.empty(parts, of_left, of_right + 1, device=left.device).flatten()
     products = new[: parts * of_left * of_right].view(parts, of_left, of_right)
@@ -199,20 +219,33 @@ def reduce(dz: Tensor, z: Tensor | None, x: Tensor) -> Step:
     return Step(*_sums(dz, x), dz)
 
 
-def adjoint(step: Step, x: Tensor, kernel: Tensor, S: Tensor, t: Tensor) -> Tensor:
+def adjoint(
+    step: Step, x: Tensor, kernel: Tensor, S: Tensor, t: Tensor, add: Tensor | None, pooled: Tensor | None
+) -> Tensor:
     out = x.new_empty(x.shape)
-    _launch(step.dz, kernel.t(), t, x, S, out, False)
+    _launch(step.dz, kernel.t(), t, x, S, out, False, add, pooled)
     return out
 
 
 def _launch(
-    x: Tensor, kernel: Tensor, bias: Tensor, more: Tensor | None, more_kernel: Tensor | None, out: Tensor, relu: bool
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    more: Tensor | None,
+    more_kernel: Tensor | None,
+    out: Tensor,
+    relu: bool,
+    add: Tensor | None = None,
+    pooled: Tensor | None = None,
 ) -> None:
     count, outer = x.shape[:3].numel(), len(kernel)
-    added, by = (x, kernel) if more is None else (more, more_kernel)
+    with_more, by = (x, kernel) if more is None else (more, more_kernel)
     side = _width(outer)
+    extra = [out if given is None else given for given in (add, pooled)]
     _apply[(triton.cdiv(count, PIXELS), triton.cdiv(outer, side))](
-        x, pitch(x), kernel, *kernel.stride(), bias, added, pitch(added), by, *by.stride(), out, pitch(out),
-        count, x.shape[3], added.shape[3], outer, V=_vector(x, added, out), RELU=relu, MORE=more is not None,
-        EXACT=_exact(x), P=PIXELS, B=side, D=DEPTH, num_warps=_warps(side),
+        x, pitch(x), kernel, *kernel.stride(), bias, with_more, pitch(with_more), by, *by.stride(),
+        extra[0], pitch(extra[0]), extra[1], *x.shape[1:3], *window(x), out, pitch(out),
+        count, x.shape[3], with_more.shape[3], outer, V=_vector(x, with_more, *extra, out), RELU=relu,
+        MORE=more is not None, ADD=add is not None, POOL=pooled is not None, EXACT=_exact(x), P=PIXELS, B=side,
+        D=DEPTH, num_warps=_warps(side),
     )  # fmt: skip
