@@ -135,6 +135,9 @@ class _Sum(torch.autograd.Function):
         x, z, *rest = ctx.saved_tensors
         branches, fold, ops = Branches(*rest[:8]), Fold(*rest[8:]), kernels.of(x)
         k, stride, _ = ctx.shape
+        if z is not None and 0 in dz.stride():  # of a mean: the mask makes it a map
+            dz, z = torch.ops.aten.threshold_backward(dz.permute(0, 2, 3, 1), z, 0), None
+            dz = _images(dz)
         with torch.autocast(x.device.type, enabled=False):
             step = ops.reduce(_pixels(dz), z, x, fold.kernel, fold.bias, k, stride)
             grads, S, t = ops.unfold(branches, fold, step.dkernel, step.dbias, ctx.count)

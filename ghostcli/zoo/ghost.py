@@ -143,6 +143,11 @@ class GhostModule(nn.Module):
         return y[:, : self.out_channels], x, None if self.gate is None else self.gate.logits(pooled)
 
 
+def _means(x: Tensor) -> Tensor:
+    """The means [N, C, 1, 1] of whole maps. Their gradient is a view of one value a channel, and no whole map."""
+    return x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])
+
+
 class SqueezeExcite(nn.Module):
     """Channel weights from the mean of the whole map, through a hard sigmoid."""
 
@@ -241,8 +246,7 @@ class GhostNet(nn.Module):
         x = self.stem(x)
         for bottleneck in self.bottlenecks:
             x = bottleneck(x)
-        x = F.adaptive_avg_pool2d(self.tail(x), 1)
-        x = F.relu(self.head(x))
+        x = F.relu(self.head(_means(self.tail(x)) if self.training else F.adaptive_avg_pool2d(self.tail(x), 1)))
         return self.classifier(x.flatten(1))
 
     def _refuse_single_values(self, height: int, width: int) -> None:

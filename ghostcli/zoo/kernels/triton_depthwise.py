@@ -32,7 +32,9 @@ NAME = "triton"
 WINDOWS = ((3, 3), (1, 5), (5, 1))  # 5 x 5 has 325 products of taps, more than a thread has registers
 WARPS = 8
 REGISTERS = 168  # of a thread of `_adjoint`, which has most: three blocks of four warps for each multiprocessor
-SUMMED, WRITTEN = 256, 1024  # programs that sum, and that write a map: two and eight for each multiprocessor
+# Programs that sum, of float32, and that write a map: two and eight for each multiprocessor. Each that sums writes its
+# sums: half as many of them stay as small beside maps of bfloat16.
+SUMMED, WRITTEN = 256, 1024
 # Not specialised: a kernel is compiled for each stride, precision, width and flag, but not for each size.
 SIZES = [
     "pitch",
@@ -293,7 +295,7 @@ def moments(x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
     sides = _sides(x, stride)
     c, count = sides[2], len(x) * sides[3] * sides[4]
     pivot = x[0, x.shape[1] // 2, x.shape[2] // 2]  # any pixel is near enough: it keeps sums of squares small
-    grid, each, tile = _tiles(count, c, SUMMED)
+    grid, each, tile = _tiles(count, c, SUMMED * x.element_size() // 4)
     taps = math.prod(k)
     sums = torch.empty(grid[0], taps + taps * (taps + 1) // 2, c, device=x.device)
     _moments[grid](x, pitch(x), pivot, sums, *sides, count, each, S=stride, U=k[0], V=k[1], **tile)
@@ -348,7 +350,7 @@ def reduce(
         return pytorch.reduce(dz, z, x, kernel, bias, k, stride)
     sides = _sides(x, stride)
     c, count = sides[2], len(x) * sides[3] * sides[4]
-    grid, each, tile = _tiles(count, c, SUMMED)
+    grid, each, tile = _tiles(count, c, SUMMED * x.element_size() // 4)
     sums = torch.empty(grid[0], c, math.prod(k) + 1, device=x.device)
     coefficients = (sums, sums) if z is None else (kernel.float().contiguous(), bias.float().contiguous())
     _reduce[grid](

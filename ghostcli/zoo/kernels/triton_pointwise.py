@@ -26,7 +26,7 @@ __all__ = ["adjoint", "convolve", "moments", "reduce"]
 
 PIXELS, DEPTH = 64, 16  # of a program of `_apply`, and channels of one of its steps
 AREA = 2048  # pixels of one step of `_outer`, times the channels of its tile
-FEWEST, MOST = 128, 512  # programs of `_outer`: one to four for each multiprocessor of a large GPU
+FEWEST, MOST = 128, 512  # programs of `_outer`, of float32: one to four for each multiprocessor of a large GPU
 PARTS = 64  # that `_finish` adds at a time
 #: Not specialised: a kernel is compiled for each precision, width of tiles and flag, but not for each size.
 SIZES = ["pitch", "of_out", "of_in", "more_pitch", "more_of_out", "more_of_in", "out_pitch", "count", "inner"]
@@ -60,7 +60,8 @@ def _apply(
 ):  # fmt: skip
     """out = x kernel' + bias, then + more more_kernel' with `MORE`, then a ReLU with `RELU`.
 
-    With `ADD` + add; with `POOL` + the gradient of an average pool of maps H x W over windows `tall` x `wide`.
+    With `ADD` + add; with `POOL` + the gradient of an average pool of maps H x W over windows of `tall` x `wide` pixels,
+    one or two of each.
     """
     pitch, more_pitch, out_pitch, add_pitch = (
         pitch // V * V,
@@ -83,9 +84,10 @@ def _apply(
     if ADD:
         acc += tl.load(add + p.to(tl.int64)[:, None] * add_pitch + o[None, :], mask=there, other=0.0).to(tl.float32)
     if POOL:
-        i, j, h, w = p // W % H // tall, p % W // wide, H // tall, W // wide
-        at = (p // (H * W) * h * w + i * w + j) * (outer // V * V)
-        covered = (p < count) & (i < h) & (j < w)
+        row = p // W  # few divisions, and shifts: a division takes some twenty instructions
+        n, h, w = row // H, H >> (tall - 1), W >> (wide - 1)
+        i, j = (row - n * H) >> (tall - 1), (p - row * W) >> (wide - 1)
+        at, covered = ((n * h + i) * w + j) * (outer // V * V), (p < count) & (i < h) & (j < w)
         v = tl.load(pooled + at[:, None] + o[None, :], mask=covered[:, None] & (o < outer // V * V)[None, :], other=0.0)
         acc += v.to(tl.float32) * (1.0 / (tall * wide))
     at = out + p.to(tl.int64)[:, None] * out_pitch + o[None, :]
@@ -181,8 +183,9 @@ def _sums(left: Tensor, right: Tensor, pivot: Tensor | None = None) -> tuple[Ten
     side = _width(max(of_left, of_right))
     tiles = triton.cdiv(of_left, side), triton.cdiv(of_right, side)
     pixels = AREA // side
-    # each program writes a matrix: together these stay small beside the maps, where a GPU is full all the same
-    programs = min(max(FEWEST, count * left.element_size() // (32 * max(of_left, of_right))), MOST)
+    # each program writes a matrix: together these stay small beside the maps, which bfloat16 makes smaller
+    wide = left.element_size() / 4
+    programs = int(wide * min(max(FEWEST, count // (8 * max(of_left, of_right))), MOST))
     each = triton.cdiv(count, max(1, programs // math.prod(tiles)) * pixels) * pixels
     parts = triton.cdiv(count, each)
     new = torch.empty(parts, of_left, of_right + 1, device=left.device).flatten()
