@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 
 import emulated
+import numpy as np
 import pytest
 import torch
 import updates
 
+from ghostcli.distill.table import TeacherTable
 from ghostcli.engine import device
 from ghostcli.engine.capture import Captured
+from ghostcli.records import tensorfile
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real device has tests of its own")
 
@@ -70,3 +73,28 @@ def test_what_waits_for_the_device_is_found(monkeypatch):
                 wrong()
         with pytest.raises(RuntimeError, match="same device"):
             torch.add(x, torch.ones(3))
+
+
+def test_a_checkpoint_is_fetched_with_one_transfer_for_each_type_of_number(monkeypatch):
+    """And has the bytes of one that was on the host all along."""
+    torch.manual_seed(0)
+    here = {f"weight {i}": torch.randn(i, 2, 3, 3).to(memory_format=torch.channels_last) for i in range(1, 9)}
+    here |= {"one": torch.tensor(3.5), "none": torch.empty(0, 4), "seen": torch.arange(6).view(2, 3)}
+    expected = tensorfile.encode(here, {"epoch": 1})
+    with emulated.gpu(monkeypatch) as gpu:
+        there = {name: tensor.to("cuda") for name, tensor in here.items()}
+        gpu.waits.clear()
+        assert tensorfile.encode(there, {"epoch": 1}) == expected
+        assert len(gpu.waits) == 2
+
+
+def test_a_teacher_is_asked_again_before_its_last_answers_are_fetched(tmp_path, monkeypatch):
+    views = {"count": 3}
+    table = TeacherTable(tmp_path, {"images": 40, "classes": 5, "views": views})
+    with emulated.gpu(monkeypatch) as gpu:
+        answers = torch.randn(40, 5).to("cuda")
+        rows = iter(answers.split(8))
+        gpu.waits.clear()
+        assert table.fill(np.ones(40, np.int64), lambda index, views: next(rows) * 2, 8) == 40
+        assert len(gpu.waits) == 1
+        torch.testing.assert_close(table.read(np.ones(40, np.int64)), (answers.cpu() * 2).half())

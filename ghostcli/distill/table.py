@@ -187,7 +187,8 @@ class TeacherTable:
             missing = numbers[self.filled[numbers, views[numbers]] == 0]
             for part in (missing[at : at + batch] for at in range(0, len(missing), batch)):
                 signals.raise_if_received()
-                gathered.append((part, compute(torch.from_numpy(part), torch.from_numpy(views[part])).cpu()))
+                # not yet fetched: a device computes the next batch meanwhile
+                gathered.append((part, compute(torch.from_numpy(part), torch.from_numpy(views[part]))))
                 if time.monotonic() - since > COMMIT_SECONDS:
                     self._add(gathered, views)
                     gathered, since = [], time.monotonic()
@@ -201,7 +202,7 @@ class TeacherTable:
     def _add(self, gathered: list[tuple[np.ndarray, Tensor]], views: np.ndarray) -> None:
         """Commit computed entries: pairs (image numbers, logits)."""
         folder, images = printable(self.folder), np.concatenate([numbers for numbers, _ in gathered])
-        logits = compact(torch.cat([logits for _, logits in gathered])).numpy()
+        logits = compact(torch.cat([logits for _, logits in gathered])).cpu().numpy()
         if not np.isfinite(logits).all():
             raise GhostError(f"{folder}: the teacher's logits are not finite; its run is unusable, train it again")
         try:
