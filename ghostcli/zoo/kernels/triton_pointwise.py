@@ -60,8 +60,8 @@ def _apply(
 ):  # fmt: skip
     """out = x kernel' + bias, then + more more_kernel' with `MORE`, then a ReLU with `RELU`.
 
-    With `ADD` + add. With `POOL` + the gradient of an average pool of maps H x W, whose windows are `tall` x `wide`, one
-    or two pixels each.
+    With `ADD` + add. With `POOL` + the gradient of an average pool of maps H x W, over windows of `tall` x `wide`
+    pixels, of which each is 1 or 2.
     """
     pitch, more_pitch, out_pitch, add_pitch = (
         pitch // V * V,
