@@ -92,12 +92,14 @@ def measured(student: str, batch: int, options: Options, cores: int | None) -> C
 
 def together(student: str, batch: int, options: Options, count: int, seconds: float = SECONDS) -> list[float] | None:
     """Images per second of each of `count` processes that train for `seconds` at the same time; None if one fails."""
+    from ghostcli.engine.device import dealt
+
     threads = options.place.cpus or max(1, (os.cpu_count() or 1) // count)
     words = [sys.executable, "-m", "ghostcli.packing", student, str(batch), options.device]
     words += [str(threads), str(seconds)]
-    more = {"OMP_NUM_THREADS": str(threads)}
+    more = [{"OMP_NUM_THREADS": str(threads)} | dealt(options.device, number) for number in range(count)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    processes = [subprocess.Popen(words, env=os.environ | more, text=True, **pipes) for _ in range(count)]  # type: ignore
+    processes = [subprocess.Popen(words, env=os.environ | own, text=True, **pipes) for own in more]  # type: ignore
     try:
         if any(process.stdout.readline() != "ready\n" for process in processes):  # type: ignore[union-attr]
             return None
@@ -114,10 +116,13 @@ def together(student: str, batch: int, options: Options, count: int, seconds: fl
 
 def _device(name: str) -> tuple[str, int | None]:
     """The device's name, and the cores that limit the number of processes; None for a GPU."""
-    from ghostcli.engine.device import describe, pick
+    from ghostcli.engine.device import dealt, describe, pick
 
     device = pick(name)
-    return (describe(device).partition(", ")[0], (os.cpu_count() or 1) if device.type == "cpu" else None)
+    if device.type == "cpu":
+        return describe(device).partition(", ")[0], os.cpu_count() or 1
+    several = {next(iter(dealt(name, number).values()), None) for number in range(NUMBERS[-1])}
+    return describe(device).partition(", ")[0] + (f" x {len(several)}" if len(several) > 1 else ""), None
 
 
 def main() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 
 from ghostcli import plan
+from ghostcli.engine.device import dealt
 from ghostcli.errors import NonFiniteError
 from ghostcli.recipe import load
 from ghostcli.run import launch
@@ -40,3 +44,48 @@ def test_two_workers_do_five_jobs(tmp_path, monkeypatch):
     launch.carry_out(plan.order([good[-1]]), alone)
     path = f"{good[-1].id}/model.safetensors"
     assert (tmp_path / "many" / path).read_bytes() == (tmp_path / "alone" / path).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "cards", "seen"),
+    [
+        ("auto", None, 2, ["0", "1", "0"]),
+        ("cuda", "3, GPU-5", 2, ["3", "GPU-5", "3"]),
+        ("auto", None, 1, [None] * 3),
+        ("auto", None, 0, [None] * 3),
+        ("cuda:1", None, 2, [None] * 3),
+        ("cpu", None, 2, [None] * 3),
+    ],
+)
+def test_processes_get_the_gpus_of_the_machine_in_turn(device, visible, cards, seen, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [dealt(device, number).get("CUDA_VISIBLE_DEVICES") for number in range(3)] == seen
+
+
+NETWORK = """
+import os
+from pathlib import Path
+from torch import nn
+
+def build(classes):
+    with open(Path(__file__).parent / "seen", "a") as file:
+        file.write(f"{os.getpid()} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+"""
+
+
+def test_a_worker_sees_its_own_gpu(tmp_path, monkeypatch):
+    """What a network finds that a worker builds. The driver is only asked how many cards there are."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "mynet.py").write_text(NETWORK)
+    found = load("smoke", list(TINY))
+    jobs = [plan.plain(f"py:{tmp_path / 'mynet.py'}:build", seed, found.recipe, found.name) for seed in (0, 1)]
+    options = launch.Options(tmp_path / "runs", jobs=2, quiet=True, place=Place(cpus=1))
+    launch.carry_out(plan.order(jobs), options)
+    workers = dict(line.split() for line in (tmp_path / "seen").read_text().splitlines())
+    workers.pop(str(os.getpid()), None)
+    assert sorted(workers.values()) == ["0", "1"]

@@ -54,6 +54,18 @@ def pick(name: str) -> torch.device:
     return device
 
 
+def dealt(name: str, number: int) -> dict[str, str]:
+    """The environment variable that gives process `number` one of this machine's cards, in turn.
+
+    {} if the device `name` is a certain one, or there are no two cards.
+    """
+    count = torch.cuda.device_count() if name in ("auto", "cuda") else 0
+    if count < 2:
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[number % count].strip()}
+
+
 def _keep_freed_memory() -> None:
     """Make glibc's allocator keep freed memory, so the next step reuses it.
 

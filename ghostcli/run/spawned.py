@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import multiprocessing
 import os
 import signal
@@ -28,8 +29,12 @@ PAUSE = 0.2
 
 @dataclass(eq=False)
 class Worker:
-    """A process that runs jobs, one after the other. `job`: the one it runs now, or None."""
+    """A process that runs jobs, one after the other. `job`: the one it runs now, or None.
 
+    No two living workers have one `number`.
+    """
+
+    number: int
     process: BaseProcess
     line: Connection
     job: Job | None = None
@@ -51,7 +56,10 @@ class Worker:
 
 
 class Spawned(Elsewhere):
-    """Up to `options.jobs` workers. Each uses its share of the cores, and takes the next job when it is done."""
+    """Up to `options.jobs` workers. Each uses its share of the cores, and takes the next job when it is done.
+
+    Where the machine has several GPUs the workers get them in turn.
+    """
 
     def __init__(self, options: Options, total: int) -> None:
         super().__init__(options, total)
@@ -72,13 +80,17 @@ class Spawned(Elsewhere):
         worker.job = job
 
     def _hire(self) -> Worker:
+        from ghostcli.engine.device import dealt
+
+        taken = {worker.number for worker in self.workers}
+        number = next(number for number in itertools.count() if number not in taken)
         context = multiprocessing.get_context("spawn")
         threads = self.options.place.cpus or max(1, (os.cpu_count() or 1) // self.options.jobs)
         line, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(threads, theirs))
+        process = context.Process(target=_work, args=(threads, dealt(self.options.device, number), theirs))
         process.start()
         theirs.close()  # only the worker keeps this end, so the pipe closes when the worker ends
-        self.workers.append(Worker(process, line))
+        self.workers.append(Worker(number, process, line))
         return self.workers[-1]
 
     def wait(self) -> list[tuple[Job, GhostError | None]]:
@@ -108,12 +120,14 @@ class Spawned(Elsewhere):
         super().__exit__()
 
 
-def _work(threads: int, line: Connection) -> None:
+def _work(threads: int, environment: dict[str, str], line: Connection) -> None:
     """The body of a worker process: it runs the jobs that come through `line`, and answers each (exit code, message).
 
-    It ends with the code of the first error, or when its parent is gone.
+    `environment` says which GPU it sees, and is set before any is asked for. It ends with the code of the first error, or
+    when its parent is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # between jobs; the parent ends its workers itself
+    os.environ |= environment
     import torch
 
     from ghostcli.engine.device import pick
