@@ -123,8 +123,8 @@ class Spawned(Elsewhere):
 def _work(threads: int, environment: dict[str, str], line: Connection) -> None:
     """The body of a worker process: it runs the jobs that come through `line`, and answers each (exit code, message).
 
-    `environment` says which GPU it sees, and is set before any is asked for. It ends with the code of the first error, or
-    when its parent is gone.
+    `environment` says which GPU it sees, and is set before any is asked for. The worker ends with the code of the first
+    error, or when its parent is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # between jobs; the parent ends its workers itself
     os.environ |= environment
