@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The study of docs/study.md, in runs/study: GN-S 0.25 on all of CIFAR-10, recipe ghost/fast, 16 epochs. Alone; taught by
-# pretrained/gns-1.0; by the same teacher made blind to the image (the control); in other ways, with fewer seeds; and
-# the first two for 64 epochs.
+# The studies of docs/study.md, in runs/study: GN-S 0.25 on all of CIFAR-10, recipe ghost/fast. For 16 epochs: alone;
+# taught by pretrained/gns-1.0; by the same teacher made blind to the image (the control). The first two for 64 epochs.
+# Then by two teachers and by way of an assistant.
 # Two at a time, on one core each. Give it again after a stop: it goes on.
-# `benchmarks/study.sh keep` copies what tables need to runs/studies/cifar10.
+# `benchmarks/study.sh keep` copies what tables need to runs/studies/cifar10, cifar10-64 and cifar10-ways.
 set -euo pipefail
 ghost=${GHOST:-.venv/bin/ghost}
 runs=${RUNS:-runs/study}
@@ -13,15 +13,23 @@ five="$three --seed 3 --seed 4"
 teacher=pretrained/gns-1.0
 
 if [ "${1:-}" = keep ]; then
-  mapfile -t done < <($ghost runs list --runs "$runs" --json |
-    python3 -c 'import json, sys; print(*(run["run"] for run in json.load(sys.stdin) if run["status"] == "done"), sep="\n")')
-  exec $ghost runs study "${done[@]}" --runs "$runs" --out runs/studies/cifar10
+  $ghost runs list --runs "$runs" --json | python3 -c '
+import json, sys
+for run in json.load(sys.stdin):
+    name, epochs = run["run"], run["epochs"]
+    if run["status"] != "done" or not name.startswith("gns-0.25-"):
+        continue
+    if "-ensemble-" not in name and "-chain-" not in name:
+        print("cifar10-64" if epochs == 64 else "cifar10", name)
+    if "-kd-" not in name and epochs == 16:
+        print("cifar10-ways", name)' |
+    while read -r study run; do $ghost runs study "$run" --runs "$runs" --out "runs/studies/$study"; done
+  exit
 fi
 $ghost distill $teacher --student gns:0.25 $five $with
 $ghost train-teacher gns:0.25 $five $with
 $ghost distill $teacher --student gns:0.25 $five $with -s distill.blind=true
 $ghost distill $teacher --student gns:0.25 $three $with --epochs 64
 $ghost train-teacher gns:0.25 $three $with --epochs 64
-$ghost distill $teacher --student gns:0.25 $three $with --kind dist -s distill.alpha=0.5 -s distill.inter_weight=2.0 -s distill.intra_weight=2.0
 $ghost ensemble $teacher pretrained/gns-0.5 --student gns:0.25 $three $with
 $ghost assist-chain $teacher gns:0.5 --student gns:0.25 $three $with

@@ -66,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, digits_runs: Path) -> Path:
     study(folder / "runs", seeds=2)
     shutil.copytree(digits_runs, folder / "runs", dirs_exist_ok=True)
     shutil.copytree(ROOT / "runs" / "studies" / "demo", folder / "runs" / "demo")
-    shutil.copytree(ROOT / "runs" / "studies" / "cifar10", folder / "runs" / "studies" / "cifar10")
+    shutil.copytree(ROOT / "runs" / "studies", folder / "runs" / "studies")
     Image.new("RGB", (40, 30), (200, 30, 40)).save(folder / "photo.jpg")
     for part in ("train", "test"):
         for shade, name in enumerate(("cat", "dog")):
