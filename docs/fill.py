@@ -92,7 +92,8 @@ def together() -> str:
     [mine] = (row for row in rows if row.delta and row.group.strategy == "kd" and row.group.about.epochs == 16)
     return (
         f"Each table is a study of its own, with its own correction. One correction over all {len(several)} "
-        f"comparisons of this page would make the first gain, {mine.delta.mean:+.2f}, *{mine.verdict}* (p = {mine.p_adjusted:.3f})."
+        f"comparisons of this page would make the first gain, {mine.delta.mean:+.2f}, "
+        f"*{mine.verdict}* (p = {mine.p_adjusted:.3f})."
     )
 
 
