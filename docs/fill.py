@@ -27,7 +27,7 @@ STUDIES, RESULTS = ROOT / "runs" / "studies", ROOT / "benchmarks" / "results"
 #: Strategy of a run -> how the demo calls this way of learning.
 WAYS = {"plain": "alone", "kd": "one teacher", "chain": "via an assistant", "ensemble": "two teachers"}
 #: The studies of docs/study.md.
-CIFAR10 = ("cifar10", "cifar10-64")
+CIFAR10 = ("cifar10", "cifar10-64", "cifar10-ways")
 #: A study of the demo's question -> what differs from the demo.
 AGAIN = {
     "demo": "the demo as it is",
@@ -301,6 +301,7 @@ MADE: dict[str, Callable[[], str]] = {
     "demo": demo,
     "study": study,
     "study-64": functools.partial(study, "cifar10-64"),
+    "study-ways": functools.partial(study, "cifar10-ways"),
     "study-together": together,
     "again": again,
     "certain": certain,
