@@ -7,6 +7,9 @@ import json
 import crash
 import pytest
 
+from ghostcli.recipe.digest import digest
+from ghostcli.records import contents
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -68,6 +71,18 @@ def test_a_study_holds_what_its_tables_need_and_no_more(ghost, runs, tmp_path):
     assert not [path for path in out.rglob("status.json") if set(json.loads(path.read_text())) != {"status"}]
     assert ghost("table", "also", "--runs", out).out == ghost("table", "also", "--runs", out).out != ""
     assert ghost("runs", "verify", "--runs", out).code == 0
+    result = runs / done[0] / "result.json"
+    written = json.loads(result.read_text())
+    del written["checksum"]
+    written["command"] = ["train-teacher", "gns:0.1", "--runs", str(tmp_path / "mine"), "--seed", "0"]
+    result.write_text(json.dumps(written | {"checksum": digest(written)}))
+    assert ghost("runs", "study", done[0], "--runs", runs, "--out", out).code == 0
+    kept = json.loads((out / done[0] / "result.json").read_text())
+    assert kept["command"] == ["train-teacher", "gns:0.1", "--runs", "mine", "--seed", "0"], "no path of a machine"
+    assert not contents._as_written(kept)
+    result.write_text(json.dumps(written | {"checksum": "another"}))
+    assert ghost("runs", "study", done[0], "--runs", runs, "--out", out).code == 0
+    assert ghost("runs", "verify", "--runs", out).code == 1, "a changed record gets no new checksum"
     failed = next(run for run in ids(runs) if run.endswith("s1"))
     refused = ghost("runs", "study", failed, "--runs", runs, "--out", out)
     assert refused.code == 2 and "cannot be part of a study" in refused.err

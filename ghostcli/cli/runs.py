@@ -14,9 +14,10 @@ from ghostcli.cli import complete
 from ghostcli.cli.options import Json, Runs
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.records import lease, record
+from ghostcli.records.contents import without_places
 from ghostcli.records.model import dump
 from ghostcli.records.record import RunRecord
-from ghostcli.records.storage import write_bytes, write_json
+from ghostcli.records.storage import read_json, write_bytes, write_json
 from ghostcli.render.facts import overview, page
 from ghostcli.run import queue
 
@@ -152,7 +153,10 @@ def study(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The study's folder: runs/studies/NAME.")],
     runs: Runs = Path("runs"),
 ) -> None:
-    """Copy the records of finished runs to a study's folder: only what tables and curves need."""
+    """Copy the records of finished runs to a study's folder: only what tables and curves need.
+
+    Of an absolute path in a run's command only the last part is kept: a study may be published.
+    """
     chosen = [record.find(runs, run) for run in ids]
     for run in chosen:
         if run.status != "done":
@@ -163,8 +167,8 @@ def study(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--out {printable(out)}: not writable ({error.strerror}); name another folder") from error
-        for name in ("result.json", "metrics.jsonl"):
-            write_bytes(folder / name, (run.path / name).read_bytes())
+        write_bytes(folder / "metrics.jsonl", (run.path / "metrics.jsonl").read_bytes())
+        write_json(folder / "result.json", without_places(read_json(run.path / "result.json")))
         write_json(folder / "status.json", {"status": "done"})
     typer.echo(f"{len(chosen)} record{'s' * (len(chosen) != 1)} in {printable(out)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,18 @@ def _as_written(written: dict[str, Any]) -> str | None:
     except ValueError:  # NaN, which the writer never writes
         same = False
     return None if same else "result.json was changed after it was written (checksum)"
+
+
+def without_places(written: dict[str, Any]) -> dict[str, Any]:
+    """The content of result.json for a study: of an absolute path in its command only the last part is kept.
+
+    Its checksum follows, unless it was wrong before.
+    """
+    words = [Path(word).name if Path(word).is_absolute() else word for word in written.get("command", ())]
+    if words == list(written.get("command", ())) or _as_written(written):
+        return written
+    content = {key: value for key, value in written.items() if key != "checksum"} | {"command": words}
+    return {**content, "checksum": digest(content)}
 
 
 def _same_run(run: RunRecord) -> str | None:

@@ -198,7 +198,7 @@ def _reduce(
 ):  # fmt: skip
     """out [programs, C, T + 1]: sums of dz x(tap), then of dz.
 
-    With `RELU` the convolution is computed again for its sign: it costs less than to read its output.
+    With `RELU` the convolution is computed again for its sign, so that its output need not be read.
     """
     c = tl.program_id(1) * B + tl.arange(0, B)
     T: tl.constexpr = U * V
