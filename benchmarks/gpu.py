@@ -63,6 +63,9 @@ def agenda(out: Path, runs: Path) -> Iterator[Part]:
     yield Part("engine", script("engine.py", "--json", str(out / "engine-cuda.json")), 240, alone=True)
     yield Part("bench", ghost("bench", *speeds, "--device", "cuda", "--json"), 120, alone=True)
     yield Part("crowd", script("crowd.py", "--json", str(out / "crowd-cuda.json")), 120, alone=True)
+    small = ("--streams", "--model", "gns:0.25")
+    yield Part("streams", script("crowd.py", "--streams", "--json", str(out / "streams-cuda.json")), 60, alone=True)
+    yield Part("streams-small", script("crowd.py", *small, "--json", str(out / "streams-small.json")), 60, alone=True)
 
     def run(name: str, *arguments: str, seeds: Sequence[int] = (0,), after: tuple[str, ...] = ()) -> Iterator[Part]:
         for seed in seeds:

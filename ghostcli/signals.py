@@ -77,6 +77,18 @@ def polled() -> Iterator[None]:
         _depth -= 1
 
 
+@contextlib.contextmanager
+def stopping(why: str) -> Iterator[None]:
+    """Stop what is polled by other threads, as a signal does. `why`: what stopped it."""
+    global _received
+    before = _received
+    _received = before or why
+    try:
+        yield
+    finally:
+        _received = before
+
+
 def received() -> str | None:
     """The name of the received signal, or None."""
     return _received

@@ -88,6 +88,16 @@ class Emulated(TorchDispatchMode):
         self.waits.append(name)
 
     @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """For this thread: another one sees no card until it enters it too."""
+        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") makes it here, then sends it
+        try:
+            with self:
+                yield
+        finally:
+            torch._C._set_only_lift_cpu_tensors(False)
+
+    @contextlib.contextmanager
     def no_waiting(self) -> Iterator[None]:
         self.forbidden = True
         try:
@@ -256,13 +266,11 @@ def gpu(monkeypatch: Any) -> Iterator[Emulated]:
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch._C._ensureCUDADeviceGuardSet()
-    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") makes it here, then sends it
     mode = Emulated()
     Emulated.current = mode
     try:
-        with mode:
+        with mode.entered():
             yield mode
     finally:
         Emulated.current = None
-        torch._C._set_only_lift_cpu_tensors(False)
         torch.__future__.set_swap_module_params_on_conversion(swap)

@@ -8,6 +8,7 @@ import json
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -128,6 +129,20 @@ def test_a_profile_names_what_a_step_spends_its_time_on(tmp_path, capsys):
     assert "ms a step" in capsys.readouterr().out
 
 
+def test_a_crowd_of_streams_is_measured_until_one_fails(tmp_path, monkeypatch, capsys):
+    crowd, out = script("crowd"), tmp_path / "crowd.json"
+    monkeypatch.setattr(crowd, "STRETCH", 2)
+    words = ["--streams", "--model", "gns:0.1", "--batch", "4", "--seconds", "0.1", "--device", "cpu"]
+    crowd.main([*words, "--processes", "1", "2", "--json", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["streams"] for row in rows] == [1, 2] and all(row["images_per_second"] > 0 for row in rows)
+    assert capsys.readouterr().out.count("images/s in all") == 2
+    monkeypatch.setattr(crowd, "own_stream", lambda device: pytest.fail("no memory"))
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    with pytest.raises(SystemExit, match="one of 2 streams failed"):
+        crowd.main([*words, "--processes", "2"])
+
+
 def test_wrong_arguments_of_the_scripts_are_usage_errors():
     for words in ("engine.py --rounds 0", "gpu.py --jobs 0", "crowd.py --processes 0", "gpu.py --minutes 0"):
         name, *arguments = words.split()
@@ -211,8 +226,9 @@ def test_the_agendas_dry_run_lists_every_part_in_order(gpu, tmp_path, capsys):
     (tmp_path / "state.json").write_text('{"data": {"code": 0, "seconds": 1}, "tests": {"code": 1, "seconds": 1}}')
     gpu.main(["--dry-run", "--out", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    first = ["data", "compile", "tests", "profile", "engine", "bench", "crowd", "gns-1.0-s0"]
-    assert [line.split()[0] for line in lines[:8]] == first
+    first = ["data", "compile", "tests", "profile", "engine", "bench", "crowd", "streams", "streams-small"]
+    first += ["gns-1.0-s0"]
+    assert [line.split()[0] for line in lines[: len(first)]] == first
     assert [" done " in line for line in lines[:3]] == [True, False, False]
     assert any(
         line.endswith("train-teacher gns:1.0 -s data.shuffle=false --seed 2 --runs runs --device cuda")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ import torch.nn.functional as F
 import updates
 
 from ghostcli import zoo
+from ghostcli.engine import turns
 from ghostcli.engine.capture import Captured
 from ghostcli.engine.device import arithmetic
 from ghostcli.recipe.models import EngineSection
 from ghostcli.records import checkpoint, tensorfile
+from ghostcli.run.streams import own_stream
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -132,6 +135,32 @@ def test_going_on_from_a_checkpoint_is_having_gone_on(way, stop, tmp_path):
 
 
 META = ("epoch", "batch", "seconds", "epoch_seconds", "teacher_seconds", "best")
+
+
+@pytest.mark.parametrize("way", ["alone", "from a table", "live"])
+def test_runs_on_streams_have_the_values_they_have_alone(way, tmp_path):
+    """Four at a time, captured and replayed between the others' steps."""
+
+    def losses(number):
+        _, update = updates.made(way, tmp_path / str(number), DEVICE)
+        return updates.run(Captured(update, updates.BATCH), 0, STEPS, turn).cpu()
+
+    @contextlib.contextmanager
+    def turn(number):
+        yield
+        turns.pass_on()
+
+    def train(number):
+        with group.taking(), own_stream(torch.device("cuda", torch.cuda.current_device())):
+            found[number] = losses(number)
+
+    expected, found, group = losses("alone"), {}, turns.Turns()
+    threads = [threading.Thread(target=train, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [apart(found[number], expected) < 1e-4 for number in range(4)] == [True] * 4
 
 
 def test_a_table_says_what_its_teacher_says(tmp_path):

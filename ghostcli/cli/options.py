@@ -21,6 +21,7 @@ from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.load import Resolved, load
 from ghostcli.run.job import AUTO
 from ghostcli.run.place import Place, place
+from ghostcli.run.streams import MOST
 
 
 def folder(text: str | Path) -> Path:
@@ -86,6 +87,16 @@ Jobs = Annotated[
         show_default="1; on a cluster as many as it holds",
     ),
 ]
+Streams = Annotated[
+    int,
+    typer.Option(
+        "--streams",
+        metavar="K",
+        min=1,
+        max=MOST,
+        help="Number of runs at a time in this process, each on a stream of its own, for one GPU.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and reused, and exit.")]
 Resume = Annotated[
     bool,
@@ -142,6 +153,7 @@ class Common(Where):
         list[int], typer.Option("--seed", min=0, max=2**63 - 1, metavar="S", help="Repeatable: one run per seed.")
     ] = (0,)  # type: ignore[assignment]
     jobs: Jobs = None
+    streams: Streams = 1
     runs: Runs = Path("runs")
     device: Device = "auto"
     dry_run: DryRun = False

@@ -218,8 +218,12 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
         report(todo.requested[0], common)
         return
     place = common.place()
+    jobs = at_once(common.jobs, place)
+    if common.streams > 1 and (common.jobs is not None or place.remote):
+        beside = "--on" if place.remote else "--jobs"
+        raise UsageError(f"--streams: cannot be given with {beside}; it is for runs in one process on this machine")
     options = launch.Options(
-        common.runs, common.device, common.resume, at_once(common.jobs, place), command=words(), place=place
+        common.runs, common.device, common.resume, jobs, common.streams, command=words(), place=place
     )
     if common.dry_run:
         show_plan(todo, common)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ghostcli import zoo
-from ghostcli.engine import selfcheck
+from ghostcli.engine import selfcheck, turns
 from ghostcli.engine.step import Update
 
 
@@ -76,8 +76,12 @@ class Captured:
         """Capture one step. Returns False if the capture fails; it has then run nothing, and steps stay eager."""
         graph = torch.cuda.CUDAGraph()
         pool = next((other.graph.pool() for other in self.replays.values() if other.graph), None)
+        mode = "thread_local" if turns.shared() else "global"  # the threads of other runs may wait for the device
         try:
-            with torch.cuda.device(self.update.device), torch.cuda.graph(graph, pool=pool, stream=self.stream):
+            with (
+                torch.cuda.device(self.update.device),
+                torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode=mode),
+            ):
                 replay.result = self.update(replay.index)
         except (torch.OutOfMemoryError, MemoryError):
             raise
@@ -101,5 +105,7 @@ def why_eager(update: Update) -> str | None:
     if zoo.recomputing(update.model):
         return "blocks are run again in the backward pass, which sets the random state"
     spec = getattr(update.model, "spec", None)
+    if turns.shared() and not (spec and zoo.is_ghost(spec.name)):
+        return "it may draw random numbers, and the graphs of several runs in a process would share their place"
     verdict = spec and selfcheck.verdict_for(spec.name, update.recipe.engine.branches, update.device)
     return verdict.graph if verdict else None

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -90,6 +91,36 @@ def uncollected() -> Iterator[None]:
         gc.unfreeze()
 
 
+class Settings(NamedTuple):
+    """What PyTorch keeps for a whole process about its arithmetic."""
+
+    deterministic: bool
+    warn_only: bool
+    fill: bool
+    benchmark: bool
+    tf32_products: bool
+    tf32_convolutions: bool
+
+    @classmethod
+    def now(cls) -> Settings:
+        cudnn = torch.backends.cudnn
+        return cls(
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+            cudnn.benchmark,
+            torch.backends.cuda.matmul.allow_tf32,
+            cudnn.allow_tf32,
+        )
+
+    def apply(self) -> None:
+        torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = self.fill
+        torch.backends.cudnn.benchmark = self.benchmark
+        torch.backends.cuda.matmul.allow_tf32 = self.tf32_products
+        torch.backends.cudnn.allow_tf32 = self.tf32_convolutions
+
+
 @contextlib.contextmanager
 def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
     """Deterministic algorithms and TF32 if the recipe requests them; the settings are restored afterwards.
@@ -100,18 +131,13 @@ def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
     tf32 = engine.precision == "tf32"
     if tf32 and device.type != "cuda":
         raise UsageError(f"engine.precision=tf32: {device.type} has no TF32; use float32 or bfloat16")
-    products = torch.backends.cuda.matmul, torch.backends.cudnn
-    before_tf32 = [of.allow_tf32 for of in products]
+    before = Settings.now()
     strict = engine.deterministic and device.type == "cuda"
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    wanted = before._replace(benchmark=device.type == "cuda" and not strict, tf32_products=tf32, tf32_convolutions=tf32)
     if strict:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.utils.deterministic.fill_uninitialized_memory = False
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not strict
-    for of in products:
-        of.allow_tf32 = tf32
+        wanted = wanted._replace(deterministic=True, warn_only=False, fill=False)
+    wanted.apply()
     try:
         yield
     except RuntimeError as error:
@@ -122,11 +148,7 @@ def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
             f"engine.deterministic=true: {what} cannot be deterministic on this device; remove the key"
         ) from error
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[0])
-        torch.backends.cudnn.benchmark = before[1]
-        for of, kept in zip(products, before_tf32, strict=True):
-            of.allow_tf32 = kept
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        before.apply()
 
 
 def autocast(engine: EngineSection, device: torch.device) -> contextlib.AbstractContextManager[None]:

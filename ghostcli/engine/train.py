@@ -22,7 +22,7 @@ from ghostcli.data import Data
 from ghostcli.data.batches import Cropper, balanced, generator, order, views
 from ghostcli.display import Display
 from ghostcli.distill.teacher import Teacher, TeacherLogits
-from ghostcli.engine import optimizers
+from ghostcli.engine import optimizers, turns
 from ghostcli.engine.capture import Captured, why_eager
 from ghostcli.engine.device import arithmetic, free_bytes, uncollected
 from ghostcli.engine.saving import Saver, resume
@@ -235,6 +235,7 @@ def train(
                 state.log[batch] = step_once(index)
                 state.batch = batch + 1
                 show.advance()
+                turns.pass_on()
                 if (saver.due() or signals.received()) and state.batch < batches:
                     require_finite(state, job)  # waits for the device, so the time below is that of the steps
                     state.epoch_seconds += time.perf_counter() - mark
@@ -242,7 +243,8 @@ def train(
                     mark = time.perf_counter()
                     signals.raise_if_received()
 
-            log = state.log.tolist()  # the only synchronisation of the epoch
+            with turns.away():
+                log = state.log.cpu().tolist()  # the only synchronisation of the epoch
             state.epoch_seconds += time.perf_counter() - mark
             require_finite(state, job)
             try:

@@ -29,6 +29,7 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ghostcli import signals
 from ghostcli.errors import GhostError, printable
 
 #: Seconds between two heartbeats. An owner on another machine counts as dead after STALE seconds without one.
@@ -211,6 +212,7 @@ def take(path: Path, say: Callable[[str], None] = lambda who: None) -> Held:
                 told = True
                 say(str(lease or "another process"))
         if told or found is None:
+            signals.raise_if_received()
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST)
     for left in folder.parent.glob(f".{folder.name}.*"):  # of takers that were killed

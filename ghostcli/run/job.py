@@ -5,6 +5,7 @@ Invariant: a job has one run, for any number of calls and processes. The run's s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -43,6 +44,7 @@ class Options:
     device: str = "auto"
     resume: bool = True
     jobs: int = 1  # at a time; AUTO: as many as are fastest here; on a cluster 0: as many as it holds
+    streams: int = 1  # at a time, each in a thread of this process
     quiet: bool = False
     command: tuple[str, ...] = ()  # the command line, for the record
     seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # run group -> the seeds planned together
@@ -58,11 +60,14 @@ def load_data(section: DataSection) -> Data:
 
 def run_job(job: Job, options: Options, device: torch.device, fresh: bool = False) -> None:
     """Run one job, unless another process has finished it. The run's status records how it ended."""
+    from ghostcli.engine import turns
     from ghostcli.engine.device import memory_errors
 
     with Display(options.quiet) as show:
         run = RunWriter(options.runs, job.id)
-        with run.locked(show.line):
+        with contextlib.ExitStack() as ours:
+            with turns.away():  # another process may work on it for long
+                ours.enter_context(run.locked(show.line))
             if not fresh and is_done(job, options.runs):  # another process finished it while this one waited
                 show.line(reached(job, options.runs, "finished by another process"))
                 return

@@ -25,6 +25,7 @@ from ghostcli.run.on_slurm import Slurm
 from ghostcli.run.place import RAY, SLURM
 from ghostcli.run.prepare import prepare
 from ghostcli.run.spawned import Spawned
+from ghostcli.run.streams import Streams
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Executor(Protocol):
 
 
 def executor_for(plan: Plan, options: Options) -> Executor:
-    """The cluster that was named. Here: worker processes if several runs are requested at a time and more than one is
-    left; otherwise this process."""
+    """The cluster that was named. Here: worker processes or threads if several runs are requested at a time and more
+    than one is left; otherwise this process."""
     left = sum(not _is_found(job, plan, options) for job in plan.jobs)
     if options.place.on == SLURM and left:
         return Slurm(options, left)
@@ -70,6 +71,8 @@ def executor_for(plan: Plan, options: Options) -> Executor:
         from ghostcli.run.on_ray import Ray
 
         return Ray(options, left)
+    if options.streams > 1 and left > 1:
+        return Streams(options, left)
     return Spawned(options, left) if options.jobs > 1 and left > 1 else InProcess(options)
 
 
