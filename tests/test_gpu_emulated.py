@@ -6,6 +6,8 @@ The numbers are those of the CPU's plain PyTorch, so the CPU's own run is the re
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 
 import emulated
 import numpy as np
@@ -16,7 +18,9 @@ import updates
 from ghostcli.distill.table import TeacherTable
 from ghostcli.engine import device
 from ghostcli.engine.capture import Captured
+from ghostcli.engine.step import Update
 from ghostcli.records import tensorfile
+from ghostcli.zoo import ghost as networks
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real device has tests of its own")
 
@@ -98,3 +102,34 @@ def test_a_teacher_is_asked_again_before_its_last_answers_are_fetched(tmp_path, 
         assert table.fill(np.ones(40, np.int64), lambda index, views: next(rows) * 2, 8) == 40
         assert len(gpu.waits) == 1
         torch.testing.assert_close(table.read(np.ones(40, np.int64)), (answers.cpu() * 2).half())
+
+
+@pytest.mark.long
+def test_whole_commands_on_the_device(ghost, tmp_path, monkeypatch):
+    """A teacher and its student, stopped and continued, have the bits of an undisturbed run; and bench measures."""
+    monkeypatch.chdir(tmp_path)
+    # three different blocks, since every operation is slow
+    monkeypatch.setitem(networks.ROWS, "gns", (networks.GNS[0], networks.GNS[1], networks.GNS[3]))
+    settings = ["data.name=digits", "data.limit=40", "data.limit_test=20", "train.batch_size=16", "train.epochs=3"]
+    command = ["distill", "gns:0.1", "--student", "gns:0.1", "--recipe", "smoke", "--device", "cuda"]
+    command += [word for setting in settings for word in ("-s", setting)]
+    steps, once = [], Update.__call__
+
+    def struck(self, index):
+        steps.append(len(index))
+        if len(steps) in (4, 13):  # in the teacher's training, and in the student's
+            os.kill(os.getpid(), signal.SIGTERM)
+        return once(self, index)
+
+    with emulated.gpu(monkeypatch):
+        assert (done := ghost(*command, "--runs", "whole")).code == 0, done.err
+        assert "capturing it as a CUDA graph took" in done.err
+        monkeypatch.setattr(Update, "__call__", struck)
+        assert [ghost(*command, "--runs", "again").code for _ in range(3)] == [75, 75, 0]
+        done = ghost("bench", "gns:0.1", "--device", "cuda", "--batch", "4", "--json")
+        assert done.code == 0, done.err
+    [teacher, student] = sorted(tmp_path.glob("whole/*/s0"), key=lambda path: "kd" in path.parent.name)
+    for path in (teacher, student):
+        for name in ("model.safetensors", "predictions.npz"):
+            again = tmp_path / "again" / path.relative_to(tmp_path / "whole")
+            assert (path / name).read_bytes() == (again / name).read_bytes()
