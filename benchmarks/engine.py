@@ -181,9 +181,9 @@ def teaching(setting: Setting, folder: Path, keep: Keep) -> dict[str, Any]:
     from ghostcli.distill.teacher import Teacher
 
     data = bench.noise(setting.batch, 10)
-    teacher_model = zoo.build("resnet18").to(setting.device, memory_format=torch.channels_last).eval()
+    teacher_model = zoo.deploy(zoo.build("resnet18")).to(setting.device, memory_format=torch.channels_last)
     norm = (data.mean, data.std)
-    teacher = Teacher("benchmark", "resnet18", folder, teacher_model.requires_grad_(False), norm, "benchmark")
+    teacher = Teacher("benchmark", "resnet18", folder, teacher_model, norm, "benchmark")
     index = torch.arange(setting.batch, device=setting.device)
     recipe = bench.bench_recipe(setting.batch)
     calls: dict[str, Call | Meter] = {}

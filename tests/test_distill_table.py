@@ -1,7 +1,8 @@
-"""Teacher tables by augmentation: each definition of views has a table of its own."""
+"""Teachers and their tables: how they answer, and that each definition of views has a table of its own."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -9,9 +10,11 @@ import torch
 
 from ghostcli import zoo
 from ghostcli.data import load
-from ghostcli.data.batches import VARIANTS, generator
-from ghostcli.distill.teacher import Teacher, fill_table, open_table
+from ghostcli.data.batches import VARIANTS, Cropper, generator, normalise
+from ghostcli.distill.teacher import Teacher, fill_table, open_table, teacher_logits_of_views
+from ghostcli.distill.teacher import load as load_teacher
 from ghostcli.recipe.models import AugmentSection, Before, DataSection, Views
+from ghostcli.zoo import weights
 
 
 class Inverting(AugmentSection):
@@ -46,3 +49,31 @@ def test_a_new_augmentation_with_as_many_views_gets_its_own_table(tmp_path, monk
     assert open_table(teacher, digits, flips).folder != open_table(teacher, digits, negatives).folder
     # At the value from before the key existed, the table from before is used.
     assert open_table(teacher, digits, AugmentSection(pad=0)).folder == open_table(teacher, digits, flips).folder
+
+
+def test_a_teacher_answers_in_its_deploy_form(digits_run):
+    """Its logits are those of its train form, to rounding, and nothing of it is in train mode or has gradients."""
+    loaded = weights.load(digits_run.weights).model
+    teacher = load_teacher(digits_run.id, digits_run.path.parents[1], 10, torch.device("cpu"))
+    pixels = load(DataSection(name="digits", limit_test=64)).test.pixels
+    assert teacher.model.deployed and len(list(teacher.model.modules())) < len(list(loaded.modules()))
+    assert not any(module.training for module in teacher.model.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    with torch.no_grad():
+        expected = loaded(normalise(pixels, *teacher.norm))
+    torch.testing.assert_close(teacher.logits(pixels), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_of_few_images_a_batch_is_all_of_them():
+    """So that 20 images are not padded to hundreds."""
+    digits = load(DataSection(name="digits", limit=20, limit_test=10))
+    seen = []
+
+    class Watched(torch.nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return x.mean((2, 3))
+
+    teacher = Teacher("teacher/s0", "own", Path(), Watched(), (digits.mean, digits.std), "0" * 64)
+    compute = teacher_logits_of_views(teacher, Cropper(digits.train, AugmentSection()), torch.device("cpu"))
+    assert compute(torch.arange(7), torch.zeros(7, dtype=torch.int64)).shape == (7, 3) and seen == [20]

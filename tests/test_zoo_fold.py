@@ -91,7 +91,7 @@ def test_the_original_is_untouched_and_may_be_training() -> None:
     folded = zoo.deploy(model)
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
-    assert not folded.training
+    assert not any(module.training for module in folded.modules())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     torch.testing.assert_close(folded(images()), model.eval()(images()), rtol=0, atol=1e-12)
 

@@ -89,7 +89,7 @@ class Cropper:
 
     def __init__(self, images: Images, augment: AugmentSection) -> None:
         self.augment = augment
-        _, self.height, self.width, _ = images.pixels.shape
+        self.count, self.height, self.width, _ = images.pixels.shape
         padded = _padded(images.pixels, augment)
         row = padded.stride(1)
         offsets = 2 * augment.pad + 1

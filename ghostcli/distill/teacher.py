@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ghostcli import signals
+from ghostcli import signals, zoo
 from ghostcli.data import Data, Images
 from ghostcli.data.batches import Cropper, generator, normalise
 from ghostcli.distill.table import LogitsOfViews, TeacherTable, describe
@@ -26,8 +26,8 @@ from ghostcli.zoo import weights
 from ghostcli.zoo.evaluate import BATCH, Norm
 from ghostcli.zoo.stages import Features, Tap
 
-#: Batch size of a teacher's forward pass for a table. It is fixed, because the batch size changes the rounding.
-TEACHER_BATCH = {"cpu": 64, "cuda": 512, "mps": 128}
+#: Batch size of a teacher's forward pass for a table of many images. The batch size changes the rounding.
+TEACHER_BATCH = {"cpu": 256, "cuda": 512, "mps": 128}
 
 ENLARGED = 224  # side in pixels of the enlarged image in the published EfficientNetV2 row
 
@@ -50,16 +50,19 @@ class Teacher:
 
 
 def load(run_id: str, runs: Path, classes: int, device: torch.device) -> Teacher:
-    """The teacher from a trained network's weights. GhostError, naming the file, if they cannot be used."""
+    """The teacher from a trained network's weights, in its deploy form: it only answers.
+
+    GhostError, naming the file, if the weights cannot be used.
+    """
     try:
-        loaded = weights.load(trained.at(runs, run_id).weights, device, classes)
+        loaded = weights.load(trained.at(runs, run_id).weights, classes=classes)
     except UsageError:
         raise
     except GhostError as error:
         remedy = f"ghost runs verify, or ghost runs rm {run_id} to train it again"
         raise GhostError(f"{error} ({remedy})") from error
-    loaded.model.requires_grad_(False)
-    return Teacher(run_id, loaded.name, runs / run_id, loaded.model, loaded.norm, loaded.sha256)
+    network = zoo.deploy(loaded.model).to(device, memory_format=torch.channels_last)
+    return Teacher(run_id, loaded.name, runs / run_id, network, loaded.norm, loaded.sha256)
 
 
 class TeacherLogits:
@@ -204,9 +207,9 @@ def teacher_logits_of_views(teacher: Teacher, cropper: Cropper, device: torch.de
     """The function (image numbers [B], views [B]) -> logits [B, C] that fills a teacher's table.
 
     The logits of an image do not depend on the other images: a short batch is padded with copies of its last image, and
-    cuDNN does not choose its algorithms by timing.
+    cuDNN does not choose its algorithms by timing. Of few images the batch is all.
     """
-    size = TEACHER_BATCH[device.type]
+    size = min(TEACHER_BATCH[device.type], cropper.count)
 
     def compute(index: Tensor, views: Tensor) -> Tensor:
         logits = []

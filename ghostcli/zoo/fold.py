@@ -78,7 +78,7 @@ def deploy(model: nn.Module) -> nn.Module:
         net.deployed = True
     elif type(net).__module__.startswith("torchvision."):
         _fold_followers(net)
-    return folded.requires_grad_(False).to(device)
+    return folded.eval().requires_grad_(False).to(device)
 
 
 def _fold_ghost(module: nn.Module) -> None:
