@@ -12,12 +12,16 @@ import gc
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ghostcli import signals
 from ghostcli.errors import GhostError
 from ghostcli.plan import Job
 from ghostcli.run.elsewhere import Elsewhere
 from ghostcli.run.job import Options, run_job
+
+if TYPE_CHECKING:
+    import torch
 
 #: Seconds between two looks at the threads.
 PAUSE = 0.2
@@ -106,7 +110,7 @@ def _known(error: BaseException | None) -> GhostError | None:
 
 
 @contextlib.contextmanager
-def own_stream(device: object) -> Iterator[None]:
+def own_stream(device: torch.device) -> Iterator[None]:
     """Work of this thread goes to a new stream of a GPU, after all that the GPU was given so far.
 
     The first step of a network makes what the process keeps (tables of indices, say), and streams do not wait for each
@@ -114,7 +118,7 @@ def own_stream(device: object) -> Iterator[None]:
     """
     import torch
 
-    if not (isinstance(device, torch.device) and device.type == "cuda"):
+    if device.type != "cuda":
         yield
         return
     torch.cuda.synchronize(device)
