@@ -208,6 +208,7 @@ class Graph:
     def __init__(self) -> None:
         self.operations: list[tuple[Any, Any, Any, Any]] = []
         self.replays = 0
+        self.mode = ""  # which threads' calls would spoil the capture
 
     def pool(self) -> tuple[int, int]:
         return (0, 0)
@@ -222,8 +223,8 @@ class Graph:
 
 
 @contextlib.contextmanager
-def _graph(graph: Graph, **_: Any) -> Iterator[None]:
-    mode = Emulated.current
+def _graph(graph: Graph, capture_error_mode: str, **_: Any) -> Iterator[None]:
+    mode, graph.mode = Emulated.current, capture_error_mode
     mode.recording = graph
     with mode.no_waiting():
         yield

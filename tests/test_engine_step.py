@@ -120,7 +120,7 @@ def noting(tmp_path, monkeypatch):
         noted = Noting(update)
 
         @contextlib.contextmanager
-        def capturing(graph, pool, stream):
+        def capturing(graph, pool, stream, capture_error_mode):
             assert pool is (Graph if noted.captures else None)  # the second graph takes the memory of the first
             noted.capturing, noted.captures = graph, noted.captures + 1
             yield

@@ -187,7 +187,8 @@ def test_on_an_emulated_gpu_each_run_has_its_own_graph_and_the_bits_it_has_alone
             found[at_a_time] = bits(runs, *jobs)
         assert all(record.find(tmp_path / "2", one.id).result.environment.device == "Emulated" for one in jobs)
     assert found[2] == found[1]
-    assert {name for name in graphs if name != "MainThread"} == {one.id for one in jobs}
+    modes = {name: {replay.graph.mode for replay in replays} for name, replays in graphs.items()}
+    assert modes == {one.id: {"thread_local"} for one in jobs} | {"MainThread": {"global"}}
     assert all(replay.graph.replays > 1 for replays in graphs.values() for replay in replays)
 
 

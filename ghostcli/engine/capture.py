@@ -76,11 +76,10 @@ class Captured:
         """Capture one step. Returns False if the capture fails; it has then run nothing, and steps stay eager."""
         graph = torch.cuda.CUDAGraph()
         pool = next((other.graph.pool() for other in self.replays.values() if other.graph), None)
-        mode = "thread_local" if turns.shared() else "global"  # the threads of other runs may wait for the device
         try:
             with (
                 torch.cuda.device(self.update.device),
-                torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode=mode),
+                torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode=turns.capture_mode()),
             ):
                 replay.result = self.update(replay.index)
         except (torch.OutOfMemoryError, MemoryError):

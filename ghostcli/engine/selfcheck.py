@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ghostcli.engine import turns
 from ghostcli.zoo import kernels
 from ghostcli.zoo.ghost import Bottleneck, Row
 from ghostcli.zoo.names import is_ghost
@@ -144,7 +145,7 @@ def _graph_fault(device: torch.device) -> str | None:
             step()
     here.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode=turns.capture_mode()):
         found = step()
     graph.replay()
     for name, value in expected.items():

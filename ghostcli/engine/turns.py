@@ -71,6 +71,11 @@ def shared() -> bool:
     return _turns() is not None
 
 
+def capture_mode() -> str:
+    """Whose calls a capture as a CUDA graph forbids: other threads may wait for the device meanwhile."""
+    return "thread_local" if shared() else "global"
+
+
 def pass_on() -> None:
     """Let the others go first, if any wait."""
     turns = _turns()
