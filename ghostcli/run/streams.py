@@ -1,8 +1,8 @@
 """An executor: runs several jobs at a time in this process, each in a thread and on a stream of the GPU.
 
-A step of a small network keeps few parts of a large GPU busy. Several streams fill it: their kernels run side by side,
-and each run has the kernels, and the bits, that it has alone. Processes on one GPU take turns unless NVIDIA's MPS runs,
-and each pays for a context, the images and the kernels.
+A step of a small network keeps few parts of a large GPU busy; kernels of several streams may run side by side. A run's
+result does not depend on the others. Processes on one GPU take turns unless NVIDIA's MPS runs, and each has a context
+of its own.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Streams(Elsewhere):
 
     def _end(self) -> None:
         """Wait until all have saved, as after a signal from the user."""
-        with signals.stopping("the end of the command") if self.running else contextlib.nullcontext():
+        with signals.stopping("the end of the command"):
             for one in self.running:
                 one.thread.join()
         self.running.clear()
