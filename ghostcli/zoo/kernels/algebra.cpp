@@ -103,7 +103,7 @@ void dense_unfold(const float *weight, long B, long O, long T, const float *mean
                   double patches, float *dweight, float *dgamma, float *didentity, float *S, float *t, long threads) {
     const Norms norms{gain, rstd, means};
     const long all = B + (didentity != nullptr);
-    std::vector<float> dmean(all * O), curve(all * O);  // curve: dvar 2 / patches
+    Values<float> dmean(all * O), curve(all * O);  // curve: dvar 2 / patches
     each_thread(threads, O, [&](int, long begin, long end) {
         for (long o = begin; o < end; o++)
             for (long b = 0; b < all; b++) {

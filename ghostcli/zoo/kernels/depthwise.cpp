@@ -16,7 +16,7 @@ namespace {
 // An image copied between zero borders, its channels padded to whole vectors.
 template <class T> struct Padded {
     long above, left, columns, channels;
-    std::vector<T> data;
+    Values<T> data;
 
     // `spare` columns on the right let a tile run over the end of its row.
     Padded(const Images &im, long above, long left, long spare)
@@ -40,8 +40,8 @@ template <class T> struct Padded {
 };
 
 // [C][n] -> [vectors of channels][n][LANES], so that a tap's place within a vector's coefficients is a constant
-std::vector<float> by_vector(const float *coefficients, long C, long n) {
-    std::vector<float> out(n * padded(C));
+Values<float> by_vector(const float *coefficients, long C, long n) {
+    Values<float> out(n * padded(C));
     for (long c = 0; c < C; c++)
         for (long k = 0; k < n; k++) out[(c / LANES * n + k) * LANES + c % LANES] = coefficients[c * n + k];
     return out;
@@ -70,7 +70,7 @@ template <int KH, int KW>
 void direct_moments(const float *x, Images im, long stride, float *mean, float *cov, long threads) {
     constexpr int T = KH * KW;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1, size = (T + 1) * T * Cp;
-    std::vector<double> partial = per_thread<double>(threads, size);
+    Values<double> partial = per_thread<double>(threads, size);
     each_thread(threads, im.N, [&](int thread, long begin, long end) {
         Padded<double> image(im, KH / 2, KW / 2, 0);
         for (long n = begin; n < end; n++) {
@@ -113,7 +113,7 @@ void forward(const float *x, Images im, long stride, const float *kernel, const 
              long out_pitch, long threads) {
     constexpr int TILE = 4;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1;
-    const std::vector<float> k = by_vector(kernel, im.C, KH * KW), b = by_vector(bias, im.C, 1);
+    const Values<float> k = by_vector(kernel, im.C, KH * KW), b = by_vector(bias, im.C, 1);
     each_thread(threads, im.N, [&](int, long begin, long end) {
         Padded<float> image(im, KH / 2, KW / 2, TILE * stride);
         const long row = image.columns * Cp, step = stride * Cp;
@@ -141,7 +141,7 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
             float *dK, float *db, long threads) {
     constexpr int T = KH * KW;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1, size = (T + 1) * Cp;
-    std::vector<double> partial = per_thread<double>(threads, size);
+    Values<double> partial = per_thread<double>(threads, size);
     each_thread(threads, im.N, [&](int thread, long begin, long end) {
         Padded<float> image(im, KH / 2, KW / 2, 0);
         double *out = partial.data() + thread * size;
@@ -193,7 +193,7 @@ template <int KH, int KW>
 void strided_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch, const float *x, Images im,
                      const float *kernel, Finish finish, long threads) {
     const long Cp = padded(im.C), Ho = (im.H - 1) / 2 + 1, Wo = (im.W - 1) / 2 + 1;
-    const std::vector<float> k_ = by_vector(kernel, im.C, KH * KW);
+    const Values<float> k_ = by_vector(kernel, im.C, KH * KW);
     const Images outputs{im.N, Ho, Wo, im.C, dz_pitch};
     each_thread(threads, im.N, [&](int, long begin, long end) {
         Padded<float> delta(outputs, KH / 2, KW / 2, 0);
@@ -224,7 +224,7 @@ void direct_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch
                     long stride, const float *kernel, const float *S, const float *t, Finish finish, long threads) {
     constexpr int T = KH * KW;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1;
-    const std::vector<float> k_ = by_vector(kernel, im.C, T), S_ = by_vector(S, im.C, T * T), t_ = by_vector(t, im.C, T);
+    const Values<float> k_ = by_vector(kernel, im.C, T), S_ = by_vector(S, im.C, T * T), t_ = by_vector(t, im.C, T);
     each_thread(threads, im.N, [&](int, long begin, long end) {
         Padded<float> image(im, KH / 2, KW / 2, 0), gradient(im, KH / 2, KW / 2, 0);
         const long row = image.columns * Cp;

@@ -24,13 +24,13 @@ struct Pixels {
     }
 
     // [C] -> [period]
-    std::vector<float> by_lane(const float *of_channel) const { return rows::by_lane(of_channel, C, 1); }
+    Values<float> by_lane(const float *of_channel) const { return rows::by_lane(of_channel, C, 1); }
 };
 
 // [2][C]: the sums of both vectors that terms(float, lanes, place in the period) gives; lanes past `lanes` do not count.
-template <class Terms> std::vector<double> two_sums(const Pixels &x, long threads, Terms terms) {
+template <class Terms> Values<double> two_sums(const Pixels &x, long threads, Terms terms) {
     const long period = x.period();
-    std::vector<double> partial = per_thread<double>(threads, 2 * period);
+    Values<double> partial = per_thread<double>(threads, 2 * period);
     x.each_block(threads, [&](long thread, long begin, long end) {
         double *out = partial.data() + thread * 2 * period;
         for (long r = 0; r < period && begin + r < end; r += LANES) {
@@ -46,7 +46,7 @@ template <class Terms> std::vector<double> two_sums(const Pixels &x, long thread
         }
     });
     sum_threads(partial, threads, 2 * period);
-    std::vector<double> sums(2 * x.C);
+    Values<double> sums(2 * x.C);
     for (long k = 0; k < 2; k++)
         for (long i = 0; i < period; i++) sums[k * x.C + i % x.C] += partial[k * period + i];
     return sums;
@@ -65,9 +65,9 @@ extern "C" {
 void norm_forward(const float *x_, long count, long C, const float *gamma, const float *beta, double eps, long relu,
                   float *mean, float *var, float *y, long threads) {
     const Pixels x{count, C};
-    std::vector<float> gain(C), shift(C);
-    const std::vector<float> pivot = pivot_of(x_, C, count, C), near = x.by_lane(pivot.data());
-    const std::vector<double> sums = two_sums(x, threads, [&](long i, long lanes, long r) {
+    Values<float> gain(C), shift(C);
+    const Values<float> pivot = pivot_of(x_, C, count, C), near = x.by_lane(pivot.data());
+    const Values<double> sums = two_sums(x, threads, [&](long i, long lanes, long r) {
         const vf d = load(x_ + i, lanes) - loadf(near.data() + r);
         return Two{d, d * d};
     });
@@ -79,7 +79,7 @@ void norm_forward(const float *x_, long count, long C, const float *gamma, const
         gain[c] = float(g);
         shift[c] = float(beta[c] - g * (pivot[c] + m));
     }
-    const std::vector<float> a = x.by_lane(gain.data()), b = x.by_lane(shift.data());
+    const Values<float> a = x.by_lane(gain.data()), b = x.by_lane(shift.data());
     x.each_block(threads, [&](long, long begin, long end) {
         for (long i = begin, r = 0; i < end; i += LANES, r = r + LANES < x.period() ? r + LANES : 0) {
             const vf v = load(x_ + i, end - i) * loadf(a.data() + r) + loadf(b.data() + r);
@@ -96,12 +96,12 @@ void norm_backward(const float *dy, const float *y, const float *x_, long count,
         const vf d = load(dy + i, lanes);
         return y ? select_positive(load(y + i, lanes), d) : d;
     };
-    const std::vector<float> middle = x.by_lane(mean);
-    const std::vector<double> sums = two_sums(x, threads, [&](long i, long lanes, long r) {
+    const Values<float> middle = x.by_lane(mean);
+    const Values<double> sums = two_sums(x, threads, [&](long i, long lanes, long r) {
         const vf d = given(i, lanes);
         return Two{d, d * (load(x_ + i, lanes) - loadf(middle.data() + r))};
     });
-    std::vector<float> gain(C), slope(C), constant(C);  // dx = gain dy + slope (x - mean) + constant
+    Values<float> gain(C), slope(C), constant(C);  // dx = gain dy + slope (x - mean) + constant
     for (long c = 0; c < C; c++) {
         const double rstd = 1 / std::sqrt(var[c] + eps), g = gamma[c] * rstd;
         dbeta[c] = float(sums[c]);
@@ -110,7 +110,7 @@ void norm_backward(const float *dy, const float *y, const float *x_, long count,
         slope[c] = float(-g * rstd * rstd * sums[C + c] / count);
         constant[c] = float(-g * sums[c] / count);
     }
-    const std::vector<float> a = x.by_lane(gain.data()), s = x.by_lane(slope.data()), b = x.by_lane(constant.data());
+    const Values<float> a = x.by_lane(gain.data()), s = x.by_lane(slope.data()), b = x.by_lane(constant.data());
     x.each_block(threads, [&](long, long begin, long end) {
         for (long i = begin, r = 0; i < end; i += LANES, r = r + LANES < x.period() ? r + LANES : 0) {
             const vf away = load(x_ + i, end - i) - loadf(middle.data() + r);

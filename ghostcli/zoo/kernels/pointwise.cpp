@@ -58,7 +58,7 @@ __attribute__((noinline)) void product_tile(const Factors (&terms)[TERMS], long 
         for (long k = 0; k < term.inner; k++, b += columns) {
             vf row[V];
             #pragma GCC unroll 3
-            for (int j = 0; j < V; j++) row[j] = loadf(b + j * LANES);
+            for (int j = 0; j < V; j++) held(row[j] = loadf(b + j * LANES));
             #pragma GCC unroll 8
             for (int i = 0; i < R; i++)
                 #pragma GCC unroll 3
@@ -89,7 +89,7 @@ __attribute__((noinline)) void gram_tile(const float *a, long a_pitch, const flo
     for (long r = 0; r < rows; r++) {
         vf row[V];
         #pragma GCC unroll 3
-        for (int j = 0; j < V; j++) row[j] = loadf(b + r * b_pitch + j * LANES);
+        for (int j = 0; j < V; j++) held(row[j] = loadf(b + r * b_pitch + j * LANES));
         #pragma GCC unroll 8
         for (int i = 0; i < R; i++)
             #pragma GCC unroll 3
@@ -116,14 +116,19 @@ void copy_block(const Pixels &x, long first, long rows, const float *pivot, cons
     for (long c = 0; c < x.channels; c += LANES) {
         const long left = x.channels - c;
         const vf shift = pivot ? loadf(pivot + c) : vf{};
-        vf total = {};
-        for (long r = 0; r < rows; r++) {
+        vf total[4] = {};  // sums that do not wait for each other
+        auto copy = [&](long r, vf &into) {
             vf v = load(x.row(first + r) + c, left) - shift;
             if (z.data) v = select_positive(load(z.row(first + r) + c, left), v);
-            total += v;
+            into += v;
             storef(to + r * to_pitch + c, v);
-        }
-        if (sum) addd(sum + c, total);
+        };
+        long r = 0;
+        for (; r + 4 <= rows; r += 4)
+            #pragma GCC unroll 4
+            for (long i = 0; i < 4; i++) copy(r + i, total[i]);
+        for (; r < rows; r++) copy(r, total[0]);
+        if (sum) addd(sum + c, (total[0] + total[1]) + (total[2] + total[3]));
     }
 }
 
@@ -136,10 +141,10 @@ extern "C" {
 void pointwise_moments(const float *x_, long pitch, long rows, long C, float *mean, float *cov, long threads) {
     const Pixels x{x_, pitch, C};
     const long Cp = padded(C), size = (Cp + 1) * Cp;
-    const std::vector<float> pivot = pivot_of(x.data, x.pitch, rows, C);
-    std::vector<double> partial = per_thread<double>(threads, size);
+    const Values<float> pivot = pivot_of(x.data, x.pitch, rows, C);
+    Values<double> partial = per_thread<double>(threads, size);
     each_thread(threads, blocks_of(rows, BLOCK), [&](int thread, long begin, long end) {
-        std::vector<float> block(BLOCK * Cp);
+        Values<float> block(BLOCK * Cp);
         double *out = partial.data() + thread * size;
         for (long first = begin * BLOCK; first < std::min(end * BLOCK, rows); first += BLOCK) {
             const long n = std::min(BLOCK, rows - first);
@@ -161,7 +166,7 @@ void pointwise_moments(const float *x_, long pitch, long rows, long C, float *me
 void pointwise_forward(const float *x_, long pitch, long rows, long I, const float *kernel, const float *bias, long O,
                        long relu, float *out, long out_pitch, long threads) {
     const long Op = padded(O);
-    std::vector<float> k(I * Op), b(Op);
+    Values<float> k(I * Op), b(Op);
     for (long o = 0; o < O; o++) {
         b[o] = bias[o];
         for (long i = 0; i < I; i++) k[i * Op + o] = kernel[o * I + i];
@@ -180,9 +185,9 @@ void pointwise_reduce(const float *dz_, long dz_pitch, const float *z_, long z_p
                       long rows, long I, long O, float *dK, float *db, long threads) {
     const Pixels dz{dz_, dz_pitch, O}, z{z_, z_pitch, O}, x{x_, pitch, I};
     const long Ip = padded(I), Op = padded(O), size = (Ip + 1) * Op;
-    std::vector<double> partial = per_thread<double>(threads, size);
+    Values<double> partial = per_thread<double>(threads, size);
     each_thread(threads, blocks_of(rows, BLOCK), [&](int thread, long begin, long end) {
-        std::vector<float> delta(BLOCK * Op), block(BLOCK * Ip);
+        Values<float> delta(BLOCK * Op), block(BLOCK * Ip);
         double *out = partial.data() + thread * size;
         for (long first = begin * BLOCK; first < std::min(end * BLOCK, rows); first += BLOCK) {
             const long n = std::min(BLOCK, rows - first);
@@ -210,7 +215,7 @@ void pointwise_adjoint(const float *dz_, long dz_pitch, const float *z_, long z_
                        float *out, long out_pitch, long threads) {
     const Pixels dz{dz_, dz_pitch, O}, z{z_, z_pitch, O};
     const long Ip = padded(I), Op = padded(O);
-    std::vector<float> k(O * Ip), s(I * Ip), constant(Ip);
+    Values<float> k(O * Ip), s(I * Ip), constant(Ip);
     for (long i = 0; i < I; i++) {
         constant[i] = t[i];
         for (long o = 0; o < O; o++) k[o * Ip + i] = kernel[o * I + i];
@@ -219,7 +224,7 @@ void pointwise_adjoint(const float *dz_, long dz_pitch, const float *z_, long z_
     const long h = H / tall, w = W / wide;
     const float share = 1.f / float(tall * wide);
     each_thread(threads, blocks_of(rows, FEW), [&](int, long begin, long end) {
-        std::vector<float> block(z_ ? FEW * Op : 0);
+        Values<float> block(z_ ? FEW * Op : 0);
         const float *coarse[FEW];  // the pooled pixel of each pixel, or null
         for (long first = begin * FEW; first < std::min(end * FEW, rows); first += FEW) {
             const long n = std::min(FEW, rows - first);

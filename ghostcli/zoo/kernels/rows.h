@@ -14,18 +14,14 @@ namespace rows {
 template <class T> struct Image {
     static constexpr long ALIGNED = 64 / sizeof(T);
     long above, first, pitch;  // `first`: where pixel 0 of a row lies, `pitch`: from row to row
-    std::vector<T> data;
-    T *base;
+    Values<T> data;
 
     Image(const Images &im, long above, long left)
         : above(above), first((left * im.C + ALIGNED - 1) / ALIGNED * ALIGNED),
           pitch((first + (im.W + left) * im.C + 2 * LANES + ALIGNED - 1) / ALIGNED * ALIGNED),
-          data((im.H + 2 * above) * pitch + ALIGNED) {
-        const auto at = reinterpret_cast<std::uintptr_t>(data.data());
-        base = data.data() + (64 - at % 64) % 64 / sizeof(T);
-    }
+          data((im.H + 2 * above) * pitch) {}
 
-    T *row(long h) { return base + (h + above) * pitch + first; }
+    T *row(long h) { return data.data() + (h + above) * pitch + first; }
 
     // `x` where `only_where_positive` is, everywhere if `mask_pitch` is 0.
     void fill(const Images &im, const float *x, const float *only_where_positive, long mask_pitch) {
@@ -62,9 +58,9 @@ inline long period_of(long C) { return C / std::gcd(C, LANES); }
 inline long vectors_of(const Images &im) { return (im.W * im.C + LANES - 1) / LANES; }
 
 // coefficients [C][n] -> [period][n][LANES], mirrored: the last of the n first
-inline std::vector<float> by_lane(const float *coefficients, long C, long n, bool mirrored = false) {
+inline Values<float> by_lane(const float *coefficients, long C, long n, bool mirrored = false) {
     const long period = period_of(C);
-    std::vector<float> out(period * n * LANES);
+    Values<float> out(period * n * LANES);
     for (long r = 0; r < period; r++)
         for (long k = 0; k < n; k++)
             for (long l = 0; l < LANES; l++)
@@ -115,10 +111,10 @@ inline void convolve_row(const float *x, long pitch, long C, long period, long v
 template <int KH, int KW, class Write>
 void each_row(const float *x, Images im, const float *kernel, const float *bias, long threads, Write write) {
     const long period = period_of(im.C), vectors = vectors_of(im);
-    const std::vector<float> k = by_lane(kernel, im.C, KH * KW), b = by_lane(bias, im.C, 1);
+    const Values<float> k = by_lane(kernel, im.C, KH * KW), b = by_lane(bias, im.C, 1);
     each_thread(threads, im.N, [&](int, long begin, long end) {
         Image<float> image(im, KH / 2, KW / 2);
-        std::vector<float> line((vectors + 1) * LANES);
+        Values<float> line((vectors + 1) * LANES);
         for (long n = begin; n < end; n++) {
             image.fill(im, x + n * im.H * im.W * im.pitch);
             for (long h = 0; h < im.H; h++) {
@@ -164,7 +160,7 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
             float *db, long threads) {
     constexpr int T = KH * KW;
     const long C = im.C, period = period_of(C), vectors = vectors_of(im), size = period * (T + 1) * LANES;
-    std::vector<double> partial = per_thread<double>(threads, size);
+    Values<double> partial = per_thread<double>(threads, size);
     Images of_dz = im;
     of_dz.pitch = dz_pitch;
     each_thread(threads, im.N, [&](int thread, long begin, long end) {
@@ -196,7 +192,7 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
         }
     });
     sum_threads(partial, threads, size);
-    std::vector<double> sum(im.C * (T + 1));
+    Values<double> sum(im.C * (T + 1));
     for (long r = 0; r < period; r++)
         for (long k = 0; k <= T; k++)
             for (long l = 0; l < LANES; l++)
@@ -212,12 +208,12 @@ template <int KH, int KW>
 void adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch, const float *x, Images im,
              const float *kernel, Finish finish, long threads) {
     const long period = period_of(im.C), vectors = vectors_of(im);
-    const std::vector<float> k = by_lane(kernel, im.C, KH * KW, true);
+    const Values<float> k = by_lane(kernel, im.C, KH * KW, true);
     Images of_dz = im;
     of_dz.pitch = dz_pitch;
     each_thread(threads, im.N, [&](int, long begin, long end) {
         Image<float> delta(im, KH / 2, KW / 2);
-        std::vector<float> line((vectors + 1) * LANES);
+        Values<float> line((vectors + 1) * LANES);
         for (long n = begin; n < end; n++) {
             const long first = n * im.H * im.W;
             delta.fill(of_dz, dz + first * dz_pitch, z + first * z_pitch, z ? z_pitch : 0);
@@ -329,7 +325,7 @@ inline void moments_from_lags(const double *lags, long C, double count, float *m
 inline void moments(const float *x, Images im, float *mean, float *cov, long threads) {
     const long period = period_of(im.C), vectors = vectors_of(im);
     const long inner = period * (LAGS + 1) * LANES, size = inner + LAG_ROWS * im.C;
-    std::vector<double> partial = per_thread<double>(threads, size);
+    Values<double> partial = per_thread<double>(threads, size);
     each_thread(threads, im.N, [&](int thread, long begin, long end) {
         Image<double> image(im, 2, 2);
         for (long n = begin; n < end; n++) {
@@ -363,12 +359,12 @@ constexpr long KINDS = 16, TABLE = 26;  // 25 lags and a constant
 // The coefficients of every vector of a row, for each kind of row: vectors without a pixel on the left or right border
 // share those of their place in the period.
 struct Lags {
-    std::vector<float> values;  // [entries][TABLE][LANES]
+    Values<float> values;  // [entries][TABLE][LANES]
     std::vector<long> entry;    // [kind of row, 4][vectors]
 
     Lags(const Images &im, const float *S, const float *t, long period, long vectors) : entry(4 * vectors) {
         const long C = im.C;
-        std::vector<float> lags(KINDS * TABLE * C);  // [kind][TABLE][C]
+        Values<float> lags(KINDS * TABLE * C);  // [kind][TABLE][C]
         for (int kind = 0; kind < KINDS; kind++)
             for (int k = 0; k < 9; k++) {
                 if (!sees(k, kind)) continue;
@@ -456,13 +452,13 @@ inline void adjoint_with_statistics(const float *dz, long dz_pitch, const float 
                                     Images im, const float *kernel, const float *S, const float *t, Finish finish,
                                     long threads) {
     const long period = period_of(im.C), vectors = vectors_of(im), step = period * LANES;
-    const std::vector<float> k = by_lane(kernel, im.C, 9, true);
+    const Values<float> k = by_lane(kernel, im.C, 9, true);
     const Lags lags(im, S, t, period, vectors);
     Images of_dz = im;
     of_dz.pitch = dz_pitch;
     each_thread(threads, im.N, [&](int, long begin, long end) {
         Image<float> image(im, 2, 2), delta(im, 1, 1);
-        std::vector<float> line((vectors + 1) * LANES);
+        Values<float> line((vectors + 1) * LANES);
         for (long n = begin; n < end; n++) {
             const long first = n * im.H * im.W;
             image.fill(im, x + first * im.pitch);

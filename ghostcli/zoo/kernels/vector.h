@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <vector>
 #ifdef __AVX__
 #include <immintrin.h>
@@ -21,6 +22,20 @@ constexpr long DOUBLES = 8;
 constexpr long DOUBLES = 4;
 #endif
 typedef double vd __attribute__((vector_size(DOUBLES * sizeof(double)), aligned(8), may_alias));
+typedef float vh __attribute__((vector_size(DOUBLES * sizeof(float)), aligned(4), may_alias));
+
+// Memory from the start of a cache line on: a vector that lies in two lines takes two reads.
+template <class T> struct Lines {
+    using value_type = T;
+    static constexpr std::align_val_t START{64};
+    Lines() = default;
+    template <class U> Lines(const Lines<U> &) {}
+    T *allocate(std::size_t n) { return static_cast<T *>(::operator new(n * sizeof(T), START)); }
+    void deallocate(T *p, std::size_t) { ::operator delete(p, START); }
+    template <class U> bool operator==(const Lines<U> &) const { return true; }
+    template <class U> bool operator!=(const Lines<U> &) const { return false; }
+};
+template <class T> using Values = std::vector<T, Lines<T>>;
 
 struct Images {
     long N, H, W, C, pitch;  // `pitch`: floats from one pixel to the next
@@ -35,7 +50,7 @@ inline void addd(double *p, vd v) { *(vd *)p += v; }
 inline void addd(double *p, vf v) {
     float lanes[LANES];
     storef(lanes, v);
-    for (long l = 0; l < LANES; l++) p[l] += lanes[l];
+    for (long l = 0; l < LANES; l += DOUBLES) addd(p + l, __builtin_convertvector(*(const vh *)(lanes + l), vd));
 }
 template <class T> inline void store_as(T *p, vf v) {  // T: float or double
     float lanes[LANES];
@@ -93,6 +108,15 @@ inline void store(float *p, long n, vf v) {
 inline vf positive_part(vf v) { return v < 0.f ? vf{} : v; }
 inline vf select_positive(vf z, vf v) { return z <= 0.f ? vf{} : v; }
 
+// Keeps a vector in its register: gcc would read it again from memory for every product.
+inline void held(vf &v) {
+#ifdef __AVX512VL__
+    asm("" : "+v"(v));
+#elif defined(__AVX__)
+    asm("" : "+x"(v));
+#endif
+}
+
 // Keeps the compiler from working out later addresses from earlier ones: it would need a register for each of them.
 template <class T> inline void opaque(T *&p) { asm("" : "+r"(p)); }
 
@@ -105,17 +129,17 @@ template <class Work> void each_thread(long threads, long count, Work work) {
     }
 }
 
-template <class T> std::vector<T> per_thread(long threads, long size) { return std::vector<T>(threads * size); }
+template <class T> Values<T> per_thread(long threads, long size) { return Values<T>(threads * size); }
 
 // The threads' parts added, in their order, into the first.
-template <class T> void sum_threads(std::vector<T> &partial, long threads, long size) {
+template <class T> void sum_threads(Values<T> &partial, long threads, long size) {
     for (long t = 1; t < threads; t++)
         for (long i = 0; i < size; i++) partial[i] += partial[t * size + i];
 }
 
 // The mean of up to 256 pixels, spread evenly. It is near the mean, so squares of the differences keep their digits.
-inline std::vector<float> pivot_of(const float *x, long pitch, long rows, long C) {
-    std::vector<float> pivot(padded(C));
+inline Values<float> pivot_of(const float *x, long pitch, long rows, long C) {
+    Values<float> pivot(padded(C));
     const long samples = std::min(rows, 256L);
     for (long c = 0; c < C; c++) {
         double sum = 0;

@@ -39,7 +39,7 @@ void weigh_forward(const float *x, long pitch, long N, long H, long W, long C, c
     const Gate gate{gate_, h, w, at_row, at_column};
     with_gate(gate, [&](auto gated) {
         each_thread(threads, N, [&](int, long begin, long end) {
-            const std::vector<float> ones(scale ? 0 : C, 1.f);
+            const Values<float> ones(scale ? 0 : C, 1.f);
             for (long n = begin; n < end; n++)
                 each_pixel(im, gate, n, [&](long pixel, long coarse) {
                     const float *__restrict from = x + pixel * pitch, *__restrict by = gate.data + coarse * C;
@@ -58,7 +58,7 @@ void weigh_total(const float *x, long pitch, long N, long H, long W, long C, con
     const Gate gate{gate_, h, w, at_row, at_column};
     with_gate(gate, [&](auto gated) {
         each_thread(threads, N, [&](int, long begin, long end) {
-            std::vector<float> line(C);
+            Values<float> line(C);
             for (long n = begin; n < end; n++) {
                 float *__restrict sum = out + n * C, *__restrict of_row = line.data();
                 std::fill(sum, sum + C, 0.f);
@@ -88,7 +88,7 @@ void weigh_backward(const float *dout, long dout_pitch, const float *x, long pit
     const long size = h * w * C;
     with_gate(gate, [&](auto gated) {
         each_thread(threads, N, [&](int, long begin, long end) {
-            const std::vector<float> ones(scale ? 0 : C, 1.f), zeros(dtotal ? 0 : C);
+            const Values<float> ones(scale ? 0 : C, 1.f), zeros(dtotal ? 0 : C);
             if (gated.value) std::memset(dgate + begin * size, 0, (end - begin) * size * sizeof(float));
             for (long n = begin; n < end; n++) {
                 const float *__restrict s = scale ? scale + n * C : ones.data();
