@@ -17,7 +17,7 @@ from typing import Literal
 
 from ghostcli import __version__
 from ghostcli.errors import GhostError, printable
-from ghostcli.machine import cores, cpuinfo, free_disk
+from ghostcli.machine import cores, free_disk
 from ghostcli.plan import commands
 from ghostcli.records import record
 from ghostcli.records.record import RunRecord
@@ -88,7 +88,7 @@ def _version(name: str, found: str, mend: str) -> Finding:
 def _device() -> Iterator[Finding]:
     import torch
 
-    from ghostcli.engine.device import describe, pick
+    from ghostcli.engine.device import describe, has_bfloat16, pick
 
     device = pick("auto")
     name = f"{device.type}: {describe(device)}"
@@ -96,20 +96,11 @@ def _device() -> Iterator[Finding]:
         yield Finding("device", "note", f"{name}; the machine has {cores()} cores (OMP_NUM_THREADS limits the threads)")
     else:
         yield Finding("device", "ok", name)
-    if _bfloat16(device.type):
+    if has_bfloat16(device.type):
         text = "float32, and bfloat16 in hardware (-s engine.precision=bfloat16)"
     else:
-        text = "float32; bfloat16 works, but this hardware does not make it faster"
+        text = "float32; bfloat16 works, but slowly: this hardware has no such arithmetic"
     yield Finding("precision", "ok", text)
-
-
-def _bfloat16(device: str) -> bool:
-    """Whether this device has bfloat16 arithmetic in hardware."""
-    import torch
-
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any(flag in cpuinfo() for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
 
 def _kernel() -> Iterator[Finding]:

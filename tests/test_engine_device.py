@@ -69,3 +69,20 @@ def test_a_device_without_tf32_refuses_it(ghost):
     done = ghost("train-teacher", "gns:0.1", "-s", "engine.precision=tf32", "--device", "cpu")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "engine.precision=tf32" in done.err and "float32 or bfloat16" in done.err
+
+
+@pytest.mark.parametrize(
+    "model, flags, said",
+    [
+        ("gns:0.1", "flags: avx2", "no bfloat16 arithmetic; float32 is faster"),
+        ("gns:0.1", "flags: avx512_bf16", "the compiled kernels are for float32 and are not used"),
+        ("vgg13", "flags: avx512_bf16", None),
+    ],
+)
+def test_a_run_says_that_bfloat16_costs_time_on_a_cpu(monkeypatch, ghost, tmp_path, model, flags, said):
+    monkeypatch.setattr(device, "cpuinfo", lambda: flags)
+    tiny = ["--data", "digits", "--recipe", "smoke", "-s", "data.limit=32", "-s", "data.limit_test=16"]
+    done = ghost("train-teacher", model, *tiny, "-s", "engine.precision=bfloat16", "--runs", str(tmp_path))
+    assert done.code == 0, done.err
+    assert ("engine.precision=bfloat16" in done.err) == (said is not None)
+    assert said is None or said in done.err

@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from ghostcli.errors import OutOfMemoryError, UsageError, printable
-from ghostcli.machine import processor
+from ghostcli.machine import cpuinfo, processor
 from ghostcli.recipe.models import EngineSection
 
 #: Error texts of torch's allocators, of oneDNN and of thread creation for missing memory.
@@ -154,6 +154,24 @@ def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
 def autocast(engine: EngineSection, device: torch.device) -> contextlib.AbstractContextManager[None]:
     """bfloat16 for the network's arithmetic if the recipe sets it. Moments and losses stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=engine.precision == "bfloat16")
+
+
+def has_bfloat16(kind: str) -> bool:
+    """Whether a kind of device ("cpu", "cuda", "mps") has bfloat16 arithmetic in hardware."""
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(flag in cpuinfo() for flag in ("avx512_bf16", "amx_bf16", " bf16"))
+
+
+def slow_precision(engine: EngineSection, device: torch.device, compiled: bool) -> str | None:
+    """A warning if bfloat16 costs time here. `compiled`: the network has compiled kernels on this device."""
+    if engine.precision != "bfloat16":
+        return None
+    if not has_bfloat16(device.type):
+        return "engine.precision=bfloat16: this hardware has no bfloat16 arithmetic; float32 is faster"
+    if compiled and device.type == "cpu":
+        return "engine.precision=bfloat16: the compiled kernels are for float32 and are not used"
+    return None
 
 
 def free_bytes(device: torch.device) -> int:

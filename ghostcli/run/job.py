@@ -140,13 +140,15 @@ def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseEx
 def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: torch.device, show: Display) -> None:
     from ghostcli.distill import teacher
     from ghostcli.engine import selfcheck
+    from ghostcli.engine.device import slow_precision
     from ghostcli.engine.train import train
     from ghostcli.run import results
     from ghostcli.zoo import weights
 
     data = load_data(job.recipe.data)
     verdict = selfcheck.verdict_for(job.student, job.recipe.engine.branches, device)
-    for warning in verdict.warnings if verdict else ():
+    slow = slow_precision(job.recipe.engine, device, verdict is not None and "kernels" in verdict.tried)
+    for warning in (*(verdict.warnings if verdict else ()), *([slow] if slow else [])):
         show.warn(f"{job.id}: {warning}")
     now = environment.now(device, data.checksum, verdict.record if verdict else None)
     surroundings, notes = environment.note(run, now, show)
