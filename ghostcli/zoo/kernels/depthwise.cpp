@@ -238,6 +238,9 @@ void direct_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch
                     float *g = gradient.at(h * stride - KH / 2, -KW / 2) + c;
                     long pixel = (n * Ho + h) * Wo;
                     for (long w = 0; w < Wo; w++, pixel++, p += stride * Cp, g += stride * Cp) {
+                        opaque(k);
+                        opaque(S_c);
+                        opaque(t_c);
                         vf d = load(dz + pixel * dz_pitch + c, im.C - c);
                         if (z) d = select_positive(load(z + pixel * z_pitch + c, im.C - c), d);
                         vf patch[T];
