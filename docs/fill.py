@@ -227,9 +227,9 @@ def peers() -> str:
     return f"{said}\n\n{table(titles, rows)}"
 
 
-def engine() -> str:
+def engine(name: str = "engine-cpu") -> str:
     """The engine's ratios; how each contestant is called in the record."""
-    found = results("engine-cpu")
+    found = results(name)
 
     def faster(part: str, name: str) -> str:
         return f"{found[part]['times faster'][name]['ratio']:.2f} x"
@@ -312,6 +312,7 @@ MADE: dict[str, Callable[[], str]] = {
     "networks": networks,
     "formats": formats,
     "engine": engine,
+    "engine-avx2": functools.partial(engine, "engine-avx2"),
     "scale": scale,
     "peers": peers,
 }

@@ -109,7 +109,7 @@ inline vf positive_part(vf v) { return v < 0.f ? vf{} : v; }
 inline vf select_positive(vf z, vf v) { return z <= 0.f ? vf{} : v; }
 
 // Keeps a vector in its register: gcc would read it again from memory for every product.
-inline void held(vf &v) {
+inline void held([[maybe_unused]] vf &v) {
 #ifdef __AVX512VL__
     asm("" : "+v"(v));
 #elif defined(__AVX__)
