@@ -189,7 +189,14 @@ def _download(source: Archive, root: Path) -> None:
                 f"try again, or {source.by_hand(root)}"
             ) from error
         except requests.RequestException as error:
-            raise UsageError(f"cannot fetch {source.url} ({error}): {source.by_hand(root)}") from error
+            raise UsageError(f"cannot fetch {source.url} ({_root(error)}): {source.by_hand(root)}") from error
+
+
+def _root(error: BaseException) -> str:
+    """What an error goes back to, in the system's words: each layer of a connection repeats the ones below it."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return getattr(error, "strerror", None) or str(error)
 
 
 class _Bar:
