@@ -78,6 +78,7 @@ def test_a_device_without_tf32_refuses_it(ghost):
         ("flags: avx2", False, "no bfloat16 arithmetic; float32 is faster"),
         ("flags: avx512_bf16", True, "the compiled kernels are for float32 and are not used"),
         ("flags: avx512_bf16", False, None),
+        ("", True, None),  # nothing is known of this processor
     ],
 )
 def test_bfloat16_is_slow_where_hardware_or_kernels_lack_it(monkeypatch, flags, compiled, said):

@@ -165,7 +165,8 @@ def has_bfloat16(kind: str) -> bool:
 
 def slow_precision(engine: EngineSection, device: torch.device, compiled: bool) -> str | None:
     """A warning if bfloat16 costs time here. `compiled`: the network has compiled kernels on this device."""
-    if engine.precision != "bfloat16":
+    known = device.type == "cuda" or (device.type == "cpu" and cpuinfo())
+    if engine.precision != "bfloat16" or not known:
         return None
     if not has_bfloat16(device.type):
         return "engine.precision=bfloat16: this hardware has no bfloat16 arithmetic; float32 is faster"
