@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The studies of docs/study.md, in runs/study: GN-S 0.25 on all of CIFAR-10, recipe ghost/fast. For 16 epochs: alone;
 # taught by pretrained/gns-1.0; by the same teacher made blind to the image (the control). The first two for 64 epochs.
-# Then by two teachers and by way of an assistant.
+# Then by two teachers (the second was pretrained/gns-0.5 as it came then: gns:0.5, 16 epochs, rounded to float16) and by
+# way of an assistant.
 # Two at a time, on one core each. Give it again after a stop: it goes on.
 # `benchmarks/study.sh keep` copies what tables need to runs/studies/cifar10, cifar10-64 and cifar10-ways.
 set -euo pipefail
@@ -31,5 +32,5 @@ $ghost train-teacher gns:0.25 $five $with
 $ghost distill $teacher --student gns:0.25 $five $with -s distill.blind=true
 $ghost distill $teacher --student gns:0.25 $three $with --epochs 64
 $ghost train-teacher gns:0.25 $three $with --epochs 64
-$ghost ensemble $teacher pretrained/gns-0.5 --student gns:0.25 $three $with
+$ghost ensemble $teacher gns:0.5 --student gns:0.25 $three $with
 $ghost assist-chain $teacher gns:0.5 --student gns:0.25 $three $with
