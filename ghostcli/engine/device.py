@@ -169,7 +169,7 @@ def slow_precision(engine: EngineSection, device: torch.device, compiled: bool) 
     if engine.precision != "bfloat16" or not known:
         return None
     if not has_bfloat16(device.type):
-        return "engine.precision=bfloat16: this hardware has no bfloat16 arithmetic; float32 is faster"
+        return "engine.precision=bfloat16: this hardware has no bfloat16 arithmetic and emulates it; try float32"
     if compiled and device.type == "cpu":
         return "engine.precision=bfloat16: the compiled kernels are for float32 and are not used"
     return None
