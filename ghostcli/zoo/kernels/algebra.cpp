@@ -72,7 +72,7 @@ void dense_fold(const float *weight, const float *gamma, const float *beta, cons
         rstd[at] = 1.f / std::sqrt(vars[at] + EPS);
         gain[at] = gamma_ * rstd[at];
     };
-    each_thread(threads, O, [&](int, long begin, long end) {
+    each_piece(threads, O, [&](long, long begin, long end) {
         for (long o = begin; o < end; o++) {
             float *row = kernel + o * T;
             std::fill(row, row + T, 0.f);
@@ -104,7 +104,7 @@ void dense_unfold(const float *weight, long B, long O, long T, const float *mean
     const Norms norms{gain, rstd, means};
     const long all = B + (didentity != nullptr);
     Values<float> dmean(all * O), curve(all * O);  // curve: dvar 2 / patches
-    each_thread(threads, O, [&](int, long begin, long end) {
+    each_piece(threads, O, [&](long, long begin, long end) {
         for (long o = begin; o < end; o++)
             for (long b = 0; b < all; b++) {
                 const long at = b * O + o;
@@ -120,7 +120,7 @@ void dense_unfold(const float *weight, long B, long O, long T, const float *mean
                     dw[i] = gain[at] * dk[i] + change.dmean * mean[i] + 2 * change.dvar * wR[i];
             }
     });
-    each_thread(threads, T, [&](int, long begin, long end) {
+    each_piece(threads, T, [&](long, long begin, long end) {
         for (long i = begin; i < end; i++) {
             float *row = S + i * T;
             std::fill(row, row + T, 0.f);
@@ -154,7 +154,7 @@ void depthwise_fold(const float *weight, const float *gamma, const float *beta, 
         gain[at] = gamma_ * rstd[at];
     };
     const long middle = T / 2;
-    each_thread(threads, O, [&](int, long begin, long end) {
+    each_piece(threads, O, [&](long, long begin, long end) {
         for (long o = begin; o < end; o++) {
             const float *m = mean + o * T, *R = cov + o * T * T;
             float *row = kernel + o * T;
@@ -190,7 +190,7 @@ void depthwise_unfold(const float *weight, const float *scale_weight, long B, lo
     const Norms norms{gain, rstd, means};
     const long all = B + (dscale != nullptr) + (didentity != nullptr);
     const long middle = T / 2;
-    each_thread(threads, O, [&](int, long begin, long end) {
+    each_piece(threads, O, [&](long, long begin, long end) {
         for (long o = begin; o < end; o++) {
             const float *m = mean + o * T, *dk = dkernel + o * T;
             float *S_ = S + o * T * T, *t_ = t + o * T;

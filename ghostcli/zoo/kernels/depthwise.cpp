@@ -70,18 +70,18 @@ template <int KH, int KW>
 void direct_moments(const float *x, Images im, long stride, float *mean, float *cov, long threads) {
     constexpr int T = KH * KW;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1, size = (T + 1) * T * Cp;
-    Values<double> partial = per_thread<double>(threads, size);
-    each_thread(threads, im.N, [&](int thread, long begin, long end) {
+    Values<double> partial = per_piece<double>(threads, im.N, size);
+    each_piece(threads, im.N, [&](long piece, long begin, long end) {
         Padded<double> image(im, KH / 2, KW / 2, 0);
         for (long n = begin; n < end; n++) {
             image.fill(im, x + n * im.H * im.W * im.pitch);
             for (long h = 0; h < Ho; h++)
                 for (long c = 0; c < Cp; c += DOUBLES)
                     tap_products<KH, KW, 0>(image.at(h * stride - KH / 2, -KW / 2) + c, image.columns * Cp, stride * Cp,
-                                            Wo, Cp, partial.data() + thread * size + c);
+                                            Wo, Cp, partial.data() + piece * size + c);
         }
     });
-    sum_threads(partial, threads, size);
+    sum_pieces(partial, size);
     for (long c = 0; c < im.C; c++) {
         double sum[T], product[T * T];
         for (int a = 0; a < T; a++) {
@@ -114,7 +114,7 @@ void forward(const float *x, Images im, long stride, const float *kernel, const 
     constexpr int TILE = 4;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1;
     const Values<float> k = by_vector(kernel, im.C, KH * KW), b = by_vector(bias, im.C, 1);
-    each_thread(threads, im.N, [&](int, long begin, long end) {
+    each_piece(threads, im.N, [&](long, long begin, long end) {
         Padded<float> image(im, KH / 2, KW / 2, TILE * stride);
         const long row = image.columns * Cp, step = stride * Cp;
         for (long n = begin; n < end; n++) {
@@ -141,10 +141,10 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
             float *dK, float *db, long threads) {
     constexpr int T = KH * KW;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1, size = (T + 1) * Cp;
-    Values<double> partial = per_thread<double>(threads, size);
-    each_thread(threads, im.N, [&](int thread, long begin, long end) {
+    Values<double> partial = per_piece<double>(threads, im.N, size);
+    each_piece(threads, im.N, [&](long piece, long begin, long end) {
         Padded<float> image(im, KH / 2, KW / 2, 0);
-        double *out = partial.data() + thread * size;
+        double *out = partial.data() + piece * size;
         for (long n = begin; n < end; n++) {
             image.fill(im, x + n * im.H * im.W * im.pitch);
             for (long c = 0; c < Cp; c += LANES) {
@@ -166,7 +166,7 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
             }
         }
     });
-    sum_threads(partial, threads, size);
+    sum_pieces(partial, size);
     for (long c = 0; c < im.C; c++) {
         for (int k = 0; k < T; k++) dK[c * T + k] = float(partial[k * Cp + c]);
         db[c] = float(partial[T * Cp + c]);
@@ -195,7 +195,7 @@ void strided_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitc
     const long Cp = padded(im.C), Ho = (im.H - 1) / 2 + 1, Wo = (im.W - 1) / 2 + 1;
     const Values<float> k_ = by_vector(kernel, im.C, KH * KW);
     const Images outputs{im.N, Ho, Wo, im.C, dz_pitch};
-    each_thread(threads, im.N, [&](int, long begin, long end) {
+    each_piece(threads, im.N, [&](long, long begin, long end) {
         Padded<float> delta(outputs, KH / 2, KW / 2, 0);
         const long row = delta.columns * Cp;
         for (long n = begin; n < end; n++) {
@@ -225,7 +225,7 @@ void direct_adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch
     constexpr int T = KH * KW;
     const long Cp = padded(im.C), Ho = (im.H - 1) / stride + 1, Wo = (im.W - 1) / stride + 1;
     const Values<float> k_ = by_vector(kernel, im.C, T), S_ = by_vector(S, im.C, T * T), t_ = by_vector(t, im.C, T);
-    each_thread(threads, im.N, [&](int, long begin, long end) {
+    each_piece(threads, im.N, [&](long, long begin, long end) {
         Padded<float> image(im, KH / 2, KW / 2, 0), gradient(im, KH / 2, KW / 2, 0);
         const long row = image.columns * Cp;
         for (long n = begin; n < end; n++) {

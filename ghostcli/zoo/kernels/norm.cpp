@@ -14,12 +14,22 @@ struct Pixels {
     long total() const { return count * C; }
     long period() const { return rows::period_of(C) * LANES; }  // floats after which a lane has the same channel
     long block() const { return std::max(1L, BLOCK / period()) * period(); }
+    long blocks() const { return (total() + block() - 1) / block(); }
 
-    // Calls work(thread, begin, end) for each block of floats.
-    template <class Work> void each_block(long threads, Work work) const {
+    // Calls work(begin, end) for the floats of each block from `first` to before `last`.
+    template <class Work> void each_block(long first, long last, Work work) const {
         const long size = block();
-        each_thread(threads, (total() + size - 1) / size, [&](long thread, long begin, long end) {
-            for (long b = begin; b < end; b++) work(thread, b * size, std::min((b + 1) * size, total()));
+        for (long b = first; b < last; b++) work(b * size, std::min((b + 1) * size, total()));
+    }
+
+    // Calls work(float, lanes, place in the period) for every vector.
+    template <class Work> void each_vector(long threads, Work work) const {
+        const long length = period();
+        each_piece(threads, blocks(), [&](long, long first, long last) {
+            each_block(first, last, [&](long begin, long end) {
+                for (long i = begin, r = 0; i < end; i += LANES, r = r + LANES < length ? r + LANES : 0)
+                    work(i, end - i, r);
+            });
         });
     }
 
@@ -30,22 +40,24 @@ struct Pixels {
 // [2][C]: the sums of both vectors that terms(float, lanes, place in the period) gives; lanes past `lanes` do not count.
 template <class Terms> Values<double> two_sums(const Pixels &x, long threads, Terms terms) {
     const long period = x.period();
-    Values<double> partial = per_thread<double>(threads, 2 * period);
-    x.each_block(threads, [&](long thread, long begin, long end) {
-        double *out = partial.data() + thread * 2 * period;
-        for (long r = 0; r < period && begin + r < end; r += LANES) {
-            vf first = {}, second = {};
-            for (long i = begin + r; i < end; i += period) {
-                auto [a, b] = terms(i, end - i, r);
-                for (long l = end - i; l < LANES; l++) a[l] = b[l] = 0;
-                first += a;
-                second += b;
+    Values<double> partial = per_piece<double>(threads, x.blocks(), 2 * period);
+    each_piece(threads, x.blocks(), [&](long piece, long from, long to) {
+        double *out = partial.data() + piece * 2 * period;
+        x.each_block(from, to, [&](long begin, long end) {
+            for (long r = 0; r < period && begin + r < end; r += LANES) {
+                vf first = {}, second = {};
+                for (long i = begin + r; i < end; i += period) {
+                    auto [a, b] = terms(i, end - i, r);
+                    for (long l = end - i; l < LANES; l++) a[l] = b[l] = 0;
+                    first += a;
+                    second += b;
+                }
+                addd(out + r, first);
+                addd(out + period + r, second);
             }
-            addd(out + r, first);
-            addd(out + period + r, second);
-        }
+        });
     });
-    sum_threads(partial, threads, 2 * period);
+    sum_pieces(partial, 2 * period);
     Values<double> sums(2 * x.C);
     for (long k = 0; k < 2; k++)
         for (long i = 0; i < period; i++) sums[k * x.C + i % x.C] += partial[k * period + i];
@@ -80,11 +92,9 @@ void norm_forward(const float *x_, long count, long C, const float *gamma, const
         shift[c] = float(beta[c] - g * (pivot[c] + m));
     }
     const Values<float> a = x.by_lane(gain.data()), b = x.by_lane(shift.data());
-    x.each_block(threads, [&](long, long begin, long end) {
-        for (long i = begin, r = 0; i < end; i += LANES, r = r + LANES < x.period() ? r + LANES : 0) {
-            const vf v = load(x_ + i, end - i) * loadf(a.data() + r) + loadf(b.data() + r);
-            store(y + i, end - i, relu ? positive_part(v) : v);
-        }
+    x.each_vector(threads, [&](long i, long lanes, long r) {
+        const vf v = load(x_ + i, lanes) * loadf(a.data() + r) + loadf(b.data() + r);
+        store(y + i, lanes, relu ? positive_part(v) : v);
     });
 }
 
@@ -111,12 +121,9 @@ void norm_backward(const float *dy, const float *y, const float *x_, long count,
         constant[c] = float(-g * sums[c] / count);
     }
     const Values<float> a = x.by_lane(gain.data()), s = x.by_lane(slope.data()), b = x.by_lane(constant.data());
-    x.each_block(threads, [&](long, long begin, long end) {
-        for (long i = begin, r = 0; i < end; i += LANES, r = r + LANES < x.period() ? r + LANES : 0) {
-            const vf away = load(x_ + i, end - i) - loadf(middle.data() + r);
-            const vf d = given(i, end - i);
-            store(dx + i, end - i, d * loadf(a.data() + r) + away * loadf(s.data() + r) + loadf(b.data() + r));
-        }
+    x.each_vector(threads, [&](long i, long lanes, long r) {
+        const vf away = load(x_ + i, lanes) - loadf(middle.data() + r);
+        store(dx + i, lanes, given(i, lanes) * loadf(a.data() + r) + away * loadf(s.data() + r) + loadf(b.data() + r));
     });
 }
 }

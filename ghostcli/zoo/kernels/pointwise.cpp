@@ -142,17 +142,17 @@ void pointwise_moments(const float *x_, long pitch, long rows, long C, float *me
     const Pixels x{x_, pitch, C};
     const long Cp = padded(C), size = (Cp + 1) * Cp;
     const Values<float> pivot = pivot_of(x.data, x.pitch, rows, C);
-    Values<double> partial = per_thread<double>(threads, size);
-    each_thread(threads, blocks_of(rows, BLOCK), [&](int thread, long begin, long end) {
+    Values<double> partial = per_piece<double>(threads, blocks_of(rows, BLOCK), size);
+    each_piece(threads, blocks_of(rows, BLOCK), [&](long piece, long begin, long end) {
         Values<float> block(BLOCK * Cp);
-        double *out = partial.data() + thread * size;
+        double *out = partial.data() + piece * size;
         for (long first = begin * BLOCK; first < std::min(end * BLOCK, rows); first += BLOCK) {
             const long n = std::min(BLOCK, rows - first);
             copy_block(x, first, n, pivot.data(), NONE, block.data(), Cp, out + Cp * Cp);
             gram(block.data(), Cp, Cp, block.data(), Cp, Cp, n, true, out);
         }
     });
-    sum_threads(partial, threads, size);
+    sum_pieces(partial, size);
     const double *sum = partial.data() + Cp * Cp, count = double(rows);
     for (long i = 0; i < C; i++) {
         mean[i] = float(pivot[i] + sum[i] / count);
@@ -171,7 +171,7 @@ void pointwise_forward(const float *x_, long pitch, long rows, long I, const flo
         b[o] = bias[o];
         for (long i = 0; i < I; i++) k[i * Op + o] = kernel[o * I + i];
     }
-    each_thread(threads, blocks_of(rows, FEW), [&](int, long begin, long end) {
+    each_piece(threads, blocks_of(rows, FEW), [&](long, long begin, long end) {
         for (long first = begin * FEW; first < std::min(end * FEW, rows); first += FEW)
             product({Factors{x_ + first * pitch, pitch, I, k.data()}}, std::min(FEW, rows - first), Op, b.data(),
                     [=](long r, long c, vf v) {
@@ -185,10 +185,10 @@ void pointwise_reduce(const float *dz_, long dz_pitch, const float *z_, long z_p
                       long rows, long I, long O, float *dK, float *db, long threads) {
     const Pixels dz{dz_, dz_pitch, O}, z{z_, z_pitch, O}, x{x_, pitch, I};
     const long Ip = padded(I), Op = padded(O), size = (Ip + 1) * Op;
-    Values<double> partial = per_thread<double>(threads, size);
-    each_thread(threads, blocks_of(rows, BLOCK), [&](int thread, long begin, long end) {
+    Values<double> partial = per_piece<double>(threads, blocks_of(rows, BLOCK), size);
+    each_piece(threads, blocks_of(rows, BLOCK), [&](long piece, long begin, long end) {
         Values<float> delta(BLOCK * Op), block(BLOCK * Ip);
-        double *out = partial.data() + thread * size;
+        double *out = partial.data() + piece * size;
         for (long first = begin * BLOCK; first < std::min(end * BLOCK, rows); first += BLOCK) {
             const long n = std::min(BLOCK, rows - first);
             copy_block(dz, first, n, nullptr, z, delta.data(), Op, out + Op * Ip);
@@ -200,7 +200,7 @@ void pointwise_reduce(const float *dz_, long dz_pitch, const float *z_, long z_p
             gram(delta.data(), Op, Op, block.data(), Ip, Ip, n, false, out);
         }
     });
-    sum_threads(partial, threads, size);
+    sum_pieces(partial, size);
     for (long o = 0; o < O; o++) {
         db[o] = float(partial[Op * Ip + o]);
         for (long i = 0; i < I; i++) dK[o * I + i] = float(partial[o * Ip + i]);
@@ -223,7 +223,7 @@ void pointwise_adjoint(const float *dz_, long dz_pitch, const float *z_, long z_
     }
     const long h = H / tall, w = W / wide;
     const float share = 1.f / float(tall * wide);
-    each_thread(threads, blocks_of(rows, FEW), [&](int, long begin, long end) {
+    each_piece(threads, blocks_of(rows, FEW), [&](long, long begin, long end) {
         Values<float> block(z_ ? FEW * Op : 0);
         const float *coarse[FEW];  // the pooled pixel of each pixel, or null
         for (long first = begin * FEW; first < std::min(end * FEW, rows); first += FEW) {

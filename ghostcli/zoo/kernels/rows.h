@@ -112,7 +112,7 @@ template <int KH, int KW, class Write>
 void each_row(const float *x, Images im, const float *kernel, const float *bias, long threads, Write write) {
     const long period = period_of(im.C), vectors = vectors_of(im);
     const Values<float> k = by_lane(kernel, im.C, KH * KW), b = by_lane(bias, im.C, 1);
-    each_thread(threads, im.N, [&](int, long begin, long end) {
+    each_piece(threads, im.N, [&](long, long begin, long end) {
         Image<float> image(im, KH / 2, KW / 2);
         Values<float> line((vectors + 1) * LANES);
         for (long n = begin; n < end; n++) {
@@ -160,10 +160,10 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
             float *db, long threads) {
     constexpr int T = KH * KW;
     const long C = im.C, period = period_of(C), vectors = vectors_of(im), size = period * (T + 1) * LANES;
-    Values<double> partial = per_thread<double>(threads, size);
+    Values<double> partial = per_piece<double>(threads, im.N, size);
     Images of_dz = im;
     of_dz.pitch = dz_pitch;
-    each_thread(threads, im.N, [&](int thread, long begin, long end) {
+    each_piece(threads, im.N, [&](long piece, long begin, long end) {
         Image<float> image(im, KH / 2, KW / 2), delta(im, 0, 0);
         const long pitch = image.pitch;
         for (long n = begin; n < end; n++) {
@@ -186,12 +186,12 @@ void reduce(const float *dz, long dz_pitch, const float *z, long z_pitch, const 
                         }
                     }
                 }
-                double *out = partial.data() + thread * size + r * (T + 1) * LANES;
+                double *out = partial.data() + piece * size + r * (T + 1) * LANES;
                 for (int k = 0; k <= T; k++) addd(out + k * LANES, acc[k]);
             }
         }
     });
-    sum_threads(partial, threads, size);
+    sum_pieces(partial, size);
     Values<double> sum(im.C * (T + 1));
     for (long r = 0; r < period; r++)
         for (long k = 0; k <= T; k++)
@@ -211,7 +211,7 @@ void adjoint(const float *dz, long dz_pitch, const float *z, long z_pitch, const
     const Values<float> k = by_lane(kernel, im.C, KH * KW, true);
     Images of_dz = im;
     of_dz.pitch = dz_pitch;
-    each_thread(threads, im.N, [&](int, long begin, long end) {
+    each_piece(threads, im.N, [&](long, long begin, long end) {
         Image<float> delta(im, KH / 2, KW / 2);
         Values<float> line((vectors + 1) * LANES);
         for (long n = begin; n < end; n++) {
@@ -325,16 +325,16 @@ inline void moments_from_lags(const double *lags, long C, double count, float *m
 inline void moments(const float *x, Images im, float *mean, float *cov, long threads) {
     const long period = period_of(im.C), vectors = vectors_of(im);
     const long inner = period * (LAGS + 1) * LANES, size = inner + LAG_ROWS * im.C;
-    Values<double> partial = per_thread<double>(threads, size);
-    each_thread(threads, im.N, [&](int thread, long begin, long end) {
+    Values<double> partial = per_piece<double>(threads, im.N, size);
+    each_piece(threads, im.N, [&](long piece, long begin, long end) {
         Image<double> image(im, 2, 2);
         for (long n = begin; n < end; n++) {
             image.fill(im, x + n * im.H * im.W * im.pitch);
-            inner_lags(image, im, period, vectors, partial.data() + thread * size);
-            outer_lags(image, im, partial.data() + thread * size + inner);
+            inner_lags(image, im, period, vectors, partial.data() + piece * size);
+            outer_lags(image, im, partial.data() + piece * size + inner);
         }
     });
-    sum_threads(partial, threads, size);
+    sum_pieces(partial, size);
     double *lags = partial.data() + inner;
     for (long r = 0; r < period; r++)
         for (long i = 0; i <= SUM; i++)
@@ -456,7 +456,7 @@ inline void adjoint_with_statistics(const float *dz, long dz_pitch, const float 
     const Lags lags(im, S, t, period, vectors);
     Images of_dz = im;
     of_dz.pitch = dz_pitch;
-    each_thread(threads, im.N, [&](int, long begin, long end) {
+    each_piece(threads, im.N, [&](long, long begin, long end) {
         Image<float> image(im, 2, 2), delta(im, 1, 1);
         Values<float> line((vectors + 1) * LANES);
         for (long n = begin; n < end; n++) {

@@ -1,6 +1,7 @@
-// Vectors of LANES floats and the static split of work over threads, shared by the kernels.
+// Vectors of LANES floats and the split of work over threads, shared by the kernels.
 #pragma once
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -120,21 +121,38 @@ inline void held([[maybe_unused]] vf &v) {
 // Keeps the compiler from working out later addresses from earlier ones: it would need a register for each of them.
 template <class T> inline void opaque(T *&p) { asm("" : "+r"(p)); }
 
-// Calls work(thread, begin, end) for equal, consecutive parts of [0, count).
-template <class Work> void each_thread(long threads, long count, Work work) {
-#pragma omp parallel for num_threads(int(threads)) schedule(static, 1)
-    for (long t = 0; t < threads; t++) {
-        const long begin = count * t / threads, end = count * (t + 1) / threads;
-        if (begin < end) work(t, begin, end);
-    }
+// Work on [0, count) is cut into more pieces than there are threads. A thread that is done with its share takes pieces of
+// the others', so a core that is slower, or busy, holds up no other. A piece has eight units at least: it has buffers of
+// its own to prepare.
+inline long pieces_of_share(long threads, long count) {
+    return threads == 1 ? 1 : std::clamp(count / (8 * threads), 1L, 8L);
 }
 
-template <class T> Values<T> per_thread(long threads, long size) { return Values<T>(threads * size); }
+// Calls work(piece, begin, end) for each piece.
+template <class Work> void each_piece(long threads, long count, Work work) {
+    const long own = pieces_of_share(threads, count), pieces = threads * own;
+    struct alignas(64) Share {
+        std::atomic<long> taken{0};
+    };
+    std::vector<Share> shares(threads);
+#pragma omp parallel for num_threads(int(threads)) schedule(static, 1)
+    for (long t = 0; t < threads; t++)
+        for (long k = 0; k < threads; k++) {
+            const long share = (t + k) % threads;
+            for (long i; (i = shares[share].taken.fetch_add(1, std::memory_order_relaxed)) < own;) {
+                const long piece = share * own + i, begin = count * piece / pieces, end = count * (piece + 1) / pieces;
+                if (begin < end) work(piece, begin, end);
+            }
+        }
+}
 
-// The threads' parts added, in their order, into the first.
-template <class T> void sum_threads(Values<T> &partial, long threads, long size) {
-    for (long t = 1; t < threads; t++)
-        for (long i = 0; i < size; i++) partial[i] += partial[t * size + i];
+// `size` sums for each piece. They are added in the order of the pieces, so a result depends on the number of threads only.
+template <class T> Values<T> per_piece(long threads, long count, long size) {
+    return Values<T>(threads * pieces_of_share(threads, count) * size);
+}
+template <class T> void sum_pieces(Values<T> &partial, long size) {
+    for (long at = size; at < long(partial.size()); at += size)
+        for (long i = 0; i < size; i++) partial[i] += partial[at + i];
 }
 
 // The mean of up to 256 pixels, spread evenly. It is near the mean, so squares of the differences keep their digits.

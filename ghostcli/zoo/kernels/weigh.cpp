@@ -38,7 +38,7 @@ void weigh_forward(const float *x, long pitch, long N, long H, long W, long C, c
     const Images im{N, H, W, C, pitch};
     const Gate gate{gate_, h, w, at_row, at_column};
     with_gate(gate, [&](auto gated) {
-        each_thread(threads, N, [&](int, long begin, long end) {
+        each_piece(threads, N, [&](long, long begin, long end) {
             const Values<float> ones(scale ? 0 : C, 1.f);
             for (long n = begin; n < end; n++)
                 each_pixel(im, gate, n, [&](long pixel, long coarse) {
@@ -57,7 +57,7 @@ void weigh_total(const float *x, long pitch, long N, long H, long W, long C, con
     const Images im{N, H, W, C, pitch};
     const Gate gate{gate_, h, w, at_row, at_column};
     with_gate(gate, [&](auto gated) {
-        each_thread(threads, N, [&](int, long begin, long end) {
+        each_piece(threads, N, [&](long, long begin, long end) {
             Values<float> line(C);
             for (long n = begin; n < end; n++) {
                 float *__restrict sum = out + n * C, *__restrict of_row = line.data();
@@ -87,7 +87,7 @@ void weigh_backward(const float *dout, long dout_pitch, const float *x, long pit
     const Gate gate{gate_, h, w, at_row, at_column};
     const long size = h * w * C;
     with_gate(gate, [&](auto gated) {
-        each_thread(threads, N, [&](int, long begin, long end) {
+        each_piece(threads, N, [&](long, long begin, long end) {
             const Values<float> ones(scale ? 0 : C, 1.f), zeros(dtotal ? 0 : C);
             if (gated.value) std::memset(dgate + begin * size, 0, (end - begin) * size * sizeof(float));
             for (long n = begin; n < end; n++) {
