@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from ghostcli.errors import UsageError
 from ghostcli.zoo import kernels
 from ghostcli.zoo.branches import Chain
-from ghostcli.zoo.kernels import native, pytorch
-from ghostcli.zoo.kernels.algebra import Branches, Running
+from ghostcli.zoo.kernels import native, pytorch, sums
+from ghostcli.zoo.kernels.algebra import Branches, Fold, Running
 
 needs_compiler = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
 REPOSITORY = Path(__file__).parents[1]
@@ -123,6 +123,44 @@ def test_the_algebra_agrees_with_pytorch(dense, out, branches, scale, identity):
 
     for ours, theirs in zip(everything(native, torch.float32), everything(pytorch, torch.float64), strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max().clamp(min=1)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("k, stride", [((1, 1), 1), ((3, 3), 1), ((3, 3), 2), ((5, 5), 1)], ids=str)
+@pytest.mark.parametrize("way", ["alone", "into a slice", "beside"])
+def test_a_sum_in_one_call_has_the_bits_of_its_steps(k, stride, way, monkeypatch):
+    if way == "beside" and (k, stride) != ((3, 3), 1):
+        pytest.skip("only a 3 x 3 sum of stride 1 is written beside its input")
+    dense, c = k == (1, 1), 12
+    o = 20 if dense else c
+
+    def everything():
+        torch.manual_seed(0)
+        x, norm = pixels(6, 9, 8, c), lambda *shape: (torch.rand(*shape) + 0.5, torch.randn(*shape))
+        weight = torch.randn(3, o, c if dense else 1, *k)
+        extra = (None,) * 5 if dense else (torch.randn(o), *norm(o), *(norm(o) if stride == 1 else (None, None)))
+        branches = Branches(weight, *norm(3, o), *extra)
+        here = [(3, o)] + [(o,)] * sum(gamma is not None for gamma in (branches.scale_gamma, branches.identity_gamma))
+        running = Running(tuple((torch.zeros(shape), torch.ones(shape)) for shape in here), 0.1, torch.tensor(0))
+        wide = torch.zeros(6, -(-9 // stride), -(-8 // stride), o + 4)
+        into = {"out": wide[..., 2:-2]} if way == "into a slice" else {}
+        into |= {"add": pixels(6, 9, 8, 2 * c)} if way == "beside" else {}
+        z, kept = sums.forward(native, x, branches, running, k, stride, way != "beside", **into)
+        z = z[..., c:] if way == "beside" else z
+        masked, more = None if way == "beside" else z, {"add": pixels(6, 9, 8, c)}
+        more |= {"pooled": pixels(6, 4, 4, c)} if dense else {"mask": True}
+        back = sums.backward(native, pixels(*z.shape), masked, x, branches, kept, k, stride, **more)
+        only = sums.backward(native, pixels(*z.shape), masked, x, branches, kept, k, stride, needed=False)
+        assert only[0] is None
+        followed = [statistic for pair in running.norms for statistic in pair]
+        return len(kept), [z, wide, back[0], *back[1], *followed, running.batches]
+
+    calls, ours = everything()
+    monkeypatch.setattr(native, "fits", lambda *_: False)
+    steps, theirs = everything()
+    assert (calls, steps) == (1, len(Fold._fields))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
 
 
 @needs_compiler

@@ -15,7 +15,6 @@ Moments and folding use float32, or float64 for a float64 input.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,7 +23,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ghostcli.zoo import kernels
-from ghostcli.zoo.kernels.algebra import EPS, Branches, Fold, Running
+from ghostcli.zoo.kernels import sums
+from ghostcli.zoo.kernels.algebra import EPS, Branches, Running
 
 __all__ = [
     "EPS",
@@ -71,41 +71,6 @@ class Shape(NamedTuple):
     relu: bool = False
 
 
-def _count(x: Tensor, stride: int) -> int:
-    """The number of patches of [N, H, W, C] pixels. ValueError for a single one, which has no variance."""
-    n, h, w, c = x.shape
-    count = n * math.ceil(h / stride) * math.ceil(w / stride)
-    if count < 2:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size [{n}, {c}, {h}, {w}]")
-    return count
-
-
-@functools.cache
-def _seen(side: int, kernel: int, stride: int) -> tuple[int, int]:
-    """The range (first, end) of the taps of a row or column that ever cover one of `side` pixels."""
-    centres = range(0, side, stride)
-    met = [any(0 <= at + tap - kernel // 2 < side for at in centres) for tap in range(kernel)]
-    return met.index(True), kernel - met[::-1].index(True)
-
-
-def _moments(x: Tensor, window: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of the patches.
-
-    Taps that only cover padding are set to exactly zero. Otherwise rounding errors (of sums over the image minus its
-    borders) would remain, and large weights would turn them into a variance.
-    """
-    mean, cov = kernels.of(x).moments(x, window, stride)
-    seen = [_seen(side, taps, stride) for side, taps in zip(x.shape[1:3], window, strict=True)]
-    if seen == [(0, taps) for taps in window]:
-        return mean, cov
-    for moment, first in ((mean, 1), (cov, 1), (cov, 2)):
-        grid = moment.unflatten(first, window)  # a view
-        for axis, taps, (low, high) in zip((first, first + 1), window, seen, strict=True):
-            grid.narrow(axis, 0, low).zero_()
-            grid.narrow(axis, high, taps - high).zero_()
-    return mean, cov
-
-
 def _pixels(x: Tensor) -> Tensor:
     """[N, C, H, W] in any memory format as [N, H, W, C] with regular pixel strides. Copied only if necessary."""
     x = x.permute(0, 2, 3, 1)
@@ -121,27 +86,22 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: Shape, running: Running, *parameters: Tensor | None) -> Tensor:
-        x, branches, ops = _pixels(x), Branches(*parameters), kernels.of(x)
-        k, stride, relu = shape
-        ctx.shape, ctx.count = shape, _count(x, stride)
-        fold = ops.fold(branches, *_moments(x, k, stride), running, ctx.count)
-        z = ops.convolve(x, fold.kernel, fold.bias, k, stride, relu)
-        ctx.save_for_backward(x, z if relu else None, *parameters, *fold)
+        x, ctx.ops, ctx.shape = _pixels(x), kernels.of(x), shape
+        z, kept = sums.forward(ctx.ops, x, Branches(*parameters), running, *shape)
+        ctx.save_for_backward(x, z if shape.relu else None, *parameters, *kept)
         return _images(z)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Any, ...]:
         x, z, *rest = ctx.saved_tensors
-        branches, fold, ops = Branches(*rest[:8]), Fold(*rest[8:]), kernels.of(x)
-        k, stride, _ = ctx.shape
+        branches, kept, (k, stride, _) = Branches(*rest[:8]), rest[8:], ctx.shape
         if z is not None and 0 in dz.stride():  # of a mean: the mask makes it a map
             dz, z = torch.ops.aten.threshold_backward(dz.permute(0, 2, 3, 1), z, 0), None
             dz = _images(dz)
         with torch.autocast(x.device.type, enabled=False):
-            step = ops.reduce(_pixels(dz), z, x, fold.kernel, fold.bias, k, stride)
-            grads, S, t = ops.unfold(branches, fold, step.dkernel, step.dbias, ctx.count)
-            dx = ops.adjoint(step, x, fold.kernel, S, t, k, stride) if ctx.needs_input_grad[0] else None
+            needed = ctx.needs_input_grad[0]
+            dx, grads = sums.backward(ctx.ops, _pixels(dz), z, x, branches, kept, k, stride, needed=needed)
         return None if dx is None else _images(dx), None, None, *grads
 
 
@@ -166,35 +126,30 @@ class _Ghost(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # who else reads the input may be nobody
         x, primary, cheap = _pixels(x), Branches(*parameters[:8]), Branches(*parameters[8:])
         ops, half = kernels.of(x), primary.weight.shape[1]
-        ctx.relu, ctx.count = relu, _count(x, 1)
+        ctx.ops, ctx.relu = ops, relu
         y = x.new_empty(*x.shape[:3], 2 * half if add is None else half)
-        dense = ops.fold(primary, *_moments(x, DENSE, 1), running[0], ctx.count)
-        z = ops.convolve(x, dense.kernel, dense.bias, DENSE, 1, relu, y[..., :half])
-        depthwise = ops.fold(cheap, *_moments(z, CHEAP, 1), running[1], ctx.count)
-        if add is None:
-            ops.convolve(z, depthwise.kernel, depthwise.bias, CHEAP, 1, relu, y[..., half:])
+        z, dense = sums.forward(ops, x, primary, running[0], DENSE, 1, relu, out=y[..., :half])
+        added = {"out": y[..., half:]} if add is None else {"add": _pixels(add)}
+        out, depthwise = sums.forward(ops, z, cheap, running[1], CHEAP, 1, relu, **added)
+        ctx.dense = len(dense)
         ctx.save_for_backward(x, y, *parameters, *dense, *depthwise)
-        out = y if add is None else ops.beside(z, depthwise.kernel, depthwise.bias, _pixels(add))
-        return _images(out), _images(x), _images(ops.pool(x)) if pool else None
+        return _images(y if add is None else out), _images(x), _images(ops.pool(x)) if pool else None
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dx: Tensor | None, dpool: Tensor | None) -> tuple[Any, ...]:
         x, y, *rest = ctx.saved_tensors
         primary, cheap = Branches(*rest[:8]), Branches(*rest[8:16])
-        dense, depthwise = Fold(*rest[16 : 16 + len(Fold._fields)]), Fold(*rest[16 + len(Fold._fields) :])
-        half, ops, dadd, dy = primary.weight.shape[1], kernels.of(x), dy, _pixels(dy)
+        dense, depthwise = rest[16 : 16 + ctx.dense], rest[16 + ctx.dense :]
+        half, ops, dadd, dy = primary.weight.shape[1], ctx.ops, dy, _pixels(dy)
         z, z_cheap = ops.whole(y[..., :half]), y[..., half:] if ctx.relu else None
+        more = {"add": None if dx is None else _pixels(dx), "pooled": None if dpool is None else _pixels(dpool)}
         with torch.autocast(x.device.type, enabled=False):
-            step = ops.reduce(dy[..., half:], z_cheap, z, depthwise.kernel, depthwise.bias, CHEAP, 1)
-            grads_cheap, S, t = ops.unfold(cheap, depthwise, step.dkernel, step.dbias, ctx.count)
-            dz = ops.adjoint(step, z, depthwise.kernel, S, t, CHEAP, 1, dy[..., :half], ctx.relu)
-            step = ops.reduce(dz, None, x, dense.kernel, None, DENSE, 1)
-            grads_primary, S, t = ops.unfold(primary, dense, step.dkernel, step.dbias, ctx.count)
-            if ctx.needs_input_grad[0]:
-                more = [None if more is None else _pixels(more) for more in (dx, dpool)]
-                dx = ops.adjoint(step, x, dense.kernel, S, t, DENSE, 1, more[0], pooled=more[1])
-        dx = _images(dx) if ctx.needs_input_grad[0] else None
+            beside, dy = {"add": dy[..., :half], "mask": ctx.relu}, dy[..., half:]
+            dz, grads_cheap = sums.backward(ops, dy, z_cheap, z, cheap, depthwise, CHEAP, 1, **beside)
+            needed = ctx.needs_input_grad[0]
+            dx, grads_primary = sums.backward(ops, dz, None, x, primary, dense, DENSE, 1, needed=needed, **more)
+        dx = _images(dx) if needed else None
         return dx, dadd if ctx.needs_input_grad[1] else None, None, None, None, *grads_primary, *grads_cheap
 
 
@@ -227,7 +182,7 @@ class _Normalise(torch.autograd.Function):
         x = x.permute(0, 2, 3, 1).contiguous()
         ops, ctx.eps = kernels.of(x), eps
         y, mean, var = ops.normalise(x, gamma, beta, eps, relu)
-        ops.track(mean, var, _count(x, 1), running)
+        ops.track(mean, var, sums.count(x, 1), running)
         ctx.save_for_backward(x, y if relu else None, gamma, mean, var)
         return _images(y)
 
@@ -307,10 +262,10 @@ class _Scale(torch.autograd.Function):
 def _applied(function: type[torch.autograd.Function], x: Tensor, *arguments: Any) -> Tensor:
     """The result for `x`, under autocast for `x` in its precision."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):
+    if not torch.is_autocast_enabled(device):
         return function.apply(x, *arguments)
+    with torch.autocast(device, enabled=False):
+        return function.apply(x.to(torch.get_autocast_dtype(device)), *arguments)
 
 
 def convolve(x: Tensor, branches: Branches, shape: Shape, running: Running) -> Tensor:

@@ -6,6 +6,7 @@
 // these two. Each output channel is computed by one thread, so no result depends on the number of threads.
 #include <cmath>
 
+#include "algebra.h"
 #include "vector.h"
 
 namespace {

@@ -6,6 +6,7 @@
 //
 // Moments are sums in float64. There the product of two float32 values is exact, so moments need no centring. Work is
 // split by image, in order, so a result depends on the number of threads only. Stride 1 is in rows.h.
+#include "algebra.h"
 #include "rows.h"
 #include "vector.h"
 
@@ -327,5 +328,45 @@ void depthwise_adjoint(const float *dz, long dz_pitch, const float *z, long z_pi
     with_window(kh, kw, [&](auto KH, auto KW) {
         direct_adjoint<KH.value, KW.value>(dz, dz_pitch, z, z_pitch, x, im, stride, kernel, S, t, finish, threads);
     });
+}
+
+// ---- a sum of branches, each way in one call: see pointwise.cpp ------------------------------------------------
+
+// The convolution, or `beside` where `add` is given.
+void depthwise_sum(decltype(depthwise_forward) *convolve, decltype(depthwise_beside) *beside, const float *x,
+                   long pitch, long N, long H, long W, long C, long kh, long kw, long stride, const float *weight,
+                   const float *gamma, const float *beta, const float *scale_weight, const float *scale_gamma,
+                   const float *scale_beta, const float *identity_gamma, const float *identity_beta, long B,
+                   double momentum, long n0, float *mean0, float *var0, long n1, float *mean1, float *var1, long n2,
+                   float *mean2, float *var2, long relu, const float *add, long add_pitch, float *out, long out_pitch,
+                   float *state, long threads) {
+    const long T = kh * kw, every = B + (scale_gamma != nullptr) + (identity_gamma != nullptr);
+    const double count = double(N * ((H - 1) / stride + 1) * ((W - 1) / stride + 1));
+    const Fold f(state, every, every, C, T);
+    Values<float> cov(C * T * T);
+    depthwise_moments(x, pitch, N, H, W, C, kh, kw, stride, f.patch_mean, cov.data(), threads);
+    depthwise_fold(weight, gamma, beta, scale_weight, scale_gamma, scale_beta, identity_gamma, identity_beta, B, C, T,
+                   f.patch_mean, cov.data(), f.kernel, f.bias, f.rows_cov, f.gain, f.rstd, f.mean, f.var, threads);
+    track(f.mean, f.var, momentum, count / (count - 1), n0, mean0, var0, n1, mean1, var1, n2, mean2, var2, threads);
+    if (add) beside(x, pitch, N, H, W, C, f.kernel, f.bias, add, add_pitch, out, threads);
+    else convolve(x, pitch, N, H, W, C, kh, kw, stride, f.kernel, f.bias, relu, out, out_pitch, threads);
+}
+
+void depthwise_sum_backward(decltype(depthwise_reduce) *reduce, decltype(depthwise_adjoint) *adjoint, const float *dz,
+                            long dz_pitch, const float *z, long z_pitch, const float *x, long pitch, long N, long H,
+                            long W, long C, long kh, long kw, long stride, const float *weight,
+                            const float *scale_weight, long B, float *state, float *dweight, float *dgamma,
+                            float *dscale_weight, float *dscale, float *didentity, float *dbias, const float *add,
+                            long add_pitch, long mask, float *dx, long dx_pitch, long threads) {
+    const long T = kh * kw, every = B + (dscale != nullptr) + (didentity != nullptr);
+    const double count = double(N * ((H - 1) / stride + 1) * ((W - 1) / stride + 1));
+    const Fold f(state, every, every, C, T);
+    Values<float> dkernel(C * T), S(C * T * T), t(C * T);
+    reduce(dz, dz_pitch, z, z_pitch, x, pitch, N, H, W, C, kh, kw, stride, dkernel.data(), dbias, threads);
+    depthwise_unfold(weight, scale_weight, B, C, T, f.patch_mean, f.rows_cov, f.gain, f.rstd, f.mean, dkernel.data(),
+                     dbias, count, dweight, dgamma, dscale_weight, dscale, didentity, S.data(), t.data(), threads);
+    if (dx)
+        adjoint(dz, dz_pitch, z, z_pitch, x, pitch, N, H, W, C, kh, kw, stride, f.kernel, S.data(), t.data(), add,
+                add_pitch, mask, dx, dx_pitch, threads);
 }
 }

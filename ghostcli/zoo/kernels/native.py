@@ -32,8 +32,9 @@ from ghostcli.zoo.own import cache_folder
 NAME = "c++"
 WINDOWS = ((3, 3), (5, 5), (1, 5), (5, 1))  # (height, width) of the depthwise kernels
 SOURCES = ("algebra.cpp", "depthwise.cpp", "pointwise.cpp", "weigh.cpp", "norm.cpp")
-HEADERS = ("rows.h", "vector.h")
+HEADERS = ("algebra.h", "rows.h", "vector.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
+BETAS = 2, 5, 7  # places in `Branches`, whose gradient is that of the bias
 BUILD_SECONDS = 120
 NARROW, WIDE = 8, 16  # floats in a vector; WIDE needs AVX-512
 
@@ -128,6 +129,13 @@ def _wide_library() -> ctypes.CDLL | None:
     return _library(WIDE)[0] if "avx512f" in cpuinfo().split() else None
 
 
+@functools.cache
+def _address(name: str, wide: bool) -> int:
+    """Where the function `name` is, of the library that `_call` would take."""
+    library = (_wide_library() if wide else None) or _library(NARROW)[0]
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+
+
 def _fits(*channels: int) -> bool:
     """Whether wide vectors pay where work grows with padding: they add at most a quarter to any count of channels.
 
@@ -209,7 +217,7 @@ def unfold(
     sizes, known = (b, o, t), (fold.patch_mean, fold.rows_cov, fold.gain, fold.rstd, fold.mean)
     grads = [None if parameter is None else new(parameter.shape) for parameter in p]
     dweight, dgamma, _, dscale_weight, dscale, _, didentity, _ = grads
-    for beta in (2, 5, 7):
+    for beta in BETAS:
         grads[beta] = None if p[beta] is None else dbias.expand(p[beta].shape)
     given = (dkernel, dbias, float(count), dweight, dgamma)
     if fold.patch_mean.dim() == 1:
@@ -295,6 +303,81 @@ def adjoint(
     else:
         _call("depthwise_adjoint", *maps, *x.shape, *k, stride, *rest, wide=_fits(x.shape[3]))
     return dx
+
+
+def fits(branches: Branches, running: Running) -> bool:
+    """Whether `sum_forward` can read these parameters and statistics as they are."""
+    tensors = (*branches, *itertools.chain(*running.norms))
+    return all(t is None or (t.dtype == torch.float32 and t.is_contiguous()) for t in tensors)
+
+
+def sum_forward(
+    x: Tensor,
+    branches: Branches,
+    running: Running,
+    k: Window,
+    stride: int,
+    relu: bool,
+    out: Tensor | None,
+    add: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See `sums.forward`: the output, and what `sum_backward` needs."""
+    p, (n, h, w, c), (b, o) = branches, x.shape, branches.gamma.shape
+    if out is None:
+        out = x.new_empty(add.shape if add is not None else (n, -(-h // stride), -(-w // stride), o))
+    norms = [(mean.numel(), mean, var) for mean, var in running.norms]
+    norms = itertools.chain(*norms, *[(0, None, None)] * (3 - len(norms)))
+    momentum, every = float(running.momentum), b + (p.scale_gamma is not None) + (p.identity_gamma is not None)
+    if k == DENSE:
+        state = x.new_empty(o * (c + 1 + b * c + 4 * every) + c)
+        steps = _address("pointwise_moments", _fits(c)), _address("pointwise_forward", o > NARROW)
+        given = *p[:3], *p[6:], b, o, momentum, *itertools.islice(norms, 6)
+        _call("pointwise_sum", *steps, *_map(x), *_rows(x), *given, relu, *_map(out), state)
+    else:
+        t = math.prod(k)
+        state = x.new_empty(o * (t + 1 + every * t + 4 * every + t))
+        steps = _address("depthwise_forward", _fits(o)), _address("depthwise_beside", _fits(o))
+        given = *p, b, momentum, *norms
+        _call("depthwise_sum", *steps, *_map(x), *x.shape, *k, stride, *given, relu, *_map(add), *_map(out), state)
+    if running.batches is not None:
+        running.batches.add_(1)
+    return out, state
+
+
+def sum_backward(
+    dz: Tensor,
+    z: Tensor | None,
+    x: Tensor,
+    branches: Branches,
+    state: Tensor,
+    k: Window,
+    stride: int,
+    needed: bool,
+    add: Tensor | None,
+    mask: bool,
+    pooled: Tensor | None,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """See `sums.backward`."""
+    p, c, (b, o) = branches, x.shape[3], branches.gamma.shape
+    dx, dbias = x.new_empty(x.shape) if needed else None, x.new_empty(o)
+    grads = [
+        None if parameter is None else dbias.expand(parameter.shape) if place in BETAS else x.new_empty(parameter.shape)
+        for place, parameter in enumerate(p)
+    ]
+    dweight, dgamma, _, dscale_weight, dscale, _, didentity, _ = grads
+    maps, after = (*_map(dz), *_map(z), *_map(x)), (*_map(add), mask, *_map(dx))
+    if k == DENSE:
+        steps = _address("pointwise_reduce", _fits(o, c)), _address("pointwise_adjoint", c > NARROW)
+        into = dweight, dgamma, didentity, dbias
+        given = (None, 1, 1) if pooled is None else (pooled.contiguous(), *pytorch.window(x))
+        sizes = (*x.shape[1:3], *_rows(x))
+        _call("pointwise_sum_backward", *steps, *maps, *sizes, p.weight, b, o, state, *into, *given, *after)
+    else:
+        steps = _address("depthwise_reduce", _fits(o)), _address("depthwise_adjoint", _fits(o))
+        into = dweight, dgamma, dscale_weight, dscale, didentity, dbias
+        known = p.weight, p.scale_weight, b, state
+        _call("depthwise_sum_backward", *steps, *maps, *x.shape, *k, stride, *known, *into, *after)
+    return dx, grads
 
 
 def total(x: Tensor, gate: Tensor | None, by: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@
 // order, so a result depends on the number of threads only.
 #include <type_traits>
 
+#include "algebra.h"
 #include "vector.h"
 
 namespace {
@@ -243,5 +244,40 @@ void pointwise_adjoint(const float *dz_, long dz_pitch, const float *z_, long z_
             });
         }
     });
+}
+
+// ---- a sum of branches, each way in one call -------------------------------------------------------------------
+// The functions that come as arguments are those above, of this library or of the one with other vectors.
+
+// Moments, fold, running statistics and convolution. `state` keeps what the backward pass needs.
+void pointwise_sum(decltype(pointwise_moments) *moments, decltype(pointwise_forward) *convolve, const float *x,
+                   long pitch, long rows, long I, const float *weight, const float *gamma, const float *beta,
+                   const float *identity_gamma, const float *identity_beta, long B, long O, double momentum, long n0,
+                   float *mean0, float *var0, long n1, float *mean1, float *var1, long relu, float *out, long out_pitch,
+                   float *state, long threads) {
+    const Fold f(state, B + (identity_gamma != nullptr), B, O, I);
+    Values<float> cov(I * I);
+    moments(x, pitch, rows, I, f.patch_mean, cov.data(), threads);
+    dense_fold(weight, gamma, beta, identity_gamma, identity_beta, B, O, I, f.patch_mean, cov.data(), f.kernel, f.bias,
+               f.rows_cov, f.gain, f.rstd, f.mean, f.var, threads);
+    track(f.mean, f.var, momentum, double(rows) / double(rows - 1), n0, mean0, var0, n1, mean1, var1, 0, nullptr,
+          nullptr, threads);
+    convolve(x, pitch, rows, I, f.kernel, f.bias, O, relu, out, out_pitch, threads);
+}
+
+// Gradients of the branches, and of the input where `dx` is given. Arguments are those of pointwise_adjoint.
+void pointwise_sum_backward(decltype(pointwise_reduce) *reduce, decltype(pointwise_adjoint) *adjoint, const float *dz,
+                            long dz_pitch, const float *z, long z_pitch, const float *x, long pitch, long H, long W,
+                            long rows, long I, const float *weight, long B, long O, float *state, float *dweight,
+                            float *dgamma, float *didentity, float *dbias, const float *pooled, long tall, long wide,
+                            const float *add, long add_pitch, long mask, float *dx, long dx_pitch, long threads) {
+    const Fold f(state, B + (didentity != nullptr), B, O, I);
+    Values<float> dkernel(O * I), S(I * I), t(I);
+    reduce(dz, dz_pitch, z, z_pitch, x, pitch, rows, I, O, dkernel.data(), dbias, threads);
+    dense_unfold(weight, B, O, I, f.patch_mean, f.rows_cov, f.gain, f.rstd, f.mean, dkernel.data(), dbias, double(rows),
+                 dweight, dgamma, didentity, S.data(), t.data(), threads);
+    if (dx)
+        adjoint(dz, dz_pitch, z, z_pitch, x, pitch, H, W, rows, I, O, pooled, tall, wide, f.kernel, S.data(), t.data(),
+                add, add_pitch, mask, dx, dx_pitch, threads);
 }
 }
