@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -78,19 +80,39 @@ def cifar10(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one finished run: a small student that has learnt the digits well enough to be told apart."""
-    from ghostcli import plan
-    from ghostcli.recipe import load
-    from ghostcli.run import launch
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`made_once(name, make) -> folder`: filled by `make(folder)` in the first worker that asks, for all of them."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if workers else base
 
-    runs = tmp_path_factory.mktemp("digits") / "runs"
-    # after 4 epochs it gets 10 to 70 % right, by its rounding: too little for tests of rounded weights
-    settings = ["data.name=digits", "train.epochs=10", "train.batch_size=32", "augment.flip=none", "optim.lr=0.05"]
-    found = load("smoke", [*settings, "data.limit=800", "data.limit_test=360"])
-    job = plan.plain("gns:0.3", 0, found.recipe, found.name)
-    launch.carry_out(plan.order([job]), launch.Options(runs, "cpu", quiet=True))
-    return runs
+    def ask(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir(exist_ok=True)
+                make(folder)
+                done.touch()
+        return folder
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def digits_runs(made_once) -> Path:
+    """A folder with one finished run: a small student that has learnt the digits well enough to be told apart."""
+
+    def train(runs: Path) -> None:
+        from ghostcli import plan
+        from ghostcli.recipe import load
+        from ghostcli.run import launch
+
+        # after 4 epochs it gets 10 to 70 % right, by its rounding: too little for tests of rounded weights
+        settings = ["data.name=digits", "train.epochs=10", "train.batch_size=32", "augment.flip=none", "optim.lr=0.05"]
+        found = load("smoke", [*settings, "data.limit=800", "data.limit_test=360"])
+        job = plan.plain("gns:0.3", 0, found.recipe, found.name)
+        launch.carry_out(plan.order([job]), launch.Options(runs, "cpu", quiet=True))
+
+    return made_once("digits", train)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,25 +22,20 @@ from ghostcli.zoo import weights
 
 
 @pytest.fixture(scope="module")
-def exported(digits_runs, tmp_path_factory):
-    """(folder, rows): one run in several formats at once."""
-    [run] = record.scan(digits_runs)
-    folder = tmp_path_factory.mktemp("exported")
-    words = [
-        "export",
-        run.id,
-        "--format",
-        "onnx,pt2,safetensors,html",
-        "--int8",
-        "--out",
-        folder,
-        "--runs",
-        digits_runs,
-        "--json",
-    ]
-    done = subprocess.run([sys.executable, "-m", "ghostcli", *map(str, words)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout)
+def exported(digits_runs, made_once):
+    """(folder, rows): one run in several formats at once. Not to be written to."""
+
+    def export(folder: Path) -> None:
+        [run] = record.scan(digits_runs)
+        (folder / "files").mkdir(exist_ok=True)
+        words = ["export", run.id, "--format", "onnx,pt2,safetensors,html", "--int8", "--runs", digits_runs]
+        words = [sys.executable, "-m", "ghostcli", *words, "--out", folder / "files", "--json"]
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (folder / "rows.json").write_text(done.stdout)
+
+    folder = made_once("exported", export)
+    return folder / "files", json.loads((folder / "rows.json").read_text())
 
 
 @pytest.fixture
