@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from ghostcli.errors import UsageError
 from ghostcli.zoo import kernels
 from ghostcli.zoo.branches import Chain
-from ghostcli.zoo.kernels import native, pytorch, sums
+from ghostcli.zoo.kernels import library, native, pytorch, sums
 from ghostcli.zoo.kernels.algebra import Branches, Fold, Running
 
 needs_compiler = pytest.mark.skipif(not native.available(), reason="no C++ compiler")
@@ -76,7 +76,7 @@ def test_every_operation_agrees_with_pytorch(k, stride, shape, within, relu, mas
 @pytest.mark.parametrize("c", [16, 40, 60])
 def test_long_vectors_and_short_ones_agree(c, monkeypatch):
     """A processor without AVX-512 has short ones only: a run goes on there."""
-    if native._wide_library() is None:
+    if library.wide_library() is None:
         pytest.skip("this processor has no AVX-512")
     torch.manual_seed(0)
     x, gamma, beta = pixels(3, 8, 8, c), torch.rand(c), torch.randn(c)
@@ -88,7 +88,7 @@ def test_long_vectors_and_short_ones_agree(c, monkeypatch):
         return z, step.dkernel, *native.normalise(x, gamma, beta, 1e-5, True)
 
     wide = everything()
-    monkeypatch.setattr(native, "_wide_library", lambda: None)
+    monkeypatch.setattr(library, "wide_library", lambda: None)
     for a, b in zip(wide, everything(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
 
@@ -156,7 +156,7 @@ def test_a_sum_in_one_call_has_the_bits_of_its_steps(k, stride, way, monkeypatch
         return len(kept), [z, wide, back[0], *back[1], *followed, running.batches]
 
     calls, ours = everything()
-    monkeypatch.setattr(native, "fits", lambda *_: False)
+    monkeypatch.setattr(native, "reads", lambda *_: False)
     steps, theirs = everything()
     assert (calls, steps) == (1, len(Fold._fields))
     for a, b in zip(ours, theirs, strict=True):

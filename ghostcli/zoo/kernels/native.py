@@ -1,142 +1,33 @@
-"""The C++ kernels: compiled at first use, kept in a cache per user, called through ctypes.
+"""The operations of folded training by the C++ kernels, for float32 on a CPU.
 
-Invariant: only complete libraries are loaded: a library is renamed after it is built, and its name has the digest of
-its inputs. If no library is available, the caller gets the reason, and nothing fails.
+Invariant: they agree with plain PyTorch, up to rounding.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import hashlib
 import itertools
 import math
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghostcli.machine import cpuinfo
 from ghostcli.zoo.kernels import algebra, pytorch
 from ghostcli.zoo.kernels.algebra import Branches, Fold, Running
+from ghostcli.zoo.kernels.library import NARROW, WIDE, Argument, address, available, call, reason
 from ghostcli.zoo.kernels.pytorch import DENSE, Step, Window, pitch
-from ghostcli.zoo.own import cache_folder
+
+__all__ = ["available", "reason"]
 
 NAME = "c++"
 WINDOWS = ((3, 3), (5, 5), (1, 5), (5, 1))  # (height, width) of the depthwise kernels
-SOURCES = ("algebra.cpp", "depthwise.cpp", "pointwise.cpp", "weigh.cpp", "norm.cpp")
-HEADERS = ("algebra.h", "rows.h", "vector.h")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
 BETAS = 2, 5, 7  # places in `Branches`, whose gradient is that of the bias
-BUILD_SECONDS = 120
-NARROW, WIDE = 8, 16  # floats in a vector; WIDE needs AVX-512
 
 opened, pool = pytorch.opened, pytorch.pool  # PyTorch's own are as fast
 
 
-def available() -> bool:
-    return _library(NARROW)[0] is not None
-
-
-def reason() -> str:
-    """One sentence: why the kernels are used or not used."""
-    return _library(NARROW)[1]
-
-
-def _cpu() -> str:
-    """The processor's name and features, which -march=native depends on."""
-    lines = {line for line in cpuinfo().splitlines() if line.startswith(("model name", "flags", "Features"))}
-    return "\n".join(sorted(lines)) or platform.processor() + platform.machine()
-
-
-@functools.cache
-def _library(lanes: int) -> tuple[ctypes.CDLL | None, str]:
-    """The loaded library for vectors of `lanes` floats, or None, and a sentence about it. Tried once per process."""
-    compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        return None, "No C++ compiler (g++ or clang++) was found, so plain PyTorch is used."
-    try:
-        path = _built(compiler, lanes)
-        return ctypes.CDLL(str(path)), f"Compiled by {compiler}, kept at {path}."
-    except subprocess.CalledProcessError as e:
-        last = (e.stderr or "").strip().splitlines()
-        return None, f"{compiler} could not build the kernels ({last[-1] if last else 'no message'})."
-    except (OSError, subprocess.SubprocessError) as e:
-        return None, f"The compiled kernels are not available ({e})."
-
-
-def _built(compiler: str, lanes: int) -> Path:
-    """The path of the library in the cache. It is built if it is missing."""
-    here, flags = Path(__file__).parent, (*FLAGS, f"-DWIDTH={lanes}")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=20)
-    digest = hashlib.sha256()
-    for part in (*flags, version.stdout, _cpu(), torch.__version__):
-        digest.update(part.encode() + b"\0")
-    for name in SOURCES + HEADERS:
-        digest.update((here / name).read_bytes() + b"\0")
-    folder = cache_folder()
-    path = folder / f"kernels-{digest.hexdigest()[:16]}.so"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch:
-        objects = [str(Path(scratch) / f"{name}.o") for name in SOURCES]
-        with ThreadPoolExecutor() as pool:
-            # a list, so that the first failure is raised
-            list(pool.map(lambda name, to: _run(compiler, *flags, "-c", str(here / name), "-o", to), SOURCES, objects))
-        library = Path(scratch) / "kernels.so"
-        # without its own OpenMP runtime the library uses PyTorch's, and shares its thread pool
-        _run(compiler, "-shared", *objects, "-o", str(library))
-        try:
-            ctypes.CDLL(str(library), mode=os.RTLD_NOW)
-        except OSError:
-            _run(compiler, "-shared", "-fopenmp", *objects, "-o", str(library))
-        os.replace(library, path)
-    return path
-
-
-def _run(*command: str) -> None:
-    subprocess.run(command, capture_output=True, text=True, check=True, timeout=BUILD_SECONDS)
-
-
-Argument = Tensor | int | float | None
-_TYPES = {int: ctypes.c_long, bool: ctypes.c_long, float: ctypes.c_double}
-
-
-def _call(name: str, *arguments: Argument, wide: bool = False) -> None:
-    """The function `name` of a library, in C: a pointer for a tensor or None, long for int, double for float.
-
-    `wide`: of the library with the longer vectors, where this processor has them.
-    """
-    library = (_wide_library() if wide else None) or _library(NARROW)[0]
-    function = getattr(library, name)
-    if function.argtypes is None:  # its first call
-        function.restype = None
-        function.argtypes = [*(_TYPES.get(type(a), ctypes.c_void_p) for a in arguments), ctypes.c_long]
-    given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    function(*given, torch.get_num_threads())
-
-
-@functools.cache
-def _wide_library() -> ctypes.CDLL | None:
-    return _library(WIDE)[0] if "avx512f" in cpuinfo().split() else None
-
-
-@functools.cache
-def _address(name: str, wide: bool) -> int:
-    """Where the function `name` is, of the library that `_call` would take."""
-    library = (_wide_library() if wide else None) or _library(NARROW)[0]
-    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-
-
-def _fits(*channels: int) -> bool:
+def _wide(*channels: int) -> bool:
     """Whether wide vectors pay where work grows with padding: they add at most a quarter to any count of channels.
 
     Products of 1x1 convolutions gain even where they add half: only a few channels keep them narrow.
@@ -171,10 +62,10 @@ def moments(x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
     c, t = x.shape[3], math.prod(k)
     if k == DENSE:
         mean, cov = x.new_empty(c), x.new_empty(c, c)
-        _call("pointwise_moments", *_map(x), *_rows(x), mean, cov, wide=_fits(c))
+        call("pointwise_moments", *_map(x), *_rows(x), mean, cov, wide=_wide(c))
         return mean, cov
     mean, cov = x.new_empty(c, t), x.new_empty(c, t, t)
-    _call("depthwise_moments", *_map(x), *x.shape, *k, stride, mean, cov)
+    call("depthwise_moments", *_map(x), *x.shape, *k, stride, mean, cov)
     return mean, cov
 
 
@@ -198,10 +89,10 @@ def fold(branches: Branches, mean: Tensor, cov: Tensor, running: Running | None 
     if mean.dim() == 1:
         rows_cov = mean.new_empty(b, o, t)
         given = p.weight, p.gamma, p.beta, p.identity_gamma, p.identity_beta
-        _call("dense_fold", *given, *sizes, mean, cov, kernel, bias, rows_cov, *out)
+        call("dense_fold", *given, *sizes, mean, cov, kernel, bias, rows_cov, *out)
     else:
         rows_cov = mean.new_empty(every, o, t)
-        _call("depthwise_fold", *p, *sizes, mean, cov, kernel, bias, rows_cov, *out)
+        call("depthwise_fold", *p, *sizes, mean, cov, kernel, bias, rows_cov, *out)
     if running is not None:
         track(means, vars, count, running)
     return Fold(kernel, bias, None, rows_cov, *out, mean)
@@ -222,11 +113,11 @@ def unfold(
     given = (dkernel, dbias, float(count), dweight, dgamma)
     if fold.patch_mean.dim() == 1:
         S, out = new(t, t), new(t)
-        _call("dense_unfold", p.weight, *sizes, *known, *given, didentity, S, out)
+        call("dense_unfold", p.weight, *sizes, *known, *given, didentity, S, out)
     else:
         S, out = new(o, t, t), new(o, t)
         given = (*given, dscale_weight, dscale, didentity)
-        _call("depthwise_unfold", p.weight, p.scale_weight, *sizes, *known, *given, S, out)
+        call("depthwise_unfold", p.weight, p.scale_weight, *sizes, *known, *given, S, out)
     return grads, S, out
 
 
@@ -235,7 +126,7 @@ def track(mean: Tensor, var: Tensor, count: int, running: Running) -> None:
         return algebra.track(mean, var, count, running)
     norms = [(of_mean.numel(), of_mean, of_var) for of_mean, of_var in running.norms]
     norms += [(0, None, None)] * (3 - len(norms))
-    _call("track", mean, var, float(running.momentum), count / (count - 1), *itertools.chain(*norms))
+    call("track", mean, var, float(running.momentum), count / (count - 1), *itertools.chain(*norms))
     if running.batches is not None:
         running.batches.add_(1)
 
@@ -249,16 +140,16 @@ def convolve(
         out = x.new_empty(n, -(-h // stride), -(-w // stride), o)
     kernel, bias = kernel.contiguous(), bias.contiguous()
     if k == DENSE:
-        _call("pointwise_forward", *_map(x), *_rows(x), kernel, bias, o, relu, *_map(out), wide=o > NARROW)
+        call("pointwise_forward", *_map(x), *_rows(x), kernel, bias, o, relu, *_map(out), wide=o > NARROW)
     else:
-        _call("depthwise_forward", *_map(x), *x.shape, *k, stride, kernel, bias, relu, *_map(out), wide=_fits(o))
+        call("depthwise_forward", *_map(x), *x.shape, *k, stride, kernel, bias, relu, *_map(out), wide=_wide(o))
     return out
 
 
 def beside(x: Tensor, kernel: Tensor, bias: Tensor, add: Tensor) -> Tensor:
     out, c = x.new_empty(add.shape), x.shape[3]
     arguments = *_map(x), *x.shape, kernel.contiguous(), bias.contiguous(), *_map(add), out
-    _call("depthwise_beside", *arguments, wide=_fits(c))
+    call("depthwise_beside", *arguments, wide=_wide(c))
     return out
 
 
@@ -272,11 +163,9 @@ def reduce(
     o = dz.shape[3]
     dkernel, dbias = x.new_empty(kernel.shape), x.new_empty(o)
     if k == DENSE:
-        _call(
-            "pointwise_reduce", *_map(dz), *_map(z), *_map(x), *_rows(x), o, dkernel, dbias, wide=_fits(o, x.shape[3])
-        )
+        call("pointwise_reduce", *_map(dz), *_map(z), *_map(x), *_rows(x), o, dkernel, dbias, wide=_wide(o, x.shape[3]))
     else:
-        _call("depthwise_reduce", *_map(dz), *_map(z), *_map(x), *x.shape, *k, stride, dkernel, dbias, wide=_fits(o))
+        call("depthwise_reduce", *_map(dz), *_map(z), *_map(x), *x.shape, *k, stride, dkernel, dbias, wide=_wide(o))
     return Step(dkernel, dbias, dz, z)
 
 
@@ -299,13 +188,13 @@ def adjoint(
     if k == DENSE:
         given = (None, 1, 1) if pooled is None else (pooled.contiguous(), *pytorch.window(x))
         sizes = (*x.shape[1:3], x.shape[0] * x.shape[1] * x.shape[2], x.shape[3], step.dz.shape[3])
-        _call("pointwise_adjoint", *maps, *sizes, *given, *rest, wide=x.shape[3] > NARROW)
+        call("pointwise_adjoint", *maps, *sizes, *given, *rest, wide=x.shape[3] > NARROW)
     else:
-        _call("depthwise_adjoint", *maps, *x.shape, *k, stride, *rest, wide=_fits(x.shape[3]))
+        call("depthwise_adjoint", *maps, *x.shape, *k, stride, *rest, wide=_wide(x.shape[3]))
     return dx
 
 
-def fits(branches: Branches, running: Running) -> bool:
+def reads(branches: Branches, running: Running) -> bool:
     """Whether `sum_forward` can read these parameters and statistics as they are."""
     tensors = (*branches, *itertools.chain(*running.norms))
     return all(t is None or (t.dtype == torch.float32 and t.is_contiguous()) for t in tensors)
@@ -330,15 +219,15 @@ def sum_forward(
     momentum, every = float(running.momentum), b + (p.scale_gamma is not None) + (p.identity_gamma is not None)
     if k == DENSE:
         state = x.new_empty(o * (c + 1 + b * c + 4 * every) + c)
-        steps = _address("pointwise_moments", _fits(c)), _address("pointwise_forward", o > NARROW)
+        steps = address("pointwise_moments", _wide(c)), address("pointwise_forward", o > NARROW)
         given = *p[:3], *p[6:], b, o, momentum, *itertools.islice(norms, 6)
-        _call("pointwise_sum", *steps, *_map(x), *_rows(x), *given, relu, *_map(out), state)
+        call("pointwise_sum", *steps, *_map(x), *_rows(x), *given, relu, *_map(out), state)
     else:
         t = math.prod(k)
         state = x.new_empty(o * (t + 1 + every * t + 4 * every + t))
-        steps = _address("depthwise_forward", _fits(o)), _address("depthwise_beside", _fits(o))
+        steps = address("depthwise_forward", _wide(o)), address("depthwise_beside", _wide(o))
         given = *p, b, momentum, *norms
-        _call("depthwise_sum", *steps, *_map(x), *x.shape, *k, stride, *given, relu, *_map(add), *_map(out), state)
+        call("depthwise_sum", *steps, *_map(x), *x.shape, *k, stride, *given, relu, *_map(add), *_map(out), state)
     if running.batches is not None:
         running.batches.add_(1)
     return out, state
@@ -367,29 +256,29 @@ def sum_backward(
     dweight, dgamma, _, dscale_weight, dscale, _, didentity, _ = grads
     maps, after = (*_map(dz), *_map(z), *_map(x)), (*_map(add), mask, *_map(dx))
     if k == DENSE:
-        steps = _address("pointwise_reduce", _fits(o, c)), _address("pointwise_adjoint", c > NARROW)
+        steps = address("pointwise_reduce", _wide(o, c)), address("pointwise_adjoint", c > NARROW)
         into = dweight, dgamma, didentity, dbias
         given = (None, 1, 1) if pooled is None else (pooled.contiguous(), *pytorch.window(x))
         sizes = (*x.shape[1:3], *_rows(x))
-        _call("pointwise_sum_backward", *steps, *maps, *sizes, p.weight, b, o, state, *into, *given, *after)
+        call("pointwise_sum_backward", *steps, *maps, *sizes, p.weight, b, o, state, *into, *given, *after)
     else:
-        steps = _address("depthwise_reduce", _fits(o)), _address("depthwise_adjoint", _fits(o))
+        steps = address("depthwise_reduce", _wide(o)), address("depthwise_adjoint", _wide(o))
         into = dweight, dgamma, dscale_weight, dscale, didentity, dbias
         known = p.weight, p.scale_weight, b, state
-        _call("depthwise_sum_backward", *steps, *maps, *x.shape, *k, stride, *known, *into, *after)
+        call("depthwise_sum_backward", *steps, *maps, *x.shape, *k, stride, *known, *into, *after)
     return dx, grads
 
 
 def total(x: Tensor, gate: Tensor | None, by: Tensor | None = None) -> Tensor:
     out = x.new_empty(x.shape[0], x.shape[3])
-    _call("weigh_total", *_map(x), *x.shape, *_covering(x, gate), *_map(by), out)
+    call("weigh_total", *_map(x), *x.shape, *_covering(x, gate), *_map(by), out)
     return out
 
 
 def weigh(x: Tensor, gate: Tensor | None, scale: Tensor | None) -> Tensor:
     out = x.new_empty(x.shape)
     scale = None if scale is None else scale.contiguous()
-    _call("weigh_forward", *_map(x), *x.shape, *_covering(x, gate), scale, out)
+    call("weigh_forward", *_map(x), *x.shape, *_covering(x, gate), scale, out)
     return out
 
 
@@ -398,14 +287,14 @@ def weigh_backward(
 ) -> tuple[Tensor, Tensor | None]:
     dx, dgate = x.new_empty(x.shape), None if gate is None else gate.new_empty(gate.shape)
     each = (None if rows is None else rows.contiguous() for rows in (scale, dtotal))
-    _call("weigh_backward", *_map(dout), *_map(x), *x.shape, *_covering(x, gate), *each, dx, dgate)
+    call("weigh_backward", *_map(dout), *_map(x), *x.shape, *_covering(x, gate), *each, dx, dgate)
     return dx, dgate
 
 
 def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Batch norm of gapless pixels in training, and ReLU if `relu`: the output, and mean and biased variance [C]."""
     out, mean, var = x.new_empty(x.shape), x.new_empty(len(gamma)), x.new_empty(len(gamma))
-    _call("norm_forward", x, *_rows(x), gamma, beta, eps, relu, mean, var, out, wide=True)
+    call("norm_forward", x, *_rows(x), gamma, beta, eps, relu, mean, var, out, wide=True)
     return out, mean, var
 
 
@@ -413,5 +302,5 @@ def normalise_backward(
     dout: Tensor, out: Tensor | None, x: Tensor, gamma: Tensor, eps: float, mean: Tensor, var: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     dx, dgamma, dbeta = x.new_empty(x.shape), x.new_empty(len(gamma)), x.new_empty(len(gamma))
-    _call("norm_backward", dout, out, x, *_rows(x), gamma, eps, mean, var, dx, dgamma, dbeta, wide=True)
+    call("norm_backward", dout, out, x, *_rows(x), gamma, eps, mean, var, dx, dgamma, dbeta, wide=True)
     return dx, dgamma, dbeta

@@ -75,7 +75,7 @@ def forward(
     With `add` the output is [x, the sum's] + add, as by `beside`.
     """
     patches = count(x, stride)
-    if ops is native and native.fits(branches, running) and _all_seen(x, k, stride):
+    if ops is native and native.reads(branches, running) and _all_seen(x, k, stride):
         z, state = native.sum_forward(x, branches, running, k, stride, relu, out, add)
         return z, (state,)
     fold = ops.fold(branches, *moments(ops, x, k, stride), running, patches)

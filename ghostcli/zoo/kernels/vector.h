@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-#ifndef WIDTH  // native.py builds each library for one width: 8, or 16 where the processor has AVX-512
+#ifndef WIDTH  // library.py builds each library for one width: 8, or 16 where the processor has AVX-512
 #define WIDTH 8
 #endif
 constexpr long LANES = WIDTH;
