@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -38,27 +39,38 @@ class Chain(nn.Sequential):
 
     @folded.uncompiled
     def folded(self, x: Tensor) -> Tensor:
-        """The output of `forward` by the compiled kernels."""
-        left, ops = list(self), kernels.of(x)
-        on_cpu = ops.NAME == "c++"
+        """The output of `forward` by the compiled kernels. What lies between other modules is one node of autograd."""
+        ops, left, together = kernels.of(x), list(self), []
         while left:
-            module, *left = left
-            conv = isinstance(module, nn.Conv2d) and module.bias is None
-            norm = on_cpu and isinstance(module, nn.BatchNorm2d)
-            if not (conv or norm) or (on_cpu and module.weight.dtype != x.dtype):
-                x = module(x)
-            elif norm:
-                relu, left = _relu_of(left)
-                x = folded.normalise(x, module.weight, module.bias, module.eps, relu, _running(module))
-            elif on_cpu and _depthwise(module, ops.WINDOWS):
-                x = folded.depthwise(x, module.weight, module.stride[0])
-            elif left and (_pointwise(module) or _depthwise(module, ops.WINDOWS)):
-                after, *left = left
-                relu, left = _relu_of(left)
-                x = _normed(x, module, after, relu)
-            else:
-                x = module(x)
-        return x
+            module, *after = left
+            step, left = _step(module, after, ops, x)
+            if step is not None:
+                together.append(step)
+                continue
+            x = module(folded.run(x, together) if together else x)
+            together = []
+        return folded.run(x, together) if together else x
+
+
+def _step(
+    module: nn.Module, after: list[nn.Module], ops: ModuleType, x: Tensor
+) -> tuple[tuple[folded.Step, folded.Given] | None, list[nn.Module]]:
+    """The step of folded.py that begins with `module`, with its parameters, or None; and the modules that are left."""
+    conv = isinstance(module, nn.Conv2d) and module.bias is None
+    if ops.NAME == "c++" and not torch.is_autocast_enabled("cpu") and getattr(module, "weight", x).dtype == x.dtype:
+        if isinstance(module, nn.BatchNorm2d):
+            relu, after = _relu_of(after)
+            return (folded.Normalise(module.eps, relu, _running(module)), (module.weight, module.bias)), after
+        if conv and _depthwise(module, ops.WINDOWS):
+            return (folded.Depthwise(module.stride[0]), (module.weight,)), after
+    elif ops.NAME == "c++":
+        conv = False
+    if not (conv and after and (_pointwise(module) or _depthwise(module, ops.WINDOWS))):
+        return None, after
+    norm, *after = after
+    relu, after = _relu_of(after)
+    one = folded.Branches(module.weight[None], norm.weight[None], norm.bias[None])
+    return (folded.Sum(folded.Shape(module.kernel_size, module.stride[0], relu), _running(norm)), one), after
 
 
 def _relu_of(left: list[nn.Module]) -> tuple[bool, list[nn.Module]]:
@@ -75,12 +87,6 @@ def _depthwise(conv: nn.Conv2d, windows: tuple[tuple[int, int], ...]) -> bool:
     """Whether it is a depthwise convolution of one of these windows."""
     known = conv.kernel_size in windows and conv.stride in ((1, 1), (2, 2))
     return known and conv.groups == conv.in_channels == conv.out_channels
-
-
-def _normed(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
-    """A convolution, its batch norm in training and, perhaps, a ReLU: a folded sum of one branch."""
-    one = folded.Branches(conv.weight[None], norm.weight[None], norm.bias[None])
-    return folded.convolve(x, one, folded.Shape(conv.kernel_size, conv.stride[0], relu), _running(norm))
 
 
 def _running(norm: nn.BatchNorm2d) -> folded.Running:
@@ -166,7 +172,7 @@ class RepConv(nn.Module):
     @folded.uncompiled
     def folded(self, x: Tensor) -> Tensor:
         """The output of `plain` in training, with ReLU, computed by one convolution; see folded.py."""
-        return folded.convolve(x, self.stacked(), self.shape, self.running())
+        return folded.run(x, [(folded.Sum(self.shape, self.running()), self.stacked())])
 
     @property
     def shape(self) -> folded.Shape:

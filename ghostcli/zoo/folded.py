@@ -14,8 +14,11 @@ Moments and folding use float32, or float64 for a float64 input.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,20 +29,10 @@ from ghostcli.zoo import kernels
 from ghostcli.zoo.kernels import sums
 from ghostcli.zoo.kernels.algebra import EPS, Branches, Running
 
-__all__ = [
-    "EPS",
-    "Branches",
-    "Running",
-    "Shape",
-    "convolve",
-    "depthwise",
-    "excite",
-    "ghost",
-    "normalise",
-    "uncompiled",
-    "weigh",
-]
+__all__ = ["EPS", "Branches", "Running", "Shape", "excite", "ghost", "run", "uncompiled", "weigh"]
 
+
+Given = Sequence[Tensor | None]
 
 DENSE, CHEAP = (1, 1), (3, 3)  # the windows of a ghost module
 
@@ -81,28 +74,106 @@ def _images(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-class _Sum(torch.autograd.Function):
-    """One sum of branches: [N, C, H, W] -> output."""
+def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """No autocast on the device of `x`. Entering torch's own context takes longer than to ask."""
+    device = x.device.type
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
+
+
+class Sum(NamedTuple):
+    """A sum of branches; its parameters are those of `Branches`."""
+
+    shape: Shape
+    running: Running
+
+    def forward(self, ops: ModuleType, x: Tensor, parameters: Given) -> tuple[Tensor, Given]:
+        z, kept = sums.forward(ops, x, Branches(*parameters), self.running, *self.shape)
+        return z, (x, z if self.shape.relu else None, *kept)
+
+    def backward(
+        self, ops: ModuleType, dz: Tensor, parameters: Given, kept: Given, needed: bool
+    ) -> tuple[Tensor | None, Given]:
+        (x, z, *kept), (k, stride, _) = kept, self.shape
+        if z is not None and 0 in dz.stride():  # of a mean: the mask makes it a map
+            dz, z = torch.ops.aten.threshold_backward(dz, z, 0), None
+        dz = dz if kernels.pitch(dz) else dz.contiguous()
+        return sums.backward(ops, dz, z, x, Branches(*parameters), kept, k, stride, needed=needed)
+
+
+class Depthwise(NamedTuple):
+    """A depthwise convolution with zeros around and no bias; its parameter is the weight [C, 1, kh, kw]."""
+
+    stride: int
+
+    def forward(self, ops: ModuleType, x: Tensor, parameters: Given) -> tuple[Tensor, Given]:
+        [weight] = parameters
+        kernel = weight.flatten(1)
+        no_bias = kernel.new_zeros(len(kernel))
+        return ops.convolve(x, kernel, no_bias, tuple(weight.shape[2:]), self.stride, False), (x,)
+
+    def backward(
+        self, ops: ModuleType, dz: Tensor, parameters: Given, kept: Given, needed: bool
+    ) -> tuple[Tensor | None, Given]:
+        [weight], [x] = parameters, kept
+        kernel, window = weight.flatten(1), tuple(weight.shape[2:])
+        dz = dz if kernels.pitch(dz) else dz.contiguous()
+        step = ops.reduce(dz, None, x, kernel, None, window, self.stride)
+        dx = ops.adjoint(step, x, kernel, None, None, window, self.stride) if needed else None
+        return dx, (step.dkernel.view_as(weight),)
+
+
+class Normalise(NamedTuple):
+    """Batch norm and, perhaps, ReLU, by the kernels of a CPU; its parameters are gamma and beta."""
+
+    eps: float
+    relu: bool
+    running: Running
+
+    def forward(self, ops: ModuleType, x: Tensor, parameters: Given) -> tuple[Tensor, Given]:
+        x = x.contiguous()
+        y, mean, var = ops.normalise(x, *parameters, self.eps, self.relu)
+        ops.track(mean, var, sums.count(x, 1), self.running)
+        return y, (x, y if self.relu else None, mean, var)
+
+    def backward(
+        self, ops: ModuleType, dy: Tensor, parameters: Given, kept: Given, needed: bool
+    ) -> tuple[Tensor | None, Given]:
+        x, y, mean, var = kept
+        dx, *grads = ops.normalise_backward(dy.contiguous(), y, x, parameters[0], self.eps, mean, var)
+        return dx, tuple(grads)
+
+
+Step = Sum | Depthwise | Normalise
+
+
+class _Steps(torch.autograd.Function):
+    """Steps in a row, [N, C, H, W] -> output, as one node of autograd: a node takes time whatever it computes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shape: Shape, running: Running, *parameters: Tensor | None) -> Tensor:
-        x, ctx.ops, ctx.shape = _pixels(x), kernels.of(x), shape
-        z, kept = sums.forward(ctx.ops, x, Branches(*parameters), running, *shape)
-        ctx.save_for_backward(x, z if shape.relu else None, *parameters, *kept)
-        return _images(z)
+    def forward(ctx: Any, x: Tensor, steps: tuple[Step, ...], counts: tuple[int, ...], *parameters: Tensor) -> Tensor:
+        x, ops, every, taken = _pixels(x), kernels.of(x), [], iter(parameters)
+        for step, count in zip(steps, counts, strict=True):
+            x, kept = step.forward(ops, x, tuple(itertools.islice(taken, count)))
+            every.append(kept)
+        ctx.ops, ctx.steps, ctx.counts, ctx.kept = ops, steps, counts, tuple(map(len, every))
+        ctx.save_for_backward(*parameters, *itertools.chain(*every))
+        return _images(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Any, ...]:
-        x, z, *rest = ctx.saved_tensors
-        branches, kept, (k, stride, _) = Branches(*rest[:8]), rest[8:], ctx.shape
-        if z is not None and 0 in dz.stride():  # of a mean: the mask makes it a map
-            dz, z = torch.ops.aten.threshold_backward(dz.permute(0, 2, 3, 1), z, 0), None
-            dz = _images(dz)
-        with torch.autocast(x.device.type, enabled=False):
-            needed = ctx.needs_input_grad[0]
-            dx, grads = sums.backward(ctx.ops, _pixels(dz), z, x, branches, kept, k, stride, needed=needed)
-        return None if dx is None else _images(dx), None, None, *grads
+        saved, grads, first = ctx.saved_tensors, [], ctx.needs_input_grad[0]
+        own, kept, dz = sum(ctx.counts), len(ctx.saved_tensors), dz.permute(0, 2, 3, 1)
+        with _no_autocast(dz):
+            for place in reversed(range(len(ctx.steps))):
+                own, kept = own - ctx.counts[place], kept - ctx.kept[place]
+                parameters = saved[own : own + ctx.counts[place]]
+                needed = first or place > 0
+                back = ctx.steps[place].backward
+                dz, of_step = back(ctx.ops, dz, parameters, saved[kept : kept + ctx.kept[place]], needed)
+                grads = [*of_step, *grads]
+        return None if dz is None or not first else _images(dz), None, None, *grads
 
 
 class _Ghost(torch.autograd.Function):
@@ -144,55 +215,13 @@ class _Ghost(torch.autograd.Function):
         half, ops, dadd, dy = primary.weight.shape[1], ctx.ops, dy, _pixels(dy)
         z, z_cheap = ops.whole(y[..., :half]), y[..., half:] if ctx.relu else None
         more = {"add": None if dx is None else _pixels(dx), "pooled": None if dpool is None else _pixels(dpool)}
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x):
             beside, dy = {"add": dy[..., :half], "mask": ctx.relu}, dy[..., half:]
             dz, grads_cheap = sums.backward(ops, dy, z_cheap, z, cheap, depthwise, CHEAP, 1, **beside)
             needed = ctx.needs_input_grad[0]
             dx, grads_primary = sums.backward(ops, dz, None, x, primary, dense, DENSE, 1, needed=needed, **more)
         dx = _images(dx) if needed else None
         return dx, dadd if ctx.needs_input_grad[1] else None, None, None, None, *grads_primary, *grads_cheap
-
-
-class _Depthwise(torch.autograd.Function):
-    """A depthwise convolution [N, C, H, W] -> [N, C, H', W'] with zeros around and no bias."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        x, kernel = _pixels(x), weight.flatten(1)
-        ctx.save_for_backward(x, weight)
-        ctx.stride = stride
-        no_bias = kernel.new_zeros(len(kernel))
-        return _images(kernels.of(x).convolve(x, kernel, no_bias, tuple(weight.shape[2:]), stride, False))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        x, weight = ctx.saved_tensors
-        kernel, ops, window = weight.flatten(1), kernels.of(x), tuple(weight.shape[2:])
-        step = ops.reduce(_pixels(dz), None, x, kernel, None, window, ctx.stride)
-        dx = ops.adjoint(step, x, kernel, None, None, window, ctx.stride) if ctx.needs_input_grad[0] else None
-        return None if dx is None else _images(dx), step.dkernel.view_as(weight), None
-
-
-class _Normalise(torch.autograd.Function):
-    """Batch norm in training and, perhaps, ReLU: [N, C, H, W] -> the same."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool, running: Running) -> Tensor:
-        x = x.permute(0, 2, 3, 1).contiguous()
-        ops, ctx.eps = kernels.of(x), eps
-        y, mean, var = ops.normalise(x, gamma, beta, eps, relu)
-        ops.track(mean, var, sums.count(x, 1), running)
-        ctx.save_for_backward(x, y if relu else None, gamma, mean, var)
-        return _images(y)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, gamma, mean, var = ctx.saved_tensors
-        dy = dy.permute(0, 2, 3, 1).contiguous()
-        dx, dgamma, dbeta = kernels.of(x).normalise_backward(dy, y, x, gamma, ctx.eps, mean, var)
-        return _images(dx), dgamma, dbeta, None, None, None
 
 
 class _Weigh(torch.autograd.Function):
@@ -262,19 +291,20 @@ class _Scale(torch.autograd.Function):
 def _applied(function: type[torch.autograd.Function], x: Tensor, *arguments: Any) -> Tensor:
     """The result for `x`, under autocast for `x` in its precision."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device):
+        x = x.to(torch.get_autocast_dtype(device))
+    with _no_autocast(x):
         return function.apply(x, *arguments)
-    with torch.autocast(device, enabled=False):
-        return function.apply(x.to(torch.get_autocast_dtype(device)), *arguments)
 
 
-def convolve(x: Tensor, branches: Branches, shape: Shape, running: Running) -> Tensor:
-    """The sum of branches of `x` [N, C, H, W] in training, in channels_last.
+def run(x: Tensor, steps: Sequence[tuple[Step, Given]]) -> Tensor:
+    """The output of `steps`, each with its parameters, one after the other, of `x` [N, C, H, W] in training.
 
-    `running` follows mean and variance of the branches' outputs, with the unbiased variance as batch norm has it. Under
-    autocast the output has its precision; moments stay float32. ValueError if there is one value per channel.
+    It is in channels_last. Running statistics follow, with the unbiased variance as batch norm has it. Under autocast
+    the output has its precision; moments stay float32. ValueError if there is one value per channel.
     """
-    return _applied(_Sum, x, shape, running, *branches)
+    values, given = zip(*steps, strict=True)
+    return _applied(_Steps, x, values, tuple(map(len, given)), *itertools.chain(*given))
 
 
 def ghost(
@@ -287,7 +317,7 @@ def ghost(
     pool: bool = False,
     add: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`convolve` with `primary` (1x1), then of its output with `cheap` (depthwise 3x3).
+    """The sum `primary` (1x1), then of its output the sum `cheap` (depthwise 3x3).
 
     Returns both outputs side by side [N, 2 O, H, W] without a copy, + `add` (not with `relu`); then `x`, for others
     that read it, and its average over 2 x 2 pixels if `pool`.
@@ -295,16 +325,6 @@ def ghost(
     if relu and add is not None:
         raise ValueError("a ReLU after which a map is added is not computed in one step")
     return _applied(_Ghost, x, add, relu, pool, running, *primary, *cheap)
-
-
-def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The convolution of `x` [N, C, H, W] with `weight` [C, 1, kh, kw], zeros around, in channels_last."""
-    return _Depthwise.apply(x, weight, stride)
-
-
-def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool, running: Running) -> Tensor:
-    """Batch norm of `x` [N, C, H, W] in training, then ReLU if `relu`, by the kernels of a CPU."""
-    return _Normalise.apply(x, gamma, beta, eps, relu, running)
 
 
 def weigh(x: Tensor, gate: Tensor) -> Tensor:
