@@ -35,7 +35,7 @@ from ghostcli.data import SETS, Data, Images
 from ghostcli.data.batches import order, views
 from ghostcli.deploy import bench
 from ghostcli.deploy.timer import MEBI, Meter, interleave, measured_apart, resident_peak, spread
-from ghostcli.engine.device import arithmetic, describe, pick
+from ghostcli.engine.device import arithmetic, describe, pick, uncollected
 from ghostcli.recipe.models import KD, DataSection, EngineSection
 from ghostcli.records.storage import write_json
 from ghostcli.zoo import kernels
@@ -63,7 +63,7 @@ def compare(calls: dict[str, Call | Meter], base: str, setting: Setting, keep: K
         if rounds > 1 and not within:  # the first round is the warm-up
             keep(ratios(meters, base))
 
-    with arithmetic(EngineSection(), setting.device):
+    with arithmetic(EngineSection(), setting.device), uncollected():  # as in the training loop
         interleave(list(meters.values()), setting.rounds, turn)
     print(file=sys.stderr)
     return ratios(meters, base)

@@ -28,7 +28,7 @@ def profiled(model: str, precision: str, batch: int, device_name: str) -> dict[s
 
     from ghostcli.deploy import bench
     from ghostcli.engine.capture import Captured
-    from ghostcli.engine.device import arithmetic, describe, pick
+    from ghostcli.engine.device import arithmetic, describe, pick, uncollected
 
     device = pick(device_name)
     recipe = bench.bench_recipe(batch, precision=precision)
@@ -36,7 +36,7 @@ def profiled(model: str, precision: str, batch: int, device_name: str) -> dict[s
     step, wait = bench.stepper(run), bench.waiter(device)
     index = torch.arange(batch, device=device)
     on_gpu = device.type == "cuda"
-    with arithmetic(recipe.engine, device):
+    with arithmetic(recipe.engine, device), uncollected():
         for _ in range(WARM):
             step(index)
         wait()
