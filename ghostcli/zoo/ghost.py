@@ -143,6 +143,18 @@ class GhostModule(nn.Module):
         return y[:, : self.out_channels], x, None if self.gate is None else self.gate.logits(pooled)
 
 
+class OnePixel(nn.Conv2d):
+    """A 1x1 convolution of maps of one pixel. On a CPU training computes it as a matrix product, which is faster."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and x.is_cpu):
+            return super().forward(x)
+        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+
+
 def _means(x: Tensor) -> Tensor:
     """The means [N, C, 1, 1] of whole maps. Their gradient is a view of one value a channel, and no whole map."""
     return x.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])
@@ -154,8 +166,8 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__()
         reduced = divisible(channels * ratio)
-        self.reduce = nn.Conv2d(channels, reduced, 1)
-        self.expand = nn.Conv2d(reduced, channels, 1)
+        self.reduce = OnePixel(channels, reduced)
+        self.expand = OnePixel(reduced, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         total = x.sum((2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
@@ -237,7 +249,7 @@ class GhostNet(nn.Module):
             self.bottlenecks.append(Bottleneck(channels, middle, out, row, gated=gated, mode=mode))
             channels = out
         self.tail = ConvBN(channels, divisible(rows[-1].expansion * width), 1, mode=mode)
-        self.head = nn.Conv2d(divisible(rows[-1].expansion * width), HEAD, 1)
+        self.head = OnePixel(divisible(rows[-1].expansion * width), HEAD)
         self.classifier = nn.Linear(HEAD, classes)
 
     def forward(self, x: Tensor) -> Tensor:
