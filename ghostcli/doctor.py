@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from ghostcli import __version__
-from ghostcli.errors import GhostError, printable
+from ghostcli.errors import GhostError, origin, printable
 from ghostcli.machine import cores, free_disk
 from ghostcli.plan import commands
 from ghostcli.records import record
@@ -157,8 +157,7 @@ def _trial(runs: Path) -> Iterator[Finding]:
         folder.mkdir(parents=True)
         problem = _write_and_lock(folder)
     except (OSError, GhostError) as error:
-        reason = getattr(error, "strerror", None) or error.__cause__ or error
-        problem = f"cannot be written ({reason}); name another folder with --runs"
+        problem = f"cannot be written ({origin(error)}); name another folder with --runs"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for empty in made:

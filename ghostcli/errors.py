@@ -45,6 +45,13 @@ class Interrupted(BaseException):
     exit_code = 75
 
 
+def origin(error: BaseException) -> str:
+    """What an error goes back to, in the system's words: each layer of a connection repeats the ones below it."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return getattr(error, "strerror", None) or str(error)
+
+
 def nearest(word: str, known: Sequence[str]) -> str:
     """` Did you mean ...?` with the known words similar to `word`. Without any: ` Known: ...` with all of them."""
     import difflib

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 
 from ghostcli import display
 from ghostcli.data import Images
-from ghostcli.errors import UsageError, printable
+from ghostcli.errors import UsageError, origin, printable
 from ghostcli.recipe.sets import SETS
 
 #: A download fails after this many seconds without an answer.
@@ -189,14 +189,7 @@ def _download(source: Archive, root: Path) -> None:
                 f"try again, or {source.by_hand(root)}"
             ) from error
         except requests.RequestException as error:
-            raise UsageError(f"cannot fetch {source.url} ({_root(error)}): {source.by_hand(root)}") from error
-
-
-def _root(error: BaseException) -> str:
-    """What an error goes back to, in the system's words: each layer of a connection repeats the ones below it."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return getattr(error, "strerror", None) or str(error)
+            raise UsageError(f"cannot fetch {source.url} ({origin(error)}): {source.by_hand(root)}") from error
 
 
 class _Bar:
