@@ -198,11 +198,11 @@ def test_stopping_early_keeps_the_schedule_of_the_whole(ghost, tmp_path):
 
 @pytest.mark.real
 def test_real_images_are_learnt(ghost, cifar10, tmp_path):
-    """A small student on 3,000 real images beats chance (10 %) by a wide margin: three seeds gave 29 to 30 %."""
-    sizes = ["-s", "data.limit=3000", "-s", "data.limit_test=500", "-s", "train.batch_size=64", "--epochs", 2]
+    """A small student on 3,000 real images beats chance (10 %) by a wide margin: six trainings gave 32 to 38 %."""
+    sizes = ["-s", "data.limit=3000", "-s", "data.limit_test=500", "-s", "train.batch_size=64", "--epochs", 4]
     rates = [
         word for key in ("name=muon", "lr=0.02", "rest_lr=0.1", "weight_decay=5e-4") for word in ("-s", f"optim.{key}")
     ]
     done = ghost("train-teacher", "gns:0.25", "--data", "cifar10", *sizes, *rates, "--runs", tmp_path, "--json")
     assert done.code == 0, done.err
-    assert json.loads(done.out)["accuracy"]["last"] > 20
+    assert json.loads(done.out)["accuracy"]["last"] > 25
