@@ -56,15 +56,15 @@ def _step(
     module: nn.Module, after: list[nn.Module], ops: ModuleType, x: Tensor
 ) -> tuple[tuple[folded.Step, folded.Given] | None, list[nn.Module]]:
     """The step of folded.py that begins with `module`, with its parameters, or None; and the modules that are left."""
+    on_cpu = ops.NAME == "c++"
+    if on_cpu and (torch.is_autocast_enabled("cpu") or getattr(module, "weight", x).dtype != x.dtype):
+        return None, after
+    if on_cpu and isinstance(module, nn.BatchNorm2d):
+        relu, after = _relu_of(after)
+        return (folded.Normalise(module.eps, relu, _running(module)), (module.weight, module.bias)), after
     conv = isinstance(module, nn.Conv2d) and module.bias is None
-    if ops.NAME == "c++" and not torch.is_autocast_enabled("cpu") and getattr(module, "weight", x).dtype == x.dtype:
-        if isinstance(module, nn.BatchNorm2d):
-            relu, after = _relu_of(after)
-            return (folded.Normalise(module.eps, relu, _running(module)), (module.weight, module.bias)), after
-        if conv and _depthwise(module, ops.WINDOWS):
-            return (folded.Depthwise(module.stride[0]), (module.weight,)), after
-    elif ops.NAME == "c++":
-        conv = False
+    if on_cpu and conv and _depthwise(module, ops.WINDOWS):
+        return (folded.Depthwise(module.stride[0]), (module.weight,)), after
     if not (conv and after and (_pointwise(module) or _depthwise(module, ops.WINDOWS))):
         return None, after
     norm, *after = after

@@ -29,7 +29,8 @@ from ghostcli.zoo import kernels
 from ghostcli.zoo.kernels import sums
 from ghostcli.zoo.kernels.algebra import EPS, Branches, Running
 
-__all__ = ["EPS", "Branches", "Running", "Shape", "excite", "ghost", "run", "uncompiled", "weigh"]
+__all__ = ["EPS", "Branches", "Depthwise", "Given", "Normalise", "Running", "Shape", "Step", "Sum"]
+__all__ += ["excite", "ghost", "run", "uncompiled", "weigh"]
 
 
 Given = Sequence[Tensor | None]
@@ -66,7 +67,10 @@ class Shape(NamedTuple):
 
 def _pixels(x: Tensor) -> Tensor:
     """[N, C, H, W] in any memory format as [N, H, W, C] with regular pixel strides. Copied only if necessary."""
-    x = x.permute(0, 2, 3, 1)
+    return _regular(x.permute(0, 2, 3, 1))
+
+
+def _regular(x: Tensor) -> Tensor:
     return x if kernels.pitch(x) else x.contiguous()
 
 
@@ -97,8 +101,7 @@ class Sum(NamedTuple):
         (x, z, *kept), (k, stride, _) = kept, self.shape
         if z is not None and 0 in dz.stride():  # of a mean: the mask makes it a map
             dz, z = torch.ops.aten.threshold_backward(dz, z, 0), None
-        dz = dz if kernels.pitch(dz) else dz.contiguous()
-        return sums.backward(ops, dz, z, x, Branches(*parameters), kept, k, stride, needed=needed)
+        return sums.backward(ops, _regular(dz), z, x, Branches(*parameters), kept, k, stride, needed=needed)
 
 
 class Depthwise(NamedTuple):
@@ -117,8 +120,7 @@ class Depthwise(NamedTuple):
     ) -> tuple[Tensor | None, Given]:
         [weight], [x] = parameters, kept
         kernel, window = weight.flatten(1), tuple(weight.shape[2:])
-        dz = dz if kernels.pitch(dz) else dz.contiguous()
-        step = ops.reduce(dz, None, x, kernel, None, window, self.stride)
+        step = ops.reduce(_regular(dz), None, x, kernel, None, window, self.stride)
         dx = ops.adjoint(step, x, kernel, None, None, window, self.stride) if needed else None
         return dx, (step.dkernel.view_as(weight),)
 

@@ -98,6 +98,20 @@ def fold(branches: Branches, mean: Tensor, cov: Tensor, running: Running | None 
     return Fold(kernel, bias, None, rows_cov, *out, mean)
 
 
+def _gradients(branches: Branches, dbias: Tensor) -> list[Tensor | None]:
+    """Memory for the gradient of each parameter; those of the betas are that of the bias."""
+    return [
+        None if p is None else dbias.expand(p.shape) if place in BETAS else dbias.new_empty(p.shape)
+        for place, p in enumerate(branches)
+    ]
+
+
+def _norms(running: Running) -> list[Argument]:
+    """Channels, mean and variance of three norms, as `track` takes them: of no channels where there are fewer."""
+    norms = [(mean.numel(), mean, var) for mean, var in running.norms]
+    return [*itertools.chain(*norms), *(0, None, None) * (3 - len(norms))]
+
+
 def unfold(
     branches: Branches, fold: Fold, dkernel: Tensor, dbias: Tensor, count: int
 ) -> tuple[list[Tensor | None], Tensor, Tensor]:
@@ -106,10 +120,8 @@ def unfold(
         return algebra.unfold(branches, fold, dkernel, dbias, count)
     b, o, t = p.weight.flatten(2).shape
     sizes, known = (b, o, t), (fold.patch_mean, fold.rows_cov, fold.gain, fold.rstd, fold.mean)
-    grads = [None if parameter is None else new(parameter.shape) for parameter in p]
+    grads = _gradients(p, dbias)
     dweight, dgamma, _, dscale_weight, dscale, _, didentity, _ = grads
-    for beta in BETAS:
-        grads[beta] = None if p[beta] is None else dbias.expand(p[beta].shape)
     given = (dkernel, dbias, float(count), dweight, dgamma)
     if fold.patch_mean.dim() == 1:
         S, out = new(t, t), new(t)
@@ -124,9 +136,7 @@ def unfold(
 def track(mean: Tensor, var: Tensor, count: int, running: Running) -> None:
     if any(kept.dtype != mean.dtype for pair in running.norms for kept in pair):
         return algebra.track(mean, var, count, running)
-    norms = [(of_mean.numel(), of_mean, of_var) for of_mean, of_var in running.norms]
-    norms += [(0, None, None)] * (3 - len(norms))
-    call("track", mean, var, float(running.momentum), count / (count - 1), *itertools.chain(*norms))
+    call("track", mean, var, float(running.momentum), count / (count - 1), *_norms(running))
     if running.batches is not None:
         running.batches.add_(1)
 
@@ -214,13 +224,13 @@ def sum_forward(
     p, (n, h, w, c), (b, o) = branches, x.shape, branches.gamma.shape
     if out is None:
         out = x.new_empty(add.shape if add is not None else (n, -(-h // stride), -(-w // stride), o))
-    norms = [(mean.numel(), mean, var) for mean, var in running.norms]
-    norms = itertools.chain(*norms, *[(0, None, None)] * (3 - len(norms)))
-    momentum, every = float(running.momentum), b + (p.scale_gamma is not None) + (p.identity_gamma is not None)
+    norms, momentum = _norms(running), float(running.momentum)
+    every = b + (p.scale_gamma is not None) + (p.identity_gamma is not None)
+    # the size of `state`: as `Fold` in algebra.h lays it out
     if k == DENSE:
         state = x.new_empty(o * (c + 1 + b * c + 4 * every) + c)
         steps = address("pointwise_moments", _wide(c)), address("pointwise_forward", o > NARROW)
-        given = *p[:3], *p[6:], b, o, momentum, *itertools.islice(norms, 6)
+        given = *p[:3], *p[6:], b, o, momentum, *norms[:6]
         call("pointwise_sum", *steps, *_map(x), *_rows(x), *given, relu, *_map(out), state)
     else:
         t = math.prod(k)
@@ -249,10 +259,7 @@ def sum_backward(
     """See `sums.backward`."""
     p, c, (b, o) = branches, x.shape[3], branches.gamma.shape
     dx, dbias = x.new_empty(x.shape) if needed else None, x.new_empty(o)
-    grads = [
-        None if parameter is None else dbias.expand(parameter.shape) if place in BETAS else x.new_empty(parameter.shape)
-        for place, parameter in enumerate(p)
-    ]
+    grads = _gradients(p, dbias)
     dweight, dgamma, _, dscale_weight, dscale, _, didentity, _ = grads
     maps, after = (*_map(dz), *_map(z), *_map(x)), (*_map(add), mask, *_map(dx))
     if k == DENSE:
