@@ -86,6 +86,8 @@ def trials() -> list[Trial]:
         "cosine": {"optim.anneal": "cosine"},
     }
     made += [Trial("one at a time", name, BEST | changed) for name, changed in ways.items()]
+    # Does the rate that is best for 8 epochs stay the best when there is more time?
+    made += [Trial("longer", f"sgd {lr:g}", SGD | {"optim.lr": lr}, epochs=32) for lr in (0.8, 0.4)]
     return made
 
 

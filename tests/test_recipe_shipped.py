@@ -48,7 +48,7 @@ def test_the_families_stand() -> None:
         "paper", "paper/t4", "paper/validation",
         "published", "published/kd", "published/kd-efficientnetv2",
         "published/chain", "published/chain-gnd", "published/ensemble",
-        "ghost", "ghost/fast", "ghost/kd", "ghost/dkd", "ghost/dist",
+        "ghost", "ghost/fast", "ghost/long", "ghost/kd", "ghost/dkd", "ghost/dist",
         "smoke", "smoke/demo",
     }  # fmt: skip
     assert load("paper/base").name == "paper"
@@ -104,6 +104,15 @@ def test_every_value_of_ghost_fast_was_tried() -> None:
     assert ours.pop("train.epochs") == 16
     same = [trial for trial in trials if trial["settings"].items() >= ours.items()]
     assert [trial["validation"] for trial in same] == [max(trial.get("validation", 0) for trial in trials)]
+
+
+def test_ghost_long_keeps_what_was_found_for_less_time() -> None:
+    """Its padding is the paper's, and no rate that was tried at 32 epochs did better than its own."""
+    assert changed("ghost/long", "ghost/fast") == {"train.epochs": 128, "augment.pad": load("paper").recipe.augment.pad}
+    record = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "search.json").read_text())
+    longer = [trial for trial in record.values() if trial["stage"] == "longer"]
+    best = max(longer, key=lambda trial: trial["validation"])
+    assert best["settings"]["optim.lr"] == load("ghost/long").recipe.optim.lr
 
 
 def test_smoke_is_small() -> None:
