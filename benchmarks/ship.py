@@ -55,7 +55,8 @@ def portable(command: Sequence[str]) -> tuple[str, ...]:
 def measured(result: RunResult, file: Path) -> RunResult:
     """The record with the accuracy of the weights in `file`, in the deploy form, on all test images."""
     loaded = weights.load(file, classes=result.classes, model=result.student)
-    images = load_data(result.recipe.data).test
+    data = load_data(result.recipe.data)
+    images = data.test
     network = zoo.deploy(loaded.model).to(memory_format=torch.channels_last)
     logits = evaluate.logits(network, images, loaded.norm)
     before, now = result.accuracy.selected, evaluate.score(logits, images.labels)
@@ -64,6 +65,7 @@ def measured(result: RunResult, file: Path) -> RunResult:
     return result.model_copy(
         update={
             "command": portable(result.command),
+            "class_names": data.classes,
             "accuracy": result.accuracy.model_copy(update={"selected": now["accuracy"]}),
             "nll": now["loss"],
             "test": Answers.of(*stored, ece(*stored)),

@@ -47,12 +47,19 @@ def live() -> bool:
     return volume != QUIET and console.is_interactive and console.file.isatty()
 
 
+class _Results(Table):
+    """A table whose strings are text as it stands: a name with brackets is no markup of rich."""
+
+    def add_row(self, *cells: Any, **how: Any) -> None:
+        super().add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), **how)
+
+
 def table(first: str, *titles: str, numbers: bool = False) -> Table:
     """An empty table of results. The columns after the first hold numbers (if `numbers`) or words."""
-    view = Table(box=None, pad_edge=False, header_style="bold", show_header=numbers)
-    view.add_column(first, no_wrap=True)
+    view = _Results(box=None, pad_edge=False, header_style="bold", show_header=numbers)
+    view.add_column(Text(first), no_wrap=True)
     for title in titles:
-        view.add_column(title, justify="right" if numbers else "left", no_wrap=True)
+        view.add_column(Text(title), justify="right" if numbers else "left", no_wrap=True)
     return view
 
 

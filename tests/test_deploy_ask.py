@@ -16,6 +16,22 @@ from ghostcli.records import record
 
 
 @pytest.fixture
+def photos_run(tmp_path, monkeypatch, ghost):
+    """(folder of images, id of a finished run of them, folder of runs)."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 4), ("test", 2)):
+        for name in ("ape [small]", "bee", "cat"):
+            folder = tmp_path / "photos" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    done = ghost("train-teacher", "gns:0.1", "--recipe", "smoke", "--data", "folder:photos", "--json")
+    assert done.code == 0, done.err
+    return tmp_path / "photos", json.loads(done.out)["run"], tmp_path / "runs"
+
+
+@pytest.fixture
 def pictures(digits_run, tmp_path):
     """The first test images as files, and what the run's own record says of them."""
     from ghostcli import data
@@ -68,6 +84,48 @@ def test_a_picture_is_turned_upright_as_its_camera_says(ghost, digits_run, digit
     done = ghost("predict", digits_run.id, *(tmp_path / name for name in names), "--runs", digits_runs, "--json")
     first, *others = [row["predictions"] for row in json.loads(done.out)]
     assert others == [first, first]
+
+
+def test_pictures_that_cannot_be_read_cost_no_others(ghost, digits_run, digits_runs, pictures):
+    folder, logits = pictures
+    (folder / "01.png").write_text("no picture")
+    (folder / "06.png").write_bytes((folder / "05.png").read_bytes()[:60])
+    done = ghost("predict", digits_run.id, folder, "--runs", digits_runs, "--top", 1)
+    assert done.code == 2
+    assert [line.split()[0][-6:] for line in done.out.splitlines()] == [
+        f"{i:02}.png" for i in range(12) if i not in (1, 6)
+    ]
+    assert done.err.count("not an image that can be read") == 2 and "01.png" in done.err and "06.png" in done.err
+    rows = json.loads(ghost("predict", digits_run.id, folder, "--runs", digits_runs, "--json").out)
+    assert [i for i, row in enumerate(rows) if "error" in row] == [1, 6] and rows[1]["predictions"] == []
+    assert [row["predictions"][0]["class"] for i, row in enumerate(rows) if i not in (1, 6)] == [
+        str(best) for i, best in enumerate(logits.argmax(1)) if i not in (1, 6)
+    ]
+
+
+def test_a_class_keeps_its_name_whatever_becomes_of_its_folder(ghost, photos_run, tmp_path):
+    """Names come from the record: a folder that was renamed or left behind changes no answer."""
+    photos, run, runs = photos_run
+    picture = next((photos / "test" / "cat").iterdir())
+
+    def said() -> str:
+        done = ghost("predict", run, picture, "--runs", runs, "--json", "--top", 3)
+        return json.loads(done.out)[0]["predictions"]
+
+    before = said()
+    assert sorted(one["class"] for one in before) == ["ape [small]", "bee", "cat"]
+    for part in ("train", "test"):
+        (photos / part / "bee").rename(photos / part / "zebra")
+    assert said() == before
+    refused = ghost("evaluate", run, "--runs", runs)
+    assert refused.code == 2 and "its 3 classes are not the 3" in refused.err
+    for part in ("train", "test"):
+        (photos / part / "zebra").rename(photos / part / "bee")
+    picture.rename(tmp_path / "moved.png")
+    picture = tmp_path / "moved.png"
+    done = ghost("evaluate", run, "--runs", runs, "--confusion")
+    assert done.code == 0 and "are no longer those of its record" in done.err
+    assert done.out.count("ape [small]") == 2, "a column and a row"
 
 
 def test_standard_input_is_a_picture(ghost, digits_run, digits_runs, pictures, monkeypatch):

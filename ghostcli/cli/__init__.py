@@ -110,7 +110,7 @@ volume.everywhere(app)
 
 
 def main() -> None:
-    """The entry point. Results go to stdout, everything else to stderr. The README lists the exit codes."""
+    """The entry point. Results go to stdout, everything else to stderr. docs/recipes.md lists the exit codes."""
     try:
         with signals.handled():
             code = app(standalone_mode=False)

@@ -93,13 +93,11 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
         data = {key: value for key, value in asdict(found).items() if key != "settings"}
         typer.echo(json.dumps(data | {"command": command}, indent=1, ensure_ascii=False))
         return
-    from rich.text import Text
-
     from ghostcli.display import table, tell
 
     view = table("class", *found.counts, numbers=True)
     for name in dict.fromkeys(name for part in found.counts.values() for name in part):
-        view.add_row(Text(printable(name)), *(f"{part.get(name, 0):,}" for part in found.counts.values()))
+        view.add_row(printable(name), *(f"{part.get(name, 0):,}" for part in found.counts.values()))
     totals = {part: sum(classes.values()) for part, classes in found.counts.items()}
     view.add_row("all", *(f"{total:,}" for total in totals.values()), style="bold")
     tell(view)

@@ -138,8 +138,6 @@ def _object(rows: Mapping[str, Row], seconds: float, forest: Path, said: Mapping
 
 
 def _show(rows: Mapping[str, Row], few: Resolved, forest: Path, said: Mapping[str, Any], runs: Path) -> None:
-    from rich.text import Text
-
     from ghostcli.display import table, tell, wrapped
     from ghostcli.recipe.sets import SETS
     from ghostcli.render import sentence, text_table
@@ -156,7 +154,7 @@ def _show(rows: Mapping[str, Row], few: Resolved, forest: Path, said: Mapping[st
     for way, row in rows.items():
         against = "" if row.delta is None else text_table.interval(row.delta)
         verdict = (row.verdict or "") + " (1 run)" * bool(row.delta and row.delta.of_two_networks)
-        view.add_row(*map(Text, (way, text_table.accuracy(row.ours, row.group), against.rstrip(SINGLE), verdict)))
+        view.add_row(way, text_table.accuracy(row.ours, row.group), against.rstrip(SINGLE), verdict)
     tell(view)
     best = said["predictions"][0]
     answer = (

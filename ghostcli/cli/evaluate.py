@@ -58,25 +58,21 @@ def evaluate(
 
 
 def _print_classes(rows: list[dict[str, Any]]) -> None:
-    from rich.text import Text
-
     from ghostcli.deploy.ask import class_mean
     from ghostcli.display import table, tell
 
     view = table("class", "test images", "accuracy (%)", "95 % interval", numbers=True)
     for row in rows:
         interval = f"{row['low']:.2f} to {row['high']:.2f}"
-        view.add_row(Text(printable(row["class"])), f"{row['images']:,}", f"{row['accuracy']:.2f}", interval)
+        view.add_row(printable(row["class"]), f"{row['images']:,}", f"{row['accuracy']:.2f}", interval)
     tell(view)
     typer.echo(f"mean over the classes {class_mean(rows):.2f} %")
 
 
 def _print(classes: tuple[str, ...], counts: np.ndarray) -> None:
-    from rich.text import Text
-
     from ghostcli.display import table, tell
 
     view = table("true \\ said", *map(printable, classes), numbers=True)
     for name, row in zip(classes, counts, strict=True):
-        view.add_row(Text(printable(name)), *(str(count) if count else "." for count in row))
+        view.add_row(printable(name), *(str(count) if count else "." for count in row))
     tell(view)

@@ -10,6 +10,7 @@ import typer
 
 from ghostcli.cli import complete
 from ghostcli.cli.options import Json, Runs
+from ghostcli.errors import UsageError
 
 Model = Annotated[
     str,
@@ -28,7 +29,7 @@ def predict(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """The classes of pictures, with probabilities: one line a picture.
+    """The classes of pictures, with probabilities: one line a picture. One that cannot be read is named at the end.
 
     ghost predict run/gns-1.0-kd-1a2b3c4d/s0 cat.jpg        ghost predict student.onnx photos/ --top 1 --json
     """
@@ -36,20 +37,21 @@ def predict(
 
     files = ask.list_pictures(images)
     rows = ask.predict(source.open_network(model, runs), files, top)
+    unread = [row["error"] for row in rows if "error" in row]
     if as_json:
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
-    else:
-        _print(rows)
+    elif len(unread) < len(rows):
+        _print([row for row in rows if "error" not in row])
+    if unread:
+        raise UsageError("\n".join(unread))
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from rich.text import Text
-
     from ghostcli.display import table, tell
     from ghostcli.errors import printable
 
     view = table("image", *[""] * len(rows[0]["predictions"]))
     for row in rows:
         said = [f"{100 * each['probability']:5.1f} % {each['class']}" for each in row["predictions"]]
-        view.add_row(Text(printable(row["image"])), *map(Text, said))
+        view.add_row(printable(row["image"]), *said)
     tell(view)

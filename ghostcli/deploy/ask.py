@@ -6,7 +6,6 @@ Invariant: a picture goes through the steps that the training images went throug
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ghostcli.compare import calibration
 from ghostcli.compare.stats import accuracy_interval
 from ghostcli.data.pictures import SUFFIXES, decode, decoders
 from ghostcli.deploy.source import Network, logits
+from ghostcli.display import console
 from ghostcli.errors import UsageError, printable
 
 BATCH = 250  # pictures that are decoded and asked about at a time
@@ -34,11 +34,10 @@ def list_pictures(asked: Sequence[str]) -> list[str]:
             found.append(name)
             continue
         below = [
-            Path(folder) / file
-            for folder, folders, files in os.walk(path)
-            if not _hidden(Path(folder).relative_to(path))
-            for file in files
-            if not file.startswith(".") and Path(file).suffix.lower() in SUFFIXES
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
         ]
         if not below:
             raise UsageError(f"{printable(name)}: the folder holds no images ({', '.join(sorted(SUFFIXES))})")
@@ -48,23 +47,27 @@ def list_pictures(asked: Sequence[str]) -> list[str]:
     return found
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def predict(network: Network, files: Sequence[str], top: int) -> list[dict[str, Any]]:
-    """An object a picture: `image`, `predictions`: the `top` likeliest classes, best first, with probabilities."""
+    """An object a picture: `image`, `predictions`: the `top` likeliest classes, best first, with probabilities.
+
+    A picture that cannot be read has no predictions, and `error`: why.
+    """
     classes, size = network.about.classes, network.about.size
     rows = []
     with decoders() as pool:
         for begin in range(0, len(files), BATCH):
             part = files[begin : begin + BATCH]
-            pixels = np.stack(list(pool.map(lambda name: _pixels(name, size), part)))
-            probabilities = calibration.softmax(answers(network, pixels))
-            order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-            for name, row, best in zip(part, probabilities, order, strict=True):
-                said = [{"class": classes[i], "probability": round(float(row[i]), 6)} for i in best]
-                rows.append({"image": name, "predictions": said})
+            read = list(pool.map(lambda name: _read(name, size), part))
+            pixels = [found for found in read if isinstance(found, np.ndarray)]
+            said = iter(calibration.softmax(answers(network, np.stack(pixels))) if pixels else ())
+            for name, found in zip(part, read, strict=True):
+                if isinstance(found, str):
+                    rows.append({"image": name, "predictions": [], "error": found})
+                    continue
+                row = next(said)
+                best = np.argsort(-row, kind="stable")[:top]
+                likeliest = [{"class": classes[i], "probability": round(float(row[i]), 6)} for i in best]
+                rows.append({"image": name, "predictions": likeliest})
     return rows
 
 
@@ -73,10 +76,14 @@ def answers(network: Network, pixels: np.ndarray) -> np.ndarray:
     return logits(network.ask, pixels, len(network.about.classes), network.label)
 
 
-def _pixels(name: str, size: int) -> np.ndarray:
-    if name != STDIN:
-        return decode(Path(name), size)
-    return decode(io.BytesIO(sys.stdin.buffer.read()), size, "standard input")
+def _read(name: str, size: int) -> np.ndarray | str:
+    """The pixels of a picture, or what is wrong with it."""
+    try:
+        if name != STDIN:
+            return decode(Path(name), size)
+        return decode(io.BytesIO(sys.stdin.buffer.read()), size, "standard input")
+    except UsageError as error:
+        return str(error)
 
 
 @dataclass(frozen=True)
@@ -97,13 +104,16 @@ class Evaluation:
 def answers_on_test(network: Network, data_name: str | None) -> tuple[np.ndarray, np.ndarray, str]:
     """(logits [N, C], labels [N] by the network's numbers, name) of the test images of its own data or `data_name`.
 
-    UsageError where the data has other classes.
+    Its own data may have changed: a warning says so. UsageError where the data has other classes.
     """
     from ghostcli import data as sets
     from ghostcli.deploy.source import section_of
 
     section = network.section if data_name is None else section_of(data_name, network.about.size)
     data = sets.load(section)
+    if data_name is None and network.checksum not in ("", data.checksum):
+        changed = f"{printable(network.label)}: the images of {data.name} are no longer those of its record"
+        console.print(changed, style="yellow", markup=False)
     labels = _numbers(network, data.classes, data.name)[data.test.labels.numpy()]
     pixels = data.test.pixels.numpy()
     if pixels.shape[1] != network.about.size:

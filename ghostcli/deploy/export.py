@@ -89,7 +89,7 @@ def prepare(run: RunRecord) -> Exported:
     data = load_data(section)
     if data.checksum != run.result.data_checksum:
         raise UsageError(f"{run.id}: the images of {data.name} are no longer those it was tested on; put them back")
-    return Exported(run, loaded, replace(about, classes=data.classes), data)
+    return Exported(run, loaded, about, data)
 
 
 def from_train_form(network: Exported) -> float:

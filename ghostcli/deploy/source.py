@@ -6,6 +6,7 @@ weights, its classes' names) is looked up here alone.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ghostcli.deploy.onnxfile import Ask, ask_onnxruntime, ask_openvino, read
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.recipe.models import DataSection
 from ghostcli.records import trained
+from ghostcli.records.model import RunResult
 from ghostcli.records.record import RunRecord
 
 if TYPE_CHECKING:
@@ -29,13 +31,17 @@ SUFFIXES = (".onnx", ".pt2", ".tflite")
 
 @dataclass(frozen=True)
 class Network:
-    """A network in its runtime. `label` is what the person called it, `section` the data it was tested on."""
+    """A network in its runtime. `label` is what the person called it, `section` the data it was tested on.
+
+    `checksum`: of that data, "" if the network does not say.
+    """
 
     label: str
     about: About
     runtime: str
     ask: Ask
     section: DataSection
+    checksum: str = ""
 
 
 def as_input(pixels: np.ndarray) -> np.ndarray:
@@ -111,7 +117,8 @@ def open_run(run: RunRecord) -> Network:
 
     loaded, about, section = parts(run)
     program = Program(zoo.deploy(loaded.model).to(memory_format=torch.channels_last), loaded.norm).eval()
-    return Network(trained.named(run.id), about, f"torch {torch.__version__}", ask_torch(program), section)
+    runtime, checksum = f"torch {torch.__version__}", run.result.data_checksum
+    return Network(trained.named(run.id), about, runtime, ask_torch(program), section, checksum)
 
 
 def parts(run: RunRecord) -> tuple[Loaded, About, DataSection]:
@@ -127,22 +134,23 @@ def parts(run: RunRecord) -> tuple[Loaded, About, DataSection]:
     result = run.result
     section = result.recipe.data
     loaded = weights.load(run.weights, classes=result.classes, model=result.student)
-    classes = class_names(section, result.classes)
+    classes = _class_names(result)
     about = room.describe(
         run.id, loaded.name, section.name, classes, section.size, loaded.norm, result.accuracy.selected
     )
     return loaded, about, section
 
 
-def class_names(section: DataSection, count: int) -> tuple[str, ...]:
-    """The names of a run's classes, or their numbers where its data is no longer here."""
+def _class_names(result: RunResult) -> tuple[str, ...]:
+    """The names of a run's classes. An older record has none: those of its data as it is now, if it is here."""
     from ghostcli import data
 
-    try:
-        names = data.class_names(section.name)
-    except GhostError:
-        names = ()
-    return names if len(names) == count else tuple(map(str, range(count)))
+    if not result.class_names:
+        with contextlib.suppress(GhostError):
+            names = data.class_names(result.data)
+            if len(names) == result.classes:
+                return names
+    return result.names
 
 
 def ask_torch(program: object) -> Ask:

@@ -191,6 +191,8 @@ class RunResult(RunSetup):
     start: str
     parameters: int
     classes: int
+    #: The names of the classes in the order of the network's outputs. Empty in older records.
+    class_names: tuple[str, ...] = ()
     train_images: int
     validation_images: int
     test_images: int
@@ -211,6 +213,12 @@ class RunResult(RunSetup):
     @property
     def data_checksum(self) -> str:
         return self.environment.data_checksum
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the classes; their numbers where the record has no names."""
+        known = len(self.class_names) == self.classes
+        return self.class_names if known else tuple(map(str, range(self.classes)))
 
 
 Part = TypeVar("Part", bound=_Frozen)

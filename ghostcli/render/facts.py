@@ -12,13 +12,6 @@ from ghostcli.recipe.diff import config_diff
 from ghostcli.records.model import RunResult, RunSetup
 from ghostcli.records.record import RunRecord
 
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-
-def class_names(result: RunResult) -> tuple[str, ...]:
-    """Class names if they are known without opening the data, otherwise numbers."""
-    return CIFAR10 if result.data == "cifar10" else tuple(str(i) for i in range(result.classes))
-
 
 def overview(run: RunRecord) -> dict[str, Any]:
     setup, result = run.setup, run.result

@@ -21,7 +21,6 @@ from ghostcli.paper import paper
 from ghostcli.plan import commands
 from ghostcli.records.record import RunRecord
 from ghostcli.render import figures, gather, pictures
-from ghostcli.render.facts import class_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,7 +105,7 @@ def _forest(asked: Asked) -> Figure:
 def _confusion(asked: Asked) -> Figure:
     run = _one(asked, "confusion")
     logits, labels = _predictions(run)
-    return pictures.confusion(logits, labels, class_names(run.result), run.id)
+    return pictures.confusion(logits, labels, run.result.names, run.id)
 
 
 def _reliability(asked: Asked) -> Figure:

@@ -173,7 +173,7 @@ def _pictures(
     """Class names, the hardest test images, and why there are none. Nothing is downloaded for them."""
     if result is None:
         return (), (), "the run is not finished"
-    names = facts.class_names(result)
+    names = result.names
     if predictions is None:
         return names, (), "its predictions are not kept here"
     from ghostcli import data

@@ -94,6 +94,7 @@ def result(
         start=start_of(setup.recipe, model),
         parameters=zoo.count_parameters(model),
         classes=len(data.classes),
+        class_names=data.classes,
         train_images=len(data.train),
         validation_images=len(data.validation) if data.validation is not None else 0,
         test_images=len(data.test),

@@ -144,6 +144,8 @@ def _card(result: RunResult, use: Sequence[str], spread: str, licence: str, expo
         f"**{accuracy:.2f} %** (95 % interval {low:.2f} to {high:.2f}, n = {result.test_images:,} test "
         f"images, seed {result.seed}). {spread}"
     )
+    if result.class_names:
+        yield from ("", f"The classes: {', '.join(map(_text, result.class_names))}.")
     yield from ("", "## How it was trained", "")
     taught = (
         f"Taught by {_text(', '.join(map(label, result.path)))} ({result.strategy})."
