@@ -37,6 +37,13 @@ def runs(tmp_path_factory):
     return folder
 
 
+def test_flags_of_training_are_refused(ghost):
+    """The check trains nothing: --jobs 3 or --dry-run would change nothing."""
+    for flag in (["--jobs", 3], ["--dry-run"], ["--on", "slurm"], ["--no-resume"]):
+        done = ghost("check", "distill", "gns:0.3", "--student", "gns:0.2", *flag)
+        assert done.code == 2 and f"No such option: {flag[0]}" in done.err
+
+
 def test_findings_are_shown_and_warnings_are_no_failure(ghost, runs):
     before = sorted(runs.glob("*/s*"))
     done = ghost(

@@ -62,6 +62,13 @@ def test_a_folder_that_is_none(ghost, tmp_path, monkeypatch, verb):
         assert done.code == 0 and "no runs" in done.out
 
 
+def test_the_beginning_of_an_id_names_the_runs_that_begin_so(ghost, runs):
+    first = ids(runs)[0]
+    begun = first[: first.index("-") + 3]
+    done = ghost("runs", "show", begun, "--runs", runs)
+    assert done.code == 2 and f"{begun}: is not a run id; these begin so: {first}" in done.err
+
+
 def test_a_study_holds_what_its_tables_need_and_no_more(ghost, runs, tmp_path):
     done = [run for run in ids(runs) if run.endswith("s0")]
     out = tmp_path / "studies" / "mine"

@@ -13,6 +13,7 @@ import pytest
 import typer.main
 
 from ghostcli import display
+from ghostcli.records import record
 
 TRAIN = ("train-teacher", "gns:0.1", "--recipe", "smoke", "--data", "digits", "-s", "data.limit=64")
 TRAIN += ("-s", "data.limit_test=50", "-s", "train.batch_size=32", "--epochs", "3")
@@ -112,3 +113,14 @@ def test_ghost_alone_says_what_to_do_first(ghost, tmp_path, monkeypatch, digits_
     assert done.code == 0 and "runs: 1 run (1 done)" in done.out and "ghost report --open" in done.out
     [command] = re.findall(r"ghost predict (run/\S+) IMAGE", done.out)
     assert ghost("runs", "show", command.removeprefix("run/")).code == 0
+
+
+def test_the_result_is_on_stdout_whether_it_was_trained_or_found(ghost, tmp_path):
+    """One line a requested run, with --quiet too."""
+    first = ghost(*TRAIN, "--runs", tmp_path, "--seed", 0, "--seed", 1, "-q")
+    again = ghost(*TRAIN, "--runs", tmp_path, "--seed", 0, "--seed", 1, "-q")
+    assert first.code == again.code == 0 and first.out == again.out
+    title, *lines = first.out.splitlines()
+    assert "test accuracy (%)" in title and len(lines) == 2
+    for line, run in zip(lines, record.scan(tmp_path), strict=True):
+        assert line.split() == [str(run.path), f"{run.result.accuracy.selected:.2f}"]

@@ -45,6 +45,7 @@ def test_a_sound_folder_is_counted_and_its_command_runs(ghost, photos: Path, tmp
     planned = ghost(*shlex.split(found["command"])[1:], "--dry-run")
     assert planned.code == 0 and "gns-1.0-plain-" in planned.out and "data.size=32" in found["command"]
     said = ghost("data", "inspect", f"folder:{photos}").out
+    assert ghost("data", "inspect", photos).out == said, "a folder needs no prefix where only folders are meant"
     assert "cat" in said and "shorter sides: 30 to 69 pixels" in said and "A first training" in said
 
 
@@ -97,7 +98,12 @@ def test_a_split_is_stratified_repeatable_and_keeps_copies_together(ghost, tmp_p
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("digits", "is not a folder"), ("folder:none", "there is no such folder"), ("folder:.", "holds no images")],
+    [
+        ("digits", "is not a folder"),
+        ("folder:none", "there is no such folder"),
+        ("none", "there is no such folder"),
+        ("folder:.", "holds no images"),
+    ],
 )
 def test_bad_input(ghost, tmp_path, monkeypatch, name: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)

@@ -187,6 +187,7 @@ def test_all_mistakes_are_told_at_once_each_with_its_line() -> None:
         ("[distill]\nkind = ['kd']", "distill.kind: needs one of"),
         ("[data]\nname = 'cifar-10'", "did you mean cifar10"),
         ("[data]\nname = 'folder:'", "data.name: needs cifar10, cifar100, digits or folder:PATH"),
+        ("[data]\nname = 'my/pets'", "did you mean folder:my/pets?"),
         ("[data]\nname = \"folder:a\\u0000b\"", "data.name: needs one line"),
         ("family = 'papers'", "family: needs one of paper, published, ghost, smoke"),
         ('summary = "a\\nb"', "summary: needs one line"),

@@ -46,8 +46,9 @@ class Verbs(typer.core.TyperGroup):
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
         word = args[0]
         if word not in self.commands and not word.startswith("-"):
-            near = [name for name in self.commands if word and name.startswith(word)]
-            hint = f" Did you mean {' or '.join(near)}?" if near else nearest(word, list(self.commands))
+            shown = [name for name, command in self.commands.items() if not command.hidden]
+            near = [name for name in shown if word and name.startswith(word)]
+            hint = f" Did you mean {' or '.join(near)}?" if near else nearest(word, shown)
             ctx.fail(f"no such command '{word}'.{hint}")
         return super().resolve_command(ctx, args)
 

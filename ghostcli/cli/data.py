@@ -71,7 +71,7 @@ def verify(name: Name, as_json: Json = False) -> None:
         raise UsageError(f"{printable(name)}: {len(bad)} of {len(checks)} checks failed")
 
 
-Folder = Annotated[str, typer.Argument(metavar="folder:PATH", help="A folder with one folder per class.")]
+Folder = Annotated[str, typer.Argument(metavar="PATH", help="A folder with one folder per class, or folder:PATH.")]
 #: So many files of a list are named.
 NAMED = 5
 
@@ -130,8 +130,9 @@ def split(
 
 def _path(name: str) -> Path:
     from ghostcli.data import folder_of
+    from ghostcli.recipe.sets import SETS
 
-    found = folder_of(name)
+    found = folder_of(name if name in SETS or name.startswith("folder:") else f"folder:{name}")
     if found is None:
         raise UsageError(f"{name}: is not a folder; type folder:PATH")
     return found

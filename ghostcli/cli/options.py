@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -125,10 +125,15 @@ class Where:
     gpus_per_job: Annotated[
         float, cluster("--gpus-per-job", metavar="N", help="GPUs of a job. On Ray also a fraction, as in 0.5.")
     ] = 0.0
-    partition: Annotated[str | None, cluster("--partition", metavar="NAME", help="Of Slurm.")] = None
-    gres: Annotated[str | None, cluster("--gres", metavar="LIST", help="Of Slurm, as in gpu:1.")] = None
-    time: Annotated[str | None, cluster("--time", metavar="LIMIT", help="Of Slurm; a job saves and requeues.")] = None
-    account: Annotated[str | None, cluster("--account", metavar="NAME", help="Of Slurm.")] = None
+    partition: Annotated[str | None, cluster("--partition", metavar="NAME", help="Slurm's partition.")] = None
+    gres: Annotated[str | None, cluster("--gres", metavar="LIST", help="Slurm's resources, as in gpu:1.")] = None
+    time: Annotated[
+        str | None,
+        cluster(
+            "--time", metavar="LIMIT", help="Slurm's time limit. A job that reaches it saves, and is queued again."
+        ),
+    ] = None
+    account: Annotated[str | None, cluster("--account", metavar="NAME", help="Slurm's account.")] = None
     slurm: Annotated[
         list[str], cluster("--slurm", metavar="KEY=VALUE", help="Any other option of sbatch, as in qos=long.")
     ] = ()  # type: ignore[assignment]
@@ -206,7 +211,28 @@ def with_common(function: Callable[..., Any]) -> Callable[..., Any]:
         chosen = {flag.name: kwargs.pop(flag.name) for flag in flags}
         return function(*args, **{given.name: given.annotation(**chosen)}, **kwargs)
 
-    command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*own, *flags)}
-    del command.__wrapped__  # typer must see the new signature, not the old one
-    return command
+    return _as_command(command, [*own, *flags])
+
+
+#: The flags of `Common` that say how training goes on.
+TRAINING = (*(field.name for field in fields(Where)), "jobs", "streams", "dry_run", "resume")
+
+
+def without(verb: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """A command made by `with_common` without some of its flags, which keep their defaults."""
+    known = inspect.signature(verb).parameters
+    defaults = {name: known[name].default for name in names}
+
+    @functools.wraps(verb)
+    def command(*args: Any, **kwargs: Any) -> Any:
+        return verb(*args, **kwargs, **defaults)
+
+    return _as_command(command, [parameter for name, parameter in known.items() if name not in names])
+
+
+def _as_command(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
+    """`function`, made by `functools.wraps`, with these parameters for typer to see."""
+    function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {p.name: p.annotation for p in parameters}
+    del function.__wrapped__  # type: ignore[attr-defined]
+    return function

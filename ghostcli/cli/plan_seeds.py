@@ -111,5 +111,8 @@ def _lines(rows: list[dict[str, Any]], effect: float, comparisons: int) -> list[
         if row["finds_now"]:
             line += f"; {row['runs'][0]} and {row['runs'][1]} runs detect {row['finds_now']:.2f}"
         lines.append(printable(line + ")"))
-    lines.append("A spread from three runs is itself uncertain (factor 0.5 to 6), so plan for more seeds than this.")
+    if any(min(row["runs"]) in (2, 3) for row in rows):
+        lines.append(
+            "A spread from three runs is itself uncertain (factor 0.5 to 6), so plan for more seeds than this."
+        )
     return lines

@@ -26,7 +26,7 @@ def plot(
     ],
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Run ids, with or without the seed. Default: all suitable runs."),
+        typer.Argument(metavar="RUN", help="Run ids, with or without the seed. Default: all suitable runs."),
     ] = None,
     runs: Runs = Path("runs"),
     out: Annotated[

@@ -24,7 +24,7 @@ Model = Annotated[
 
 def predict(
     model: Model,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Picture files, folders, or - for stdin.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Picture files, folders, or - for stdin.")],
     top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="Classes to name, likeliest first.")] = 3,
     runs: Runs = Path("runs"),
     as_json: Json = False,

@@ -77,7 +77,7 @@ def _data(resolved: Resolved) -> dict[str, Any]:
 
 @app.command()
 def check(
-    recipes: Annotated[list[str], typer.Argument(metavar="FILE...", help="Recipe files, or shipped recipes' names.")],
+    recipes: Annotated[list[str], typer.Argument(metavar="FILE", help="Recipe files, or shipped recipes' names.")],
 ) -> None:
     """Print `ok` for each valid recipe, or all mistakes with file, line and key. Exit code 2 if there is a mistake."""
     wrong = []

@@ -24,7 +24,7 @@ def report(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN|STUDY]...",
+            metavar="RUN|STUDY",
             help="Runs by id, or folders of runs; none: all runs.",
             show_default=False,
             autocompletion=complete.runs,

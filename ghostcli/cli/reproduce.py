@@ -39,7 +39,7 @@ DAY = 86_400
 
 @with_common
 def reproduce(
-    tables: Annotated[list[str], typer.Argument(metavar="I|II|III|IV|all...", help="Tables of the paper.")],
+    tables: Annotated[list[str], typer.Argument(metavar="I|II|III|IV|all", help="Tables of the paper.")],
     where: Where,
     family: Annotated[str, typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.")] = "paper",
     seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Seeds 0 to N - 1 of every row.")] = 1,

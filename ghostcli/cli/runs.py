@@ -120,7 +120,7 @@ def show(run: Id, runs: Runs = Path("runs"), as_json: Json = False) -> None:
 
 @app.command()
 def verify(
-    run: Annotated[str | None, typer.Argument(metavar="[ID]", help="One run only.", show_default="all")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="ID", help="One run only.", show_default="all")] = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
@@ -149,7 +149,7 @@ def verify(
 
 @app.command("study")
 def study(
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Finished runs, with their seeds.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID", help="Finished runs, with their seeds.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The study's folder: runs/studies/NAME.")],
     runs: Runs = Path("runs"),
 ) -> None:
@@ -177,7 +177,7 @@ def study(
 def sync_runs(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ID]...", help="Runs.", show_default="all", autocompletion=complete.runs),
+        typer.Argument(metavar="ID", help="Runs.", show_default="all", autocompletion=complete.runs),
     ] = None,
     to: Annotated[str, typer.Option("--to", metavar="TRACKER", help="tensorboard, wandb or trackio.")] = "tensorboard",
     runs: Runs = Path("runs"),

@@ -32,7 +32,7 @@ def table(
     which: Annotated[
         str,
         typer.Argument(
-            metavar="[I|II|III|IV|all|main|also]",
+            metavar="I|II|III|IV|all|main|also",
             help="main: printed, published, paper and ghost side by side; also: runs that fill no row of the paper.",
         ),
     ] = "all",

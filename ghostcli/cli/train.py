@@ -16,7 +16,7 @@ import typer
 from ghostcli import plan
 from ghostcli.cli import complete
 from ghostcli.cli.check import report
-from ghostcli.cli.options import Common, with_common, words
+from ghostcli.cli.options import TRAINING, Common, with_common, without, words
 from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.packing import packed
 from ghostcli.plan import Job, commands, record_of
@@ -39,7 +39,7 @@ Model = Annotated[str, typer.Argument(help=f"{MODELS}.", autocompletion=complete
 TeacherModel = Annotated[
     str,
     typer.Argument(
-        help="A model (trained first if it has no finished run), run/ID or pretrained/NAME.",
+        help="A model, run/ID or pretrained/NAME.",
         autocompletion=complete.models,
     ),
 ]
@@ -190,11 +190,11 @@ def register(app: typer.Typer, panel: str) -> None:
         "ensemble": ensemble,
     }
     for name, verb in verbs.items():
-        takes = f"The arguments are those of ghost {name}. The teachers' runs must be finished."
+        takes = f"The arguments are those of ghost {name}. Its teachers must have been trained."
         app.command(name, rich_help_panel=panel)(verb)
         check_app.command(
             name, help=f"Check what teachers would teach in the run of the first --seed, without training.\n\n{takes}"
-        )(verb)
+        )(without(verb, TRAINING))
 
 
 def teach(
@@ -270,11 +270,20 @@ def show_scripts(todo: plan.Plan, options: launch.Options) -> None:
 
 
 def show_results(todo: plan.Plan, common: Common) -> None:
-    """With --json: print the requested runs, finished or not."""
-    if not common.json:
+    """Print the requested runs: each finished one and its accuracy; with --json all of them, finished or not."""
+    if common.json:
+        results = [told(job, common.runs) for job in todo.requested]
+        typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
         return
-    results = [told(job, common.runs) for job in todo.requested]
-    typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+    from ghostcli.display import table, tell
+
+    view = table("run", "test accuracy (%)", numbers=True)
+    for job in todo.requested:
+        run = record_of(job, common.runs)
+        if run.result:
+            view.add_row(str(run.path), f"{run.result.accuracy.selected:.2f}")
+    if view.row_count:
+        tell(view)
 
 
 def told(job: Job, runs: Path) -> dict[str, Any]:
@@ -318,6 +327,8 @@ def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
 
 #: Status of a run -> what a plan does with it. Every other run is continued.
 STATES = {"done": "reused", "absent": "trained"}
+#: What a plan does -> its words for a person.
+PLANNED = {"reused": "is done, reused", "trained": "will be trained", "goes on": "will go on"}
 
 
 def show_plan(todo: plan.Plan, common: Common) -> None:
@@ -344,7 +355,8 @@ def show_plan(todo: plan.Plan, common: Common) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    view = Table("", "run", "taught by", "epochs", "", box=None, pad_edge=False)
+    view = Table("", "run", "taught by", "epochs", "plan", box=None, pad_edge=False)
     for number, row in enumerate(rows, 1):
-        view.add_row(str(number), row["run"], "\n".join(row["teachers"]) or "-", str(row["epochs"]), row["state"])
+        state = PLANNED[row["state"]]
+        view.add_row(str(number), row["run"], "\n".join(row["teachers"]) or "-", str(row["epochs"]), state)
     Console(soft_wrap=True).print(view)

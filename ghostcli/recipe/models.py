@@ -41,8 +41,8 @@ def _data_name(name: str) -> str:
     if (path := name.removeprefix("folder:")) not in ("", name):
         return f"folder:{PurePath(path)}"  # pics, pics/ and ./pics are one folder, so one run id
     near = get_close_matches(name[:40].lower(), SETS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"needs {', '.join(SETS)} or folder:PATH{hint}")
+    meant = near[0] if near else f"folder:{name}" if path and path.isprintable() else "folder:photos"
+    raise ValueError(f"needs {', '.join(SETS)} or folder:PATH; did you mean {meant}?")
 
 
 Line = Annotated[str, AfterValidator(_one_line)]

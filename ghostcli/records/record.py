@@ -232,9 +232,9 @@ def find(runs: Path, run_id: str) -> RunRecord:
     known = scan(runs)
     name = run_id.removeprefix("run/").rstrip("/")
     if not RUN_ID.fullmatch(name):
-        raise UsageError(
-            f"{printable(run_id)}: is not a run id, such as gns-1.0-plain-1a2b3c4d/s0 (`ghost runs list` shows yours)"
-        )
+        begun = [run.id for run in known if run.id.startswith(name)] if name else []
+        hint = f"; these begin so: {', '.join(begun[:5])}" if begun else ", such as gns-1.0-plain-1a2b3c4d/s0"
+        raise UsageError(f"{printable(run_id)}: is not a run id{hint} (`ghost runs list` shows yours)")
     hits = [run for run in known if run.id == name or run.id.startswith(name + "/")]
     if not hits:
         where = f"{printable(runs)} has no run {name}."
