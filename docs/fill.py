@@ -77,9 +77,9 @@ def study(name: str = "cifar10") -> str:
         how = f"taught: {row.group.how}" if row.taught else "alone"
         rows.append([how, accuracy(row), against(row), verdict(row)])
         if row.control and row.control.group:
-            gain = text_table.interval(row.control.delta).rstrip("†") + " over this"
-            ours = text_table.accuracy(row.control.ours, row.control.group)
-            rows.append(["control: a blind teacher", ours, gain, row.control.verdict or ""])
+            gain = text_table.interval(row.control.delta).rstrip("†")
+            rows.append(["control: a blind teacher", text_table.accuracy(row.control.ours, row.control.group), "", ""])
+            rows.append(["taught minus control", "", gain, row.control.verdict or ""])
     return table(["how it learnt", "accuracy, %", "gain [95 %]", "verdict"], rows)
 
 

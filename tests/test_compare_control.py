@@ -142,7 +142,10 @@ def test_labels_smoothed_as_softly_are_no_control(tmp_path: Path) -> None:
 
 def test_every_form_shows_the_control(runs: Path) -> None:
     text = said("II", "--runs", runs)
-    assert text.count("control: blind") == 1
+    control, minus = text.index("control: blind"), text.index("taught minus")
+    assert "better" not in text[control:minus], "the verdict is on the difference, not on the control"
+    assert "better" in text[minus:].partition("\n")[0]
+    assert text.count("control: blind") == text.count("taught minus") == 1
     assert max(len(line) for line in text.splitlines() if not line.startswith("   ghost ")) <= 100
     assert "control: blind" in said("II", "--runs", runs, "--format", "markdown")
     latex = said("II", "--runs", runs, "--format", "latex")

@@ -152,8 +152,8 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
     if len(lines) > len(rows):
         yield (
             "Control: the same training, but each image gets the teachers' logits for another image of its class "
-            "(distill.blind=true). Its Δ is the row above minus the control. If a gain comes from the teachers' "
-            "knowledge of the images, this Δ is above zero too."
+            "(distill.blind=true). If a gain comes from the teachers' knowledge of the images, the taught row is "
+            "better than its control too."
         )
     if any(row.taught for row in rows) and options.equal_budget:
         yield (

@@ -98,7 +98,8 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str,
         STUDENT.key: label(row.student),
         PARAMETERS.key: EMPTY if row.parameters is None else f"{row.parameters / 1e6:.3f}",
         TEACHERS.key: joined(row.teachers, row.strategy) or EMPTY,
-        **_compared(row, marks.of_ours(row)),
+        OURS.key: accuracy(row.ours, row.group) + marks.of_ours(row),
+        **_compared(row),
     }
     if row.printed:
         cells[PRINTED.key] = f"{row.printed.accuracy:.2f}{marks.of_printed(row)}"
@@ -107,13 +108,14 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str,
         cells[STRATEGY.key], cells[PROTOCOL.key] = row.group.how, protocol(row.group)
     yield cells, row.group
     if (control := row.control) and control.group:
-        yield {control_key: "control: blind", **_compared(control, SINGLE * (control.ours.n == 1))}, control.group
+        ours = accuracy(control.ours, control.group) + SINGLE * (control.ours.n == 1)
+        yield {control_key: "control: blind", OURS.key: ours}, control.group
+        yield {control_key: "taught minus control", **_compared(control)}, None
 
 
-def _compared(line: Line, marks: str) -> dict[str, str]:
-    """The cells that a row and its control have in common."""
+def _compared(line: Line) -> dict[str, str]:
+    """The cells of a comparison, of a row with its baseline or with its control."""
     return {
-        OURS.key: accuracy(line.ours, line.group) + marks,
         DELTA.key: interval(line.delta),
         FINDS.key: EMPTY if line.finds is None else f"≥ {line.finds:.2f}",
         VERDICT.key: line.verdict or EMPTY,
