@@ -93,6 +93,18 @@ def test_a_write_that_fails_is_named_and_mended(ghost, tmp_path, point, action):
     assert not crash.differences(crash.uninterrupted(name)[0], tmp_path / "runs")
 
 
+@pytest.mark.parametrize(("lease", "code", "words"), [("s0", 2, "not writable"), ("table", 1, "could not be written")])
+def test_a_lease_that_cannot_be_made_is_no_other_process(ghost, tmp_path, lease, code, words):
+    """On a full disk ghost says so at once, instead of waiting for whoever seems to be faster."""
+    shutil.copytree(crash.teacher(), tmp_path / "runs")
+    done = ghost("kd", fault=f"{lease}.lease:before=enospc")
+    assert done.code == code and "Traceback" not in done.err
+    last = done.err.strip().splitlines()[-1]
+    assert words in last and "No space left on device" in last
+    assert ghost("kd").code == 0
+    assert not [*(tmp_path / "runs").rglob("*.lease*")]
+
+
 # Disks -----------------------------------------------------------------------------------------------------------
 
 
