@@ -95,7 +95,8 @@ class TeacherLogits:
             self.partners = torch.arange(len(data.train), device=self.views.device)
         self.why_live = next(iter(recipe.why_live.values()), None)
         self.tables: list[TeacherTable] = []
-        self.taps = [Tap(teacher.model) for teacher in self.teachers] if recipe.distill.needs_features else []
+        size, tapped = self.images.pixels.shape[1], self.teachers if recipe.distill.needs_features else ()
+        self.taps = [Tap(teacher.model, size) for teacher in tapped]
         if self.why_live is None and self.teachers:
             self.tables = [open_table(teacher, data, recipe.augment) for teacher in self.teachers]
 

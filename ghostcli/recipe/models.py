@@ -242,7 +242,9 @@ class DistillBase(Section):
     extra_step: bool = Field(False, description="the schedule steps once more after each epoch, as published")
     teacher_seed: Seed = Field(0, description="the seed its teachers are trained with")
     teacher_epochs: int | None = Field(
-        None, ge=1, description="epochs of the teachers, whatever train.stop; a chain's assistants follow train.stop"
+        None,
+        ge=1,
+        description="epochs of the teachers, whatever train.stop; a chain's assistants follow train.stop",
     )
     source: Literal["auto", "table", "live"] = Field(
         "auto", description="teacher logits from a table of views, or computed live at every step"
