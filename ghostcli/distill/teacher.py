@@ -225,14 +225,14 @@ def teacher_logits_of_views(teacher: Teacher, cropper: Cropper, device: torch.de
 
 @contextmanager
 def fixed_algorithms() -> Iterator[None]:
-    """cuDNN algorithms that depend only on shapes and device, for any [engine] setting."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = False, True
+    """cuDNN algorithms that depend only on shapes and device, and float32 in full, for any [engine] setting."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, products.allow_tf32
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, products.allow_tf32 = False, True, False, False
     try:
         yield
     finally:
-        cudnn.benchmark, cudnn.deterministic = before
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, products.allow_tf32 = before
 
 
 def open_table(teacher: Teacher, data: Data, augment: AugmentSection) -> TeacherTable:
