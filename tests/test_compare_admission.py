@@ -308,6 +308,16 @@ def test_failed_seeds_stand_beside_n_and_too_many_take_the_verdict(runs: Path) -
     assert "Left out, non-finite: 2" in text
 
 
+def test_mixing_protocols_forgets_no_failed_run(tmp_path: Path) -> None:
+    failure = {"status": "failed", "error": "the loss became non-finite in epoch 3"}
+    for strategy, teachers in (("plain", ()), ("kd", TEACHER)):
+        for seed in range(4):
+            write_run(tmp_path, "gns:1.0", strategy, teachers, seed=seed, **(failure if seed > 1 else {}))
+    for mixed in (False, True):
+        found = row(build(tmp_path, mixed=mixed), "gns:1.0", *TEACHER)
+        assert (found.ours.n, len(found.group.failed), len(found.baseline.failed)) == (2, 2, 2)
+
+
 def test_failed_baselines_count_too(runs: Path) -> None:
     for seed in range(3, 6):
         write_run(runs, "gns:1.0", seed=seed, status="failed", error="weights became non-finite")
