@@ -16,12 +16,16 @@ import pytest
 import torch
 import updates
 
+from ghostcli.data import Images
+from ghostcli.data.batches import Cropper
 from ghostcli.distill.table import TeacherTable
 from ghostcli.engine import device, optimizers
 from ghostcli.engine.capture import Captured
 from ghostcli.engine.step import Update
 from ghostcli.recipe import load
+from ghostcli.recipe.models import AugmentSection
 from ghostcli.records import tensorfile
+from ghostcli.zoo import evaluate
 from ghostcli.zoo import ghost as networks
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real device has tests of its own")
@@ -114,6 +118,20 @@ def test_what_waits_for_the_device_is_found(monkeypatch):
                 wrong()
         with pytest.raises(RuntimeError, match="same device"):
             torch.add(x, torch.ones(3))
+
+
+def test_scores_and_grey_squares_need_no_float64(monkeypatch):
+    """MPS has none."""
+    pixels = torch.randint(256, (6, 8, 8, 3), dtype=torch.uint8)
+    images, logits = Images(pixels, torch.arange(6)), torch.randn(6, 10)
+    augment, index = AugmentSection(cutout=4), torch.arange(6)
+    expected = evaluate.score(logits, images.labels), Cropper(images, augment).crop(index, index)
+    with emulated.gpu(monkeypatch) as gpu:
+        gpu.doubles = False
+        there = images.to("cuda")
+        assert evaluate.score(logits.to("cuda"), there.labels) == expected[0]
+        found = Cropper(there, augment).crop(index.to("cuda"), index.to("cuda")).cpu()
+        assert torch.equal(found, expected[1])
 
 
 def test_a_checkpoint_is_fetched_with_one_transfer_for_each_type_of_number(monkeypatch):
