@@ -142,6 +142,16 @@ def test_entropy_is_that_of_the_targets_at_the_recipes_temperature(digits, model
     assert found.figure == pytest.approx(-(p * p.log()).sum(1).mean().item() / math.log(10), rel=1e-5)
 
 
+def test_targets_as_soft_as_float32_can_tell():
+    """The entropy of almost equal probabilities came out above that of equal ones, which is impossible."""
+    for seed in range(20):
+        logits = torch.randn(1, 64, 10, generator=torch.Generator().manual_seed(seed))
+        labels = torch.arange(64) % 10
+        seen = sample.Sample(torch.zeros(64, 8, 8, 3), labels, logits, logits, (frozenset(),), (False,))
+        found = check.softness(seen, load("paper", ["distill.temperature=1e4"]).recipe)
+        assert found.level == "ok" and found.figure == 1.0
+
+
 def test_a_plain_run_is_checked_for_its_order_alone(digits):
     assert [f.code for f in check.inspect(job_of(teachers=0), digits, [], CPU)] == ["unshuffled"]
     found = check.inspect(job_of("data.shuffle=false", teachers=0), digits, [], CPU)

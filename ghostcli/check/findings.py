@@ -286,7 +286,8 @@ def softness(seen: Sample, recipe: Recipe) -> Finding:
     else:
         combined = [losses.combine(seen.logits, distill.combine, distill.temperature)]
     targets = [losses.standardize(target) if distill.standardize else target for target in combined]
-    nats = sum(losses.entropy(target, distill.temperature).item() for target in targets) / len(targets)
+    # in float32 the entropy of very soft targets may be above that of all classes alike
+    nats = sum(losses.entropy(target.double(), distill.temperature).item() for target in targets) / len(targets)
     share = nats / math.log(seen.logits.shape[-1])
     smoothing = losses.matched_smoothing(nats, seen.logits.shape[-1])
     measured = (
