@@ -318,6 +318,12 @@ def test_mixing_protocols_forgets_no_failed_run(tmp_path: Path) -> None:
         assert (found.ours.n, len(found.group.failed), len(found.baseline.failed)) == (2, 2, 2)
 
 
+def test_a_teacher_that_is_not_finite_is_no_divergence_of_its_student(runs: Path) -> None:
+    error = "runs/t/s0/teacher-table/0: the teacher's logits are not finite; its run is unusable, train it again"
+    write_run(runs, "gns:1.0", "kd", TEACHER, seed=5, status="failed", error=error)
+    assert not row(build(runs), "gns:1.0", *TEACHER).group.failed
+
+
 def test_failed_baselines_count_too(runs: Path) -> None:
     for seed in range(3, 6):
         write_run(runs, "gns:1.0", seed=seed, status="failed", error="weights became non-finite")
