@@ -69,6 +69,15 @@ def test_no_more_is_lost_than_since_the_last_checkpoint(ghost, point):
     assert "goes on after epoch 1\n" in ghost("plain").err
 
 
+def test_a_run_goes_on_from_a_checkpoint_of_any_size(ghost, tmp_path):
+    """What it could write, it can read: the limit is for weights, and a checkpoint holds them several times."""
+    small = "from ghostcli.records import tensorfile; tensorfile.MAX_BYTES = 1000"
+    assert ghost("plain", fault="checkpoint:after@3=kill", before=small).code == -signal.SIGKILL
+    done = ghost("plain", before=small)
+    assert done.code == 0 and "goes on after epoch 1\n" in done.err, done.err
+    assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
+
+
 @pytest.mark.parametrize(
     ("point", "action"),
     [
