@@ -355,6 +355,7 @@ def test_seeds_added_after_a_table_was_read_are_said(runs: Path) -> None:
     assert "Seeds were added to GN-S 1.0x < VGG13 after a table was read (3 and 3 runs then, 4 and 3 now)" in text
     (runs / ".looks.json").write_text('{"x": 3}')  # damaged: shown all the same
     assert "Seeds were added" not in said("II", "--runs", runs)
+    assert (runs / ".looks.json").read_text() == '{"x": 3}'  # and kept
 
 
 def test_a_users_own_network_is_shown_without_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
