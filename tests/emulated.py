@@ -77,6 +77,7 @@ class Emulated(TorchDispatchMode):
         super().__init__()
         self.waits: list[str] = []
         self.forbidden = False
+        self.doubles = True  # whether the device has float64
         self.recording: Graph | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -122,6 +123,9 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     call = SAME.get(name, func)
     found = call(*plain_args, **plain_kwargs)
     mode = Emulated.current
+    doubles = [t for t in tree_leaves(found) if isinstance(t, Tensor) and t.dtype == torch.float64]
+    if doubles and there and mode is not None and not mode.doubles:
+        raise TypeError(f"{name}: this device has no float64")
     if mode is not None and mode.recording is not None:
         mode.recording.operations.append((call, plain_args, plain_kwargs, found))
     if name == "aten::copy_" and not isinstance(args[0], OnDevice):

@@ -25,6 +25,7 @@ from ghostcli.distill.teacher import Teacher, TeacherLogits
 from ghostcli.engine import train as loop
 from ghostcli.recipe import load
 from ghostcli.recipe.models import DataSection
+from ghostcli.records import trained as trained_networks
 from ghostcli.zoo import evaluate
 from ghostcli.zoo.teachers import Enlarged
 
@@ -77,7 +78,9 @@ def teacher_of(model: nn.Module, data: Data, run: Path, name: str = "small", rec
         logits = evaluate.logits(model, data.test, norm)
         accuracy = evaluate.score(logits, data.test.labels)["accuracy"]
         scores = dict.fromkeys(("last", "best", "selected"), accuracy) | {"best_epoch": 1, "selected_epoch": 1}
-        run = run / write_run(run, "resnet18", data="digits", test_images=len(data.test), accuracy=accuracy)
+        run = run / write_run(
+            run, "resnet18", data="digits", test_images=len(data.test), accuracy=accuracy, data_checksum=data.checksum
+        )
         edit(run / "result.json", accuracy=scores)
         np.savez(run / "predictions.npz", logits=logits.half().numpy(), labels=data.test.labels.numpy())
     return Teacher(f"{name}-plain-00000000/s0", name, run, model, norm, f"weights of {name}")
@@ -140,6 +143,28 @@ def test_entropy_is_that_of_the_targets_at_the_recipes_temperature(digits, model
     seen = sample.look(job, digits, [teacher], CPU)
     p = torch.softmax(seen.reference[0].double() / 3, 1)
     assert found.figure == pytest.approx(-(p * p.log()).sum(1).mean().item() / math.log(10), rel=1e-5)
+
+
+def test_targets_as_soft_as_float32_can_tell():
+    """The entropy of almost equal probabilities came out above that of equal ones, which is impossible."""
+    for seed in range(20):
+        logits = torch.randn(1, 64, 10, generator=torch.Generator().manual_seed(seed))
+        labels = torch.arange(64) % 10
+        seen = sample.Sample(torch.zeros(64, 8, 8, 3), labels, logits, logits, (frozenset(),), (False,))
+        found = check.softness(seen, load("paper", ["distill.temperature=1e4"]).recipe)
+        assert found.level == "ok" and found.figure == 1.0
+
+
+def test_a_network_that_comes_with_ghost_is_held_against_its_record(digits, models, tmp_path):
+    """Only if it was trained on these very images."""
+    known = trained_networks.at(tmp_path, "pretrained/gns-0.25").result
+    norm = (digits.mean, digits.std)
+    teacher = Teacher("pretrained/gns-0.25", "gns:0.25", tmp_path / "pretrained", network(5), norm, "weights")
+    seen = sample.look(job_of(), digits, [teacher], CPU)
+    same = replace(digits, checksum=known.data_checksum)
+    assert check.accuracy([teacher], seen, same).level == "warn"
+    found = check.accuracy([teacher], seen, digits)
+    assert found.level == "ok" and "on its test view" not in found.message
 
 
 def test_a_plain_run_is_checked_for_its_order_alone(digits):

@@ -308,6 +308,22 @@ def test_failed_seeds_stand_beside_n_and_too_many_take_the_verdict(runs: Path) -
     assert "Left out, non-finite: 2" in text
 
 
+def test_mixing_protocols_forgets_no_failed_run(tmp_path: Path) -> None:
+    failure = {"status": "failed", "error": "the loss became non-finite in epoch 3"}
+    for strategy, teachers in (("plain", ()), ("kd", TEACHER)):
+        for seed in range(4):
+            write_run(tmp_path, "gns:1.0", strategy, teachers, seed=seed, **(failure if seed > 1 else {}))
+    for mixed in (False, True):
+        found = row(build(tmp_path, mixed=mixed), "gns:1.0", *TEACHER)
+        assert (found.ours.n, len(found.group.failed), len(found.baseline.failed)) == (2, 2, 2)
+
+
+def test_a_teacher_that_is_not_finite_is_no_divergence_of_its_student(runs: Path) -> None:
+    error = "runs/t/s0/teacher-table/0: the teacher's logits are not finite; its run is unusable, train it again"
+    write_run(runs, "gns:1.0", "kd", TEACHER, seed=5, status="failed", error=error)
+    assert not row(build(runs), "gns:1.0", *TEACHER).group.failed
+
+
 def test_failed_baselines_count_too(runs: Path) -> None:
     for seed in range(3, 6):
         write_run(runs, "gns:1.0", seed=seed, status="failed", error="weights became non-finite")
@@ -339,6 +355,7 @@ def test_seeds_added_after_a_table_was_read_are_said(runs: Path) -> None:
     assert "Seeds were added to GN-S 1.0x < VGG13 after a table was read (3 and 3 runs then, 4 and 3 now)" in text
     (runs / ".looks.json").write_text('{"x": 3}')  # damaged: shown all the same
     assert "Seeds were added" not in said("II", "--runs", runs)
+    assert (runs / ".looks.json").read_text() == '{"x": 3}'  # and kept
 
 
 def test_a_users_own_network_is_shown_without_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

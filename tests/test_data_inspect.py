@@ -96,6 +96,23 @@ def test_a_split_is_stratified_repeatable_and_keeps_copies_together(ghost, tmp_p
     assert twice.code == 2 and "already has a test part" in twice.err and not (tmp_path / "c").exists()
 
 
+def test_a_split_refuses_files_that_cannot_be_read_and_pictures_in_two_classes(ghost, tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        for k in range(4):
+            picture(tmp_path / "all" / name / f"{k}.png", 100 * number + k)
+    (tmp_path / "all/cat/bad.png").write_text("no image")
+    command = ["data", "split", f"folder:{tmp_path / 'all'}", "--out", tmp_path / "out"]
+    done = ghost(*command)
+    assert done.code == 2 and "bad.png" in done.err and "remove it" in done.err and len(done.err.splitlines()) == 1
+    (tmp_path / "all/cat/bad.png").unlink()
+    (tmp_path / "all/dog/a cat.png").write_bytes((tmp_path / "all/cat/2.png").read_bytes())
+    done = ghost(*command)
+    assert done.code == 2 and "cat/2.png" in done.err and "a cat.png" in done.err and len(done.err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "all/dog/a cat.png").unlink()
+    assert ghost(*command).code == 0
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -87,6 +87,16 @@ def test_a_teacher_stopped_at_the_end_is_the_whole_one(ghost, runs):
     assert json.loads(whole.out)[0]["run"] == json.loads(late.out)[0]["run"]
 
 
+def test_a_teacher_trains_its_own_epochs_wherever_the_student_stops():
+    """All of them too: 2 of 2 had been ignored, and the teacher stopped with its student."""
+    for stop, epochs, expected in ((1, 2, 2), (1, None, 1), (2, 1, 1), (None, 2, 2)):
+        recipe = load("smoke", ["train.epochs=2"]).recipe.changed("train", stop=stop)
+        recipe = recipe.changed("distill", teacher_epochs=epochs)
+        assistant = chain(("gns:0.35", "gns:0.3"), "gns:0.2", 0, recipe, "smoke", Path()).teachers[0]
+        assert assistant.teachers[0].recipe.train.last_epoch == expected
+        assert assistant.recipe.train.last_epoch == (stop or 2)
+
+
 def test_each_generation_is_born_with_other_weights():
     """Born-again networks (Furlanello 2018) start from draws of their own, though all have one seed."""
     data = load_data(DataSection(name="digits", limit=32, limit_test=32))

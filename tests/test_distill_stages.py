@@ -179,9 +179,12 @@ def test_other_sizes_are_looked_up_again() -> None:
     assert [m.shape[-1] for m in features.maps] == [8, 4, 2]
 
 
-def test_a_network_without_maps_says_so() -> None:
-    with pytest.raises(ValueError, match="Sequential makes no feature map"):
-        Tap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10)), 8)
+def test_a_network_without_maps_has_what_its_last_layer_gets() -> None:
+    tap = Tap(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10)), 8)
+    x = images(8)
+    assert tap.shape == FeatureShape((), (), (), 3 * 64) and torch.equal(tap(x)[1].pooled, x.flatten(1))
+    with pytest.raises(ValueError, match="Sequential makes no features"):
+        Tap(nn.Sequential(nn.Conv2d(3, 10, 8), nn.Flatten()), 8)
 
 
 def test_stages_pair_by_level_and_else_by_depth() -> None:

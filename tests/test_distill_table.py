@@ -13,6 +13,7 @@ from ghostcli.data import load
 from ghostcli.data.batches import VARIANTS, Cropper, generator, normalise
 from ghostcli.distill.teacher import Teacher, fill_table, open_table, teacher_logits_of_views
 from ghostcli.distill.teacher import load as load_teacher
+from ghostcli.engine.device import Settings
 from ghostcli.recipe.models import AugmentSection, Before, DataSection, Views
 from ghostcli.zoo import weights
 
@@ -77,3 +78,25 @@ def test_of_few_images_a_batch_is_all_of_them():
     teacher = Teacher("teacher/s0", "own", Path(), Watched(), (digits.mean, digits.std), "0" * 64)
     compute = teacher_logits_of_views(teacher, Cropper(digits.train, AugmentSection()), torch.device("cpu"))
     assert compute(torch.arange(7), torch.zeros(7, dtype=torch.int64)).shape == (7, 3) and seen == [20]
+
+
+def test_no_setting_of_a_run_rounds_the_answers_in_a_table():
+    """Runs of any precision share a table, and its key has none."""
+    digits = load(DataSection(name="digits", limit=20, limit_test=10))
+    before, seen = Settings.now(), []
+    rounding = before._replace(tf32_products=True, tf32_convolutions=True)
+
+    class Watched(torch.nn.Module):
+        def forward(self, x):
+            seen.append(Settings.now())
+            return x.mean((2, 3))
+
+    teacher = Teacher("teacher/s0", "own", Path(), Watched(), (digits.mean, digits.std), "0" * 64)
+    compute = teacher_logits_of_views(teacher, Cropper(digits.train, AugmentSection()), torch.device("cpu"))
+    try:
+        rounding.apply()
+        compute(torch.arange(7), torch.zeros(7, dtype=torch.int64))
+        assert Settings.now() == rounding
+    finally:
+        before.apply()
+    assert [(now.tf32_products, now.tf32_convolutions) for now in seen] == [(False, False)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from types import SimpleNamespace
 
 import emulated
 import numpy as np
@@ -15,11 +16,16 @@ import pytest
 import torch
 import updates
 
+from ghostcli.data import Images
+from ghostcli.data.batches import Cropper
 from ghostcli.distill.table import TeacherTable
-from ghostcli.engine import device
+from ghostcli.engine import device, optimizers
 from ghostcli.engine.capture import Captured
 from ghostcli.engine.step import Update
+from ghostcli.recipe import load
+from ghostcli.recipe.models import AugmentSection
 from ghostcli.records import tensorfile
+from ghostcli.zoo import evaluate
 from ghostcli.zoo import ghost as networks
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a real device has tests of its own")
@@ -69,6 +75,41 @@ def test_each_size_of_batch_is_captured_after_its_eager_steps(monkeypatch):
         assert captured.capture_seconds > 0
 
 
+@pytest.mark.parametrize("name", sorted(optimizers.OPTIMIZERS))
+def test_every_optimiser_steps_while_a_graph_is_captured(name, monkeypatch):
+    """torch refuses one that counts its steps and was not told of captures. None waits for the device."""
+    optim = load("paper", [f"optim.name={name}"]).recipe.optim
+    start = {"weight": torch.randn(4, 3, 1, 1), "bias": torch.randn(4)}
+
+    def made(device):
+        model = torch.nn.ParameterDict({key: value.to(device, copy=True) for key, value in start.items()})
+        return model, optimizers.make(model, torch.nn.Identity(), optim, device)
+
+    def step(model, optimisers, number):
+        optimizers.set_rate(optimisers, 0.01 * number)
+        for p in model.values():
+            p.grad = torch.full_like(p, number)
+        for optimizer in optimisers:
+            optimizer.step()
+
+    capturing = SimpleNamespace(is_capturing=lambda: True)
+    expected = made(torch.device("cpu"))
+    for number in (1, 2, 3):
+        step(*expected, number)
+    with emulated.gpu(monkeypatch) as gpu:
+        found = made(emulated.CUDA)
+        for number in (1, 2, 3):
+            if number == 2:  # the first step is eager, and makes the state
+                monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: emulated.CUDA)
+                monkeypatch.setattr(torch.accelerator, "current_stream", lambda: capturing)
+            with gpu.no_waiting() if number > 1 else contextlib.nullcontext():
+                step(*found, number)
+        weights = {key: p.detach().cpu() for key, p in found[0].items()}
+    for key, p in expected[0].items():
+        torch.testing.assert_close(weights[key], p.detach())
+        assert not torch.equal(p, start[key])
+
+
 def test_what_waits_for_the_device_is_found(monkeypatch):
     with emulated.gpu(monkeypatch) as gpu, gpu.no_waiting():
         x = torch.zeros(3, device="cuda")
@@ -77,6 +118,20 @@ def test_what_waits_for_the_device_is_found(monkeypatch):
                 wrong()
         with pytest.raises(RuntimeError, match="same device"):
             torch.add(x, torch.ones(3))
+
+
+def test_scores_and_grey_squares_need_no_float64(monkeypatch):
+    """MPS has none."""
+    pixels = torch.randint(256, (6, 8, 8, 3), dtype=torch.uint8)
+    images, logits = Images(pixels, torch.arange(6)), torch.randn(6, 10)
+    augment, index = AugmentSection(cutout=4), torch.arange(6)
+    expected = evaluate.score(logits, images.labels), Cropper(images, augment).crop(index, index)
+    with emulated.gpu(monkeypatch) as gpu:
+        gpu.doubles = False
+        there = images.to("cuda")
+        assert evaluate.score(logits.to("cuda"), there.labels) == expected[0]
+        found = Cropper(there, augment).crop(index.to("cuda"), index.to("cuda")).cpu()
+        assert torch.equal(found, expected[1])
 
 
 def test_a_checkpoint_is_fetched_with_one_transfer_for_each_type_of_number(monkeypatch):

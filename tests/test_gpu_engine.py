@@ -59,6 +59,18 @@ def test_a_graph_replays_what_eager_steps_do(way, precision, tmp_path):
     assert len(found[:, 0].unique()) > STEPS // 2  # the result of every step is its own
 
 
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+def test_the_steps_of_every_optimiser_are_captured(optim, tmp_path):
+    eager_state, eager = updates.made("alone", tmp_path, DEVICE, optim=optim)
+    expected = updates.run(eager, 0, STEPS)
+    state, update = updates.made("alone", tmp_path, DEVICE, optim=optim)
+    captured = Captured(update, updates.BATCH)
+    found = updates.run(captured, 0, STEPS)
+    assert captured.refused is None and all(replay.graph for replay in captured.replays.values())
+    assert apart(found[:5, 0], expected[:5, 0]) < 1e-4
+    assert apart(updates.weights(state.model), updates.weights(eager_state.model)) < 1e-1
+
+
 @pytest.mark.parametrize("way", updates.WAYS)
 def test_a_step_never_waits_for_the_host(way, tmp_path):
     """Neither an eager one nor a replayed one; the first ones compile, allocate and capture."""

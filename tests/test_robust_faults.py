@@ -69,6 +69,15 @@ def test_no_more_is_lost_than_since_the_last_checkpoint(ghost, point):
     assert "goes on after epoch 1\n" in ghost("plain").err
 
 
+def test_a_run_goes_on_from_a_checkpoint_of_any_size(ghost, tmp_path):
+    """What it could write, it can read: the limit is for weights, and a checkpoint holds them several times."""
+    small = "from ghostcli.records import tensorfile; tensorfile.MAX_BYTES = 1000"
+    assert ghost("plain", fault="checkpoint:after@3=kill", before=small).code == -signal.SIGKILL
+    done = ghost("plain", before=small)
+    assert done.code == 0 and "goes on after epoch 1\n" in done.err, done.err
+    assert not crash.differences(crash.uninterrupted("plain")[0], tmp_path / "runs")
+
+
 @pytest.mark.parametrize(
     ("point", "action"),
     [
@@ -91,6 +100,18 @@ def test_a_write_that_fails_is_named_and_mended(ghost, tmp_path, point, action):
     assert "same command again" in last
     assert ghost(name).code == 0
     assert not crash.differences(crash.uninterrupted(name)[0], tmp_path / "runs")
+
+
+@pytest.mark.parametrize(("lease", "code", "words"), [("s0", 2, "not writable"), ("table", 1, "could not be written")])
+def test_a_lease_that_cannot_be_made_is_no_other_process(ghost, tmp_path, lease, code, words):
+    """On a full disk ghost says so at once, instead of waiting for whoever seems to be faster."""
+    shutil.copytree(crash.teacher(), tmp_path / "runs")
+    done = ghost("kd", fault=f"{lease}.lease:before=enospc")
+    assert done.code == code and "Traceback" not in done.err
+    last = done.err.strip().splitlines()[-1]
+    assert words in last and "No space left on device" in last
+    assert ghost("kd").code == 0
+    assert not [*(tmp_path / "runs").rglob("*.lease*")]
 
 
 # Disks -----------------------------------------------------------------------------------------------------------

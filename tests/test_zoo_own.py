@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from ghostcli.zoo import own
 
@@ -110,6 +111,31 @@ def test_own_networks_in_chains_and_ensembles(ghost, net, command, strategy):
     assert (result["student"], result["teachers"]) == (student, teachers)
     again = json.loads(ghost(*command, *TINY, "--dry-run", "--json").out)
     assert {row["state"] for row in again} == {"reused"} and len(again) == 3
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize("key", ["distill.kind=at", "distill.kind=hint", "distill.weighting=adaptive"])
+def test_an_mlp_has_no_maps_to_compare_and_nothing_is_trained(ghost, net, role, key):
+    teacher, student = ("wide", "tiny") if role == "teacher" else ("tiny", "wide")
+    command = ["ensemble", f"py:net.py:{teacher}", "gns:0.1", "--student", f"py:net.py:{student}"]
+    told = ghost(*command, *TINY, "-s", key, "--runs", "runs")
+    assert told.code == 2 and told.err.strip().count("\n") == 0
+    assert f"py:net.py:wide: has no feature maps, which {key} compares; use -s distill." in told.err
+    assert not list(net.parent.glob("runs/*/*"))
+
+
+def test_relations_need_no_maps(ghost, net):
+    """At another size than the usual one too: the first layer of an MLP takes no other."""
+    net.write_text(NET.replace("3 * 32 * 32", "3 * 16 * 16"))
+    for part in ("train", "test"):
+        for shade, name in enumerate(("cat", "dog")):
+            (net.parent / "pets" / part / name).mkdir(parents=True)
+            for i in range(4):
+                image = Image.new("RGB", (16, 16), (90 * shade + 9 * i, 70, 50))
+                image.save(net.parent / f"pets/{part}/{name}/{i}.png")
+    command = ["distill", "py:net.py:wide", "--student", "py:net.py:wide", "--kind", "rkd", "-s", "data.size=16"]
+    done = ghost(*command, *TINY, "--data", "folder:pets", "-s", "data.limit=none", "-s", "data.limit_test=none")
+    assert done.code == 0, done.err
 
 
 def test_bench_measures_an_own_network(ghost, net):

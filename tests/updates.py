@@ -19,7 +19,7 @@ from ghostcli.deploy import bench
 from ghostcli.distill.teacher import Teacher
 from ghostcli.engine import step, train
 from ghostcli.engine.capture import Captured
-from ghostcli.recipe.models import DistillSection, Recipe
+from ghostcli.recipe.models import DistillSection, OptimSection, Recipe
 
 IMAGES, BATCH = 36, 8  # the last of five batches is a short one
 #: Ways of being taught, by how many teachers.
@@ -39,10 +39,13 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def recipe_of(way: str = "alone", ema: float = 0.9, **engine: Any) -> Recipe:
+def recipe_of(way: str = "alone", ema: float = 0.9, optim: str = "sgd", **engine: Any) -> Recipe:
     recipe = bench.bench_recipe(BATCH, **{"deterministic": True, **engine})
     distill = TypeAdapter(DistillSection).validate_python({"kind": "kd", **WAYS[way][1]})
-    return recipe.model_copy(update={"distill": distill, "train": recipe.train.model_copy(update={"ema": ema})})
+    changes = {"distill": distill, "train": recipe.train.model_copy(update={"ema": ema})}
+    if optim != "sgd":
+        changes["optim"] = TypeAdapter(OptimSection).validate_python({"name": optim})
+    return recipe.model_copy(update=changes)
 
 
 def teachers_of(way: str, data: Data, folder: Path, device: torch.device) -> list[Teacher]:

@@ -344,6 +344,14 @@ def of_family(runs: Sequence[RunRecord], family: str) -> list[RunRecord]:
     return own + [run for run in runs if lent(run)]
 
 
+def _group_of(about: RunSetup, mixed: bool) -> tuple[Any, ...]:
+    """A key that is equal for runs of one group: of one job, or if mixing is allowed of one row of a table."""
+    job = job_of(about)
+    if not mixed:
+        return job
+    return *job[:3], about.recipe.distill.blind if about.teachers else about.recipe.train.label_smoothing
+
+
 def cohorts(runs: Sequence[RunRecord], failed: Sequence[RunRecord] = (), mixed: bool = False) -> list[Cohort]:
     """One cohort per protocol. If mixing is allowed: one cohort of all runs, whose groups also pool recipes.
 
@@ -352,14 +360,9 @@ def cohorts(runs: Sequence[RunRecord], failed: Sequence[RunRecord] = (), mixed: 
     together: dict[Any, dict[Any, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
     lost: dict[Any, list[RunRecord]] = defaultdict(list)
     for run in failed:
-        lost[job_of(run.setup)].append(run)
+        lost[_group_of(run.setup, mixed)].append(run)
     for run in runs:
-        about = run.result
-        job = job_of(about)
-        if mixed:
-            untaught = about.recipe.train.label_smoothing
-            job = (*job[:3], about.recipe.distill.blind if about.teachers else untaught)
-        together[None if mixed else same_conditions(about)][job].append(run)
+        together[None if mixed else same_conditions(run.result)][_group_of(run.result, mixed)].append(run)
     return [
         Cohort(
             tuple(

@@ -3,18 +3,21 @@
 If seeds are added until there is a verdict, more than 5 % of verdicts are wrong. So each reading is recorded in the
 runs folder, and a row says if seeds were added since.
 
-Invariant: `.looks.json` in the runs folder only grows. If it cannot be written, tables are still shown.
+Invariant: `.looks.json` in the runs folder only grows, whoever reads tables at once. If it cannot be written or is
+damaged, it stays as it is, and tables are still shown.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ghostcli.compare.rows import Row, Table
-from ghostcli.errors import GhostError
+from ghostcli.errors import GhostError, printable
+from ghostcli.records import lease
 from ghostcli.records.storage import read_or_empty, write_json
 
 FILE = ".looks.json"
@@ -26,7 +29,15 @@ def noted(tables: Sequence[Table], runs: Path) -> tuple[Table, ...]:
     """The tables with the earlier `looks` of each row. Records the present numbers of runs."""
     if not runs.is_dir():
         return tuple(tables)
-    known = read_or_empty(runs / FILE, Looks)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # of a folder that is read-only
+            stack.enter_context(lease.held(runs / FILE))
+        return _noted(tables, runs / FILE)
+
+
+def _noted(tables: Sequence[Table], file: Path) -> tuple[Table, ...]:
+    known = read_or_empty(file, Looks)
+    sound = bool(known) or not file.exists()
     found = []
     for table in tables:
         rows = []
@@ -38,9 +49,11 @@ def noted(tables: Sequence[Table], runs: Path) -> tuple[Table, ...]:
                 seen += [counts] * (counts not in seen)
             rows.append(row)
         found.append(replace(table, rows=tuple(rows)))
-    if known != read_or_empty(runs / FILE, Looks):
+    if not sound:
+        print(f"ghost: {printable(file)}: is damaged; delete it to record readings again", file=sys.stderr)
+    elif known != read_or_empty(file, Looks):
         with contextlib.suppress(GhostError, OSError):
-            write_json(runs / FILE, known, "looks")
+            write_json(file, known, "looks")
     return tuple(found)
 
 

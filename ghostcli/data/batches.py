@@ -99,7 +99,9 @@ class Cropper:
             (len(padded), offsets, offsets, self.height, self.width * 3), (padded.stride(0), row, 3, row, 1)
         )
         if augment.cutout:
-            self._grey = images.pixels.flatten(0, 2).double().mean(0).round().to(torch.uint8).repeat(self.width)
+            total = images.pixels.flatten(0, 2).sum(0, dtype=torch.int64).cpu().double()  # MPS has no float64
+            mean = total / images.pixels[..., 0].numel()
+            self._grey = mean.round().to(images.pixels.device, torch.uint8).repeat(self.width)
         self._centres: tuple[tuple[int, int], torch.Tensor] | None = None
 
     def crop(self, index: torch.Tensor, views: torch.Tensor, seed: int = 0, epoch: int = 0) -> torch.Tensor:

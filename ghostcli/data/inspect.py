@@ -179,8 +179,8 @@ def _settings(
 def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
     """Copy a folder of classes to `out`/train and `out`/test. `share` of each class (at least one image) goes to test.
 
-    Equal pictures go to the same part. Returns the number of images of each part. UsageError if `out` exists, or if a
-    class has too few pictures.
+    Equal pictures go to the same part. Returns the number of images of each part. UsageError if `out` exists, if files
+    cannot be read, if equal pictures lie in two classes, or if a class has too few pictures.
     """
     if out.exists():
         raise UsageError(f"{printable(out)}: already exists; name a new folder")
@@ -189,9 +189,10 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
     parts = {picture.part for picture in seen}
     if parts != {"train"}:
         raise UsageError(f"folder:{printable(folder)}: already has a test part" if parts else _nothing(folder))
+    _require_sound(seen)
     by_class: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for picture in seen:
-        by_class[picture.label][picture.checksum or str(picture.file)].append(picture.file)
+        by_class[picture.label][picture.checksum].append(picture.file)
     copies: list[tuple[Path, Path]] = []
     for label, groups in by_class.items():
         if len(groups) < 2:
@@ -208,6 +209,19 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
     except OSError as error:
         raise UsageError(f"{printable(out)}: cannot be written ({error.strerror or error})") from error
     return Counter(target.parent.parent.name for _, target in copies)
+
+
+def _require_sound(seen: Sequence[_Picture]) -> None:
+    """UsageError if a file cannot be read, or if equal pictures lie in two classes: they could come to both parts."""
+    if broken := [f"{printable(p.file)} ({p.problem})" for p in seen if p.problem is not None]:
+        raise UsageError(f"{', '.join(broken)}: cannot be read; repair or remove {'them' if broken[1:] else 'it'}")
+    if doubtful := _equal(seen, lambda picture: picture.label):
+        first, other = doubtful[0][0], doubtful[0][-1]
+        more = f", and so have {len(doubtful) - 1} other pictures" * (len(doubtful) > 1)
+        raise UsageError(
+            f"{first}: has an equal picture in another class, {other}{more} (ghost data inspect lists them); "
+            "keep each in one class"
+        )
 
 
 def _nothing(folder: Path) -> str:

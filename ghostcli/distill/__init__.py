@@ -8,21 +8,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ghostcli.errors import UsageError, printable
+
 if TYPE_CHECKING:
     from torch import nn
 
     from ghostcli.distill.objective import Objective
     from ghostcli.recipe.models import Recipe
+    from ghostcli.zoo.stages import FeatureShape
 
 
 def build_for(recipe: Recipe, student: nn.Module, teachers: Sequence[nn.Module], size: int) -> Objective:
     """The objective for these networks and square images of `size` pixels. Torch's generator draws its weights."""
     from ghostcli.distill import objective
-    from ghostcli.zoo.stages import Tap
 
     shapes = {}
     if teachers and recipe.distill.needs_features:
-        shapes["student_features"] = Tap(student, size).shape
-        shapes["teacher_features"] = [Tap(teacher, size).shape for teacher in teachers]
+        shapes["student_features"] = feature_shape(recipe, student, size)
+        shapes["teacher_features"] = [feature_shape(recipe, teacher, size) for teacher in teachers]
     smoothing = recipe.train.label_smoothing
     return objective.build(recipe.distill, teachers=len(teachers), label_smoothing=smoothing, **shapes)
+
+
+def feature_shape(recipe: Recipe, network: nn.Module, size: int) -> FeatureShape:
+    """The shape of a network's features for images of `size` pixels. UsageError if it lacks those that are compared."""
+    from ghostcli.distill import kinds
+    from ghostcli.zoo.stages import Tap
+
+    shape, distill = Tap(network, size).shape, recipe.distill
+    adaptive = distill.weighting == "adaptive"
+    if not shape.levels and (adaptive or kinds.build(distill, None, (), None).maps):
+        if adaptive:
+            key, instead = "distill.weighting=adaptive", "distill.weighting=mean"
+        else:
+            key, instead = f"distill.kind={distill.kind}", "distill.kind=kd, or dkd, dist or rkd"
+        raise UsageError(f"{printable(network.spec.name)}: has no feature maps, which {key} compares; use -s {instead}")
+    return shape

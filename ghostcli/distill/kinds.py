@@ -22,6 +22,8 @@ class Kind(nn.Module):
     """The loss terms of a kind. A kind whose section has `features = True` also defines `forward`."""
 
     section: ClassVar[type[DistillBase]]
+    #: Whether a kind with features compares maps, which an MLP has not.
+    maps: ClassVar[bool] = True
 
     def __init__(self, distill: DistillBase) -> None:
         super().__init__()
@@ -123,6 +125,7 @@ class RKD(Kind):
     """The distance and angle losses on the penultimate features, per teacher."""
 
     section = models.RKD
+    maps = False
 
     def forward(self, student: Features, teachers: Sequence[Features]) -> list[Tensor]:
         return [

@@ -95,7 +95,8 @@ class TeacherLogits:
             self.partners = torch.arange(len(data.train), device=self.views.device)
         self.why_live = next(iter(recipe.why_live.values()), None)
         self.tables: list[TeacherTable] = []
-        self.taps = [Tap(teacher.model) for teacher in self.teachers] if recipe.distill.needs_features else []
+        size, tapped = self.images.pixels.shape[1], self.teachers if recipe.distill.needs_features else ()
+        self.taps = [Tap(teacher.model, size) for teacher in tapped]
         if self.why_live is None and self.teachers:
             self.tables = [open_table(teacher, data, recipe.augment) for teacher in self.teachers]
 
@@ -224,14 +225,14 @@ def teacher_logits_of_views(teacher: Teacher, cropper: Cropper, device: torch.de
 
 @contextmanager
 def fixed_algorithms() -> Iterator[None]:
-    """cuDNN algorithms that depend only on shapes and device, for any [engine] setting."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.benchmark, cudnn.deterministic
-    cudnn.benchmark, cudnn.deterministic = False, True
+    """cuDNN algorithms that depend only on shapes and device, and float32 in full, for any [engine] setting."""
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, products.allow_tf32
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, products.allow_tf32 = False, True, False, False
     try:
         yield
     finally:
-        cudnn.benchmark, cudnn.deterministic = before
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, products.allow_tf32 = before
 
 
 def open_table(teacher: Teacher, data: Data, augment: AugmentSection) -> TeacherTable:

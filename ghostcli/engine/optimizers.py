@@ -29,8 +29,8 @@ def sgd(named: Sequence[Named], optim: models.SGD, device: torch.device) -> list
 
 def adamw(named: Sequence[Named], optim: models.AdamW, device: torch.device) -> list[Optimizer]:
     groups = by_decay(named, optim, optim.lr, device)
-    betas = (optim.beta1, optim.beta2)
-    return [torch.optim.AdamW(groups, betas=betas, eps=optim.eps, fused=has_fused(device))]
+    how = {"betas": (optim.beta1, optim.beta2), "eps": optim.eps, "fused": has_fused(device)}
+    return [torch.optim.AdamW(groups, **how, capturable=has_graphs(device))]
 
 
 def muon(named: Sequence[Named], optim: models.Muon, device: torch.device) -> list[Optimizer]:
@@ -68,7 +68,7 @@ def by_decay(named: Sequence[Named], optim: models.OptimBase, lr: float, device:
         {
             "params": params,
             "weight_decay": decay,
-            "lr": torch.tensor(lr, device=device) if device.type == "cuda" else lr,
+            "lr": torch.tensor(lr, device=device) if has_graphs(device) else lr,
             "scale": lr / optim.lr,
         }
         for params, decay in ((weights, optim.weight_decay), (others, 0.0))
@@ -87,6 +87,11 @@ def is_weight(name: str, parameter: Tensor) -> bool:
 def has_fused(device: torch.device) -> bool:
     """Whether torch has fused optimisers on this device."""
     return device.type in ("cpu", "cuda")
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether a step may be captured here. Optimisers that count their steps have to know it before."""
+    return device.type == "cuda"
 
 
 def set_rate(optimizers: Sequence[Optimizer], rate: float) -> None:

@@ -5,6 +5,7 @@ Invariant: a run that continues from any of them ends with the same bytes as one
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ def resume(state: State, origin: dict[str, Any], run: RunWriter, show: Display) 
     refused: list[str] = []
     for file in files:
         try:
-            tensors, meta = tensorfile.read(file)
+            tensors, meta = tensorfile.read(file, largest=math.inf)  # what this run could write, it can read
             if (meta["job"], meta["seed"]) != (origin["job"], origin["seed"]):
                 raise GhostError(f"{file}: belongs to another run; refused")
             for key, what in (("data", "images"), ("teachers", "teachers' weights")):

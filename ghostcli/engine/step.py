@@ -40,7 +40,7 @@ class Update:
     seed: int
 
     def __post_init__(self) -> None:
-        self.tap = Tap(self.model) if self.objective.needs_features else None
+        self.tap = Tap(self.model, self.images.pixels.shape[1]) if self.objective.needs_features else None
         self.device = self.images.labels.device
         self.views = torch.zeros(len(self.images), dtype=torch.long, device=self.device)
         self.toward = torch.zeros((), device=self.device)

@@ -203,9 +203,9 @@ def root_teacher(name: Named, recipe: Recipe, recipe_name: str, runs: Path) -> J
         return name
     if trained.is_trained(name):
         return finished(name, runs)
-    own = unstarted(recipe)
-    if recipe.distill.teacher_epochs not in (None, recipe.train.epochs):
-        own = own.changed("train", stop=recipe.distill.teacher_epochs)
+    own, epochs = unstarted(recipe), recipe.distill.teacher_epochs
+    if epochs is not None:  # all of them are no `stop`: so the teacher is the run of ghost train-teacher
+        own = own.changed("train", stop=None if epochs == recipe.train.epochs else epochs)
     return plain(name, recipe.distill.teacher_seed, own, recipe_name)
 
 

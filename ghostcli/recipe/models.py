@@ -241,7 +241,11 @@ class DistillBase(Section):
     shuffle: bool = Field(True, description="false: taught runs are not shuffled, as published")
     extra_step: bool = Field(False, description="the schedule steps once more after each epoch, as published")
     teacher_seed: Seed = Field(0, description="the seed its teachers are trained with")
-    teacher_epochs: int | None = Field(None, ge=1, description="stop the teachers after so many of their epochs")
+    teacher_epochs: int | None = Field(
+        None,
+        ge=1,
+        description="epochs of the teachers, whatever train.stop; a chain's assistants follow train.stop",
+    )
     source: Literal["auto", "table", "live"] = Field(
         "auto", description="teacher logits from a table of views, or computed live at every step"
     )

@@ -15,6 +15,7 @@ for STALE seconds of the watcher's own clock is dead. An owner that comes back l
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ghostcli import signals
 from ghostcli.errors import GhostError, printable
+from ghostcli.records.storage import fault
 
 #: Seconds between two heartbeats. An owner on another machine counts as dead after STALE seconds without one.
 BEAT, STALE = 15.0, 120.0
@@ -41,6 +43,8 @@ FIRST, LONGEST = 0.02, 1.0
 #: A lease has this many bytes, so that a heartbeat replaces it in one write.
 BYTES = 1024
 OWNER = re.compile(r"[0-9a-f]{32}")
+#: What a taker meets if another one was faster: a lease that is taken, or its own new folder swept away.
+FASTER = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ESTALE}
 #: The leases that this process holds. One that a signal cut off while it was taken is not among them.
 _HELD: set[str] = set()
 
@@ -225,17 +229,18 @@ def take(path: Path, say: Callable[[str], None] = lambda who: None) -> Held:
 
 
 def _make(folder: Path, mine: Lease) -> bool:
-    """Take a free lease. False if another process was faster."""
+    """Take a free lease. False if another process was faster. OSError if none can be made, as on a full disk."""
     fresh = folder.with_name(f".{folder.name}.{mine.owner}")
     try:
         fresh.mkdir(parents=True, exist_ok=True)
+        fault(f"{folder.name}:before")
         _write(fresh / mine.owner, mine, create=True)
         os.rename(fresh, folder)
         return True
-    except OSError:
+    except OSError as error:
         taken = (folder / mine.owner).exists()  # an answer of the server was lost, but not the question
         shutil.rmtree(fresh, ignore_errors=True)
-        if not taken and not (folder.parent.is_dir() and os.access(folder.parent, os.W_OK)):
+        if not taken and (error.errno not in FASTER or not folder.parent.is_dir()):
             raise
         return taken
 

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 
 from ghostcli.errors import GhostError, printable
 
-MAX_BYTES = 4 << 30  # far more than any network here needs
+MAX_BYTES = 4 << 30  # far more than the weights of any network here
 
 
 def checksum(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> str:
@@ -56,12 +56,12 @@ def encode(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> bytes:
     return save_arrays({name: tensor.numpy() for name, tensor in tensors.items()}, header)
 
 
-def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file from `encode`. GhostError with its name if it is damaged."""
+def read(path: Path, largest: float = MAX_BYTES) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file from `encode`. GhostError with its name if it is damaged, or has more bytes."""
     name = printable(path)
     try:
         size = path.stat().st_size
-        if size > MAX_BYTES:
+        if size > largest:
             raise GhostError(f"{name}: {size} bytes is too large for a file of ghost; refused without reading")
         content = path.read_bytes()
         tensors = load(content)

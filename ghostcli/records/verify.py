@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ghostcli.errors import GhostError
 from ghostcli.records import checkpoint, tensorfile
 from ghostcli.records.contents import content_problems
@@ -18,7 +20,7 @@ def verify_run(run: RunRecord) -> list[str]:
     for path in (run.weights, *checkpoint.candidates(run.path / "checkpoint")):
         if path.exists():
             try:
-                _, meta = tensorfile.read(path)
+                _, meta = tensorfile.read(path, tensorfile.MAX_BYTES if path == run.weights else math.inf)
                 marks += [meta["metrics"]] if "metrics" in meta else []
             except GhostError as error:
                 problems.append(str(error))

@@ -152,7 +152,10 @@ def submitted(runs: Path) -> dict[str, str]:
 
 
 def told(runs: Path) -> dict[str, tuple[str, str]]:
-    """Run id -> (queued | starting | running | lost, a phrase), for submitted runs that are not finished."""
+    """Run id -> (queued | running | lost, a phrase), for submitted runs that are not finished.
+
+    All are `submitted` if Slurm does not answer.
+    """
     numbers = {run: number for run, number in submitted(runs).items() if spec.outcome(runs, run) is False}
     numbers = {run: number for run, number in numbers.items() if record.RunRecord(runs / run, run).status != "done"}
     if not numbers:

@@ -39,7 +39,8 @@ def batch_for(model: nn.Module, images: Images) -> int:
 
 
 def score(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Top-1 accuracy in percent and mean cross-entropy in nats."""
+    """Top-1 accuracy in percent and mean cross-entropy in nats. On the CPU, because some devices have no float64."""
+    logits, labels = logits.cpu(), labels.cpu()
     accuracy = (logits.argmax(1) == labels).double().mean().item() * 100
     loss = nn.functional.cross_entropy(logits.double(), labels).item()
     return {"accuracy": round(accuracy, 4), "loss": loss}

@@ -80,7 +80,7 @@ class Tap:
         self.stages, self.linear, pooled = _probe(self.model, image_size)
         names = {stage.name for stage in self.stages} | ({self.linear} if self.linear else set())
         self.watched = {name: self.model.get_submodule(name) for name in names}
-        levels, _, _, channels, sizes = zip(*self.stages, strict=True)
+        levels, channels, sizes = (tuple(getattr(s, of) for s in self.stages) for of in ("level", "channels", "size"))
         self.shape = FeatureShape(levels, channels, sizes, pooled)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Features]:
@@ -143,7 +143,7 @@ def _probe(model: nn.Module, image_size: int) -> tuple[list[Stage], str | None, 
 
     Per level it takes the last map of the outermost modules: the end of a stage, not the inside of a block. (A plain
     `nn.Sequential` has the same depth as its members.) Maps of one pixel, and maps with as many channels as the image,
-    do not count. ValueError if the network has no map.
+    do not count, so an MLP has no stage. ValueError if there is neither a stage nor a linear layer.
     """
     modules = dict(model.named_modules())
     chains = {name for name, module in modules.items() if type(module).forward is nn.Sequential.forward}
@@ -184,8 +184,8 @@ def _probe(model: nn.Module, image_size: int) -> tuple[list[Stage], str | None, 
         for module, mode in training.items():
             module.training = mode
     found_stages = _choose(open_calls[0])
-    if not found_stages:
-        raise ValueError(f"{type(model).__name__} makes no feature map from an image of {image_size} pixels")
+    if not found_stages and not linear:
+        raise ValueError(f"{type(model).__name__} makes no features from an image of {image_size} pixels")
     name, width = linear or (None, found_stages[-1].channels)
     return found_stages, name, width
 
