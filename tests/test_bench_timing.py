@@ -123,6 +123,26 @@ def test_a_step_that_fails_otherwise_is_one():
         measured_apart([sys.executable, "-c", "raise RuntimeError('shapes')"], "batch 1")
 
 
+def test_a_users_mistake_reads_in_a_process_of_its_own_as_it_does_here():
+    program = "from ghostcli.errors import UsageError; raise UsageError('net.py: there is no memory bank')"
+    with pytest.raises(UsageError, match=r"^net\.py: there is no memory bank$"):
+        measured_apart([sys.executable, "-c", program], "batch 1")
+
+
+def test_a_users_network_finds_its_neighbours_even_where_ghost_has_a_package_of_that_name(tmp_path, monkeypatch):
+    (tmp_path / "engine.py").write_text(
+        "from torch import nn\n\n\ndef body():\n    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    (tmp_path / "mine.py").write_text(
+        "import engine\nfrom torch import nn\n\n\n"
+        "def make(classes):\n    return nn.Sequential(engine.body(), nn.Linear(3, classes))\n"
+    )
+    network = bench.Network("mine", f"py:{tmp_path}/mine.py:make", 10)
+    memory, problem = bench.training_peak(network, 4, torch.device("cpu"))
+    assert problem is None
+    assert memory >= 0
+
+
 def test_the_train_form_runs_every_branch_and_is_the_deploy_form_all_the_same():
     torch.manual_seed(0)
     model = zoo.build("gns:0.25").double()
