@@ -70,12 +70,10 @@ class Network:
 
 def _pixels(picture: Picture, size: int) -> np.ndarray:
     """A picture through the steps that training images go through."""
-    import io
-
     import numpy as np
     from PIL import Image
 
-    from ghostcli.data.pictures import decode
+    from ghostcli.data.pictures import decode, fitted
 
     if isinstance(picture, str | Path):
         return decode(Path(picture), size)
@@ -85,9 +83,7 @@ def _pixels(picture: Picture, size: int) -> np.ndarray:
                 f"net(images): an array must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}"
             )
         picture = Image.fromarray(picture)
-    out = io.BytesIO()
-    picture.convert("RGB").save(out, "PNG")
-    return decode(out, size, "the image")
+    return fitted(picture, size, "net(images): an image")
 
 
 @dataclass(frozen=True)

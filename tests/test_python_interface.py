@@ -49,7 +49,15 @@ def test_a_network_answers_as_the_command_does(ghost, digits_runs: Path, tmp_pat
     assert net.predict(file) == said[0]["predictions"][0]["class"]
     both = net(np.stack([pixels, pixels]))
     assert both.shape == (2, 10) and both == pytest.approx(np.stack([ours, ours]), abs=1e-6)
-    assert net([file, Image.open(file), pixels]) == pytest.approx(np.stack([ours] * 3), abs=1e-6)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise when shown
+    turned = tmp_path / "turned.png"
+    Image.fromarray(np.rot90(pixels).copy()).save(turned, exif=exif)
+    assert net([file, Image.open(file), pixels, turned, Image.open(turned)]) == pytest.approx(
+        np.stack([ours] * 5), abs=1e-6
+    )
+    with pytest.raises(UsageError, match="more than 8 bits a channel"):
+        net(Image.new("I;16", (32, 32)))
     assert ghostcli.load(str(run.record.path)).predict(file) == net.predict(file)
 
 

@@ -1,6 +1,6 @@
 """Decodes a picture file to pixels, for training and for prediction.
 
-Invariant: training and prediction use this one function, and it uses safe decoders only. No torch.
+Invariant: training and prediction use `fitted`, and files are opened by safe decoders only. No torch.
 """
 
 from __future__ import annotations
@@ -57,10 +57,7 @@ def decode(source: Path | BinaryIO, size: int, name: str | None = None) -> np.nd
     where = printable(name or source)
     try:
         with Image.open(source, formats=FORMATS) as image:
-            if image.mode.startswith(("I", "F")):
-                raise UsageError(f"{where}: has more than 8 bits a channel: convert it to 8 bits")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR))
+            return fitted(image, size, where)
     except UsageError:
         raise
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
@@ -69,3 +66,11 @@ def decode(source: Path | BinaryIO, size: int, name: str | None = None) -> np.nd
         raise UsageError(f"{where}: too many pixels to be decoded safely: make it smaller") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise UsageError(f"{where}: not an image that can be read, damaged or cut short: replace it") from error
+
+
+def fitted(image: Image.Image, size: int, where: str) -> np.ndarray:
+    """What `decode` makes of a picture that is open. UsageError, which names `where`, if it has too many bits."""
+    if image.mode.startswith(("I", "F")):
+        raise UsageError(f"{where}: has more than 8 bits a channel: convert it to 8 bits")
+    upright = ImageOps.exif_transpose(image).convert("RGB")
+    return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR))
