@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from report_runs import write_run
 
 from ghostcli import zoo
 from ghostcli.deploy import bench
@@ -235,3 +236,24 @@ def test_the_measured_step_is_the_loops_own(monkeypatch):
     assert rates == [(number, True) for number in range(4)]
     bench.two_steps(bench.Network("gns:0.1", "gns:0.1", 10), 4, torch.device("cpu"))
     assert rates[4:] == [(0, True), (1, True)]
+
+
+def test_a_run_is_measured_with_images_of_the_size_that_it_was_trained_on(ghost, tmp_path, monkeypatch):
+    small, large = (
+        write_run(tmp_path, "gns:0.1", sections={"data": {"size": size}}, data="folder:photos") for size in (32, 64)
+    )
+    done = ghost("bench", f"run/{small}", f"run/{large}", "--runs", tmp_path, "--no-timing", "--json")
+    assert done.code == 0, done.err
+    few, more = json.loads(done.out)
+    assert (few["image_size"], more["image_size"]) == (32, 64)
+    assert 3.5 < more["macs"] / few["macs"] < 4.1
+    told = ghost("bench", f"run/{small}", f"run/{large}", "--runs", tmp_path, "--no-timing").out
+    assert f"run/{large}: with images of 64 x 64 pixels, as it was trained" in told and "32 x 32" not in told
+    sides = []
+    monkeypatch.setattr(bench, "noise", lambda n, c, side, own=bench.noise: (sides.append(side), own(n, c, side))[1])
+    monkeypatch.setattr(bench, "measured_apart", lambda words, what: (json.loads(words[-1])["network"]["side"], None))
+    monkeypatch.setattr(meter, "SAMPLE", 0.0)
+    [network] = bench.resolve([f"run/{large}"], 10, tmp_path)
+    [row] = bench.measure([network], 2, torch.device("cpu"), 1)
+    bench.two_steps(network, 2, torch.device("cpu"))
+    assert sides == [64, 64] and row["peak_memory_mb"] == 64
