@@ -196,7 +196,7 @@ def train(
 
     names = (teachers,) if isinstance(teachers, str) else tuple(teachers)
     chosen = {**(settings or {}), **({} if start is None else {"model.start": start})}
-    found, folder = load_recipe(recipe, [f"{key}={_typed(value)}" for key, value in chosen.items()]), Path(runs)
+    found, folder = load_recipe(recipe, [f"{key}={_typed(key, value)}" for key, value in chosen.items()]), Path(runs)
     common = (plan.started(found.recipe, folder), found.name)
 
     def job(seed: int) -> plan.Job:
@@ -208,11 +208,21 @@ def train(
     return [Run(done) for done in launch.carry_out(asked, launch.Options(folder, device, jobs=jobs))]
 
 
-def _typed(value: object) -> str:
-    """A value as --set takes it."""
+def _typed(key: str, value: object) -> str:
+    """A value of a recipe's key as --set takes it."""
     import json
 
-    return "none" if value is None else json.dumps(value)
+    import numpy as np
+
+    def plain(other: object) -> object:
+        if isinstance(other, np.generic):
+            return other.item()
+        if isinstance(other, Path):
+            return str(other)
+        raise UsageError(f"settings[{key!r}]: is {type(other).__name__}; give text, a number, a bool, a list or None")
+
+    # Half an emoji, as JSON escapes it, is no TOML, so letters stay as they are.
+    return "none" if value is None else json.dumps(value, ensure_ascii=False, default=plain)
 
 
 def compare(

@@ -16,6 +16,7 @@ from test_compare_tables import build, row
 from test_docs import ROOT, blocks
 
 import ghostcli
+from ghostcli.api import _typed
 from ghostcli.errors import UsageError
 
 
@@ -108,3 +109,23 @@ def test_importing_it_costs_nothing_and_compare_is_both(first: str) -> None:
     code = f"import sys; import ghostcli as g; assert 'numpy' not in sys.modules; {first} assert callable(g.compare)"
     code += "; from ghostcli.compare import stats; assert callable(g.compare) and g.compare.stats is stats"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_settings_may_be_numbers_of_numpy_and_paths() -> None:
+    from ghostcli.recipe import load
+
+    settings = {
+        "train.epochs": np.int64(3),
+        "optim.lr": np.float32(0.5),
+        "augment.cutout": None,
+        "data.name": f"folder:{Path('photos')}/\U0001f63a",
+        "data.shuffle": np.bool_(False),
+    }
+    found = load(
+        "paper", [f"{key}={_typed(key, value)}" for key, value in settings.items() if value is not None]
+    ).recipe
+    assert (found.train.epochs, found.optim.lr, found.data.shuffle) == (3, 0.5, False)
+    assert found.data.name.endswith("photos/\U0001f63a")
+    assert (_typed("a", Path("b/c")), _typed("a", None)) == ('"b/c"', "none")
+    with pytest.raises(UsageError, match=r"settings\['train.epochs'\]: is set; give"):
+        ghostcli.train("gns:0.1", settings={"train.epochs": {3}})
