@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ghostcli.compare.stats import accuracy_interval
+from ghostcli.compare.stats import interval_of
 from ghostcli.deploy.about import LICENCES
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.paper import label
@@ -132,8 +132,7 @@ def card(
 
 def _card(result: RunResult, use: Sequence[str], spread: str, licence: str, exported: Sequence[str]) -> Iterator[str]:
     accuracy = result.accuracy.selected
-    right = round(accuracy * result.test_images / 100)
-    low, high = accuracy_interval(right, result.test_images)
+    low, high = interval_of(accuracy, result.test_images)
     data = _text(result.data.partition(":")[0])
     yield from (
         "---",
