@@ -70,12 +70,10 @@ class Network:
 
 def _pixels(picture: Picture, size: int) -> np.ndarray:
     """A picture through the steps that training images go through."""
-    import io
-
     import numpy as np
     from PIL import Image
 
-    from ghostcli.data.pictures import decode
+    from ghostcli.data.pictures import decode, fitted
 
     if isinstance(picture, str | Path):
         return decode(Path(picture), size)
@@ -85,9 +83,7 @@ def _pixels(picture: Picture, size: int) -> np.ndarray:
                 f"net(images): an array must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}"
             )
         picture = Image.fromarray(picture)
-    out = io.BytesIO()
-    picture.convert("RGB").save(out, "PNG")
-    return decode(out, size, "the image")
+    return fitted(picture, size, "net(images): an image")
 
 
 @dataclass(frozen=True)
@@ -200,7 +196,7 @@ def train(
 
     names = (teachers,) if isinstance(teachers, str) else tuple(teachers)
     chosen = {**(settings or {}), **({} if start is None else {"model.start": start})}
-    found, folder = load_recipe(recipe, [f"{key}={_typed(value)}" for key, value in chosen.items()]), Path(runs)
+    found, folder = load_recipe(recipe, [f"{key}={_typed(key, value)}" for key, value in chosen.items()]), Path(runs)
     common = (plan.started(found.recipe, folder), found.name)
 
     def job(seed: int) -> plan.Job:
@@ -212,11 +208,21 @@ def train(
     return [Run(done) for done in launch.carry_out(asked, launch.Options(folder, device, jobs=jobs))]
 
 
-def _typed(value: object) -> str:
-    """A value as --set takes it."""
+def _typed(key: str, value: object) -> str:
+    """A value of a recipe's key as --set takes it."""
     import json
 
-    return "none" if value is None else json.dumps(value)
+    import numpy as np
+
+    def plain(other: object) -> object:
+        if isinstance(other, np.generic):
+            return other.item()
+        if isinstance(other, Path):
+            return str(other)
+        raise UsageError(f"settings[{key!r}]: is {type(other).__name__}; give text, a number, a bool, a list or None")
+
+    # Half an emoji, as JSON escapes it, is no TOML, so letters stay as they are.
+    return "none" if value is None else json.dumps(value, ensure_ascii=False, default=plain)
 
 
 def compare(

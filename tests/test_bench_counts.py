@@ -35,7 +35,7 @@ def test_every_network_of_table_i_has_its_counts(ghost):
     assert list(rows) == [*COUNTS, "efficientnetv2"]
     for name, (parameters, deployed, train_macs, macs) in COUNTS.items():
         row = rows[name]
-        assert set(row) == {"model", "parameters", "deploy_parameters", "macs", "train_macs"}
+        assert set(row) == {"model", "image_size", "parameters", "deploy_parameters", "macs", "train_macs"}
         assert row["parameters"] == parameters
         assert row["macs"] / 1e6 == pytest.approx(macs, rel=0.004)
         if deployed is not None:

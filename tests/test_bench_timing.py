@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from report_runs import write_run
 
 from ghostcli import zoo
 from ghostcli.deploy import bench
@@ -123,6 +124,26 @@ def test_a_step_that_fails_otherwise_is_one():
         measured_apart([sys.executable, "-c", "raise RuntimeError('shapes')"], "batch 1")
 
 
+def test_a_users_mistake_reads_in_a_process_of_its_own_as_it_does_here():
+    program = "from ghostcli.errors import UsageError; raise UsageError('net.py: there is no memory bank')"
+    with pytest.raises(UsageError, match=r"^net\.py: there is no memory bank$"):
+        measured_apart([sys.executable, "-c", program], "batch 1")
+
+
+def test_a_users_network_finds_its_neighbours_even_where_ghost_has_a_package_of_that_name(tmp_path, monkeypatch):
+    (tmp_path / "engine.py").write_text(
+        "from torch import nn\n\n\ndef body():\n    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    (tmp_path / "mine.py").write_text(
+        "import engine\nfrom torch import nn\n\n\n"
+        "def make(classes):\n    return nn.Sequential(engine.body(), nn.Linear(3, classes))\n"
+    )
+    network = bench.Network("mine", f"py:{tmp_path}/mine.py:make", 10)
+    memory, problem = bench.training_peak(network, 4, torch.device("cpu"))
+    assert problem is None
+    assert memory >= 0
+
+
 def test_the_train_form_runs_every_branch_and_is_the_deploy_form_all_the_same():
     torch.manual_seed(0)
     model = zoo.build("gns:0.25").double()
@@ -215,3 +236,24 @@ def test_the_measured_step_is_the_loops_own(monkeypatch):
     assert rates == [(number, True) for number in range(4)]
     bench.two_steps(bench.Network("gns:0.1", "gns:0.1", 10), 4, torch.device("cpu"))
     assert rates[4:] == [(0, True), (1, True)]
+
+
+def test_a_run_is_measured_with_images_of_the_size_that_it_was_trained_on(ghost, tmp_path, monkeypatch):
+    small, large = (
+        write_run(tmp_path, "gns:0.1", sections={"data": {"size": size}}, data="folder:photos") for size in (32, 64)
+    )
+    done = ghost("bench", f"run/{small}", f"run/{large}", "--runs", tmp_path, "--no-timing", "--json")
+    assert done.code == 0, done.err
+    few, more = json.loads(done.out)
+    assert (few["image_size"], more["image_size"]) == (32, 64)
+    assert 3.5 < more["macs"] / few["macs"] < 4.1
+    told = ghost("bench", f"run/{small}", f"run/{large}", "--runs", tmp_path, "--no-timing").out
+    assert f"run/{large}: with images of 64 x 64 pixels, as it was trained" in told and "32 x 32" not in told
+    sides = []
+    monkeypatch.setattr(bench, "noise", lambda n, c, side, own=bench.noise: (sides.append(side), own(n, c, side))[1])
+    monkeypatch.setattr(bench, "measured_apart", lambda words, what: (json.loads(words[-1])["network"]["side"], None))
+    monkeypatch.setattr(meter, "SAMPLE", 0.0)
+    [network] = bench.resolve([f"run/{large}"], 10, tmp_path)
+    [row] = bench.measure([network], 2, torch.device("cpu"), 1)
+    bench.two_steps(network, 2, torch.device("cpu"))
+    assert sides == [64, 64] and row["peak_memory_mb"] == 64

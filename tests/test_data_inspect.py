@@ -138,3 +138,32 @@ def test_every_format_that_is_named_can_be_read(tmp_path: Path, suffix: str) -> 
     Image.fromarray(np.stack([image] * 3, axis=-1)).save(tmp_path / f"image.{suffix}")
     found = decode(tmp_path / f"image.{suffix}", 32)
     assert np.abs(found.astype(int) - image[..., None]).max() <= 8
+
+
+def test_what_is_transparent_is_white_and_what_is_opaque_keeps_its_bits(tmp_path: Path) -> None:
+    """The colour under transparent pixels is whatever a drawing program left there."""
+    from ghostcli.data.pictures import decode
+
+    rgb = np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    alpha = np.full((32, 32, 1), 255, np.uint8)
+    alpha[:8], alpha[8:16] = 0, 51
+    shown = rgb.astype(float) * (alpha / 255) + 255 * (1 - alpha / 255)
+    cut = Image.fromarray(np.concatenate([rgb, alpha], axis=-1))
+    cut.save(tmp_path / "cut.png")
+    found = decode(tmp_path / "cut.png", 32)
+    assert np.abs(found - shown).max() <= 1
+    assert np.array_equal(found[16:], rgb[16:])
+    cut.convert("LA").save(tmp_path / "grey.png")
+    assert (decode(tmp_path / "grey.png", 32)[:8] == 255).all()
+    palette = Image.fromarray(rgb).convert("P")
+    opaque = np.asarray(palette.convert("RGB"))
+    index = int(np.asarray(palette)[0, 0])
+    hidden = np.asarray(palette) == index
+    for name, more in (("opaque", {}), ("palette", {"transparency": index})):
+        palette.save(tmp_path / f"{name}.png", **more)
+        found = decode(tmp_path / f"{name}.png", 32)
+        assert np.array_equal(found[~hidden], opaque[~hidden])
+        assert (found[hidden] == (255 if more else opaque[hidden])).all()
+    for mode in ("RGBA", "RGB"):
+        Image.fromarray(rgb).convert(mode).save(tmp_path / "whole.png")
+        assert np.array_equal(decode(tmp_path / "whole.png", 32), rgb)

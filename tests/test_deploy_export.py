@@ -261,7 +261,7 @@ def test_half_precision_weights_load_as_the_deploy_form(ghost, digits_runs, file
         ("student.pt2", ["--half"], "student.safetensors"),
         ("student.pt2", ["--int8"], "--format onnx"),
         ("student.pt2", ["--format", "onnx,pt2"], "folder"),
-        ("nowhere", ["--format", "onnx,pt2"], "nowhere"),
+        ("student.onx", ["--format", "onnx"], ".onnx"),
         ("student.onnx", ["--format", "onxx"], "onnx"),
     ],
 )
@@ -272,6 +272,19 @@ def test_a_wrong_destination_is_exit_code_2_and_nothing_is_written(
     assert done.code == 2
     assert told in done.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_made(ghost, digits_run, digits_runs, tmp_path):
+    words = ("export", digits_run.id, "--runs", digits_runs, "--no-timing", "--out")
+    done = ghost(*words, f"{tmp_path}/new/two/", "--format", "safetensors,safetensors-float16")
+    assert done.code == 0, done.err
+    assert len(list((tmp_path / "new" / "two").iterdir())) == 2
+    done = ghost(*words, f"{tmp_path}/one/", "--format", "safetensors")
+    assert done.code == 0, done.err
+    assert [file.suffix for file in (tmp_path / "one").iterdir()] == [".safetensors"]
+    (tmp_path / "file").touch()
+    done = ghost(*words, tmp_path / "file", "--format", "safetensors")
+    assert done.code == 2 and f"--out {tmp_path}/file: no folder can be made there" in done.err
 
 
 def test_an_extra_that_is_not_installed_is_named_and_the_others_go_on(
@@ -298,6 +311,8 @@ def test_runs_that_cannot_be_exported_are_refused(ghost, run, tmp_path):
     run.weights.rename(run.path / "elsewhere")
     done = ghost("export", run.id, "--out", out, "--runs", runs)
     assert (done.code, "weights are not here" in done.err) == (2, True)
+    ghost("export", run.id, "--format", "onnx,pt2", "--out", tmp_path / "folder", "--runs", runs)
+    assert not (tmp_path / "folder").exists()
     (run.path / "status.json").write_text('{"status": "interrupted"}')
     done = ghost("export", run.id, "--out", out, "--runs", runs)
     assert (done.code, "unfinished" in done.err) == (2, True)

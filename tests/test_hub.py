@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -9,7 +10,10 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-from report_runs import edit
+from report_runs import edit, write_run
+
+from ghostcli.records import record
+from ghostcli.share.hub import card
 
 
 class Hub:
@@ -59,9 +63,37 @@ def test_there_and_back(ghost, digits_runs: Path, digits_run, hub: type[Hub], tm
     place = tmp_path / "mine" / digits_run.id
     assert (place / "model.safetensors").read_bytes() == digits_run.weights.read_bytes()
     verified = ghost("runs", "verify", "--runs", tmp_path / "mine")
+    assert place.stat().st_mode == place.parent.stat().st_mode, "as open as any folder that is made"
     assert verified.code == 0 and [path.name for path in (tmp_path / "mine").iterdir()] == [place.parent.name]
     again = ghost("pull", "ada/digits", "--runs", tmp_path / "mine")
     assert again.code == 2 and "is there already" in again.err
+
+
+def test_no_path_of_the_machine_is_published(
+    ghost, digits_runs: Path, digits_run, hub: type[Hub], tmp_path: Path
+) -> None:
+    shutil.copytree(digits_runs, tmp_path / "runs")
+    folder = tmp_path / "runs" / digits_run.id
+    command = ["train-teacher", "py:/home/ada/net.py:make", "--data=folder:/home/ada/photos", "--runs=/home/ada/runs"]
+    command += ["-s", "data.name=folder:/home/ada/photos", "--recipe", "/home/ada/mine.toml"]
+    edit(folder / "result.json", command=command)
+    edit(folder / "recipe.json", seal=False, command=command)
+    assert ghost("push", digits_run.id, "ada/digits", "--runs", tmp_path / "runs").code == 0
+    for name in ("result.json", "recipe.json"):
+        assert json.loads((hub.root / "ada" / "digits" / name).read_text())["command"] == [
+            *("train-teacher", "py:net.py:make", "--data=folder:photos", "--runs=runs"),
+            *("-s", "data.name=folder:photos", "--recipe", "mine.toml"),
+        ]
+    assert ghost("pull", "ada/digits", "--runs", tmp_path / "mine").code == 0
+    assert ghost("runs", "verify", "--runs", tmp_path / "mine").code == 0
+
+
+def test_names_in_a_card_are_code_as_they_are(tmp_path: Path) -> None:
+    run = record.find(tmp_path, write_run(tmp_path))
+    made = run.result.model_copy(update={"recipe_name": "my_recipe.toml"})
+    assert "Recipe `my_recipe.toml`, " in card(made, ())
+    made = run.result.model_copy(update={"recipe_name": "a``[b](c)"})
+    assert "Recipe ``` a``[b](c) ```, " in card(made, ())
 
 
 def test_what_is_refused(ghost, digits_runs: Path, digits_run, hub: type[Hub], tmp_path: Path) -> None:

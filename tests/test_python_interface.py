@@ -16,6 +16,7 @@ from test_compare_tables import build, row
 from test_docs import ROOT, blocks
 
 import ghostcli
+from ghostcli.api import _typed
 from ghostcli.errors import UsageError
 
 
@@ -49,7 +50,15 @@ def test_a_network_answers_as_the_command_does(ghost, digits_runs: Path, tmp_pat
     assert net.predict(file) == said[0]["predictions"][0]["class"]
     both = net(np.stack([pixels, pixels]))
     assert both.shape == (2, 10) and both == pytest.approx(np.stack([ours, ours]), abs=1e-6)
-    assert net([file, Image.open(file), pixels]) == pytest.approx(np.stack([ours] * 3), abs=1e-6)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise when shown
+    turned = tmp_path / "turned.png"
+    Image.fromarray(np.rot90(pixels).copy()).save(turned, exif=exif)
+    assert net([file, Image.open(file), pixels, turned, Image.open(turned)]) == pytest.approx(
+        np.stack([ours] * 5), abs=1e-6
+    )
+    with pytest.raises(UsageError, match="more than 8 bits a channel"):
+        net(Image.new("I;16", (32, 32)))
     assert ghostcli.load(str(run.record.path)).predict(file) == net.predict(file)
 
 
@@ -100,3 +109,23 @@ def test_importing_it_costs_nothing_and_compare_is_both(first: str) -> None:
     code = f"import sys; import ghostcli as g; assert 'numpy' not in sys.modules; {first} assert callable(g.compare)"
     code += "; from ghostcli.compare import stats; assert callable(g.compare) and g.compare.stats is stats"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_settings_may_be_numbers_of_numpy_and_paths() -> None:
+    from ghostcli.recipe import load
+
+    settings = {
+        "train.epochs": np.int64(3),
+        "optim.lr": np.float32(0.5),
+        "augment.cutout": None,
+        "data.name": f"folder:{Path('photos')}/\U0001f63a",
+        "data.shuffle": np.bool_(False),
+    }
+    found = load(
+        "paper", [f"{key}={_typed(key, value)}" for key, value in settings.items() if value is not None]
+    ).recipe
+    assert (found.train.epochs, found.optim.lr, found.data.shuffle) == (3, 0.5, False)
+    assert found.data.name.endswith("photos/\U0001f63a")
+    assert (_typed("a", Path("b/c")), _typed("a", None)) == ('"b/c"', "none")
+    with pytest.raises(UsageError, match=r"settings\['train.epochs'\]: is set; give"):
+        ghostcli.train("gns:0.1", settings={"train.epochs": {3}})

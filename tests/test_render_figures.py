@@ -19,6 +19,7 @@ from ghostcli.records import record
 from ghostcli.render import figures, pictures
 from ghostcli.render.figures import Curve, Point
 from ghostcli.render.plots import Asked, learning_curves, width
+from ghostcli.report.svg import log_ticks
 
 HEADS = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 app = typer.Typer()
@@ -114,6 +115,25 @@ def test_widths_that_are_not_printed_are_drawn_too(tmp_path: Path) -> None:
     figure = width(Asked(record.scan(tmp_path), family="smoke"))
     assert figure.axes[0].get_legend_handles_labels()[1][1:] == ["smoke, 1 seed"]
     assert {0.25, 0.5} <= set(figure.axes[0].get_xticks())
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.24, 0.41), (2.1, 4.8), (0.55, 0.95), (0.19, 0.21), (1.5, 150), (1.9, 490), (3, 40000)]
+)
+def test_an_axis_of_costs_has_numbers_however_narrow_it_is(low: float, high: float) -> None:
+    assert len(log_ticks(low, high)) > 1
+    assert all(low <= tick <= high for tick in log_ticks(low, high))
+    figure = figures.front([Point("a", low, 80.0), Point("b", high, 90.0)])
+    left, right = figure.axes[0].get_xlim()
+    numbers = [tick for tick in figure.axes[0].get_xticks() if left <= tick <= right]
+    assert len(numbers) > 1
+    labels = [figure.axes[0].xaxis.get_major_formatter()(tick, 0) for tick in numbers]
+    assert len(set(labels)) == len(labels)
+
+
+def test_an_axis_over_several_decades_keeps_its_round_values() -> None:
+    assert log_ticks(0.9, 25) == [1, 2, 5, 10, 20]
+    assert log_ticks(0.9, 2500) == [1, 10, 100, 1000]
 
 
 def test_runs_that_have_no_place_beside_the_printed_ones_are_said_to_have_none(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from ghostcli.records import record
 from ghostcli.render import formats, text_table
 from ghostcli.render.text_table import Column, TextTable
 
+STUDIES = Path(__file__).parent.parent / "runs" / "studies"
 app = typer.Typer()
 app.command()(table)
 
@@ -195,6 +196,13 @@ def test_latex_is_plain_and_balanced(runs: Path) -> None:
     assert all(line.count("&") == 8 and line.endswith(r"\\") for line in rows)
     assert r"$^{a}$" in printed
     assert r"95 \%" in printed
+
+
+@pytest.mark.parametrize("study", sorted(path.name for path in STUDIES.iterdir()))
+def test_the_latex_of_every_study_is_ascii(study: str) -> None:
+    """pdflatex stops at other signs: an α, as in `kd T=4 α=0.1`, was one."""
+    lines = said("all", "--runs", STUDIES / study, "--format", "latex").splitlines()
+    assert [line for line in lines if not line.isascii() and not line.startswith("%")] == []
 
 
 def test_latex_escapes_what_a_name_may_hold() -> None:

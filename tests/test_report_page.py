@@ -22,6 +22,7 @@ from test_compare_tables import admitted
 from ghostcli.compare import tables
 from ghostcli.records import record
 from ghostcli.render import text_table
+from ghostcli.report import charts
 
 VOID = {"meta", "br", "img", "input", "hr", "link"}
 #: Every element that the page's own template and charts write.
@@ -318,3 +319,28 @@ def test_one_huge_loss_does_not_hide_the_others():
     assert "logarithmic" not in lines("Rate", [Series("rate", falling)], "rate").svg
     heights = [float(point.split(",")[1]) for point in re.search(r'points="([^"]+)"', wide.svg)[1].split()]
     assert heights == sorted(heights) and heights[-1] - heights[2] > 40, "the small values can be told apart"
+
+
+def test_the_numbers_on_every_cell_of_a_confusion_can_be_read_in_both_themes():
+    """Contrast as the Web Content Accessibility Guidelines 2.2 define it: 4.5 at least (1.4.3)."""
+    sheet = (Path(charts.__file__).parent / "page.css").read_text()
+    light, dark = (
+        dict(re.findall(r"--(\w+): #(\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", sheet, re.S)[:2]
+    )
+    opacity = {level: float(value) for level, value in re.findall(r"\.(w\d) \{ fill-opacity: ([\d.]+); \}", sheet)}
+    assert set(opacity) <= {"w1", "w2", "w3", "w4", "w5"}
+    drawn = charts.confusion(np.array([[9, 1, 2], [3, 9, 4], [5, 9, 9]]), ("a", "b", "c")).svg
+    assert set(re.findall(r'<text[^>]* class="([^"]*)"', drawn)) == {"count"}  # no other colour than the ink
+
+    def luminance(colour):
+        linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for theme in (light, {**light, **dark}):
+        ink, card, right, wrong = (
+            np.array(list(bytes.fromhex(theme[name]))) / 255 for name in ("ink", "card", "right", "wrong")
+        )
+        shares = (opacity.get(f"w{level}", 1.0) for level in range(1, 6))
+        for cell in (right, *(share * wrong + (1 - share) * card for share in shares)):
+            darker, lighter = sorted((luminance(cell), luminance(ink)))
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5

@@ -56,6 +56,7 @@ def export(
     with Display() as show:
         show.begin("export", len(files))
         network = room.prepare(chosen)
+        formats.make_folders(files)
         rows, errors = room.prove(network, files, timing, say=lambda note: show.advance(0, note=note))
     if errors and len(files) == 1:
         raise errors[0]

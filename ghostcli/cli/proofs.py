@@ -95,8 +95,8 @@ def integers(rows: Sequence[Proof]) -> str | None:
         if int8.narrow():
             why = f"without VNNI instructions 8-bit products are hardly faster than float ones, and {why}"
         said += (
-            f" On this CPU integers are no gain everywhere: {why}. A phone or a microcontroller gains a quarter of the "
-            "bytes and operations that need no float unit."
+            f" On this CPU integers are no gain everywhere: {why}. A phone or a microcontroller saves six to seven "
+            "tenths of the bytes, and gains operations that need no float unit."
         )
     return said
 

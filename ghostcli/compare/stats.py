@@ -136,6 +136,11 @@ def accuracy_interval(right: int, images: int) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
+def interval_of(percent: float, images: int) -> tuple[float, float]:
+    """`accuracy_interval` of an accuracy in percent."""
+    return accuracy_interval(round(percent * images / 100), images)
+
+
 def _t_part(*sides: np.ndarray) -> Part | None:
     """Welch's test of two sides (1947), or Student's of one side of pairs, as a part. None without spread."""
     if min(map(len, sides)) < 2 or max(map(np.ptp, sides)) < 1e-9:

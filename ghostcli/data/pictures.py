@@ -1,6 +1,6 @@
 """Decodes a picture file to pixels, for training and for prediction.
 
-Invariant: training and prediction use this one function, and it uses safe decoders only. No torch.
+Invariant: training and prediction use `fitted`, and files are opened by safe decoders only. No torch.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 
 #: What `decode` does, in words, for users who deploy a network elsewhere.
 STEPS = (
-    "turn by the EXIF orientation; convert to RGB; scale the shorter side to the size (bilinear, antialiased); "
-    "cut about the centre"
+    "turn by the EXIF orientation; put on white what is transparent; convert to RGB; "
+    "scale the shorter side to the size (bilinear, antialiased); cut about the centre"
 )
 
 
@@ -49,7 +49,7 @@ def decoders() -> Iterator[ThreadPoolExecutor]:
 
 
 def decode(source: Path | BinaryIO, size: int, name: str | None = None) -> np.ndarray:
-    """uint8 [size, size, 3], RGB: upright, shorter side scaled to `size`, centre crop.
+    """uint8 [size, size, 3], RGB: upright, on white, shorter side scaled to `size`, centre crop.
 
     `name` stands in errors for a source without a path. UsageError if it cannot be decoded. Call it under `decoders`,
     because warning filters are not per thread.
@@ -57,10 +57,7 @@ def decode(source: Path | BinaryIO, size: int, name: str | None = None) -> np.nd
     where = printable(name or source)
     try:
         with Image.open(source, formats=FORMATS) as image:
-            if image.mode.startswith(("I", "F")):
-                raise UsageError(f"{where}: has more than 8 bits a channel: convert it to 8 bits")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-            return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR))
+            return fitted(image, size, where)
     except UsageError:
         raise
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
@@ -69,3 +66,15 @@ def decode(source: Path | BinaryIO, size: int, name: str | None = None) -> np.nd
         raise UsageError(f"{where}: too many pixels to be decoded safely: make it smaller") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on a damaged file
         raise UsageError(f"{where}: not an image that can be read, damaged or cut short: replace it") from error
+
+
+def fitted(image: Image.Image, size: int, where: str) -> np.ndarray:
+    """What `decode` makes of a picture that is open. UsageError, which names `where`, if it has too many bits."""
+    if image.mode.startswith(("I", "F")):
+        raise UsageError(f"{where}: has more than 8 bits a channel: convert it to 8 bits")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.endswith(("A", "a")) or "transparency" in upright.info:
+        # Without this the colour that the file hides under transparent pixels would be seen.
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    return np.asarray(ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BILINEAR))

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,16 +32,20 @@ if TYPE_CHECKING:
     from ghostcli.engine.step import Update
     from ghostcli.render.figures import Point
 
-SIDE = 32  # pixels of the images that are timed; a network with a size of its own enlarges them itself
+SIDE = 32  # pixels of the images for a network that no run has trained on others
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network to be measured: `label` as asked for (`run/ID`), `model` the name it is built by."""
+    """A network to be measured: `label` as asked for (`run/ID`), `model` the name it is built by.
+
+    `side`: pixels of its images, those of its training. A network with a size of its own enlarges them itself.
+    """
 
     label: str
     model: str
     classes: int
+    side: int = SIDE
 
 
 def resolve(asked: Iterable[str], classes: int, runs: Path) -> list[Network]:
@@ -57,20 +61,23 @@ def resolve(asked: Iterable[str], classes: int, runs: Path) -> list[Network]:
         run = trained.find(runs, name)
         if run.result is None:
             raise UsageError(f"{run.id}: cannot be measured, {run.problem}; finish it, or name its network")
-        found.append(Network(trained.named(run.id), run.result.student, run.result.classes))
+        result, data = run.result, run.result.recipe.data
+        side = data.size if data.name.startswith("folder:") else SIDE
+        found.append(Network(trained.named(run.id), result.student, result.classes, side))
     return found
 
 
 def count(network: Network) -> dict[str, Any]:
-    """Parameters and MACs of both forms, for one image of 32 x 32 or of the network's native size."""
+    """Parameters and MACs of both forms, for one image of its training's size or of the network's native size."""
     from ghostcli import zoo
 
     build = zoo.build if names.is_own(network.model) else zoo.build_shapes
     model = build(network.model, network.classes)
     deployed = zoo.deploy(model)
-    side = model.spec.input_size or SIDE
+    side = model.spec.input_size or network.side
     return {
         "model": network.label,
+        "image_size": network.side,
         "parameters": zoo.count_parameters(model),
         "deploy_parameters": zoo.count_parameters(deployed),
         "macs": zoo.count_macs(deployed, (3, side, side)),
@@ -87,14 +94,14 @@ def bench_recipe(batch: int, **engine: Any) -> Recipe:
     )
 
 
-def noise(images: int, classes: int) -> Data:
+def noise(images: int, classes: int, side: int = SIDE) -> Data:
     """A data set of random pixels and labels, for what depends on shapes alone."""
     import torch
 
     from ghostcli.data import SETS, Data, Images
 
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (images, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(256, (images, side, side, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(classes, (images,), generator=generator)
     drawn = Images(pixels, labels)
     mean, std = SETS["cifar10"].statistics
@@ -232,11 +239,12 @@ def _meters(network: Network, batch: int, device: torch.device, train: bool) -> 
 
     from ghostcli import zoo
 
-    update = make_update(network.model, bench_recipe(batch), noise(batch, network.classes), device)
+    side = network.side
+    update = make_update(network.model, bench_recipe(batch), noise(batch, network.classes, side), device)
     step, index = stepper(captured(update)), torch.arange(batch, device=device)
     apart = train_form(update.model)
     deployed = zoo.deploy(apart).to(memory_format=torch.channels_last)
-    images = torch.randn(batch, 3, SIDE, SIDE, device=device).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
     one = images[:1].clone(memory_format=torch.channels_last)
     calls = {
         "train_images_per_second": lambda: step(index),
@@ -278,7 +286,7 @@ def training_peak(network: Network, batch: int, device: torch.device) -> tuple[f
     """
     if device.type != "cpu":
         return _device_peak(network, batch, device)
-    work = {"model": network.model, "classes": network.classes, "batch": batch}
+    work = {"network": asdict(network), "batch": batch}
     return measured_apart(
         [sys.executable, "-m", "ghostcli.deploy.bench", json.dumps(work)], f"a training step at batch {batch}"
     )
@@ -307,7 +315,8 @@ def two_steps(network: Network, batch: int, device: torch.device) -> None:
     from ghostcli.engine.device import arithmetic
 
     recipe = bench_recipe(batch)
-    step = stepper(make_update(network.model, recipe, noise(batch, network.classes), device))
+    data = noise(batch, network.classes, network.side)
+    step = stepper(make_update(network.model, recipe, data, device))
     with arithmetic(recipe.engine, device):
         for size in (min(2, batch), batch):
             step(torch.arange(size, device=device))
@@ -340,9 +349,7 @@ def _main(argument: str) -> None:
     asked = json.loads(argument)
     cpu = torch.device("cpu")
     two_steps(Network("", "gns:0.25", 10), 4, cpu)  # what is loaded at first use is no part of a step
-    print(
-        round(resident_peak(lambda: two_steps(Network("", asked["model"], asked["classes"]), asked["batch"], cpu)), 1)
-    )
+    print(round(resident_peak(lambda: two_steps(Network(**asked["network"]), asked["batch"], cpu)), 1))
 
 
 if __name__ == "__main__":

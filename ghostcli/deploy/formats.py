@@ -5,6 +5,7 @@ Invariant: a format's file is known by its ending, and every format names the ru
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +70,9 @@ def choose(text: str, half: bool = False, int8: bool = False) -> list[Format]:
 def destinations(run: str, out: Path, text: str | None, half: bool, int8: bool = False) -> list[tuple[Format, Path]]:
     """The file of each format: `out` itself for one whose ending it has, otherwise files in the folder `out`.
 
-    In a folder `int8` adds files; where `out` is a file, that file is int8. UsageError where the ending is no
-    format's, several formats would be one file, or the folder is not there.
+    The folder need not be there where several formats are asked for, or where its name has no ending: `make_folders`
+    makes it. In a folder `int8` adds files; where `out` is a file, that file is int8. UsageError where the ending is
+    no format's, or several formats would be one file.
     """
     where = printable(out)
     if text is None:
@@ -94,13 +96,26 @@ def destinations(run: str, out: Path, text: str | None, half: bool, int8: bool =
             f"--out {where}: is one file, not of the format {' and '.join(form.name for form in forms)}; name a folder"
         )
     else:
-        if not out.is_dir():
-            raise UsageError(f"--out {where}: there is no such folder; make it first")
+        if out.suffix and len(forms) == 1 and not out.is_dir():
+            raise UsageError(
+                f"--out {where}: is no folder, and a file of {forms[0].name} ends in {forms[0].suffix}; name one"
+            )
         name = run.replace("/", "-")
         targets = [(form, out / f"{name}{form.variant}{form.suffix}") for form in forms]
     for _, path in targets:
-        if not path.parent.is_dir():
+        if path == out and not path.parent.is_dir():
             raise UsageError(f"--out {printable(path)}: there is no folder {printable(path.parent)}; make it first")
         if path.is_dir():
             raise UsageError(f"--out {printable(path)}: is a folder; name a file, or move it away")
     return targets
+
+
+def make_folders(files: Sequence[tuple[Format, Path]]) -> None:
+    """Make the folders of the files where they are not there. UsageError where one cannot be made."""
+    for folder in {path.parent for _, path in files}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"--out {printable(folder)}: no folder can be made there ({error.strerror}); name another"
+            ) from error

@@ -84,8 +84,8 @@ def measure(network: Network) -> Row:
 
 def _row(model: str, on_200: float, accuracy: float, reference: bool, sizes: dict, **more: Any) -> Row:
     few = len(facts()["images"])
-    low, high = _wilson(on_200, few)
-    all_low, all_high = _wilson(accuracy, ALL)
+    low, high = stats.interval_of(on_200, few)
+    all_low, all_high = stats.interval_of(accuracy, ALL)
     return Row(
         model=model,
         reference=reference,
@@ -99,10 +99,6 @@ def _row(model: str, on_200: float, accuracy: float, reference: bool, sizes: dic
         high=round(all_high, 4),
         **more,
     )
-
-
-def _wilson(percent: float, images: int) -> tuple[float, float]:
-    return stats.accuracy_interval(round(percent * images / 100), images)
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:

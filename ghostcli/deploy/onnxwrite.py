@@ -149,17 +149,13 @@ def drop_unread(graph: object) -> None:
 
 def _share_constants(graph: object) -> None:
     """Initialisers of equal type, shape and value become one."""
-    kept: dict[tuple, str] = {}
+    kept: dict[bytes, str] = {}
     same: dict[str, str] = {}
     left = []
     for tensor in graph.initializer:
-        content = tensor.SerializeToString() if not tensor.raw_data else tensor.raw_data
-        key = (tensor.data_type, tuple(tensor.dims), content)
-        if not tensor.raw_data:
-            bare = copy.deepcopy(tensor)
-            bare.name = ""
-            key = (*key[:2], bare.SerializeToString())
-        same[tensor.name] = kept.setdefault(key, tensor.name)
+        bare = copy.deepcopy(tensor)
+        bare.name = ""
+        same[tensor.name] = kept.setdefault(bare.SerializeToString(), tensor.name)
         if same[tensor.name] == tensor.name:
             left.append(copy.deepcopy(tensor))
     del graph.initializer[:]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -111,14 +110,16 @@ def p90(values: Sequence[float]) -> float:
 
 
 def measured_apart(command: Sequence[str], what: str) -> tuple[float | None, str | None]:
-    """The number that `command`, a process of its own, prints; (None, why) where it ran out of memory."""
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    """The number that `command`, a process of its own, prints; (None, why) where it ran out of memory.
+
+    A UsageError in the process is one here too.
+    """
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         return float(done.stdout), None
     last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
+    if last.startswith(said := f"{UsageError.__module__}.{UsageError.__name__}: "):
+        raise UsageError(last.removeprefix(said))
     if done.returncode == -9 or "memory" in last.lower():
         return None, f"{what} does not fit into memory"
     raise UsageError(f"{what} failed: {last}") if "ValueError" in last else GhostError(last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from ghostcli.records.storage import read_json
 
 #: The keys of recipe.json, which result.json repeats.
 SETUP = {field.alias or name for name, field in RunSetup.model_fields.items()}
+#: An absolute path in a word of a command, as in `--runs=/home/ada/runs`, `folder:/home/ada/photos` or `py:/home/...`.
+PLACE = re.compile(r"(^|=|folder:|py:)(/.*)", re.DOTALL)
 
 
 def content_problems(run: RunRecord, whole: bool = True) -> list[str]:
@@ -46,15 +49,16 @@ def _as_written(written: dict[str, Any]) -> str | None:
 
 
 def without_places(written: dict[str, Any]) -> dict[str, Any]:
-    """The content of result.json for a study: of an absolute path in its command only the last part is kept.
+    """The content of result.json or recipe.json to publish: of a path in its command only the last part is kept.
 
-    Its checksum follows, unless it was wrong before.
+    The checksum of result.json follows, unless it was wrong before. The names of the data and of networks stay, also
+    where they are paths: the run's digest and id come from them.
     """
-    words = [Path(word).name if Path(word).is_absolute() else word for word in written.get("command", ())]
-    if words == list(written.get("command", ())) or _as_written(written):
+    words = [PLACE.sub(lambda found: found[1] + Path(found[2]).name, word) for word in written.get("command", ())]
+    if words == list(written.get("command", ())) or ("checksum" in written and _as_written(written)):
         return written
     content = {key: value for key, value in written.items() if key != "checksum"} | {"command": words}
-    return {**content, "checksum": digest(content)}
+    return {**content, "checksum": digest(content)} if "checksum" in written else content
 
 
 def _same_run(run: RunRecord) -> str | None:

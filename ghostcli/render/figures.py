@@ -203,11 +203,17 @@ def _width(student: str) -> float:
 
 
 def cost_axis(axes: Axes) -> None:
-    """A logarithmic x axis with plain numbers at 1, 2 and 5."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    """A logarithmic x axis with plain numbers at 1, 2 and 5; a narrow one has them at equal steps."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    class Numbers(LogLocator):
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            found = super().tick_values(vmin, vmax)
+            few = sum(vmin <= value <= vmax for value in found) < 3
+            return MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(vmin, vmax) if few else found
 
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_locator(Numbers(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
 

@@ -21,6 +21,9 @@ LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "±": r"$\pm$", "Δ": r"$\Delta$",
     "→": r"$\to$", "×": r"$\times$", "–": "--", "·": r"$\cdot$", "†": r"$^\dagger$", "▲": r"$\blacktriangle$",
     "▼": r"$\blacktriangledown$", "−": "$-$", "‡": r"$^\ddagger$", "≥": r"$\geq$",
+    "≤": r"$\leq$", "≈": r"$\approx$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "λ": r"$\lambda$",
+    "σ": r"$\sigma$", "τ": r"$\tau$", "µ": r"$\mu$", "μ": r"$\mu$", "…": r"\dots{}", "—": "---", "“": "``", "”": "''",
+    "‘": "`", "’": "'", "°": r"$^\circ$", "\u00a0": "~",
     **{sign: f"$^{{{letter}}}$" for sign, letter in zip("ᵃᵇᶜᵈᵉᶠᵍ¹²³⁴⁵⁶⁷⁸⁹", "abcdefg123456789", strict=True)},
 }  # fmt: skip
 

@@ -234,9 +234,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Chart:
         parts.append(element("rect", **box, class_=level))
         if names:
             middle = {"x": x + cell / 2 - 0.5, "y": y + cell / 2 + 3.5, "text_anchor": "middle"}
-            parts.append(
-                element("text", f"{counts[i, j]}", **middle, class_="count" + " on" * bool(i != j and strong > 0.7))
-            )
+            parts.append(element("text", f"{counts[i, j]}", **middle, class_="count"))
     for i, name in enumerate(classes if names else ()):
         short = name if len(name) <= 12 else name[:11] + "…"
         parts.append(element("text", short, x=left - 5, y=top + (i + 0.5) * cell + 4, text_anchor="end"))

@@ -14,7 +14,7 @@ import numpy as np
 from ghostcli.compare.calibration import confusion, softmax
 from ghostcli.compare.cost import Cost
 from ghostcli.compare.rows import Row
-from ghostcli.compare.stats import accuracy_interval
+from ghostcli.compare.stats import interval_of
 from ghostcli.display import clock
 from ghostcli.errors import GhostError
 from ghostcli.paper import label
@@ -111,8 +111,7 @@ def _cards(run: RunRecord, seen: dict[str, Any]) -> Iterator[Card]:
         yield Card("Status", run.status, run.problem or "")
         yield Card("Test accuracy so far", accuracy, f"epoch {seen['epoch']} of {seen['epochs'] or '?'}")
         return
-    right = round(result.accuracy.selected * result.test_images / 100)
-    low, high = accuracy_interval(right, result.test_images)
+    low, high = interval_of(result.accuracy.selected, result.test_images)
     within = f"95 % interval {low:.2f} to {high:.2f} over {result.test_images:,} test images"
     yield Card("Test accuracy", f"{result.accuracy.selected:.2f} %", within)
     yield Card("Parameters", f"{result.parameters / 1e6:.3f} M", "training form")

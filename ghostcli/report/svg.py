@@ -54,8 +54,13 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round values within [low, high] for a logarithmic axis: 1, 2 and 5 times powers of ten, or powers alone."""
+    """Round values within [low, high] for a logarithmic axis: 1, 2 and 5 times powers of ten, or powers alone.
+
+    A narrow range has fewer than three of these, and gets the values of `ticks`.
+    """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
     inside = [value for value in found if low <= value <= high]
+    if len(inside) < 3:
+        return ticks(low, high)
     return inside if len(inside) <= 6 else [value for value in inside if math.log10(value) % 1 < 1e-9]

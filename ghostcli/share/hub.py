@@ -15,13 +15,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ghostcli.compare.stats import accuracy_interval
+from ghostcli.compare.stats import interval_of
 from ghostcli.deploy.about import LICENCES
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.paper import label
+from ghostcli.records.contents import without_places
 from ghostcli.records.model import RunResult
 from ghostcli.records.record import RUN_ID, RunRecord
-from ghostcli.records.storage import write_json
+from ghostcli.records.storage import read_json, write_json
 from ghostcli.records.verify import verify_run
 
 #: The files of a run that travel. The first two make a repository a ghost model.
@@ -48,7 +49,9 @@ def push(run: RunRecord, repository: str, exported: Sequence[Path] = (), private
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file in (*(run.path / part for part in (*NEEDED, *MORE)), *exported):
-            if file.exists():
+            if file.suffix == ".json" and file.exists():
+                write_json(folder / file.name, without_places(read_json(file)))
+            elif file.exists():
                 shutil.copyfile(file, folder / file.name)
         use = (f"ghost pull {repository}", f"ghost predict run/{run.id} photo.jpg")
         text = card(run.result, use, exported=[file.name for file in exported])
@@ -79,7 +82,8 @@ def pull(repository: str, runs: Path) -> RunRecord:
         raise UsageError(f"{repository}: is no ghost model, it has no {missing[0]}")
     runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=runs, prefix=".pull-") as name:
-        folder = Path(name)
+        folder = Path(name) / "run"  # the temporary directory is closed to others, the run is not to be
+        folder.mkdir()
         for file in (*NEEDED, *MORE):
             if file in files:
                 with _asked(repository):
@@ -97,7 +101,6 @@ def pull(repository: str, runs: Path) -> RunRecord:
             raise UsageError(f"{printable(place)}: is there already; remove it first with `ghost runs rm {result.run}`")
         place.parent.mkdir(exist_ok=True)
         os.rename(folder, place)
-        folder.mkdir()  # for the temporary directory to remove
     return RunRecord(place, result.run)
 
 
@@ -129,8 +132,7 @@ def card(
 
 def _card(result: RunResult, use: Sequence[str], spread: str, licence: str, exported: Sequence[str]) -> Iterator[str]:
     accuracy = result.accuracy.selected
-    right = round(accuracy * result.test_images / 100)
-    low, high = accuracy_interval(right, result.test_images)
+    low, high = interval_of(accuracy, result.test_images)
     data = _text(result.data.partition(":")[0])
     yield from (
         "---",
@@ -152,11 +154,11 @@ def _card(result: RunResult, use: Sequence[str], spread: str, licence: str, expo
         if result.path
         else "Without a teacher."
     )
-    yield f"{taught} Recipe `{_text(result.recipe_name)}`, {result.epochs} epochs of {result.train_images:,} images."
+    yield f"{taught} Recipe {_code(result.recipe_name)}, {result.epochs} epochs of {result.train_images:,} images."
     yield from (f"- Check, {_text(found.code)}: {_text(found.message)}" for found in result.check)
     yield from (f"- {_text(note)}" for note in result.notes)
     yield from ("", "## How to use it", "", "```sh", *use, "```")
-    yield from (f"- `{_text(name)}` is the deploy form for other programs." for name in exported)
+    yield from (f"- {_code(name)} is the deploy form for other programs." for name in exported)
     data = LICENCES.get(result.data, "of the images of the owner's folder: not known to ghost")
     yield from ("", "## Licence", "", f"The training data: {data}. {licence}")
 
@@ -164,6 +166,13 @@ def _card(result: RunResult, use: Sequence[str], spread: str, licence: str, expo
 def _text(value: str) -> str:
     """Text from a record in a page of Markdown: no control characters, no markup."""
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", printable(value))
+
+
+def _code(value: str) -> str:
+    """The same as code, where a backslash escapes nothing: between more backticks than are in it."""
+    text = printable(value)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
 def _api() -> Any:
