@@ -169,7 +169,17 @@ def networks() -> str:
         recipe = f"`{found.recipe_name}`, {found.epochs} epochs"
         size = f"{run.weights.stat().st_size / 1e6:.2f}"
         rows.append([f"`{name}`", found.data, *costs, *reached, recipe, taught, size])
-    titles = ["network", "data", "parameters", "MACs", "accuracy, %", "all seeds, %", "recipe", "taught by", "MB"]
+    titles = [
+        "network",
+        "data",
+        "parameters, deployed",
+        "MACs, deployed",
+        "accuracy, %",
+        "all seeds, %",
+        "recipe",
+        "taught by",
+        "MB",
+    ]
     return table(titles, rows)
 
 

@@ -274,7 +274,7 @@ def above_chance(teachers: Sequence[Teacher], seen: Sample) -> Finding:
     """Checks that each teacher's accuracy is above that of the majority class. Figure: the lowest, in percent."""
     right = [100 * (logits.argmax(1) == seen.labels).double().mean().item() for logits in seen.logits]
     most, low = 100 * _chance(seen.labels), min(right)
-    chance = f"chance ({most:.1f} %, majority class + {ACCURACY_SIGMA:.0f} sigma on {len(seen.labels)} images)"
+    chance = f"what guessing can reach on {len(seen.labels)} images ({most:.1f} %)"
     if low > most:
         return ok("no-better-than-chance", f"teacher accuracy {low:.1f} % or more is above {chance}", low)
     untrained = _names(teachers, [share <= most for share in right])
@@ -302,7 +302,7 @@ def softness(seen: Sample, recipe: Recipe) -> Finding:
         return ok("near-one-hot", measured, share)
     right = max((target.argmax(1) == seen.labels).double().mean().item() for target in combined)
     if right <= _chance(seen.labels):
-        return ok("near-one-hot", f"{measured}; the teachers' accuracy is not above chance", share)
+        return ok("near-one-hot", f"{measured}; not judged, because the teachers' accuracy is not above chance", share)
     message = (
         f"{measured}: they are near one-hot and add little to the labels; raise distill.temperature (4 is usual) and "
         "lower distill.alpha, or stop the teachers earlier (distill.teacher_epochs)"

@@ -131,7 +131,9 @@ def _drawable(file: Path) -> None:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    _tell(["parameters", "deployed", "MACs", "deployed"], [(row["model"], _counts(row)) for row in rows])
+    _tell(
+        ["parameters", "parameters\ndeployed", "MACs", "MACs\ndeployed"], [(row["model"], _counts(row)) for row in rows]
+    )
     for row in rows:
         if (side := row["image_size"]) != 32:
             typer.echo(f"{row['model']}: with images of {side} x {side} pixels, as it was trained")

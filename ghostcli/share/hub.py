@@ -142,8 +142,8 @@ def _card(result: RunResult, use: Sequence[str], spread: str, licence: str, expo
     )
     yield from (f"# {_text(label(result.student))} on {data}", "")
     yield (
-        f"An image classifier with {result.parameters:,} parameters and {result.classes} classes. Test accuracy "
-        f"**{accuracy:.2f} %** (95 % interval {low:.2f} to {high:.2f}, n = {result.test_images:,} test "
+        f"An image classifier with {result.parameters:,} parameters in training and {result.classes} classes. Test "
+        f"accuracy **{accuracy:.2f} %** (95 % interval {low:.2f} to {high:.2f}, n = {result.test_images:,} test "
         f"images, seed {result.seed}). {spread}"
     )
     if result.class_names:
