@@ -131,9 +131,8 @@ def _drawable(file: Path) -> None:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    _tell(
-        ["parameters", "parameters\ndeployed", "MACs", "MACs\ndeployed"], [(row["model"], _counts(row)) for row in rows]
-    )
+    titles = ["parameters", "deployed parameters", "MACs", "deployed MACs"]
+    _tell(titles, [(row["model"], _counts(row)) for row in rows])
     for row in rows:
         if (side := row["image_size"]) != 32:
             typer.echo(f"{row['model']}: with images of {side} x {side} pixels, as it was trained")
