@@ -21,7 +21,7 @@ from ghostcli.errors import UsageError
 from ghostcli.plan import Finished, chain, finished
 from ghostcli.recipe import load as load_recipe
 from ghostcli.records import record, trained
-from ghostcli.records.model import RunResult
+from ghostcli.records.model import RunResult, read
 from ghostcli.run import spec
 from ghostcli.run.job import Options
 from ghostcli.zoo import weights
@@ -50,6 +50,13 @@ def folder(package, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(trained, "FOLDER", package)
     monkeypatch.chdir(tmp_path)
     return package / "gns-0.3"
+
+
+def test_those_that_ship_name_their_classes():
+    shipped = [read(path, RunResult) for path in sorted(FOLDER.glob("*/result.json"))]
+    assert len(shipped) >= 3
+    for one in shipped:
+        assert one.names == tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
 
 def test_it_is_the_run_in_half_the_bytes(folder, digits_run):
