@@ -155,7 +155,7 @@ def test_targets_as_soft_as_float32_can_tell():
         assert found.level == "ok" and found.figure == 1.0
 
 
-def test_a_network_that_comes_with_ghost_is_held_against_its_record(digits, models, tmp_path):
+def test_a_network_that_comes_with_ghost_is_held_against_its_record(digits, tmp_path):
     """Only if it was trained on these very images."""
     known = trained_networks.at(tmp_path, "pretrained/gns-0.25").result
     norm = (digits.mean, digits.std)

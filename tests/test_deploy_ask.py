@@ -117,6 +117,9 @@ def test_a_class_keeps_its_name_whatever_becomes_of_its_folder(ghost, photos_run
     for part in ("train", "test"):
         (photos / part / "bee").rename(photos / part / "zebra")
     assert said() == before
+    assert ghost("report", run, "--runs", runs, "--out", tmp_path / "page.html").code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "bee" in page and "zebra" not in page
     refused = ghost("evaluate", run, "--runs", runs)
     assert refused.code == 2 and "its 3 classes are not the 3" in refused.err
     for part in ("train", "test"):

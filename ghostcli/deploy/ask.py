@@ -38,6 +38,7 @@ def list_pictures(asked: Sequence[str]) -> list[str]:
             for file in path.rglob("*")
             if file.suffix.lower() in SUFFIXES
             and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            and not file.is_dir()
         ]
         if not below:
             raise UsageError(f"{printable(name)}: the folder holds no images ({', '.join(sorted(SUFFIXES))})")

@@ -130,8 +130,9 @@ def _disagree(asked: Asked) -> Figure:
             f"plot disagree: {run.id} and its teacher were tested on other images than the files of {data.name} here"
         )
     teacher = np.mean([np.asarray(theirs, dtype=np.float64) for theirs, _ in taught], axis=0)
+    classes = run.result.class_names or data.classes  # an older record has no names
     title = f"{run.id} (S) and {', '.join(record.id for record in teachers)} (T)"
-    return pictures.disagreement(data.test.pixels.numpy(), labels, logits, teacher, data.classes, title=title)
+    return pictures.disagreement(data.test.pixels.numpy(), labels, logits, teacher, classes, title=title)
 
 
 def _one(asked: Asked, kind: str) -> RunRecord:

@@ -185,6 +185,7 @@ def _pictures(
         return names, (), str(error)
     if found.checksum != result.data_checksum:
         return names, (), f"the images of {result.data} here are not those of this run"
+    names = result.class_names or found.classes  # an older record has no names
     logits, labels = predictions
     probabilities = softmax(logits)
     order = np.argsort(probabilities[np.arange(len(labels)), labels], kind="stable")[:HARDEST]
@@ -192,10 +193,8 @@ def _pictures(
     shown = []
     for image, i in zip(pixels, order, strict=True):
         given = int(probabilities[i].argmax())
-        shown.append(
-            Picture(_uri(image), found.classes[labels[i]], found.classes[given], float(probabilities[i, given]))
-        )
-    return found.classes, tuple(shown), ""
+        shown.append(Picture(_uri(image), names[labels[i]], names[given], float(probabilities[i, given])))
+    return names, tuple(shown), ""
 
 
 def _uri(image: np.ndarray) -> str:
