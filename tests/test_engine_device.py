@@ -66,7 +66,7 @@ def test_a_recipe_chooses_tf32_and_float32_stays_float32():
 
 
 def test_a_device_without_tf32_refuses_it(ghost):
-    done = ghost("train-teacher", "gns:0.1", "-s", "engine.precision=tf32", "--device", "cpu")
+    done = ghost("train-teacher", "gns:0.1", "--data", "digits", "-s", "engine.precision=tf32", "--device", "cpu")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "engine.precision=tf32" in done.err and "float32 or bfloat16" in done.err
 
