@@ -45,7 +45,7 @@ BEST = SGD | {"optim.lr": 0.8}
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: `settings` are what differs from the recipe `ghost`."""
+    """One training: `settings` are what differs from the recipe `ghost`. With a `teacher`, the student is taught."""
 
     stage: str
     name: str
@@ -53,6 +53,7 @@ class Trial:
     student: str = "gns:0.25"
     epochs: int = 8
     seed: int = 0
+    teacher: str | None = None
 
     @property
     def key(self) -> str:
@@ -62,7 +63,8 @@ class Trial:
         settings = self.settings | {"data.validation": HELD_OUT, "data.limit_test": TEST_IMAGES}
         words = [word for key, value in settings.items() for word in ("-s", f"{key}={value}")]
         common = ["--recipe", "ghost", "--epochs", str(self.epochs), "--seed", str(self.seed), "--runs", str(runs)]
-        return ["train-teacher", self.student, *common, *words]
+        verb = ["distill", self.teacher, "--student"] if self.teacher else ["train-teacher"]
+        return [*verb, self.student, *common, *words]
 
 
 def trials() -> list[Trial]:
@@ -88,6 +90,20 @@ def trials() -> list[Trial]:
     made += [Trial("one at a time", name, BEST | changed) for name, changed in ways.items()]
     # Does the rate that is best for 8 epochs stay the best when there is more time?
     made += [Trial("longer", f"sgd {lr:g}", SGD | {"optim.lr": lr}, epochs=32) for lr in (0.8, 0.4)]
+    # Which teaching? The teacher has seen the held-out images too, so these figures compare with each other alone.
+    kd = {"distill.kind": "kd", "distill.alpha": 0.1, "distill.temperature": 4.0}
+    kinds: dict[str, dict[str, object]] = {
+        "kd, T = 4": kd,
+        "kd, T = 2": kd | {"distill.temperature": 2.0},
+        "kd, T = 4, standardised": kd | {"distill.standardize": True},
+        "dist": kd
+        | {"distill.kind": "dist", "distill.alpha": 0.5, "distill.inter_weight": 2.0, "distill.intra_weight": 2.0},
+        "dkd": kd | {"distill.kind": "dkd", "distill.alpha": 0.5, "distill.warmup_epochs": 2},
+    }
+    made += [
+        Trial("teaching", name, BEST | changed, epochs=16, teacher="pretrained/gns-1.0")
+        for name, changed in kinds.items()
+    ]
     return made
 
 
