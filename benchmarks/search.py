@@ -61,10 +61,14 @@ class Trial:
 
     def command(self, runs: Path) -> list[str]:
         settings = self.settings | {"data.validation": HELD_OUT, "data.limit_test": TEST_IMAGES}
-        words = [word for key, value in settings.items() for word in ("-s", f"{key}={value}")]
+        words = [word for key, value in settings.items() for word in ("-s", f"{key}={_toml(value)}")]
         common = ["--recipe", "ghost", "--epochs", str(self.epochs), "--seed", str(self.seed), "--runs", str(runs)]
         verb = ["distill", self.teacher, "--student"] if self.teacher else ["train-teacher"]
         return [*verb, self.student, *common, *words]
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def trials() -> list[Trial]:
@@ -95,6 +99,7 @@ def trials() -> list[Trial]:
     kinds: dict[str, dict[str, object]] = {
         "kd, T = 4": kd,
         "kd, T = 2": kd | {"distill.temperature": 2.0},
+        "kd, T = 1": kd | {"distill.temperature": 1.0},
         "kd, T = 4, standardised": kd | {"distill.standardize": True},
         "dist": kd
         | {"distill.kind": "dist", "distill.alpha": 0.5, "distill.inter_weight": 2.0, "distill.intra_weight": 2.0},
