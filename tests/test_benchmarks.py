@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -353,11 +354,12 @@ def test_every_trial_of_the_search_is_another_valid_run_that_holds_images_out(gh
     trials = search.trials()
     assert len({trial.key for trial in trials}) == len(trials)
     for trial in trials:
-        recipe = load("ghost", [f"{key}={value}" for key, value in trial.settings.items()]).recipe
+        words = trial.command(tmp_path)
+        recipe = load("ghost", [setting for flag, setting in pairwise(words) if flag == "-s"]).recipe
         assert all(str(recipe_value(recipe, key)) == str(value) for key, value in trial.settings.items())
     planned = json.loads(ghost(*trials[0].command(tmp_path), "--dry-run", "--json").out)
     assert [row["student"] for row in planned] == ["gns:0.25"]
-    assert "data.validation=5000" in trials[0].command(tmp_path)
+    assert all("data.validation=5000" in trial.command(tmp_path) for trial in trials)
 
 
 def recipe_value(recipe, key: str):
