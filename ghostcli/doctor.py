@@ -114,7 +114,7 @@ def _kernel() -> Iterator[Finding]:
 
 def _data() -> Iterator[Finding]:
     from ghostcli.data import SETS, data_root
-    from ghostcli.data.cifar import archive, problem_of_archive
+    from ghostcli.data.cifar import problem_of_archive
 
     root = data_root()
     for name, known in SETS.items():
@@ -124,7 +124,7 @@ def _data() -> Iterator[Finding]:
                 name, "note", f"not in {printable(root)}; downloaded at first use or by ghost data fetch {name}"
             )
         elif there == "packed":
-            problem = problem_of_archive(archive(name), root)
+            problem = problem_of_archive(name, root)
             yield Finding(name, "FAIL" if problem else "ok", problem or "archive intact; unpacked at first use")
         else:
             files = known.checks(root)
