@@ -94,16 +94,6 @@ def is_here(name: str, root: Path | None = None) -> bool:
     return folder.is_dir() if folder is not None else SETS[name].state(root or data_root()) == "ready"
 
 
-def class_names(name: str, root: Path | None = None) -> tuple[str, ...]:
-    """The class names of a data set, in label order. Downloads nothing and decodes no image."""
-    folder = folder_of(name)
-    if folder is not None:
-        from ghostcli.data.folder import list_images
-
-        return tuple(map(printable, list_images(folder)[0]))
-    return SETS[name].class_names(root or data_root())
-
-
 def _hold_out(train: Images, section: DataSection) -> tuple[Images, Images | None]:
     from ghostcli.data.split import stratified
 

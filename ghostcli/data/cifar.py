@@ -62,10 +62,6 @@ def read(name: str, root: Path) -> tuple[tuple[str, ...], Images, Images]:
     return _read_names(source), _read_images(source, source.train), _read_images(source, source.test)
 
 
-def class_names(name: str, root: Path) -> tuple[str, ...]:
-    return _read_names(Archive(name, root))
-
-
 def state(name: str, root: Path) -> str:
     """ready, incomplete (files are missing), packed (only the archive) or absent. Does not check checksums."""
     source = Archive(name, root)
