@@ -88,10 +88,10 @@ def load(section: DataSection, root: Path | None = None) -> Data:
     return Data(printable(section.name), classes, train, validation, test, mean, std, _checksum(parts))
 
 
-def is_here(name: str, root: Path | None = None) -> bool:
+def is_here(name: str) -> bool:
     """Whether a data set lies on this machine, so that `load` downloads nothing."""
     folder = folder_of(name)
-    return folder.is_dir() if folder is not None else SETS[name].state(root or data_root()) == "ready"
+    return folder.is_dir() if folder is not None else SETS[name].state(data_root()) == "ready"
 
 
 def _hold_out(train: Images, section: DataSection) -> tuple[Images, Images | None]:

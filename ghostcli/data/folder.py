@@ -58,9 +58,9 @@ def _require_images(part: Path, classes: dict[str, list[Path]]) -> None:
         raise UsageError(f"{printable(part)}: no images in {_listed(empty)}: add some or remove the folder")
 
 
-def _listed(names: list[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(f"'{printable(name)}'" for name in names[:most]) + more
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{printable(name)}'" for name in names[:3]) + more
 
 
 def _read(by_class: dict[str, list[Path]], size: int) -> Images:

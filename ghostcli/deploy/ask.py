@@ -18,11 +18,10 @@ from ghostcli.compare import calibration
 from ghostcli.compare.stats import accuracy_interval
 from ghostcli.data import load
 from ghostcli.data.pictures import SUFFIXES, decode, decoders
-from ghostcli.deploy.source import Network, logits, section_of
+from ghostcli.deploy.source import BATCH, Network, logits, section_of
 from ghostcli.display import console
 from ghostcli.errors import UsageError, printable
 
-BATCH = 250  # pictures that are decoded and asked about at a time
 STDIN = "-"
 
 

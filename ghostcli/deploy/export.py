@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from ghostcli.deploy.formats import BATCH, FORMATS, Format
 from ghostcli.deploy.onnxfile import Ask
 from ghostcli.deploy.program import Program
 from ghostcli.deploy.proof import Proof
-from ghostcli.deploy.timer import latency
+from ghostcli.deploy.timer import Meter, interleave, latency, short, spread
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes
@@ -31,6 +31,7 @@ from ghostcli.zoo import evaluate, weights
 from ghostcli.zoo.weights import Loaded
 
 COMPARED = 1000  # images on which train form and deploy form are compared
+ROUNDS = 3
 BROWSED = 1000  # images that a page is proven on: it computes one at a time
 Say = Callable[[str], None]
 
@@ -119,7 +120,7 @@ def prove(
     files: Sequence[tuple[Format, Path | None]],
     timing: bool = True,
     everywhere: bool = False,
-    rounds: int = proof.ROUNDS,
+    rounds: int = ROUNDS,
     say: Say = lambda note: None,
 ) -> tuple[list[Proof], list[GhostError]]:
     """Prove each format and write it where its path says (None: nowhere): a row a format, the baseline's first.
@@ -175,16 +176,23 @@ def _tries(network: Exported, form: Format, path: Path | None, everywhere: bool,
 
 
 def _time(network: Exported, asked: Sequence[_Tried], rounds: int, say: Say) -> None:
+    """Their speeds, taken in turns (latency at batch 1, throughput at `BATCH`), and the memory of each file."""
     say("timing")
     images = source.as_input(network.pixels[:BATCH])
-    timed = proof.time_all([one.row for one in asked], [one.ask for one in asked], images, rounds)
-    for one, row in zip(asked, timed, strict=True):
-        one.row = row
+    first = images[:1].copy()
+    turns = [(Meter(partial(one.ask, first), apart=True), Meter(partial(one.ask, images))) for one in asked]
+    interleave([meter for pair in turns for meter in pair], rounds)
+    for one, (alone, together) in zip(asked, turns, strict=True):
+        if alone.seconds:
+            one.row = replace(one.row, latency_ms=latency(alone.seconds))
+        if together.seconds:
+            speed = len(images) / spread(together.seconds).median
+            one.row = replace(one.row, images_per_second=short(speed))
         if one.content is not None:
-            say(f"{row.format}: memory")
-            suffix = FORMATS[row.format].suffix
-            peak = proof.memory(one.content, suffix, row.runtime, network.about.size)
-            one.row = replace(row, peak_memory_mb=peak)
+            say(f"{one.row.format}: memory")
+            suffix = FORMATS[one.row.format].suffix
+            peak = proof.memory(one.content, suffix, one.row.runtime, network.about.size)
+            one.row = replace(one.row, peak_memory_mb=peak)
 
 
 def _in_words(error: Exception, form: Format) -> GhostError:

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,9 @@ from ghostcli.deploy import about as room
 from ghostcli.deploy.about import About
 from ghostcli.errors import UsageError, printable
 from ghostcli.zoo.evaluate import Norm
-from ghostcli.zoo.weights import Loaded
+
+if TYPE_CHECKING:
+    from ghostcli.zoo.weights import Loaded
 
 #: The only expression that a program of ours holds. torch evaluates these strings, so no other is let through.
 SYMBOL = re.compile(r"Symbol\('[a-z]\d+', positive=True, integer=True\)")

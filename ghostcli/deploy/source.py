@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ghostcli.zoo.weights import Loaded
 
 SUFFIXES = (".onnx", ".pt2", ".tflite")
+BATCH = 250  # images that a network is asked about at a time
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,12 @@ def ask_torch(program: object) -> Ask:
     return ask
 
 
-def logits(ask: Ask, pixels: np.ndarray, classes: int, name: str, batch: int = 250) -> np.ndarray:
+def logits(ask: Ask, pixels: np.ndarray, classes: int, name: str) -> np.ndarray:
     """float32 [N, classes] for uint8 pixels [N, S, S, 3]. UsageError naming the file where it answers otherwise."""
     parts = []
-    for begin in range(0, len(pixels), batch):
+    for begin in range(0, len(pixels), BATCH):
         signals.raise_if_received()
-        images = as_input(pixels[begin : begin + batch])
+        images = as_input(pixels[begin : begin + BATCH])
         try:
             found = ask(images)
         except Exception as error:  # the runtimes' exceptions share no base
