@@ -32,16 +32,8 @@ import crash
 import slurm
 
 RECORD = Path(__file__).parent / "results" / "cluster.json"
-KD = [
-    *crash.COMMANDS["kd"],
-    *crash.TINY,
-    "-s",
-    "engine.checkpoint_minutes=1e-9",
-    "--cpus-per-job",
-    "1",
-    "--runs",
-    "runs",
-]
+KD = [*crash.COMMANDS["kd"], *crash.TINY, "-s", "engine.checkpoint_minutes=1e-9"]
+KD += ["--cpus-per-job", "1", "--runs", "runs"]
 JOBS = 1000
 
 

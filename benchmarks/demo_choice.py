@@ -12,6 +12,8 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
+
 from ghostcli import plan
 from ghostcli.compare.stats import Sample, difference
 from ghostcli.recipe import load
@@ -49,19 +51,13 @@ def tried(keys: dict[str, object], runs: Path, teacher: plan.Job) -> dict[str, o
     common = (few.recipe, few.name)
     alone = accuracies([plan.plain(STUDENT, seed, *common) for seed in SEEDS], runs)
     taught = accuracies([plan.chain((teacher,), STUDENT, seed, *common, runs) for seed in SEEDS], runs)
-    a, b = (Sample(_array(side), seeds=list(SEEDS)) for side in (taught, alone))
+    a, b = (Sample(np.array(side), seeds=list(SEEDS)) for side in (taught, alone))
     found = difference(a, b, paired=True)
     return {
         "alone": {"mean": round(statistics.mean(alone), 2), "sd": round(statistics.stdev(alone), 2), "each": alone},
         "taught": {"mean": round(statistics.mean(taught), 2), "sd": round(statistics.stdev(taught), 2), "each": taught},
         "difference": [round(value, 2) for value in (found.mean, found.low, found.high)],
     }
-
-
-def _array(values: list[float]):
-    import numpy as np
-
-    return np.asarray(values)
 
 
 def main() -> None:

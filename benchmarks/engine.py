@@ -29,12 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.contestants import BASE, Call, Contestant, Setting, contestants, plain
+from benchmarks.contestants import BASE, Call, Setting, contestants, plain
 from ghostcli import zoo
 from ghostcli.data import SETS, Data, Images
 from ghostcli.data.batches import order, views
 from ghostcli.deploy import bench
-from ghostcli.deploy.timer import MEBI, Meter, interleave, measured_apart, resident_peak, spread
+from ghostcli.deploy.timer import Meter, interleave, measured_apart, resident_peak, spread
 from ghostcli.engine.device import arithmetic, describe, pick, uncollected
 from ghostcli.recipe.models import KD, DataSection, EngineSection
 from ghostcli.records.storage import write_json
@@ -81,17 +81,13 @@ def ratios(meters: dict[str, Meter], base: str) -> dict[str, Any]:
     return found
 
 
-def meter_of(one: Contestant, call: Call, setting: Setting, warmup: int) -> Meter:
-    wait = bench.waiter(setting.device)
-    return Meter(call, wait, prepare=one.choose_kernel, warmup=warmup, budget=PATIENCE)
-
-
 def steps(setting: Setting, keep: Keep) -> dict[str, Any]:
     """One training step on ready images; on a GPU also as the engine captures it."""
     calls: dict[str, Call | Meter] = {}
     for name, one in contestants(setting.device).items():
         one.choose_kernel()
-        calls[name] = meter_of(one, one.step(setting), setting, 2)
+        wait = bench.waiter(setting.device)
+        calls[name] = Meter(one.step(setting), wait, prepare=one.choose_kernel, budget=PATIENCE)
     os.environ["GHOST_KERNEL"] = "auto"
     if setting.device.type == "cuda":
         for precision in ("float32", "bfloat16"):
@@ -247,10 +243,7 @@ def peak_of(name: str, setting: Setting) -> float:
     with arithmetic(EngineSection(), setting.device):
         if setting.device.type != "cuda":
             return resident_peak(work)
-        before = torch.cuda.memory_allocated(setting.device)
-        torch.cuda.reset_peak_memory_stats(setting.device)
-        work()
-    return (torch.cuda.max_memory_allocated(setting.device) - before) / MEBI
+        return bench.cuda_peak(work, setting.device)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -69,12 +69,16 @@ def walk(source: str, folder: Path) -> dict[str, object]:
         "minutes to": {name: round(value, 1) for name, value in minutes.items()},
         "verdict": verdict,
         "own images": {"test accuracy": run["accuracy"]["selected"], "the 2 is called": said[0]["predictions"][0]},
-        "machine": {
-            "cores": os.cpu_count(),
-            "load": [round(load, 1) for load in os.getloadavg()],
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-        },
+        "machine": machine(),
+    }
+
+
+def machine() -> dict[str, object]:
+    return {
+        "cores": os.cpu_count(),
+        "load": [round(load, 1) for load in os.getloadavg()],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
     }
 
 

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from torch.utils.data import DataLoader, RandomSampler, Subset
 
 from ghostcli import zoo
 from ghostcli.data import SETS, data_root
+from ghostcli.deploy.timer import high_water
 from ghostcli.engine.device import describe
 from ghostcli.errors import UsageError
 from ghostcli.records import trained
@@ -277,15 +277,6 @@ def lightly_train(work: Work, lesson: str) -> Epoch:
 LOOPS = {"ghost": ghost, "torchdistill": torchdistill, "tutorial": tutorial, "lightly-train": lightly_train}
 
 
-def peak() -> float:
-    """MiB that this process has held at most, without the loader's workers."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    # Not ru_maxrss: it starts at what the parent held.
-    return int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
-
-
 def main(way: str, lesson: str, work: Work) -> None:
     """Warm up on one batch, then one epoch a line. What the libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
@@ -302,7 +293,7 @@ def main(way: str, lesson: str, work: Work) -> None:
     for _ in sys.stdin:
         began = time.perf_counter()
         seconds = epoch()
-        answer(seconds=seconds, call=time.perf_counter() - began, peak=round(peak(), 1))
+        answer(seconds=seconds, call=time.perf_counter() - began, peak=round(high_water(), 1))
 
 
 if __name__ == "__main__":

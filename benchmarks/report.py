@@ -8,21 +8,17 @@ The records are made by hand (tests/report_runs.py): real files, invented number
 from __future__ import annotations
 
 import json
-import os
-import platform
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from report_runs import CHAIN, ENSEMBLE, write_run  # noqa: E402
+from newcomer import machine
+from report_runs import CHAIN, ENSEMBLE, write_run
+from scale import measured
 
 SEEDS, REPEATS = 5, 5
 STUDENTS = {"gns:1.0": 91.4, "gns:1.3": 92.4, "gns:2.8": 93.9}
@@ -37,12 +33,6 @@ def make(runs: Path) -> int:
                 reached = accuracy + 0.3 * i + 0.1 * seed
                 write_run(runs, student, strategy, teachers, seed, reached, test_images=10_000)
     return len(STUDENTS) * len(WAYS) * SEEDS
-
-
-def children() -> float:
-    """Processor seconds of all finished child processes: what writing takes, whatever else the machine does."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def opened(file: Path) -> float | None:
@@ -70,25 +60,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs, file = Path(folder) / "runs", Path(folder) / "report.html"
         count = make(runs)
-        times, cpu = [], []
-        for _ in range(REPEATS):
-            began, spent = time.perf_counter(), children()
-            words = [sys.executable, "-m", "ghostcli", "report", "--runs", str(runs), "--out", str(file)]
-            subprocess.run(words, check=True, capture_output=True)
-            times.append(time.perf_counter() - began)
-            cpu.append(children() - spent)
+        words = ["report", "--runs", str(runs), "--out", str(file)]
+        turns = [measured(words, Path(folder) / "cache") for _ in range(REPEATS)]
         found = {
             "runs": count,
             "bytes": file.stat().st_size,
-            "seconds_to_write": round(statistics.median(times), 2),
-            "cpu_seconds_to_write": round(statistics.median(cpu), 2),
+            "seconds_to_write": statistics.median(turn["seconds"] for turn in turns),
+            "cpu_seconds_to_write": statistics.median(turn["processor_seconds"] for turn in turns),
             "milliseconds_to_open": opened(file),
-            "machine": {
-                "cores": os.cpu_count(),
-                "load": [round(load, 1) for load in os.getloadavg()],
-                "platform": platform.platform(),
-                "python": platform.python_version(),
-            },
+            "machine": machine(),
         }
     print(json.dumps(found, indent=1))
 

@@ -28,7 +28,7 @@ from ghostcli.records.model import Answers, RunResult, dump
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes, write_json
 from ghostcli.run.job import load_data
-from ghostcli.share.hub import card
+from ghostcli.share.hub import ALONE, card
 from ghostcli.zoo import evaluate, names, weights
 
 LICENCE = "The weights: MIT, as ghost itself."
@@ -91,7 +91,7 @@ def ship(runs: list[RunRecord]) -> Path:
     write_json(folder / "status.json", {"status": "done"}, "status")
     scores = [run.result.accuracy.selected for run in runs]
     write_json(folder / "seeds.json", {run.result.seed: run.result.accuracy.selected for run in runs}, "seeds")
-    spread = None
+    spread = ALONE
     if len(runs) > 1:
         spread = f"All {len(runs)} seeds: {statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} %."
     name = f"{trained.PRETRAINED}{folder.name}"

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 from ghostcli import __version__
+from ghostcli.data import SETS, data_root
 from ghostcli.errors import GhostError, origin, printable
 from ghostcli.machine import cores, free_disk
 from ghostcli.plan import commands
 from ghostcli.records import record
 from ghostcli.records.record import RunRecord
+from ghostcli.records.storage import write_bytes
 
 Level = Literal["ok", "note", "FAIL"]
 
@@ -113,8 +115,7 @@ def _kernel() -> Iterator[Finding]:
 
 
 def _data() -> Iterator[Finding]:
-    from ghostcli.data import SETS, data_root
-    from ghostcli.data.cifar import archive, problem_of_archive
+    from ghostcli.data.cifar import problem_of_archive
 
     root = data_root()
     for name, known in SETS.items():
@@ -124,7 +125,7 @@ def _data() -> Iterator[Finding]:
                 name, "note", f"not in {printable(root)}; downloaded at first use or by ghost data fetch {name}"
             )
         elif there == "packed":
-            problem = problem_of_archive(archive(name), root)
+            problem = problem_of_archive(name, root)
             yield Finding(name, "FAIL" if problem else "ok", problem or "archive intact; unpacked at first use")
         else:
             files = known.checks(root)
@@ -172,8 +173,6 @@ def _trial(runs: Path) -> Iterator[Finding]:
 
 def _write_and_lock(folder: Path) -> str | None:
     from filelock import FileLock, Timeout
-
-    from ghostcli.records.storage import write_bytes
 
     file = folder / "trial"
     for content in (b"old", b"new" * 1000):

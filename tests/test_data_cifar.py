@@ -18,7 +18,7 @@ import torch
 import torchvision
 
 from ghostcli.data import _statistics, data_root, load
-from ghostcli.data.cifar import _Unpickler, archive, fetch, read, state
+from ghostcli.data.cifar import Archive, _Unpickler, fetch, read, state
 from ghostcli.errors import UsageError
 from ghostcli.recipe.models import DataSection
 
@@ -150,7 +150,7 @@ def test_first_use_fetches_checks_unpacks_and_reads(name, published, server, tmp
         assert (red == i % 256).all()
         assert (green == (i + 1) % 256).all()
         assert torch.equal(blue, torch.arange(32, dtype=torch.uint8)[:, None].expand(32, 32))
-    folder, packed = archive(name).folder, archive(name).filename
+    folder, packed = Archive(name, root).folder.name, Archive(name, root).filename
     assert everything(root) == sorted([packed, folder, *(f"{folder}/{file}" for file in files_of(name))])
     assert not (tmp_path / "a" / "escaped").exists()
     out, err = capfd.readouterr()
@@ -163,7 +163,7 @@ def test_first_use_fetches_checks_unpacks_and_reads(name, published, server, tmp
 
 
 def test_a_packed_archive_put_there_by_hand_is_unpacked(name, published, server, tmp_path):
-    (tmp_path / archive(name).filename).write_bytes(published)
+    (tmp_path / Archive(name, tmp_path).filename).write_bytes(published)
     assert state(name, tmp_path) == "packed"
     load(DataSection(name=name), tmp_path)
     assert state(name, tmp_path) == "ready"
@@ -192,20 +192,20 @@ def test_no_network_says_where_to_put_the_files(name, published, server, tmp_pat
     server.http.shutdown()
     server.http.server_close()
     root = tmp_path / "data"
-    source = archive(name)
+    source = Archive(name, tmp_path)
     refused(name, root, "cannot fetch", "refused", source.filename, source.md5, f"{root}/", "GHOST_DATA")
     assert not root.exists()
 
 
 def test_a_file_that_is_not_on_the_server(name, published, server, tmp_path):
     server.body = b""
-    refused(name, tmp_path / "data", "Not Found", archive(name).filename)
+    refused(name, tmp_path / "data", "Not Found", Archive(name, tmp_path).filename)
     assert everything(tmp_path) == []
 
 
 def test_a_connection_that_breaks_leaves_nothing(name, published, server, tmp_path):
     server.body, server.promise = published[: len(published) // 2], len(published) // 2
-    refused(name, tmp_path, archive(name).filename, archive(name).md5)
+    refused(name, tmp_path, Archive(name, tmp_path).filename, Archive(name, tmp_path).md5)
     assert everything(tmp_path) == []
     server.body, server.promise = published, 0
     load(DataSection(name=name), tmp_path)
@@ -213,13 +213,13 @@ def test_a_connection_that_breaks_leaves_nothing(name, published, server, tmp_pa
 
 def test_a_page_that_is_not_the_archive_is_not_kept(name, published, server, tmp_path):
     server.body = b"<html>please log in</html>"
-    refused(name, tmp_path, "not the published archive", "26 bytes", archive(name).md5)
+    refused(name, tmp_path, "not the published archive", "26 bytes", Archive(name, tmp_path).md5)
     assert everything(tmp_path) == []
 
 
 def test_a_root_that_cannot_be_written(name, published, tmp_path):
     (tmp_path / "file").write_text("x")
-    refused(name, tmp_path / "file", "cannot be written", archive(name).filename)
+    refused(name, tmp_path / "file", "cannot be written", Archive(name, tmp_path).filename)
     refused(name, tmp_path / "file" / "below", "cannot be written")
     assert (tmp_path / "file").read_text() == "x"
 
@@ -235,9 +235,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(name, published, tmp_path, monk
 
 @pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
 def test_a_half_downloaded_archive_is_named_and_mended_by_fetch(name, published, server, tmp_path, keep):
-    packed = tmp_path / archive(name).filename
+    packed = tmp_path / Archive(name, tmp_path).filename
     packed.write_bytes(published[: int(keep * len(published))])
-    refused(name, tmp_path, str(packed), "half downloaded", archive(name).md5, f"`ghost data fetch {name}`")
+    refused(name, tmp_path, str(packed), "half downloaded", Archive(name, tmp_path).md5, f"`ghost data fetch {name}`")
     assert everything(tmp_path) == [packed.name]
     assert server.requests == 0
     fetch(name, tmp_path)
@@ -246,7 +246,7 @@ def test_a_half_downloaded_archive_is_named_and_mended_by_fetch(name, published,
 
 
 def test_a_failed_fetch_keeps_the_damaged_archive(name, published, server, tmp_path):
-    packed = tmp_path / archive(name).filename
+    packed = tmp_path / Archive(name, tmp_path).filename
     packed.write_bytes(b"half")
     server.body = b""
     with pytest.raises(UsageError, match="Not Found"):
@@ -257,7 +257,7 @@ def test_a_failed_fetch_keeps_the_damaged_archive(name, published, server, tmp_p
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "longer", "missing", "folder"])
 def test_a_damaged_file_is_named_and_mended_by_fetch(name, published, server, tmp_path, damage):
-    source = archive(name)
+    source = Archive(name, tmp_path)
     fetch(name, tmp_path)
     for file in source.files:
         path = tmp_path / source.folder / file
@@ -294,7 +294,7 @@ class Payload:
 
 
 def test_a_payload_is_not_even_unpickled_where_the_checksum_is_wrong(published, name, tmp_path, monkeypatch):
-    source = archive(name)
+    source = Archive(name, tmp_path)
     fetch(name, tmp_path)
     monkeypatch.setattr(_Unpickler, "load", lambda _: pytest.fail("unpickled"))
     for file in source.files:

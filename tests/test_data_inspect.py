@@ -75,6 +75,23 @@ def test_broken_files_and_missing_parts_are_said_and_nothing_is_proposed(ghost, 
     assert any("There is no test/" in remark for remark in remarks) and any("one class" in remark for remark in remarks)
 
 
+def test_a_folder_is_walked_as_a_training_walks_it(ghost, photos: Path, tmp_path: Path) -> None:
+    """Links were left out, within the folder and out of it: a training reads the first and stops at the others."""
+    (photos / "train/dog/link.png").symlink_to("0.png")
+    assert inspected(ghost, photos)["counts"]["train"] == {"cat": 40, "dog": 6}
+    assert "45 training" not in ghost("data", "verify", f"folder:{photos}").out
+    assert "46 training" in ghost("data", "verify", f"folder:{photos}").out
+    picture(tmp_path / "outside.png", 1)
+    (photos / "train/cat/secret.png").symlink_to(tmp_path / "outside.png")
+    (photos / "train/cat/folder.png").mkdir()
+    found = inspected(ghost, photos)
+    assert [(Path(file).name, why.partition(":")[0]) for file, why in found["broken"]] == [
+        ("secret.png", f"is a link that leads out of {photos}"),
+        ("folder.png", "is named as an image but is not a file"),
+    ]
+    assert found["counts"]["train"]["cat"] == 40 and found["command"] is None
+
+
 def test_a_split_is_stratified_repeatable_and_keeps_copies_together(ghost, tmp_path: Path) -> None:
     for name, count in (("cat", 20), ("dog", 10)):
         for k in range(count):

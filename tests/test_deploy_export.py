@@ -348,8 +348,8 @@ def test_a_file_that_answers_otherwise_is_never_written(ghost, run, tmp_path, mo
     opened = source.opened
 
     def wrong(*arguments):
-        ask, version = opened(*arguments)
-        return lambda images: ask(images) + 0.5, version
+        ask, *about = opened(*arguments)
+        return lambda images: ask(images) + 0.5, *about
 
     monkeypatch.setattr(source, "opened", wrong)
     done = ghost("export", run.id, "--out", tmp_path / "student.safetensors", "--runs", tmp_path / "runs")

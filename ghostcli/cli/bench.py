@@ -10,8 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from ghostcli.cli import proofs
 from ghostcli.cli.options import Device, Json, Runs
+from ghostcli.deploy import bench as room
+from ghostcli.deploy.bench import THROUGHPUTS
+from ghostcli.deploy.formats import choose
+from ghostcli.display import Display, table, tell
 from ghostcli.errors import UsageError, printable
+from ghostcli.records import trained
 
 Models = Annotated[
     list[str], typer.Argument(metavar="MODEL...", help="gns:WIDTH, gnd:WIDTH, a teacher, run/ID, or pretrained/NAME.")
@@ -55,14 +61,11 @@ def bench(
     if formats is not None:
         _formats(models, formats, runs, timing, rounds, plot, as_markdown, as_json)
         return
-    from ghostcli.deploy import bench as room
-
     networks = room.resolve(models, classes, runs)
     if plot is not None:
         _drawable(plot)
     rows = [room.count(network) for network in networks]
     if timing:
-        from ghostcli.display import Display
         from ghostcli.engine.device import pick
 
         where = pick(device)
@@ -90,9 +93,6 @@ def _formats(
     as_json: bool,
 ) -> None:
     """One run in every format and every runtime that is here; nothing is written."""
-    from ghostcli.deploy.formats import choose
-    from ghostcli.records import trained
-
     if len(models) != 1:
         raise UsageError("--formats: takes one finished run; type ghost bench run/ID --formats all")
     files = [(form, None) for form in choose(formats)]
@@ -102,9 +102,7 @@ def _formats(
         if not timing:
             raise UsageError("--plot: draws latencies, which --no-timing leaves out; remove one of the two")
 
-    from ghostcli.cli import proofs
     from ghostcli.deploy import export
-    from ghostcli.display import Display
 
     with Display() as show:
         show.begin("bench", len(files))
@@ -156,8 +154,6 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def _tell(titles: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> None:
-    from ghostcli.display import table, tell
-
     view = table("model", *titles, numbers=True)
     for model, cells in rows:
         view.add_row(model, *cells)
@@ -170,16 +166,12 @@ def _counts(row: dict[str, Any]) -> list[str]:
 
 
 def _timings(row: dict[str, Any]) -> list[str]:
-    from ghostcli.deploy.bench import THROUGHPUTS
-
     memory = "-" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:,.0f}"
     latencies = [_latency(row["train_latency_ms"]), _latency(row["latency_ms"], p90=True)]
     return [_speed(row, name) for name in THROUGHPUTS] + [*latencies, memory]
 
 
 def _throughputs(row: dict[str, Any]) -> list[dict[str, Any]]:
-    from ghostcli.deploy.bench import THROUGHPUTS
-
     return [row["spread"][name] for name in THROUGHPUTS if row["spread"][name]]
 
 
@@ -197,10 +189,9 @@ def _latency(found: dict[str, float] | None, p90: bool = False) -> str:
 
 
 def _plot(rows: list[dict[str, Any]], runs: Path, file: Path) -> None:
-    from ghostcli.deploy.bench import points
     from ghostcli.render.figures import front
 
-    found = points(rows, runs)
+    found = room.points(rows, runs)
     if not found:
         raise UsageError(
             f"--plot: {printable(runs)} has no finished run of {', '.join(printable(row['model']) for row in rows)}; "

@@ -6,13 +6,17 @@ Invariant: results go to stdout; with --json they are one JSON value. Only `fetc
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ghostcli.cli.options import Json
+from ghostcli.data import SETS, data_root, folder_of
+from ghostcli.display import table, tell
 from ghostcli.errors import UsageError, printable
+from ghostcli.plan import commands
 
 app = typer.Typer(no_args_is_help=True, help="Data sets: list, download, check; look at your own images.")
 
@@ -48,8 +52,6 @@ def list_sets(as_json: Json = False) -> None:
 @app.command()
 def fetch(name: Name, as_json: Json = False) -> None:
     """Download a set, or repair it: files with the published checksum stay, all others are downloaded again."""
-    from ghostcli.data import SETS, data_root, folder_of
-
     if folder_of(name) is not None:
         raise UsageError(f"{printable(name)}: your own images need no download; `ghost data verify` checks them")
     SETS[name].fetch(data_root())
@@ -82,10 +84,7 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
 
     ghost data inspect folder:photos
     """
-    from dataclasses import asdict
-
     from ghostcli.data import inspect as room
-    from ghostcli.plan import commands
 
     found = room.inspect(_path(folder))
     command = found.settings and commands.training("gns:1.0", flags=commands.flags_of(found.settings))
@@ -93,8 +92,6 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
         data = {key: value for key, value in asdict(found).items() if key != "settings"}
         typer.echo(json.dumps(data | {"command": command}, indent=1, ensure_ascii=False))
         return
-    from ghostcli.display import table, tell
-
     view = table("class", *found.counts, numbers=True)
     for name in dict.fromkeys(name for part in found.counts.values() for name in part):
         view.add_row(printable(name), *(f"{part.get(name, 0):,}" for part in found.counts.values()))
@@ -129,13 +126,9 @@ def split(
 
 
 def _path(name: str) -> Path:
-    from ghostcli.data import folder_of
-    from ghostcli.recipe.sets import SETS
-
-    found = folder_of(name if name in SETS or name.startswith("folder:") else f"folder:{name}")
-    if found is None:
+    if name in SETS:
         raise UsageError(f"{name}: is not a folder; type folder:PATH")
-    return found
+    return folder_of(name if name.startswith("folder:") else f"folder:{name}")
 
 
 def _list(title: str, lines: list[str]) -> None:
@@ -148,8 +141,6 @@ def _list(title: str, lines: list[str]) -> None:
 
 
 def _sets() -> list[dict[str, Any]]:
-    from ghostcli.data import SETS, data_root
-
     rows = []
     for known in SETS.values():
         state = known.state(data_root())
@@ -161,8 +152,6 @@ def _sets() -> list[dict[str, Any]]:
 
 def _checks(name: str) -> list[dict[str, str | None]]:
     """One entry per file (or one for the whole set): `file` and `problem`, which is None if the file is good."""
-    from ghostcli.data import SETS, data_root, folder_of
-
     folder = folder_of(name)
     if folder is None:
         return [{"file": file, "problem": problem} for file, problem in SETS[name].checks(data_root())]

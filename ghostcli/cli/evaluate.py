@@ -11,6 +11,7 @@ import typer
 
 from ghostcli.cli.options import Json, Runs
 from ghostcli.cli.predict import Model
+from ghostcli.display import table, tell
 from ghostcli.errors import printable
 
 if TYPE_CHECKING:
@@ -59,7 +60,6 @@ def evaluate(
 
 def _print_classes(rows: list[dict[str, Any]]) -> None:
     from ghostcli.deploy.ask import class_mean
-    from ghostcli.display import table, tell
 
     view = table("class", "test images", "accuracy (%)", "95 % interval", numbers=True)
     for row in rows:
@@ -70,8 +70,6 @@ def _print_classes(rows: list[dict[str, Any]]) -> None:
 
 
 def _print(classes: tuple[str, ...], counts: np.ndarray) -> None:
-    from ghostcli.display import table, tell
-
     view = table("true \\ said", *map(printable, classes), numbers=True)
     for name, row in zip(classes, counts, strict=True):
         view.add_row(printable(name), *(str(count) if count else "." for count in row))

@@ -11,6 +11,8 @@ import typer
 
 from ghostcli.cli import proofs
 from ghostcli.cli.options import Json, Runs
+from ghostcli.deploy import formats
+from ghostcli.display import Display
 from ghostcli.errors import printable
 from ghostcli.records import trained
 
@@ -45,13 +47,10 @@ def export(
 
     ghost export gns-1.0-kd-1a2b3c4d/s0 --out student.onnx        ghost export ... --format onnx,pt2 --out folder
     """
-    from ghostcli.deploy import formats
-
     chosen = trained.find(runs, run)
     files = formats.destinations(chosen.id, out, form, half, int8)
 
     from ghostcli.deploy import export as room
-    from ghostcli.display import Display
 
     with Display() as show:
         show.begin("export", len(files))

@@ -10,7 +10,8 @@ import typer
 
 from ghostcli.cli import complete
 from ghostcli.cli.options import Json, Runs
-from ghostcli.errors import UsageError
+from ghostcli.display import table, tell
+from ghostcli.errors import UsageError, printable
 
 Model = Annotated[
     str,
@@ -47,9 +48,6 @@ def predict(
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    from ghostcli.display import table, tell
-    from ghostcli.errors import printable
-
     view = table("image", *[""] * len(rows[0]["predictions"]))
     for row in rows:
         said = [f"{100 * each['probability']:5.1f} % {each['class']}" for each in row["predictions"]]

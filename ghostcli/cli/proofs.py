@@ -79,7 +79,7 @@ def integers(rows: Sequence[Proof]) -> str | None:
         sides: list[list[tuple[float, str]]] = [[], []]
         for row in rows:
             if (found := cost(row)) is not None:
-                sides[row.format.endswith("-int8")].append((found, (row.runtime or "").split()[0]))
+                sides[row.format.endswith("-int8")].append((found, row.runtime.split()[0]))
         if not all(sides):
             continue
         (plain, where), (whole, runtime) = map(min, sides)
@@ -116,8 +116,7 @@ def figure(rows: Sequence[Proof]) -> Figure:
     points = []
     for row in rows:
         if row.latency_ms and row.images == rows[0].images:
-            name = (
-                f"{row.format} ({runtime})" if (runtime := (row.runtime or "").split()[0]) != row.format else row.format
-            )
+            runtime = row.runtime.split()[0]
+            name = row.format if row.format == runtime else f"{row.format} ({runtime})"
             points.append(Point(row.format, row.latency_ms["median"], row.accuracy, None, name))
     return front(points, "Latency at batch 1 (ms)")

@@ -88,20 +88,10 @@ def load(section: DataSection, root: Path | None = None) -> Data:
     return Data(printable(section.name), classes, train, validation, test, mean, std, _checksum(parts))
 
 
-def is_here(name: str, root: Path | None = None) -> bool:
+def is_here(name: str) -> bool:
     """Whether a data set lies on this machine, so that `load` downloads nothing."""
     folder = folder_of(name)
-    return folder.is_dir() if folder is not None else SETS[name].state(root or data_root()) == "ready"
-
-
-def class_names(name: str, root: Path | None = None) -> tuple[str, ...]:
-    """The class names of a data set, in label order. Downloads nothing and decodes no image."""
-    folder = folder_of(name)
-    if folder is not None:
-        from ghostcli.data.folder import list_images
-
-        return tuple(map(printable, list_images(folder)[0]))
-    return SETS[name].class_names(root or data_root())
+    return folder.is_dir() if folder is not None else SETS[name].state(data_root()) == "ready"
 
 
 def _hold_out(train: Images, section: DataSection) -> tuple[Images, Images | None]:

@@ -14,7 +14,6 @@ import pickle
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,124 +33,95 @@ from ghostcli.recipe.sets import SETS
 TIMEOUT = 30
 
 
-@dataclass(frozen=True)
 class Archive:
-    """One published set: its address, its files with their MD5, and its keys."""
+    """One published set under `root`: its address, its files with their MD5, and its keys."""
 
-    name: str
-    url: str
-    filename: str
-    md5: str
-    folder: str
-    train: dict[str, str]
-    test: dict[str, str]
-    meta: dict[str, str]
-    labels_key: str
-    names_key: str
-    classes: int
+    def __init__(self, name: str, root: Path) -> None:
+        from torchvision.datasets import CIFAR10, CIFAR100
 
-    @property
-    def files(self) -> dict[str, str]:
-        return {**self.train, **self.test, **self.meta}
+        source, self.labels_key = {"cifar10": (CIFAR10, "labels"), "cifar100": (CIFAR100, "fine_labels")}[name]
+        self.name, self.root, self.classes = name, root, SETS[name].classes
+        self.url, self.filename, self.md5 = source.url, source.filename, source.tgz_md5
+        self.packed, self.folder = root / source.filename, root / source.base_folder
+        self.train, self.test = dict(source.train_list), dict(source.test_list)
+        self.meta, self.names_key = source.meta["filename"], source.meta["key"]
+        self.files = {**self.train, **self.test, self.meta: source.meta["md5"]}
 
-    def by_hand(self, root: Path) -> str:
+    def by_hand(self) -> str:
         """What a user can do after a failed download."""
-        return f"put {self.filename} (MD5 {self.md5}) into {printable(root)}/, or set GHOST_DATA to where it is"
-
-
-def archive(name: str) -> Archive:
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    source, labels_key = {"cifar10": (CIFAR10, "labels"), "cifar100": (CIFAR100, "fine_labels")}[name]
-    return Archive(
-        name=name,
-        url=source.url,
-        filename=source.filename,
-        md5=source.tgz_md5,
-        folder=source.base_folder,
-        train=dict(source.train_list),
-        test=dict(source.test_list),
-        meta={source.meta["filename"]: source.meta["md5"]},
-        labels_key=labels_key,
-        names_key=source.meta["key"],
-        classes=SETS[name].classes,
-    )
+        return f"put {self.filename} (MD5 {self.md5}) into {printable(self.root)}/, or set GHOST_DATA to where it is"
 
 
 def read(name: str, root: Path) -> tuple[tuple[str, ...], Images, Images]:
     """(classes, train, test), downloaded at first use. UsageError names a file that is missing or damaged."""
-    source = archive(name)
+    source = Archive(name, root)
     if state(name, root) in ("absent", "packed"):
-        if problem := problem_of_archive(source, root):
+        if problem := problem_of_archive(name, root):
             raise UsageError(problem)
         fetch(name, root)
-    classes = _read_names(source, root)
-    return classes, _read_images(source, root, source.train), _read_images(source, root, source.test)
-
-
-def class_names(name: str, root: Path) -> tuple[str, ...]:
-    return _read_names(archive(name), root)
+    return _read_names(source), _read_images(source, source.train), _read_images(source, source.test)
 
 
 def state(name: str, root: Path) -> str:
     """ready, incomplete (files are missing), packed (only the archive) or absent. Does not check checksums."""
-    source = archive(name)
-    there = [os.path.isfile(root / source.folder / file) for file in source.files]
+    source = Archive(name, root)
+    there = [os.path.isfile(source.folder / file) for file in source.files]
     if any(there):
         return "ready" if all(there) else "incomplete"
-    return "packed" if os.path.isfile(root / source.filename) else "absent"
+    return "packed" if os.path.isfile(source.packed) else "absent"
 
 
 def place(name: str, root: Path) -> str:
-    return printable(root / archive(name).folder)
+    return printable(Archive(name, root).folder)
 
 
 def checks(name: str, root: Path) -> list[tuple[str, str | None]]:
-    source = archive(name)
-    return [(printable(root / source.folder / file), check_file(source, root, file)) for file in source.files]
+    source = Archive(name, root)
+    return [(printable(source.folder / file), _problem(source, file)) for file in source.files]
 
 
 def fetch(name: str, root: Path) -> None:
     """Write every missing or wrong file of the set. A damaged archive is downloaded again."""
-    source = archive(name)
-    with _owned(source, root):
-        wrong = [file for file in source.files if check_file(source, root, file)]
+    source = Archive(name, root)
+    with _owned(source):
+        wrong = [file for file in source.files if _problem(source, file)]
         if not wrong:
             return
-        packed = root / source.filename
-        kept = packed.exists()
+        kept = source.packed.exists()
         try:
-            if not kept or problem_of_archive(source, root):
-                _download(source, root)
-            _unpack(source, root, wrong)
+            if not kept or problem_of_archive(name, root):
+                _download(source)
+            _unpack(source, wrong)
         except OSError:
             if not kept:
-                packed.unlink(missing_ok=True)
+                source.packed.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # the folder may hold good files
-                (root / source.folder).rmdir()
+                source.folder.rmdir()
             raise
 
 
-def problem_of_archive(source: Archive, root: Path) -> str | None:
+def problem_of_archive(name: str, root: Path) -> str | None:
     """What is wrong with the archive, in one line. None if it is right or absent."""
-    path = root / source.filename
-    if not os.path.isfile(path):
+    source = Archive(name, root)
+    if not os.path.isfile(source.packed):
         return None
+    where = printable(source.packed)
     try:
-        content = path.read_bytes()
+        content = source.packed.read_bytes()
     except OSError as error:
-        return f"{printable(path)}: cannot be read ({error.strerror})"
+        return f"{where}: cannot be read ({error.strerror})"
     if md5_of(content) == source.md5:
         return None
     return (
-        f"{printable(path)}: damaged or half downloaded ({len(content):,} bytes, MD5 {md5_of(content)}, "
-        f"published {source.md5}); `ghost data fetch {source.name}` downloads it again"
+        f"{where}: damaged or half downloaded ({len(content):,} bytes, MD5 {md5_of(content)}, published {source.md5}); "
+        f"`ghost data fetch {name}` downloads it again"
     )
 
 
 @contextlib.contextmanager
-def _owned(source: Archive, root: Path) -> Iterator[None]:
+def _owned(source: Archive) -> Iterator[None]:
     """Lock the set for one process. A folder created only for the lock is removed again."""
+    root = source.root
     made = not os.path.exists(root)
     lock = root / f".{source.name}.lock"
     try:
@@ -160,7 +130,7 @@ def _owned(source: Archive, root: Path) -> Iterator[None]:
             yield
     except OSError as error:
         reason = error.strerror or error
-        raise UsageError(f"{printable(root)}: cannot be written ({reason}): {source.by_hand(root)}") from error
+        raise UsageError(f"{printable(root)}: cannot be written ({reason}): {source.by_hand()}") from error
     finally:
         with contextlib.suppress(OSError):
             lock.unlink(missing_ok=True)
@@ -169,27 +139,29 @@ def _owned(source: Archive, root: Path) -> Iterator[None]:
                 root.rmdir()
 
 
-def _download(source: Archive, root: Path) -> None:
+def _download(source: Archive) -> None:
     """Download the archive with pooch. It writes a temporary file and renames it if the checksum is right."""
     import pooch
 
     console = Console(stderr=True)
     if display.volume != display.QUIET:
-        console.print(f"{source.name}: fetching {source.url} into {printable(root)}/", markup=False, soft_wrap=True)
+        console.print(
+            f"{source.name}: fetching {source.url} into {printable(source.root)}/", markup=False, soft_wrap=True
+        )
     pooch.get_logger().setLevel("ERROR")
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress("{task.description}", *columns, console=console, transient=True, disable=not display.live()) as show:
         bar = _Bar(show, source.filename)
         downloader = pooch.HTTPDownloader(progressbar=bar, timeout=TIMEOUT, headers={"User-Agent": "ghost"})
         try:
-            pooch.retrieve(source.url, f"md5:{source.md5}", source.filename, root, downloader=downloader)
+            pooch.retrieve(source.url, f"md5:{source.md5}", source.filename, source.root, downloader=downloader)
         except ValueError as error:
             raise UsageError(
                 f"{source.url} sent {bar.total:,} bytes that are not the published archive (MD5 {source.md5}): "
-                f"try again, or {source.by_hand(root)}"
+                f"try again, or {source.by_hand()}"
             ) from error
         except requests.RequestException as error:
-            raise UsageError(f"cannot fetch {source.url} ({origin(error)}): {source.by_hand(root)}") from error
+            raise UsageError(f"cannot fetch {source.url} ({origin(error)}): {source.by_hand()}") from error
 
 
 class _Bar:
@@ -208,22 +180,23 @@ class _Bar:
         self.progress.stop()
 
 
-def _unpack(source: Archive, root: Path, wanted: list[str]) -> None:
+def _unpack(source: Archive, wanted: list[str]) -> None:
     """Extract the `wanted` files. The archive's checksum was checked before. Other members are ignored."""
-    packed = root / source.filename
     left = set(wanted)
     try:
-        with tarfile.open(packed, "r:gz") as tar:
+        with tarfile.open(source.packed, "r:gz") as tar:
             for member in tar:
                 folder, _, file = member.name.partition("/")
-                content = tar.extractfile(member) if folder == source.folder and file in left else None
+                content = tar.extractfile(member) if folder == source.folder.name and file in left else None
                 if content is not None and md5_of(whole := content.read()) == source.files[file]:
-                    _write(root / folder / file, whole)
+                    _write(source.folder / file, whole)
                     left.discard(file)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UsageError(f"{printable(packed)}: cannot be unpacked ({printable(error)})") from error
+        raise UsageError(f"{printable(source.packed)}: cannot be unpacked ({printable(error)})") from error
     if left:
-        raise UsageError(f"{printable(packed)}: does not hold the published {', '.join(sorted(left))}: delete it")
+        raise UsageError(
+            f"{printable(source.packed)}: does not hold the published {', '.join(sorted(left))}: delete it"
+        )
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -239,10 +212,10 @@ def _write(path: Path, content: bytes) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_file(source: Archive, root: Path, file: str) -> str | None:
+def _problem(source: Archive, file: str) -> str | None:
     """What is wrong with one file of the set, in one line. None if it is the published file."""
     try:
-        _checked_bytes(source, root, file)
+        _checked_bytes(source, file)
     except UsageError as error:
         return str(error)
     return None
@@ -252,8 +225,8 @@ def md5_of(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _checked_bytes(source: Archive, root: Path, file: str) -> bytes:
-    path = root / source.folder / file
+def _checked_bytes(source: Archive, file: str) -> bytes:
+    path = source.folder / file
     mend = f"`ghost data fetch {source.name}` downloads it again"
     try:
         content = path.read_bytes()
@@ -269,28 +242,26 @@ def _checked_bytes(source: Archive, root: Path, file: str) -> bytes:
     return content
 
 
-def _read_names(source: Archive, root: Path) -> tuple[str, ...]:
-    (file,) = source.meta
-    held = _unpickle(source, root, file)
-    names = held.get(source.names_key)
+def _read_names(source: Archive) -> tuple[str, ...]:
+    names = _unpickle(source, source.meta).get(source.names_key)
     if not isinstance(names, list) or len(names) != source.classes or not all(isinstance(n, str) for n in names):
-        raise _foreign(source, root, file, f"{source.classes} class names")
+        raise _foreign(source, source.meta, f"{source.classes} class names")
     return tuple(printable(name) for name in names)
 
 
-def _read_images(source: Archive, root: Path, files: dict[str, str]) -> Images:
+def _read_images(source: Archive, files: dict[str, str]) -> Images:
     planes, labels = [], []
     for file in files:
-        held = _unpickle(source, root, file)
+        held = _unpickle(source, file)
         rows, of_rows = held.get("data"), held.get(source.labels_key)
         if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (3 * 32 * 32,):
-            raise _foreign(source, root, file, "images of 32 x 32")
+            raise _foreign(source, file, "images of 32 x 32")
         if (
             not isinstance(of_rows, list)
             or len(of_rows) != len(rows)
             or not all(type(label) is int and 0 <= label < source.classes for label in of_rows)
         ):
-            raise _foreign(source, root, file, "one label per image")
+            raise _foreign(source, file, "one label per image")
         planes.append(rows.reshape(-1, 3, 32, 32))
         labels += of_rows
     pixels, end = np.empty((len(labels), 32, 32, 3), np.uint8), len(labels)
@@ -301,21 +272,19 @@ def _read_images(source: Archive, root: Path, files: dict[str, str]) -> Images:
     return Images(torch.from_numpy(pixels), torch.tensor(labels))
 
 
-def _unpickle(source: Archive, root: Path, file: str) -> dict[str, Any]:
-    content = _checked_bytes(source, root, file)
+def _unpickle(source: Archive, file: str) -> dict[str, Any]:
+    content = _checked_bytes(source, file)
     try:
         held = _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # pickle raises nearly anything on a malformed stream
-        raise UsageError(f"{printable(root / source.folder / file)}: refused: {printable(error)}") from error
+        raise UsageError(f"{printable(source.folder / file)}: refused: {printable(error)}") from error
     if not isinstance(held, dict):
-        raise _foreign(source, root, file, "a dictionary")
+        raise _foreign(source, file, "a dictionary")
     return held
 
 
-def _foreign(source: Archive, root: Path, file: str, expected: str) -> UsageError:
-    return UsageError(
-        f"{printable(root / source.folder / file)}: does not hold {expected}, as a file of {source.name} does"
-    )
+def _foreign(source: Archive, file: str, expected: str) -> UsageError:
+    return UsageError(f"{printable(source.folder / file)}: does not hold {expected}, as a file of {source.name} does")
 
 
 class _Unpickler(pickle.Unpickler):

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from ghostcli.data.pictures import FORMATS, SUFFIXES, decode, decoders, entries
+from ghostcli.data.pictures import FORMATS, SUFFIXES, decode, decoders, tree
 from ghostcli.errors import UsageError, printable
 
 #: Images are compared at this side in pixels, so copies of a picture in two formats are equal.
@@ -61,11 +61,11 @@ class _Picture:
 
 def inspect(folder: Path) -> Found:
     """Inspect all images of a folder. UsageError if it has no images in class folders."""
-    files = list(images(folder))
-    if not files:
+    files, faults = _listed(folder)
+    if not files and not faults:
         raise UsageError(
-            f"folder:{printable(folder)}: holds no images in folders of classes; it needs train/CLASS/ and "
-            f"test/CLASS/, or CLASS/ alone, with {', '.join(sorted(SUFFIXES))}"
+            f"{_nothing(folder)}; it needs train/CLASS/ and test/CLASS/, or CLASS/ alone, with "
+            f"{', '.join(sorted(SUFFIXES))}"
         )
     with decoders() as pool:
         seen = list(pool.map(_look, files))
@@ -75,7 +75,7 @@ def inspect(folder: Path) -> Found:
         counts.setdefault(picture.part, {}).setdefault(picture.label, 0)
         counts[picture.part][picture.label] += picture.problem is None
     sides = sorted(picture.side for picture in good)
-    broken = tuple((printable(p.file), str(p.problem)) for p in seen if p.problem is not None)
+    broken = _broken(seen, faults)
     return Found(
         printable(folder),
         counts,
@@ -88,23 +88,23 @@ def inspect(folder: Path) -> Found:
     )
 
 
-def images(folder: Path) -> Iterator[_Picture]:
-    """All images of a folder by part and class, sorted by name. Without parts all are `train`. Links are ignored."""
-    if not folder.is_dir():
-        raise UsageError(f"folder:{printable(folder)}: there is no such folder")
-    parts = {name: folder / name for name in ("train", "test", "val") if (folder / name).is_dir()}
-    if "test" in parts:
-        parts.pop("val", None)
-    for part, place in (parts or {"train": folder}).items():
-        for label in _entries(place):
-            if label.is_dir():
-                for file in _entries(label):
-                    if file.suffix.lower() in SUFFIXES and file.is_file():
-                        yield _Picture(file, "test" if part == "val" else part, label.name)
+def _listed(folder: Path) -> tuple[list[_Picture], dict[Path, str]]:
+    """(all images, the faults of `tree`). Without parts all are `train`."""
+    parts, faults = tree(folder)
+    names = {"": "train", "val": "test"}
+    pictures = [
+        _Picture(file, names.get(part, part), label)
+        for part, classes in parts.items()
+        for label, files in classes.items()
+        for file in files
+    ]
+    return pictures, faults
 
 
-def _entries(folder: Path) -> list[Path]:
-    return [path for path in entries(folder) if not path.is_symlink()]
+def _broken(seen: Sequence[_Picture], faults: dict[Path, str]) -> tuple[tuple[str, str], ...]:
+    """(file, reason) of what a training cannot read."""
+    unread = {picture.file: picture.problem for picture in seen if picture.problem is not None}
+    return tuple((printable(file), why) for file, why in {**unread, **faults}.items())
 
 
 def _look(picture: _Picture) -> _Picture:
@@ -184,12 +184,14 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
     """
     if out.exists():
         raise UsageError(f"{printable(out)}: already exists; name a new folder")
+    files, faults = _listed(folder)
+    if any(picture.part == "test" for picture in files):
+        raise UsageError(f"folder:{printable(folder)}: already has a test part")
+    if not files and not faults:
+        raise UsageError(_nothing(folder))
     with decoders() as pool:
-        seen = list(pool.map(_look, images(folder)))
-    parts = {picture.part for picture in seen}
-    if parts != {"train"}:
-        raise UsageError(f"folder:{printable(folder)}: already has a test part" if parts else _nothing(folder))
-    _require_sound(seen)
+        seen = list(pool.map(_look, files))
+    _require_sound(seen, faults)
     by_class: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for picture in seen:
         by_class[picture.label][picture.checksum].append(picture.file)
@@ -211,9 +213,9 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
     return Counter(target.parent.parent.name for _, target in copies)
 
 
-def _require_sound(seen: Sequence[_Picture]) -> None:
+def _require_sound(seen: Sequence[_Picture], faults: dict[Path, str]) -> None:
     """UsageError if a file cannot be read, or if equal pictures lie in two classes: they could come to both parts."""
-    if broken := [f"{printable(p.file)} ({p.problem})" for p in seen if p.problem is not None]:
+    if broken := [f"{file} ({why})" for file, why in _broken(seen, faults)]:
         raise UsageError(f"{', '.join(broken)}: cannot be read; repair or remove {'them' if broken[1:] else 'it'}")
     if doubtful := _equal(seen, lambda picture: picture.label):
         first, other = doubtful[0][0], doubtful[0][-1]

@@ -40,6 +40,45 @@ def entries(folder: Path) -> list[Path]:
         raise UsageError(f"{printable(folder)}: cannot be read ({error.strerror})") from error
 
 
+def tree(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], dict[Path, str]]:
+    """(part -> class -> images, path -> what is wrong with it), all sorted by name. Decodes no image.
+
+    Parts are `train`, and `test` or else `val`. A folder of classes without parts is the part "". What is wrong is not
+    among the images: links that lead out of the folder, and names of images that are no files. UsageError if there is
+    no folder, or it cannot be read.
+    """
+    if not os.path.isdir(folder):
+        raise UsageError(
+            f"folder:{printable(folder)}: there is no such folder; a training needs train/ and test/ (or val/) in it"
+        )
+    inside = folder.resolve()
+    faults: dict[Path, str] = {}
+
+    def leads_out(path: Path) -> bool:
+        out = os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(inside)
+        if out:
+            faults[path] = f"is a link that leads out of {printable(inside)}: copy what it points to"
+        return out
+
+    def below(place: Path) -> list[Path]:
+        return [] if leads_out(place) else [path for path in entries(place) if not leads_out(path)]
+
+    def images(label: Path) -> list[Path]:
+        named = [path for path in below(label) if path.suffix.lower() in SUFFIXES]
+        odd = [path for path in named if not os.path.isfile(path)]
+        faults.update(dict.fromkeys(odd, "is named as an image but is not a file: remove it"))
+        return [path for path in named if path not in odd]
+
+    parts = [name for name in ("train", "test", "val") if os.path.isdir(folder / name)]
+    if "test" in parts and "val" in parts:
+        parts.remove("val")
+    found = {
+        part: {label.name: images(label) for label in below(folder / part) if os.path.isdir(label)}
+        for part in parts or [""]
+    }
+    return found, faults
+
+
 @contextmanager
 def decoders() -> Iterator[ThreadPoolExecutor]:
     """Threads for `decode`. A picture with too many pixels is an error in this context, not a warning."""

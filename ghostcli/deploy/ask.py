@@ -16,12 +16,12 @@ import numpy as np
 
 from ghostcli.compare import calibration
 from ghostcli.compare.stats import accuracy_interval
+from ghostcli.data import load
 from ghostcli.data.pictures import SUFFIXES, decode, decoders
-from ghostcli.deploy.source import Network, logits
+from ghostcli.deploy.source import BATCH, Network, logits, section_of
 from ghostcli.display import console
 from ghostcli.errors import UsageError, printable
 
-BATCH = 250  # pictures that are decoded and asked about at a time
 STDIN = "-"
 
 
@@ -107,11 +107,8 @@ def answers_on_test(network: Network, data_name: str | None) -> tuple[np.ndarray
 
     Its own data may have changed: a warning says so. UsageError where the data has other classes.
     """
-    from ghostcli import data as sets
-    from ghostcli.deploy.source import section_of
-
     section = network.section if data_name is None else section_of(data_name, network.about.size)
-    data = sets.load(section)
+    data = load(section)
     if data_name is None and network.checksum not in ("", data.checksum):
         changed = f"{printable(network.label)}: the images of {data.name} are no longer those of its record"
         console.print(changed, style="yellow", markup=False)

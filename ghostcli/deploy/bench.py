@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ghostcli import plan
-from ghostcli.deploy.timer import MEBI, Meter, interleave, measured_apart, p90, resident_peak, spread
+from ghostcli.deploy.timer import MEBI, Meter, interleave, latency, measured_apart, resident_peak, short, spread
 from ghostcli.errors import UsageError
 from ghostcli.recipe.models import EngineSection, ModelSection, Recipe, TrainSection
 from ghostcli.records import record, trained
@@ -261,21 +261,14 @@ def _meters(network: Network, batch: int, device: torch.device, train: bool) -> 
 
 
 def _figures(meters: dict[str, Meter], batch: int) -> dict[str, Any]:
-    row: dict[str, Any] = {}
-    spreads: dict[str, Any] = {}
-    for name in FIGURES:
-        seconds = meters[name].seconds if name in meters else []
-        found = spread([1000 * s if name in LATENCIES else batch / s for s in seconds]) if seconds else None
-        row[name] = found and _short(found.median)
-        if found and name in LATENCIES:
-            row[name] = {"median": row[name], "p90": _short(1000 * p90(seconds))}
-        spreads[name] = found and {"low": _short(found.low), "high": _short(found.high), "n": found.n}
+    row: dict[str, Any] = dict.fromkeys(FIGURES)
+    spreads: dict[str, Any] = dict.fromkeys(FIGURES)
+    for name, meter in meters.items():
+        if seconds := meter.seconds:
+            found = spread([1000 * s if name in LATENCIES else batch / s for s in seconds])
+            row[name] = latency(seconds) if name in LATENCIES else short(found.median)
+            spreads[name] = {"low": short(found.low), "high": short(found.high), "n": found.n}
     return row | {"spread": spreads}
-
-
-def _short(value: float) -> float:
-    """Four digits: no timing is better known."""
-    return float(f"{value:.4g}")
 
 
 def training_peak(network: Network, batch: int, device: torch.device) -> tuple[float | None, str | None]:
@@ -297,15 +290,22 @@ def _device_peak(network: Network, batch: int, device: torch.device) -> tuple[fl
 
     if device.type != "cuda":
         return None, None
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
     try:
-        two_steps(network, batch, device)
+        return round(cuda_peak(lambda: two_steps(network, batch, device), device), 1), None
     except torch.OutOfMemoryError:
         return None, f"a training step at batch {batch} does not fit into memory"
     finally:
         torch.cuda.empty_cache()
-    return round((torch.cuda.max_memory_allocated(device) - before) / MEBI, 1), None
+
+
+def cuda_peak(work: Callable[[], None], device: torch.device) -> float:
+    """MiB by which the memory that torch has allocated on a GPU rose at most while `work` ran."""
+    import torch
+
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return (torch.cuda.max_memory_allocated(device) - before) / MEBI
 
 
 def two_steps(network: Network, batch: int, device: torch.device) -> None:

@@ -6,7 +6,7 @@ proven does not exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from ghostcli.deploy.formats import BATCH, FORMATS, Format
 from ghostcli.deploy.onnxfile import Ask
 from ghostcli.deploy.program import Program
 from ghostcli.deploy.proof import Proof
+from ghostcli.deploy.timer import Meter, interleave, latency, short, spread
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes
@@ -30,6 +31,7 @@ from ghostcli.zoo import evaluate, weights
 from ghostcli.zoo.weights import Loaded
 
 COMPARED = 1000  # images on which train form and deploy form are compared
+ROUNDS = 3
 BROWSED = 1000  # images that a page is proven on: it computes one at a time
 Say = Callable[[str], None]
 
@@ -44,12 +46,8 @@ class Exported:
     data: Data
 
     @cached_property
-    def deployed(self) -> torch.nn.Module:
-        return zoo.deploy(self.loaded.model).to(memory_format=torch.channels_last)
-
-    @cached_property
     def program(self) -> Program:
-        return Program(self.deployed, self.loaded.norm).eval()
+        return program.deployed(self.loaded)
 
     @cached_property
     def onnx(self) -> bytes:
@@ -85,8 +83,8 @@ class Exported:
 
 def prepare(run: RunRecord) -> Exported:
     """UsageError where the run cannot be exported: unfinished, without weights, or its test images have changed."""
-    loaded, about, section = source.parts(run)
-    data = load_data(section)
+    loaded, about = source.parts(run)
+    data = load_data(run.result.recipe.data)
     if data.checksum != run.result.data_checksum:
         raise UsageError(f"{run.id}: the images of {data.name} are no longer those it was tested on; put them back")
     return Exported(run, loaded, about, data)
@@ -122,7 +120,7 @@ def prove(
     files: Sequence[tuple[Format, Path | None]],
     timing: bool = True,
     everywhere: bool = False,
-    rounds: int = proof.ROUNDS,
+    rounds: int = ROUNDS,
     say: Say = lambda note: None,
 ) -> tuple[list[Proof], list[GhostError]]:
     """Prove each format and write it where its path says (None: nowhere): a row a format, the baseline's first.
@@ -132,72 +130,91 @@ def prove(
     """
     baseline = Proof("torch", run=network.run.id, bytes=network.run.weights.stat().st_size)
     baseline = replace(baseline, runtime=f"torch {torch.__version__}", note="the run, in its deploy form")
-    rows = [proof.compare(baseline, network.wanted, network.wanted, network.labels)]
-    asks: list[Ask | None] = [source.ask_torch(network.program)]
-    made: dict[str, bytes] = {}
-    errors: list[GhostError] = []
-
-    def attempt(form: Format, work: Callable[[], tuple[Proof, Ask | None]], row: Proof) -> bool:
-        """Append the row that `work` gives, or one that says why there is none."""
-        ask = None
-        try:
-            row, ask = work()
-        except GhostError as error:
-            errors.append(error)
-            row = replace(row, file=None, problem=str(error))
-        except Exception as error:  # an exporter or a runtime that does not know a layer raises what it likes
-            reason = printable((str(error).splitlines() or [""])[0][:200])
-            errors.append(GhostError(f"{form.name}: cannot be made ({type(error).__name__}: {reason})"))
-            row = replace(row, file=None, problem=str(errors[-1]))
-        rows.append(row)
-        asks.append(ask)
-        return row.problem is None
-
+    baseline = proof.compare(baseline, network.wanted, network.wanted, network.labels)
+    tried = [_Tried(baseline, source.ask_torch(network.program))]
     for form, path in files:
-        row = Proof(form.name, str(path) if path else None, network.run.id, runtime=form.runtimes[0])
+        tried += _tries(network, form, path, everywhere, say)
+    asked = [one for one in tried if one.ask is not None]
+    if timing and len(asked) > 1:
+        _time(network, asked, rounds, say)
+    for one in tried:
+        if one.row.file is not None:
+            write_bytes(Path(one.row.file), one.content, "export")
+    return [one.row for one in tried], [one.error for one in tried if one.error is not None]
 
-        def first(form: Format = form, row: Proof = row) -> tuple[Proof, Ask | None]:
-            say(form.name)
-            content, note = encode(network, form, say)
-            made[form.name] = content
-            return _proven(network, form, replace(row, note=note), content)
 
-        if attempt(form, first, row) and everywhere:
-            for runtime in form.runtimes[1:]:
+@dataclass
+class _Tried:
+    """A row, what asks its file (None: nothing to be timed), the file's bytes (None: no file), and what failed."""
+
+    row: Proof
+    ask: Ask | None = None
+    content: bytes | None = None
+    error: GhostError | None = None
+
+
+def _tries(network: Exported, form: Format, path: Path | None, everywhere: bool, say: Say) -> Iterator[_Tried]:
+    """A format's file, made once, in its first runtime and, if it passes there, `everywhere`."""
+    content = None
+    for runtime in form.runtimes if everywhere else form.runtimes[:1]:
+        row = Proof(form.name, run=network.run.id, runtime=runtime)
+        try:
+            if content is None:
+                say(form.name)
+                content, note = encode(network, form, say)
+                made = replace(row, file=str(path) if path else None, note=note)
+            else:
                 say(f"{form.name}: {runtime}")
-                row = Proof(form.name, None, network.run.id, runtime=runtime)
-                attempt(form, partial(_proven, network, form, row, made[form.name]), row)
-    good = [i for i, ask in enumerate(asks) if ask is not None]
-    if timing and len(good) > 1:
-        say("timing")
-        images = source.as_input(network.pixels[:BATCH])
-        timed = proof.time_all([rows[i] for i in good], [asks[i] for i in good], images, rounds)
-        for i, row in zip(good, timed, strict=True):
-            rows[i] = row
-            if row.format in made:
-                say(f"{row.format}: memory")
-                suffix = FORMATS[row.format].suffix
-                peak = proof.memory(made[row.format], suffix, row.runtime, network.about.size)
-                rows[i] = replace(row, peak_memory_mb=peak)
-    for row in rows:
-        if row.file is not None:
-            write_bytes(Path(row.file), made[row.format], "export")
-    return rows, errors
+                made = row
+            one = _Tried(*_proven(network, form, made, content), content)
+        except Exception as error:
+            why = _in_words(error, form)
+            one = _Tried(replace(row, problem=str(why)), error=why)
+        yield one
+        if one.error and runtime == form.runtimes[0]:
+            return
+
+
+def _time(network: Exported, asked: Sequence[_Tried], rounds: int, say: Say) -> None:
+    """Their speeds, taken in turns (latency at batch 1, throughput at `BATCH`), and the memory of each file."""
+    say("timing")
+    images = source.as_input(network.pixels[:BATCH])
+    first = images[:1].copy()
+    turns = [(Meter(partial(one.ask, first), apart=True), Meter(partial(one.ask, images))) for one in asked]
+    interleave([meter for pair in turns for meter in pair], rounds)
+    for one, (alone, together) in zip(asked, turns, strict=True):
+        if alone.seconds:
+            one.row = replace(one.row, latency_ms=latency(alone.seconds))
+        if together.seconds:
+            speed = len(images) / spread(together.seconds).median
+            one.row = replace(one.row, images_per_second=short(speed))
+        if one.content is not None:
+            say(f"{one.row.format}: memory")
+            suffix = FORMATS[one.row.format].suffix
+            peak = proof.memory(one.content, suffix, one.row.runtime, network.about.size)
+            one.row = replace(one.row, peak_memory_mb=peak)
+
+
+def _in_words(error: Exception, form: Format) -> GhostError:
+    """An exporter or a runtime that does not know a layer raises what it likes."""
+    if isinstance(error, GhostError):
+        return error
+    reason = printable((str(error).splitlines() or [""])[0][:200])
+    return GhostError(f"{form.name}: cannot be made ({type(error).__name__}: {reason})")
 
 
 def _proven(network: Exported, form: Format, row: Proof, content: bytes) -> tuple[Proof, Ask | None]:
     """The row before timing, and what asks the file. GhostError where it is another network than the run's."""
+    wanted, labels, ask = network.wanted, network.labels, None
+    expected = network.run.result.accuracy.selected
     if form.runtimes == ("browser",):
-        few = slice(0, BROWSED)
-        found, times, version = page.run(content, network.pixels[few])
-        row = replace(row, bytes=len(content), runtime=version, latency_ms=proof.latency(times / 1000))
-        row = proof.compare(row, found, network.wanted[few], network.labels[few])
-        proof.accept(
-            row, form, 100 * float((network.wanted[few].argmax(1) == network.labels[few]).mean()), network.wanted
-        )
-        return row, None
-    ask, version = source.opened(f"network{form.suffix}", content, row.runtime)
-    row = replace(row, bytes=len(content), runtime=version)
-    row = proof.compare(row, network.answers(ask, form.name), network.wanted, network.labels)
-    proof.accept(row, form, network.run.result.accuracy.selected, network.wanted)
+        wanted, labels = wanted[:BROWSED], labels[:BROWSED]
+        expected = 100 * float((wanted.argmax(1) == labels).mean())
+        found, times, version = page.run(content, network.pixels[:BROWSED])
+        row = replace(row, latency_ms=latency(times / 1000))
+    else:
+        ask, version, _ = source.opened(f"network{form.suffix}", content, row.runtime)
+        found = network.answers(ask, form.name)
+    row = proof.compare(replace(row, bytes=len(content), runtime=version), found, wanted, labels)
+    proof.accept(row, form, expected, wanted)
     return row, ask

@@ -74,7 +74,7 @@ def destinations(run: str, out: Path, text: str | None, half: bool, int8: bool =
     makes it. In a folder `int8` adds files; where `out` is a file, that file is int8. UsageError where the ending is
     no format's, or several formats would be one file.
     """
-    where = printable(out)
+    where, one_file = printable(out), out.suffix in SUFFIXES and not out.is_dir()
     if text is None:
         form = next((form for form in FORMATS.values() if form.suffix == out.suffix), None)
         if form is None:
@@ -85,26 +85,24 @@ def destinations(run: str, out: Path, text: str | None, half: bool, int8: bool =
         whole = [form for form in forms if form.int8]
         if not whole:
             raise UsageError(f"--int8: {forms[0].name} has no int8 form; add --format onnx or tflite")
-        forms = forms if out.is_dir() or out.suffix not in SUFFIXES else whole
+        forms = whole if one_file else forms
     if half and not any(form.name.endswith("-float16") for form in forms):
         other = printable(out.with_suffix(".safetensors"))
         raise UsageError(f"--half: {forms[0].name} computes in float32; use --format safetensors, or --out {other}")
-    if len(forms) == 1 and out.suffix == forms[0].suffix and not out.is_dir():
-        targets = [(forms[0], out)]
-    elif out.suffix in SUFFIXES and not out.is_dir():
+    if one_file:
+        if {form.suffix for form in forms} != {out.suffix} or len(forms) > 1:
+            named = " and ".join(form.name for form in forms)
+            raise UsageError(f"--out {where}: is one file, not of the format {named}; name a folder")
+        if not out.parent.is_dir():
+            raise UsageError(f"--out {where}: there is no folder {printable(out.parent)}; make it first")
+        return [(forms[0], out)]
+    if out.suffix and len(forms) == 1 and not out.is_dir():
         raise UsageError(
-            f"--out {where}: is one file, not of the format {' and '.join(form.name for form in forms)}; name a folder"
+            f"--out {where}: is no folder, and a file of {forms[0].name} ends in {forms[0].suffix}; name one"
         )
-    else:
-        if out.suffix and len(forms) == 1 and not out.is_dir():
-            raise UsageError(
-                f"--out {where}: is no folder, and a file of {forms[0].name} ends in {forms[0].suffix}; name one"
-            )
-        name = run.replace("/", "-")
-        targets = [(form, out / f"{name}{form.variant}{form.suffix}") for form in forms]
+    name = run.replace("/", "-")
+    targets = [(form, out / f"{name}{form.variant}{form.suffix}") for form in forms]
     for _, path in targets:
-        if path == out and not path.parent.is_dir():
-            raise UsageError(f"--out {printable(path)}: there is no folder {printable(path.parent)}; make it first")
         if path.is_dir():
             raise UsageError(f"--out {printable(path)}: is a folder; name a file, or move it away")
     return targets

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,12 +103,13 @@ def quantise(
     for node in model.graph.node:
         node.name = node.output[0]
     ranges = joined(ranges, [(*node.input, *node.output) for node in model.graph.node if node.op_type == "Concat"])
+    batches = iter([{INPUT: images[:AT_A_TIME]}])
     with tempfile.TemporaryDirectory() as folder, silent():
         path = Path(folder) / "int8.onnx"
         ort.quantize_static(
             model,
             path,
-            _reader(images[:AT_A_TIME]),
+            SimpleNamespace(get_next=lambda: next(batches, None)),
             quant_format=ort.QuantFormat.QDQ,
             per_channel=True,
             reduce_range=narrow(),
@@ -190,8 +192,6 @@ def _leave_zeros_out(graph: onnx.GraphProto) -> None:
     """A weight's zero points are all zero, which is what a file means that names none."""
     import onnx
 
-    from ghostcli.deploy.onnxwrite import drop_unread
-
     constants = {tensor.name: tensor for tensor in graph.initializer}
     kept_for = {name for node in graph.node if node.op_type == "Gemm" for name in node.input}  # which asks for them
     for node in graph.node:
@@ -199,20 +199,6 @@ def _leave_zeros_out(graph: onnx.GraphProto) -> None:
             continue
         if len(node.input) == 3 and not onnx.numpy_helper.to_array(constants[node.input[2]]).any():
             del node.input[2]
-    drop_unread(graph)
-
-
-def _reader(images: np.ndarray) -> object:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):
-        parts = iter([images])
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            part = next(self.parts, None)
-            return None if part is None else {INPUT: part}
-
-    return Reader()
 
 
 def narrow() -> bool:

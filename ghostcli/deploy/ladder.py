@@ -102,16 +102,15 @@ def climb(task: Task, content: bytes, say: Say) -> tuple[bytes, str]:
     small = min(CALIBRATION, max(1, len(task.train) // 2))
     seen, _ = task.pixels(0, small)
     pixels, labels = task.pixels(small, HELD_OUT)
-    best: Way | None = None
+    ways: list[Way] = []
     wanted = _accuracy(content, task, pixels, labels)
     for name, made, integers in _ways(task, content, as_input(seen), as_input(pixels[:PROBED]), say):
         lost = wanted - _accuracy(made, task, pixels, labels)
         say(f"int8: {name}: {-lost:+.2f} points")
-        if best is None or lost < best.lost:
-            best = Way(name, made, lost, integers)
-        if best.lost <= MARGIN:
+        ways.append(Way(name, made, lost, integers))
+        if lost <= MARGIN:
             break
-    assert best is not None
+    best = min(ways, key=lambda way: way.lost)
     return best.content, (
         f"{best.name}; {-best.lost:+.2f} points on {len(labels):,} training images that it was not calibrated on; "
         f"{best.integers} convolutions and matrix products in integers, weights of {task.kind.bits()} bits"

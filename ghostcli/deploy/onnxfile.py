@@ -60,11 +60,12 @@ def read(content: bytes, file: str) -> tuple[onnx.ModelProto, About]:
     if not described:
         raise UsageError(f"{where}: does not say what its images and classes are; name a file that ghost export wrote")
     about = room.decode(described[0], file)
-    domains = {node.domain for node in _nodes(model.graph)} | {entry.domain for entry in model.opset_import}
+    attributes = [entry for node in model.graph.node for entry in node.attribute]
+    if model.functions or any(entry.HasField("g") or entry.graphs for entry in attributes):
+        raise UsageError(f"{where}: has operators within operators, which no network of ghost's has; refused")
+    domains = {node.domain for node in model.graph.node} | {entry.domain for entry in model.opset_import}
     if foreign := sorted(domains - {"", "ai.onnx"}):
         raise UsageError(f"{where}: has custom operators ({printable(', '.join(foreign))}); refused")
-    if model.functions or any(_graphs(node) for node in model.graph.node):
-        raise UsageError(f"{where}: has operators within operators, which no network of ghost's has; refused")
     for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise UsageError(f"{where}: keeps weights in another file; refused, export it again as one file")
@@ -79,28 +80,11 @@ def _require_shapes(model: onnx.ModelProto, about: About, where: str) -> None:
     given = [value for value in model.graph.input if value.name not in weights]
     wanted = {INPUT: (3, about.size, about.size), OUTPUT: (len(about.classes),)}
     for values, name in ((given, INPUT), (model.graph.output, OUTPUT)):
-        found = [
-            (value.name, value.type.tensor_type.elem_type, [side.dim_value for side in _shape(value)][1:])
-            for value in values
-        ]
+        kinds = [(value.name, value.type.tensor_type) for value in values]
+        found = [(own, kind.elem_type, [side.dim_value for side in kind.shape.dim][1:]) for own, kind in kinds]
         if found != [(name, 1, list(wanted[name]))]:
             sides = ", ".join(map(str, wanted[name]))
             raise UsageError(f"{where}: its {name} are not float32 [N, {sides}] alone, as it says; export it again")
-
-
-def _shape(value: Any) -> Any:
-    return value.type.tensor_type.shape.dim
-
-
-def _graphs(node: onnx.NodeProto) -> list[Any]:
-    return [graph for entry in node.attribute for graph in ([entry.g] if entry.HasField("g") else list(entry.graphs))]
-
-
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for inner in _graphs(node):
-            yield from _nodes(inner)
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

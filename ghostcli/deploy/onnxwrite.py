@@ -112,6 +112,7 @@ def finish(model: object, about: About) -> bytes:
     del graph.value_info[:]
     _pool_globally(graph)
     _share_constants(graph)
+    _drop_unread(graph)
     _shorten(graph)
     graph.name = about.model
     model.producer_name, model.producer_version = "ghost", __version__
@@ -136,10 +137,9 @@ def _pool_globally(graph: object) -> None:
         if keeps and sorted(axis % 4 for axis in axes.tolist()) == [2, 3]:
             node.op_type = "GlobalAveragePool"
             del node.input[1:], node.attribute[:]
-    drop_unread(graph)
 
 
-def drop_unread(graph: object) -> None:
+def _drop_unread(graph: object) -> None:
     """Remove the constants that no node reads."""
     read = {name for node in graph.node for name in node.input}
     kept = [copy.deepcopy(tensor) for tensor in graph.initializer if tensor.name in read]
@@ -148,18 +148,13 @@ def drop_unread(graph: object) -> None:
 
 
 def _share_constants(graph: object) -> None:
-    """Initialisers of equal type, shape and value become one."""
-    kept: dict[bytes, str] = {}
+    """Of initialisers of equal type, shape and value only the first is read."""
+    first: dict[bytes, str] = {}
     same: dict[str, str] = {}
-    left = []
     for tensor in graph.initializer:
         bare = copy.deepcopy(tensor)
         bare.name = ""
-        same[tensor.name] = kept.setdefault(bare.SerializeToString(), tensor.name)
-        if same[tensor.name] == tensor.name:
-            left.append(copy.deepcopy(tensor))
-    del graph.initializer[:]
-    graph.initializer.extend(left)
+        same[tensor.name] = first.setdefault(bare.SerializeToString(), tensor.name)
     for node in graph.node:
         node.input[:] = [same.get(name, name) for name in node.input]
 

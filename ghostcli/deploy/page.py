@@ -212,13 +212,9 @@ def run(content: bytes, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, str
     found = re.search(r'\{"logits".*\}', done.stdout, re.DOTALL)
     if not found:
         raise GhostError(f"html: {name} gave no answer: {(done.stderr.strip().splitlines() or ['nothing'])[-1][:160]}")
-    answer = json.loads(found[0])
-    return np.array(answer["logits"], np.float32), np.array(answer["times"]), _engine(name, version)
-
-
-def _engine(name: str, version: str) -> str:
-    number = re.search(r"\d+(\.\d+)*", version)
-    return f"{name} {number[0] if number else ''}".strip()
+    answer, number = json.loads(found[0]), re.search(r"\d+(\.\d+)*", version)
+    engine = f"{name} {number[0]}" if number else name
+    return np.array(answer["logits"], np.float32), np.array(answer["times"]), engine
 
 
 def _parts(content: bytes) -> tuple[str, str]:

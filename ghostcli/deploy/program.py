@@ -12,14 +12,19 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ghostcli import zoo
 from ghostcli.deploy import about as room
 from ghostcli.deploy.about import About
 from ghostcli.errors import UsageError, printable
 from ghostcli.zoo.evaluate import Norm
+
+if TYPE_CHECKING:
+    from ghostcli.zoo.weights import Loaded
 
 #: The only expression that a program of ours holds. torch evaluates these strings, so no other is let through.
 SYMBOL = re.compile(r"Symbol\('[a-z]\d+', positive=True, integer=True\)")
@@ -40,6 +45,11 @@ class Program(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = (images - self.mean) / self.std
         return self.net(x.contiguous(memory_format=torch.channels_last))
+
+
+def deployed(network: Loaded) -> Program:
+    """A trained network in its deploy form."""
+    return Program(zoo.deploy(network.model).to(memory_format=torch.channels_last), network.norm).eval()
 
 
 def encode(program: nn.Module, about: About) -> bytes:

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ghostcli.compare import stats
 from ghostcli.deploy.formats import Format
-from ghostcli.deploy.onnxfile import Ask
-from ghostcli.deploy.timer import Meter, interleave, measured_apart, p90, resident_peak, spread
-from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.deploy.timer import measured_apart, resident_peak
+from ghostcli.errors import GhostError, printable
 
 TOLERANCES = {False: 1e-3, True: 2e-2}  # of logits, as a part of the largest: weights of 32 bits, of 16 bits
 INT8_LOSES = 2.0  # points of accuracy that an int8 file may lose
-ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -68,26 +64,6 @@ def compare(row: Proof, found: np.ndarray, wanted: np.ndarray, labels: np.ndarra
         disagreements=int((found.argmax(axis=1) != wanted.argmax(axis=1)).sum()),
         largest_difference=float(np.abs(found.astype(np.float64) - wanted).max()),
     )
-
-
-def time_all(rows: Sequence[Proof], asks: Sequence[Ask], images: np.ndarray, rounds: int = ROUNDS) -> list[Proof]:
-    """The rows with their speeds, taken in turns: latency at batch 1, throughput at the batch of `images`."""
-    one = images[:1].copy()
-    single = [Meter(partial(ask, one), apart=True) for ask in asks]
-    many = [Meter(partial(ask, images)) for ask in asks]
-    interleave([meter for pair in zip(single, many, strict=True) for meter in pair], rounds)
-    timed = []
-    for row, alone, together in zip(rows, single, many, strict=True):
-        found = latency(alone.seconds) if alone.seconds else None
-        speed = float(f"{len(images) / spread(together.seconds).median:.4g}") if together.seconds else None
-        timed.append(replace(row, latency_ms=found, images_per_second=speed))
-    return timed
-
-
-def latency(seconds: Sequence[float]) -> dict[str, float]:
-    """Median and 90th percentile in milliseconds, to four digits."""
-    middle = spread([1000 * each for each in seconds]).median
-    return {"median": float(f"{middle:.4g}"), "p90": float(f"{1000 * p90(seconds):.4g}")}
 
 
 def memory(content: bytes, suffix: str, runtime: str, size: int) -> float | None:
@@ -136,7 +112,4 @@ def _main(file: str, runtime: str, size: int) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        _main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
-    except UsageError as error:
-        sys.exit(str(error))
+    _main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

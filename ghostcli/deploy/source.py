@@ -6,7 +6,7 @@ weights, its classes' names) is looked up here alone.
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ghostcli import signals
 from ghostcli.deploy import about as room
 from ghostcli.deploy.about import About
 from ghostcli.deploy.onnxfile import Ask, ask_onnxruntime, ask_openvino, read
-from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.models import DataSection
 from ghostcli.records import trained
-from ghostcli.records.model import RunResult
 from ghostcli.records.record import RunRecord
 
 if TYPE_CHECKING:
     from ghostcli.zoo.weights import Loaded
 
 SUFFIXES = (".onnx", ".pt2", ".tflite")
+BATCH = 250  # images that a network is asked about at a time
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,12 @@ def open_network(asked: str, runs: Path) -> Network:
     """
     file = Path(asked)
     if file.suffix in SUFFIXES:
-        return open_file(asked, _content(file))
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{printable(file)}: cannot be read ({error.strerror})") from error
+        ask, runtime, about = opened(asked, content)
+        return Network(asked, about, runtime, ask, section_of(about.data, about.size))
     if file.is_file():
         raise UsageError(
             f"{printable(asked)}: is no model; type run/ID, pretrained/NAME or a file that ends in "
@@ -65,43 +71,47 @@ def open_network(asked: str, runs: Path) -> Network:
     return open_run(trained.find(runs, asked))
 
 
-def open_file(name: str, content: bytes) -> Network:
-    """An exported file's bytes, in the runtime that its name's ending stands for."""
-    if name.endswith(".onnx"):
+def opened(name: str, content: bytes, runtime: str = "") -> tuple[Ask, str, About | None]:
+    """(what asks an exported file of any format, its runtime with the version, what the file says of itself).
+
+    `runtime` is one of a format's. Weights alone (.safetensors) say nothing of themselves.
+    """
+    suffix = Path(name).suffix
+    if suffix == ".onnx":
         about = read(content, name)[1]
-        ask, runtime = ask_onnxruntime(content, name)
-    elif name.endswith(".tflite"):
+        through = ask_openvino if runtime == "openvino" else ask_onnxruntime
+        return *through(content, name), about
+    if suffix == ".tflite":
         from ghostcli.deploy import tflite
 
         about = tflite.about(content, name)
-        ask, runtime = tflite.ask(content, name)
-    else:
-        ask, runtime, about = _ask_program(content, name)
-    return Network(name, about, runtime, ask, section_of(about.data, about.size))
+        return *tflite.ask(content, name), about
+    import torch
 
+    from ghostcli.deploy import program
 
-def opened(name: str, content: bytes, runtime: str) -> tuple[Ask, str]:
-    """(what asks an exported file of any format, its runtime with the version) for one of a format's runtimes."""
-    if name.endswith(".onnx"):
-        read(content, name)
-        return (ask_openvino if runtime == "openvino" else ask_onnxruntime)(content, name)
-    if name.endswith(".pt2"):
-        return _ask_program(content, name)[:2]
-    if name.endswith(".tflite"):
-        from ghostcli.deploy import tflite
+    version = f"torch {torch.__version__}"
+    if suffix == ".pt2":
+        module, about = program.decode(content, name)
+        return ask_torch(module), version, about
+    from ghostcli.zoo import weights
 
-        return tflite.ask(content, name)
-    return _ask_weights(content)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "network.safetensors"
+        file.write_bytes(content)
+        loaded = weights.load(file)
+    return ask_torch(program.Program(loaded.model, loaded.norm).eval()), version, None
 
 
 def warm(runtime: str) -> None:
     """Import what asking takes, before memory is measured."""
-    import importlib
-
-    importlib.import_module({"onnxruntime": "onnxruntime", "openvino": "openvino"}.get(runtime, "torch"))
-    if runtime == "litert":
-        importlib.import_module("ghostcli.deploy.tflite")
-        importlib.import_module("ai_edge_litert.interpreter")
+    needed = {
+        "onnxruntime": ["onnxruntime"],
+        "openvino": ["openvino"],
+        "litert": ["torch", "ghostcli.deploy.tflite", "ai_edge_litert.interpreter"],
+    }
+    for module in needed.get(runtime, ["torch"]):
+        importlib.import_module(module)
 
 
 def section_of(data: str, size: int) -> DataSection:
@@ -112,17 +122,16 @@ def open_run(run: RunRecord) -> Network:
     """A finished run's network in its deploy form, in torch on the CPU."""
     import torch
 
-    from ghostcli import zoo
-    from ghostcli.deploy.program import Program
+    from ghostcli.deploy import program
 
-    loaded, about, section = parts(run)
-    program = Program(zoo.deploy(loaded.model).to(memory_format=torch.channels_last), loaded.norm).eval()
-    runtime, checksum = f"torch {torch.__version__}", run.result.data_checksum
-    return Network(trained.named(run.id), about, runtime, ask_torch(program), section, checksum)
+    loaded, about = parts(run)
+    ask, runtime = ask_torch(program.deployed(loaded)), f"torch {torch.__version__}"
+    result = run.result
+    return Network(trained.named(run.id), about, runtime, ask, result.recipe.data, result.data_checksum)
 
 
-def parts(run: RunRecord) -> tuple[Loaded, About, DataSection]:
-    """A finished run's network in its train form, its description, and the data it was tested on."""
+def parts(run: RunRecord) -> tuple[Loaded, About]:
+    """A finished run's network in its train form, and its description."""
     from ghostcli.zoo import weights
 
     if run.status != "done" or run.result is None:
@@ -131,26 +140,10 @@ def parts(run: RunRecord) -> tuple[Loaded, About, DataSection]:
         raise UsageError(
             f"{run.id}: its weights are not here (records travel without them); use it where it was trained"
         )
-    result = run.result
-    section = result.recipe.data
+    result, data = run.result, run.result.recipe.data
     loaded = weights.load(run.weights, classes=result.classes, model=result.student)
-    classes = _class_names(result)
-    about = room.describe(
-        run.id, loaded.name, section.name, classes, section.size, loaded.norm, result.accuracy.selected
-    )
-    return loaded, about, section
-
-
-def _class_names(result: RunResult) -> tuple[str, ...]:
-    """The names of a run's classes. An older record has none: those of its data as it is now, if it is here."""
-    from ghostcli import data
-
-    if not result.class_names:
-        with contextlib.suppress(GhostError):
-            names = data.class_names(result.data)
-            if len(names) == result.classes:
-                return names
-    return result.names
+    accuracy = result.accuracy.selected
+    return loaded, room.describe(run.id, loaded.name, data.name, result.names, data.size, loaded.norm, accuracy)
 
 
 def ask_torch(program: object) -> Ask:
@@ -163,43 +156,12 @@ def ask_torch(program: object) -> Ask:
     return ask
 
 
-def _ask_program(content: bytes, name: str) -> tuple[Ask, str, About]:
-    import torch
-
-    from ghostcli.deploy import program
-
-    module, about = program.decode(content, name)
-    return ask_torch(module), f"torch {torch.__version__}", about
-
-
-def _ask_weights(content: bytes) -> tuple[Ask, str]:
-    import torch
-
-    from ghostcli.deploy.program import Program
-    from ghostcli.zoo import weights
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "network.safetensors"
-        file.write_bytes(content)
-        loaded = weights.load(file)
-    return ask_torch(Program(loaded.model, loaded.norm).eval()), f"torch {torch.__version__}"
-
-
-def _content(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{printable(file)}: cannot be read ({error.strerror})") from error
-
-
-def logits(ask: Ask, pixels: np.ndarray, classes: int, name: str, batch: int = 250) -> np.ndarray:
+def logits(ask: Ask, pixels: np.ndarray, classes: int, name: str) -> np.ndarray:
     """float32 [N, classes] for uint8 pixels [N, S, S, 3]. UsageError naming the file where it answers otherwise."""
-    from ghostcli import signals
-
     parts = []
-    for begin in range(0, len(pixels), batch):
+    for begin in range(0, len(pixels), BATCH):
         signals.raise_if_received()
-        images = as_input(pixels[begin : begin + batch])
+        images = as_input(pixels[begin : begin + BATCH])
         try:
             found = ask(images)
         except Exception as error:  # the runtimes' exceptions share no base

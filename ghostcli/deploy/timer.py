@@ -109,6 +109,16 @@ def p90(values: Sequence[float]) -> float:
     return sorted(values)[max(0, math.ceil(0.9 * len(values)) - 1)]
 
 
+def short(value: float) -> float:
+    """Four digits: no timing is better known."""
+    return float(f"{value:.4g}")
+
+
+def latency(seconds: Sequence[float]) -> dict[str, float]:
+    """Median and 90th percentile in milliseconds."""
+    return {"median": short(1000 * spread(seconds).median), "p90": short(1000 * p90(seconds))}
+
+
 def measured_apart(command: Sequence[str], what: str) -> tuple[float | None, str | None]:
     """The number that `command`, a process of its own, prints; (None, why) where it ran out of memory.
 
@@ -127,23 +137,23 @@ def measured_apart(command: Sequence[str], what: str) -> tuple[float | None, str
 
 def resident_peak(work: Callable[[], Any]) -> float:
     """MiB by which this process's resident memory rose at most while `work` ran. For a process of its own."""
-    with contextlib.suppress(OSError):  # if memory ends, this process is to be the victim
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    status = Path("/proc/self/status")
-    if not status.exists():  # no Linux: the high-water mark of the whole process is what there is
-        import resource
-
-        unit = 1 if sys.platform == "darwin" else 1024
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        work()
-        return unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / MEBI
-
-    def kibibytes(key: str) -> int:
-        return int(next(line for line in status.read_text().splitlines() if line.startswith(key)).split()[1])
-
-    # Not ru_maxrss: it starts at what the parent held. VmHWM is this program's, and 5 resets it.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    before = kibibytes("VmRSS")
+    for file, order in (
+        ("oom_score_adj", "1000"),  # if memory ends, this process is to be the victim
+        ("clear_refs", "5"),  # Linux's high-water mark is from now on
+    ):
+        with contextlib.suppress(OSError):
+            Path("/proc/self", file).write_text(order)
+    before = high_water()
     work()
-    return (kibibytes("VmHWM") - before) / 1024
+    return high_water() - before
+
+
+def high_water() -> float:
+    """MiB that this process has held at most."""
+    status = Path("/proc/self/status")
+    if status.exists():  # not ru_maxrss: it starts at what the parent held
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MEBI if sys.platform == "darwin" else 1024)

@@ -41,10 +41,6 @@ class DataSet:
         """(class names, train, test). UsageError if the files are missing or damaged."""
         return self.reader.read(self.name, root)
 
-    def class_names(self, root: Path) -> tuple[str, ...]:
-        known = getattr(self.reader, "class_names", None)
-        return known(self.name, root) if known else self.read(root)[0]
-
     def fetch(self, root: Path) -> None:
         """Put the set's files in place."""
         if self.downloaded:

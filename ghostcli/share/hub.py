@@ -37,7 +37,7 @@ def push(run: RunRecord, repository: str, exported: Sequence[Path] = (), private
 
     UsageError where the run is not finished or does not pass its checks; GhostError where the hub refuses.
     """
-    named(repository)
+    _require_repository(repository)
     if run.status != "done" or run.result is None or not run.weights.exists():
         raise UsageError(f"{run.id}: cannot be pushed, {run.problem or 'its weights are not here'}; finish it first")
     if problems := verify_run(run):
@@ -68,7 +68,7 @@ def pull(repository: str, runs: Path) -> RunRecord:
     UsageError where the repository holds no ghost model, files that could run code or leave the folder, or a record
     that does not agree with itself.
     """
-    named(repository)
+    _require_repository(repository)
     api = _api()
     with _asked(repository):
         files = list(api.list_repo_files(repository))
@@ -104,11 +104,9 @@ def pull(repository: str, runs: Path) -> RunRecord:
     return RunRecord(place, result.run)
 
 
-def named(repository: str) -> str:
-    """`OWNER/NAME`, or a UsageError."""
-    if not REPOSITORY.fullmatch(repository):
-        raise UsageError(f"{printable(repository)}: is no repository; type OWNER/NAME, as in ada/digits-small")
-    return repository
+def _require_repository(name: str) -> None:
+    if not REPOSITORY.fullmatch(name):
+        raise UsageError(f"{printable(name)}: is no repository; type OWNER/NAME, as in ada/digits-small")
 
 
 ALONE = "One seed: another training would differ."
@@ -116,51 +114,42 @@ OWNERS = "The weights are their owner's to license."
 
 
 def card(
-    result: RunResult,
-    use: Sequence[str],
-    spread: str | None = None,
-    licence: str = OWNERS,
-    exported: Sequence[str] = (),
+    result: RunResult, use: Sequence[str], spread: str = ALONE, licence: str = OWNERS, exported: Sequence[str] = ()
 ) -> str:
     """The model card: what the network is, how good, how it was taught, what the check said, and how to use it.
 
     `use`: commands. `spread`, `licence`: sentences on the runs of other seeds and on the weights. `exported`: names of
     files beside it.
     """
-    return "\n".join(_card(result, use, spread or ALONE, licence, exported)) + "\n"
-
-
-def _card(result: RunResult, use: Sequence[str], spread: str, licence: str, exported: Sequence[str]) -> Iterator[str]:
     accuracy = result.accuracy.selected
     low, high = interval_of(accuracy, result.test_images)
-    data = _text(result.data.partition(":")[0])
-    yield from (
+    taught = "Without a teacher."
+    if result.path:
+        taught = f"Taught by {_text(', '.join(map(label, result.path)))} ({result.strategy})."
+    data = LICENCES.get(result.data, "of the images of the owner's folder: not known to ghost")
+    lines = [
         "---",
         "library_name: ghostcli",
         "tags: [ghostnet, image-classification, knowledge-distillation]",
         "---",
-    )
-    yield from (f"# {_text(label(result.student))} on {data}", "")
-    yield (
+        f"# {_text(label(result.student))} on {_text(result.data.partition(':')[0])}",
+        "",
         f"An image classifier with {result.parameters:,} parameters in training and {result.classes} classes. Test "
         f"accuracy **{accuracy:.2f} %** (95 % interval {low:.2f} to {high:.2f}, n = {result.test_images:,} test "
-        f"images, seed {result.seed}). {spread}"
-    )
+        f"images, seed {result.seed}). {spread}",
+    ]
     if result.class_names:
-        yield from ("", f"The classes: {', '.join(map(_text, result.class_names))}.")
-    yield from ("", "## How it was trained", "")
-    taught = (
-        f"Taught by {_text(', '.join(map(label, result.path)))} ({result.strategy})."
-        if result.path
-        else "Without a teacher."
-    )
-    yield f"{taught} Recipe {_code(result.recipe_name)}, {result.epochs} epochs of {result.train_images:,} images."
-    yield from (f"- Check, {_text(found.code)}: {_text(found.message)}" for found in result.check)
-    yield from (f"- {_text(note)}" for note in result.notes)
-    yield from ("", "## How to use it", "", "```sh", *use, "```")
-    yield from (f"- {_code(name)} is the deploy form for other programs." for name in exported)
-    data = LICENCES.get(result.data, "of the images of the owner's folder: not known to ghost")
-    yield from ("", "## Licence", "", f"The training data: {data}. {licence}")
+        lines += ["", f"The classes: {', '.join(map(_text, result.class_names))}."]
+    lines += [
+        *("", "## How it was trained", ""),
+        f"{taught} Recipe {_code(result.recipe_name)}, {result.epochs} epochs of {result.train_images:,} images.",
+        *(f"- Check, {_text(found.code)}: {_text(found.message)}" for found in result.check),
+        *(f"- {_text(note)}" for note in result.notes),
+        *("", "## How to use it", "", "```sh", *use, "```"),
+        *(f"- {_code(name)} is the deploy form for other programs." for name in exported),
+        *("", "## Licence", "", f"The training data: {data}. {licence}", ""),
+    ]
+    return "\n".join(lines)
 
 
 def _text(value: str) -> str:

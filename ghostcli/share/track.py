@@ -6,9 +6,10 @@ fail a run.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,34 +44,25 @@ class Place:
         return f"{self.tracker} {self.folder if self.tracker == 'tensorboard' else self.project}"
 
 
-class _TensorBoard:
-    """A run in a tracker: values by name at an epoch."""
+@contextlib.contextmanager
+def _mirror(module: Any, run: RunRecord, place: Place) -> Iterator[Callable[[dict[str, float], int], None]]:
+    """A run in a tracker: what takes values by name at an epoch. trackio has the same calls as Weights & Biases."""
+    if place.tracker == "tensorboard":
+        with contextlib.closing(module.SummaryWriter(str(place.folder / run.id))) as writer:
 
-    def __init__(self, module: Any, run: RunRecord, place: Place) -> None:
-        self.writer = module.SummaryWriter(str(place.folder / run.id))
+            def log(values: dict[str, float], epoch: int) -> None:
+                for name, value in values.items():
+                    writer.add_scalar(name, value, epoch)
 
-    def log(self, values: Mapping[str, float], epoch: int) -> None:
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, epoch)
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class _Hosted:
-    """Weights & Biases, and trackio, which has the same calls."""
-
-    def __init__(self, module: Any, run: RunRecord, place: Place) -> None:
-        config = flat(run.setup.recipe) if run.setup else {}
-        more = {"id": run.id.replace("/", "-")} if place.tracker == "wandb" else {}
-        self.module = module
-        module.init(project=place.project, name=run.id, config=config, resume="allow", **more)
-
-    def log(self, values: Mapping[str, float], epoch: int) -> None:
-        self.module.log(dict(values), step=epoch)
-
-    def close(self) -> None:
-        self.module.finish()
+            yield log
+        return
+    config = flat(run.setup.recipe) if run.setup else {}
+    more = {"id": run.id.replace("/", "-")} if place.tracker == "wandb" else {}
+    module.init(project=place.project, name=run.id, config=config, resume="allow", **more)
+    try:
+        yield lambda values, epoch: module.log(values, step=epoch)
+    finally:
+        module.finish()
 
 
 def sync(runs: Path, chosen: Sequence[RunRecord], place: Place) -> Iterator[tuple[str, int]]:
@@ -84,16 +76,14 @@ def sync(runs: Path, chosen: Sequence[RunRecord], place: Place) -> Iterator[tupl
     for run in chosen:
         rows = run.metrics()
         # A run that was started over has fewer epochs than were sent: it is sent again from the first.
-        begin = had.get(run.id, 0) if had.get(run.id, 0) <= len(rows) else 0
+        sent = had.get(run.id, 0)
+        begin = sent if sent <= len(rows) else 0
         if len(rows) == begin:
             continue
         try:
-            mirror = (_TensorBoard if place.tracker == "tensorboard" else _Hosted)(module, run, place)
-            try:
+            with _mirror(module, run, place) as log:
                 for row in rows[begin:]:
-                    mirror.log(values(row), row["epoch"])
-            finally:
-                mirror.close()
+                    log(values(row), row["epoch"])
         except Exception as error:  # a tracker may raise anything, and none of it is the run's affair
             reason = printable(str(error).partition("\n")[0] or type(error).__name__)
             raise GhostError(f"{place.tracker}: refused {run.id} ({reason}); the run itself is not affected") from error
