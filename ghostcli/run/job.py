@@ -125,7 +125,8 @@ def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseEx
         error = Interrupted("stopped by SIGINT")
     status = "interrupted" if isinstance(error, Interrupted) else "failed"
     try:
-        run.set_status(status, error=str(error).partition("\n")[0] or type(error).__name__)
+        said = str(error).partition("\n")[0] or type(error).__name__
+        run.set_status(status, error=said, exit_code=getattr(error, "exit_code", GhostError.exit_code))
         if isinstance(error, UsageError):
             run.discard_if_empty()
     except GhostError:
