@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ghostcli import signals
 from ghostcli.errors import GhostError, Interrupted, UsageError, printable
-from ghostcli.plan import Finished, Job, is_done, record_of
+from ghostcli.plan import Finished, Job, Plan, is_done, record_of
 from ghostcli.records.record import RunRecord, file_digest
 from ghostcli.run import spec
 from ghostcli.run.job import Options, reached, run_job
@@ -70,10 +70,10 @@ def _train(job: Job, options: Options) -> None:
     import torch
 
     from ghostcli.engine.device import pick
-    from ghostcli.run.prepare import prepare_job
+    from ghostcli.run.prepare import prepare
 
     torch.set_num_threads(options.place.threads)
-    prepare_job(job, options)
+    prepare(Plan((job,), (job,)), options)
     run_job(job, options, pick(options.device))
 
 
