@@ -264,7 +264,7 @@ def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
 
 
 def _printed_data(todo: Study) -> bool:
-    return all(job.recipe.data.name == paper().source.data for job in todo.plan.jobs)
+    return all(job.data == paper().source.data for job in todo.plan.jobs)
 
 
 def _print_table(todo: Study, name: str, runs: Path) -> None:

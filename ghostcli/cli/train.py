@@ -300,7 +300,7 @@ def told(job: Job, runs: Path) -> dict[str, Any]:
         "student": made.student,
         "strategy": made.strategy,
         "teachers": list(made.path),
-        "data": made.recipe.data.name,
+        "data": made.data,
         "seed": made.seed,
         "epochs": result.epochs if result else job.recipe.train.epochs,
         "accuracy": accuracy,

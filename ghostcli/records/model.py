@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -52,6 +52,11 @@ class TeacherRun(_Frozen):
     seed: int
     path: tuple[str, ...] = ()
     weights: str = ""
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The chain of networks that ends with this one."""
+        return (*self.path, self.network)
 
 
 class Environment(_Frozen):
@@ -129,7 +134,37 @@ class Answers(_Frozen):
         return np.unpackbits(bits, count=self.images).astype(bool) if len(bits) == -(-self.images // 8) else None
 
 
-class RunSetup(_Frozen):
+class Training:
+    """What follows from `student`, `strategy`, `teachers` and `recipe`, for a planned job and for its record alike.
+
+    So a command gives the same ids before and after the training of a teacher.
+    """
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Names of the teachers, as in the row of a table: the whole path of a chain, the members of an ensemble."""
+        chains = tuple(teacher.lineage for teacher in self.teachers)
+        return chains[0] if len(chains) == 1 else tuple(chain[-1] for chain in chains)
+
+    @cached_property
+    def lineage(self) -> tuple[str, ...]:
+        """The chain of networks that ends with this one: ('resnet50', 'resnet34', 'gns:1.0').
+
+        Several teachers at once form no chain, so then it is the student alone.
+        """
+        return (*self.path, self.student) if self.strategy in ("kd", "chain") else (self.student,)
+
+    @property
+    def shuffled(self) -> bool:
+        return self.recipe.data.shuffle and (not self.teachers or self.recipe.distill.shuffle)
+
+    @property
+    def data(self) -> str:
+        """The name of the data set."""
+        return self.recipe.data.name
+
+
+class RunSetup(_Frozen, Training):
     """recipe.json: the definition of a run, written when it starts."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
@@ -153,13 +188,6 @@ class RunSetup(_Frozen):
     recipe: Annotated[Recipe, AfterValidator(shared)]
 
     @property
-    def path(self) -> tuple[str, ...]:
-        """Names of the teachers, as in the row of a table: the whole path of a chain, the members of an ensemble."""
-        if len(self.teachers) == 1:
-            return (*self.teachers[0].path, self.teachers[0].network)
-        return tuple(teacher.network for teacher in self.teachers)
-
-    @property
     def of_group(self) -> str:
         """The digest of its run group."""
         return self.group or self.digest
@@ -169,18 +197,9 @@ class RunSetup(_Frozen):
         return self.recipe.family
 
     @property
-    def data(self) -> str:
-        """The name of the data set."""
-        return self.recipe.data.name
-
-    @property
     def kind(self) -> str | None:
         """The kind of distillation (`kd`, `dkd`, ...); None without teachers."""
         return self.recipe.distill.kind if self.teachers else None
-
-    @property
-    def shuffled(self) -> bool:
-        return self.recipe.data.shuffle and (not self.teachers or self.recipe.distill.shuffle)
 
 
 class RunResult(RunSetup):

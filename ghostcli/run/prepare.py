@@ -37,7 +37,7 @@ def prepare(plan: Plan, options: Options) -> None:
             raise UsageError(f"{printable(job.student)}: is not usable in a folder name; name a model as timm/NAME")
         refuse_link((options.runs / job.id).parent, options.runs / job.id)
         done = is_done(job, options.runs) and (options.resume or job not in plan.requested)
-        if done and not job.recipe.data.name.startswith("folder:"):
+        if done and not job.data.startswith("folder:"):
             continue  # the files of all other data sets have fixed checksums
         if done:
             _require_same_images(record_of(job, options.runs), load_data(job.recipe.data), options.runs)
