@@ -1,6 +1,6 @@
 """The options of all training verbs, declared once.
 
-Invariant: a verb's function has its own parameters and `common: Common`. `with_common` adds the common flags.
+Invariant: a verb's function has its own parameters and one of the dataclasses here. `with_common` adds its flags.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -19,7 +19,7 @@ from ghostcli import plan
 from ghostcli.cli import complete
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.load import Resolved, load
-from ghostcli.run.job import AUTO
+from ghostcli.run.job import AUTO, Options
 from ghostcli.run.place import Place, place
 from ghostcli.run.streams import MOST
 
@@ -146,7 +146,32 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Common(Where):
+class Running(Where):
+    """The flags that say how a plan is run."""
+
+    jobs: Jobs = None
+    streams: Streams = 1
+    runs: Runs = Path("runs")
+    device: Device = "auto"
+    dry_run: DryRun = False
+    json: Json = False
+
+    def options(self) -> Options:
+        """The flags as a checked value. Without --jobs there is one run at a time here, and any number on a cluster."""
+        place = self.place()
+        if self.jobs == AUTO and place.remote:
+            raise UsageError(
+                "--jobs auto: is for this machine; a cluster takes as many runs as it holds, so leave it out"
+            )
+        if self.streams > 1 and (self.jobs is not None or place.remote):
+            beside = "--on" if place.remote else "--jobs"
+            raise UsageError(f"--streams: cannot be given with {beside}; it is for runs in one process on this machine")
+        jobs = self.jobs if self.jobs is not None else 0 if place.remote else 1
+        return Options(self.runs, self.device, jobs=jobs, streams=self.streams, command=words(), place=place)
+
+
+@dataclass(frozen=True)
+class Common(Running):
     """The flags of every training verb."""
 
     recipe: Recipe = "paper"
@@ -157,13 +182,10 @@ class Common(Where):
     seed: Annotated[
         list[int], typer.Option("--seed", min=0, max=2**63 - 1, metavar="S", help="Repeatable: one run per seed.")
     ] = (0,)  # type: ignore[assignment]
-    jobs: Jobs = None
-    streams: Streams = 1
-    runs: Runs = Path("runs")
-    device: Device = "auto"
-    dry_run: DryRun = False
     resume: Resume = True
-    json: Json = False
+
+    def options(self) -> Options:
+        return replace(super().options(), resume=self.resume)
 
     def resolve(self, *more: tuple[str, str]) -> Resolved:
         """The recipe with all overrides: common flags, then `more` (flags of the verb), then --set."""
@@ -193,14 +215,16 @@ def quoted(value: str) -> str:
 
 
 def with_common(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add common flags to a verb. `function(..., common: Common)` or `function(..., where: Where)` becomes a command
-    with its own parameters and the flags of that class."""
+    """Add common flags to a verb. `function(..., common: Common)` becomes a command with its own parameters and the
+    flags of that dataclass."""
     parameters = list(inspect.signature(function, eval_str=True).parameters.values())
-    [given] = [p for p in parameters if p.name in ("common", "where")]
+    [given] = [p for p in parameters if is_dataclass(p.annotation)]
     own = [p for p in parameters if p is not given]
     hints = get_type_hints(given.annotation, include_extras=True)
+    # The flags of the class itself before those that it inherits, for the help.
+    declared = [field for kind in given.annotation.__mro__[:-1] for field in fields(kind) if field.name in vars(kind)]
     flags = []
-    for field in fields(given.annotation):
+    for field in declared:
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         flags.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])

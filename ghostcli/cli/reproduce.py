@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from ghostcli import signals
-from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs, Set, Where, quoted, with_common, words
-from ghostcli.cli.train import STATES, TeacherSeeds, at_once, leave, show_scripts
+from ghostcli.cli.options import Data, Epochs, Running, Set, quoted, with_common
+from ghostcli.cli.train import STATES, TeacherSeeds, leave, show_scripts
 from ghostcli.display import console
 from ghostcli.errors import UsageError
 from ghostcli.machine import free_disk
@@ -40,7 +40,7 @@ DAY = 86_400
 @with_common
 def reproduce(
     tables: Annotated[list[str], typer.Argument(metavar="I|II|III|IV|all", help="Tables of the paper.")],
-    where: Where,
+    how: Running,
     family: Annotated[str, typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.")] = "paper",
     seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Seeds 0 to N - 1 of every row.")] = 1,
     limit: Annotated[
@@ -52,16 +52,11 @@ def reproduce(
     ] = [],  # noqa: B006 typer reads the default and never changes it
     overrides: Set = [],  # noqa: B006
     data: Data = None,
-    jobs: Jobs = None,
-    runs: Runs = Path("runs"),
-    device: Device = "auto",
-    dry_run: DryRun = False,
     controls: Annotated[
         bool, typer.Option("--controls", help="Also train each taught row with image-blind teachers.")
     ] = False,
     teacher_seeds: TeacherSeeds = 1,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before long work.")] = False,
-    as_json: Json = False,
 ) -> None:
     """Train all runs of the paper's tables, each teacher and assistant once, and print the tables.
 
@@ -72,18 +67,16 @@ def reproduce(
     --controls adds controls: the same training with teachers that know nothing about the image.
     """
     chosen = [*settings(quoted(data) if data is not None else None, limit, epochs), *overrides]
-    place = where.place()
-    at_a_time = at_once(jobs, place)
-    options = launch.Options(runs, device, jobs=at_a_time, command=words(), place=place)
+    options, runs = how.options(), how.runs
     todo = study(tables, family, seeds, chosen, skip, runs, controls, teacher_seeds)
     with signals.handled():
         from ghostcli.engine.device import pick
 
-        here = "auto" if place.remote else device  # a machine of the cluster may have what this one lacks
+        here = "auto" if options.place.remote else how.device  # a machine of the cluster may have what this one lacks
         rates = Rates(record.scan(runs), pick(here).type, lambda model: measure(model, here))
         expected = costs(todo.plan, rates, runs)
-        if dry_run:
-            _show_plan(todo, expected, options, as_json)
+        if how.dry_run:
+            _show_plan(todo, expected, options, how.json)
             show_scripts(todo.plan, options)
             return
         for line in _summary(todo, expected, options):
@@ -93,11 +86,11 @@ def reproduce(
             raise typer.Exit
         if total > DAY and not yes and not sys.stdin.isatty():
             raise UsageError(f"about {hours(total)} of work and no terminal to confirm it: add --yes to start")
-        if place.detach:
+        if options.place.detach:
             leave(todo.plan, options)
             return
-        failed = _run(todo, packed(todo.plan, options), expected, as_json)
-    if as_json:
+        failed = _run(todo, packed(todo.plan, options), expected, how.json)
+    if how.json:
         typer.echo(json.dumps(_result(todo, runs), indent=1, ensure_ascii=False, allow_nan=False))
     if failed:
         raise launch.together(failed, len(todo.plan.jobs))
@@ -168,7 +161,8 @@ def measure(model: str, device: str) -> float:
 
 
 def _summary(todo: Study, expected: dict[str, Cost], options: launch.Options) -> list[str]:
-    runs, at_a_time = options.runs, options.jobs
+    runs = options.runs
+    flag, most = ("--streams", options.streams) if options.streams > 1 else ("--jobs", options.jobs)
     open_jobs = [job for job in todo.plan.jobs if expected[job.id].basis != DONE]
     lines = []
     for table in todo.tables:
@@ -179,7 +173,7 @@ def _summary(todo: Study, expected: dict[str, Cost], options: launch.Options) ->
         lines.append(f"Table {table}: {rows} of {of} rows need {len(jobs)} runs; {len(mine)} to train, about {about}")
     seconds, size = (sum(getattr(expected[job.id], key) for job in open_jobs) for key in ("seconds", "bytes"))
     free = free_disk(runs)
-    together = f", at best {hours(seconds / at_a_time)} with --jobs {at_a_time}" if at_a_time > 1 else ""
+    together = f", at best {hours(seconds / most)} with {flag} {most}" if most > 1 else ""
     lines.append(
         f"Total: {len(open_jobs)} of {len(todo.plan.jobs)} runs to train, about {hours(seconds)} one at a time"
         f"{together} (without start-up and checks), up to {space(size)} of disk ({space(free)} free)"
