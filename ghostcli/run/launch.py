@@ -7,9 +7,10 @@ executor.
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from graphlib import TopologicalSorter
 from typing import Protocol
 
 from rich.text import Text
@@ -50,7 +51,7 @@ class Executor(Protocol):
     def start(self, job: Job, fresh: bool) -> None:
         """Start a job whose teachers are done, or were started. `fresh`: do not continue an earlier attempt."""
 
-    def wait(self) -> Sequence[tuple[Job, GhostError | None]]:
+    def wait(self) -> list[tuple[Job, GhostError | None]]:
         """The jobs that ended since the last call, each with its error. Returns after a short time, even without any.
 
         After a signal: raises Interrupted when all jobs have saved and ended.
@@ -85,48 +86,36 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
     options = replace(options, seeds=plan.seeds)
     prepare(plan, options)
     number = {job.id: place for place, job in enumerate(plan.jobs)}
-    missing = {job.id: {teacher.id for teacher in job.teachers if teacher.id in number} for job in plan.jobs}
-    students: dict[str, list[Job]] = defaultdict(list)
-    for job in plan.jobs:
-        for teacher in missing[job.id]:
-            students[teacher].append(job)
-    pending, failed = set(number), dict[str, GhostError]()
+    failed: dict[str, GhostError] = {}
+    ready: list[int] = []  # a heap of places in the plan
     with executor or executor_for(plan, options) as place:
-        settled = deque(job for job in plan.jobs if place.ahead or not missing[job.id])
-        ready: list[int] = []  # a heap of places in the plan
-
-        def noted(ended: Sequence[tuple[Job, GhostError | None]]) -> Iterator[Outcome]:
-            """The outcomes. A student whose teachers are all done, or of which one failed, is settled."""
-            for job, error in ended:
-                pending.discard(job.id)
-                if error is not None:
-                    failed[job.id] = error
-                for student in students.get(job.id, ()):
-                    waits = missing[student.id]
-                    if waits and not place.ahead:
-                        waits.discard(job.id) if error is None else waits.clear()
-                        if not waits:
-                            settled.append(student)
-                yield Outcome(job, error)
-
-        while pending:
-            while settled:
-                job = settled.popleft()
+        graph = TopologicalSorter[str]()
+        for job in plan.jobs:
+            graph.add(job.id, *(t.id for t in job.teachers if t.id in number and not place.ahead))
+        graph.prepare()
+        while graph.is_active():
+            ended: list[tuple[Job, GhostError | None]] = []
+            for name in graph.get_ready():
+                job = plan.jobs[number[name]]
                 lost = next((teacher.id for teacher in job.teachers if teacher.id in failed), None)
                 if lost is not None:
-                    error = GhostError(f"{NOT_STARTED} {lost} failed", failed[lost].exit_code)
-                    yield from noted([(job, error)])
+                    ended.append((job, GhostError(f"{NOT_STARTED} {lost} failed", failed[lost].exit_code)))
                 elif _is_found(job, plan, options):
                     _say_found(job, options, place.show)
-                    yield from noted([(job, None)])
+                    ended.append((job, None))
                 else:
-                    heapq.heappush(ready, number[job.id])
-            while ready and place.free:
-                signals.raise_if_received()
-                job = plan.jobs[heapq.heappop(ready)]
-                place.start(job, not options.resume and job in plan.requested)
-            if pending:
-                yield from noted(place.wait())
+                    heapq.heappush(ready, number[name])
+            if not ended:
+                while ready and place.free:
+                    signals.raise_if_received()
+                    job = plan.jobs[heapq.heappop(ready)]
+                    place.start(job, not options.resume and job in plan.requested)
+                ended = place.wait()
+            for job, error in ended:
+                if error is not None:
+                    failed[job.id] = error
+                graph.done(job.id)
+                yield Outcome(job, error)
 
 
 def detach(plan: Plan, options: Options) -> int:

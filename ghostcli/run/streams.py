@@ -79,27 +79,16 @@ class Streams(Elsewhere):
     def wait(self) -> list[tuple[Job, GhostError | None]]:
         self.running[0].thread.join(PAUSE)
         self._follow(one.job for one in self.running)
-        if signals.received():
-            self._end()
-            signals.raise_if_received()
+        self._end_if_told()
         ended = [one for one in self.running if not one.thread.is_alive()]
         self.running = [one for one in self.running if one not in ended]
         return [self._told(one.job, _known(one.error)) for one in ended]
 
     def _end(self) -> None:
-        """Wait until all have saved, as after a signal from the user."""
         with signals.stopping("the end of the command"):
             for one in self.running:
                 one.thread.join()
         self.running.clear()
-
-    def __enter__(self) -> Streams:
-        self._begin()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
-        super().__exit__()
 
 
 def _known(error: BaseException | None) -> GhostError | None:
