@@ -7,7 +7,6 @@ nothing else. Invariant: a record is read completely, with all types checked, or
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -250,10 +249,13 @@ def dump(part: _Frozen) -> dict[str, Any]:
 
 def read(path: Path, kind: type[Part]) -> Part:
     """Read a part of a record. Refused if the file is damaged or of another version."""
-    with contextlib.suppress(OSError, ValidationError, RecursionError):
+    problem: Exception | None = None
+    try:
         found = kind.model_validate_json(path.read_bytes())
-        if getattr(found, "schema_version", None) == SCHEMA and "schema_version" in found.model_fields_set:
+        if found.schema_version == SCHEMA and "schema_version" in found.model_fields_set:
             return found
+    except (OSError, ValidationError, RecursionError) as error:
+        problem = error
     value = read_json(path)  # what is wrong with it
     name = printable(path.name)
     version = value.get("schema", 1) if isinstance(value, dict) else None
@@ -263,16 +265,9 @@ def read(path: Path, kind: type[Part]) -> Part:
         raise Refused(f"{name} has schema {version}: install a newer ghost (this one reads {SCHEMA})")
     if version < SCHEMA:
         raise Refused(f"{name} has schema {version}: run it again (an older ghost made it, with other starts and ids)")
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        unknown = [found["loc"] for found in error.errors() if found["type"] == "extra_forbidden"]
-        if unknown:
-            key = printable(".".join(map(str, unknown[0])))
-            raise Refused(
-                f"{name} has the key {key}, which this version does not know; install a newer ghost"
-            ) from error
-        where = printable(".".join(map(str, error.errors()[0]["loc"])))
-        raise Refused(f"{name} is damaged at {where}" if where else f"{name} is damaged") from error
-    except (OSError, RecursionError) as error:
-        raise Refused(f"{name} is damaged") from error
+    errors = problem.errors() if isinstance(problem, ValidationError) else []
+    unknown = [error for error in errors if error["type"] == "extra_forbidden"]
+    where = next((printable(".".join(map(str, error["loc"]))) for error in (*unknown, *errors)), "")
+    if unknown:
+        raise Refused(f"{name} has the key {where}, which this version does not know; install a newer ghost")
+    raise Refused(f"{name} is damaged at {where}" if where else f"{name} is damaged") from problem
