@@ -34,15 +34,7 @@ def folder(text: str | Path) -> Path:
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the run directories.", parser=folder)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout and nothing else.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-Recipe = Annotated[
-    str,
-    typer.Option(
-        *("--recipe", "-r"),
-        metavar="NAME|FILE",
-        help="See [bold]ghost recipe list[/]; or your own file.",
-        autocompletion=complete.recipes,
-    ),
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and reused, and exit.")]
 Set = Annotated[
     list[str],
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe, as in train.batch_size=128."),
@@ -56,16 +48,6 @@ Data = Annotated[
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, metavar="N", help="Epochs.", show_default="the recipe's")
 ]
-Start = Annotated[
-    str | None,
-    typer.Option(
-        "--from",
-        metavar="run/ID|pretrained/NAME",
-        help="Start from the weights of a trained network, with a new last layer.",
-        show_default="new weights",
-        autocompletion=complete.models,
-    ),
-]
 
 
 def at_a_time(text: str | int) -> int:
@@ -75,35 +57,6 @@ def at_a_time(text: str | int) -> int:
     if not str(text).isdecimal() or int(text) < 1:
         raise UsageError(f"--jobs {printable(text)}: must be a number from 1, or auto")
     return int(text)
-
-
-Jobs = Annotated[
-    int | None,
-    typer.Option(
-        "--jobs",
-        metavar="K|auto",
-        parser=at_a_time,
-        help="Number of runs at a time, each in its own process. auto: as many as are fastest here, measured.",
-        show_default="1; on a cluster as many as it holds",
-    ),
-]
-Streams = Annotated[
-    int,
-    typer.Option(
-        "--streams",
-        metavar="K",
-        min=1,
-        max=MOST,
-        help="Number of runs at a time in this process, each on a stream of its own, for one GPU.",
-    ),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and reused, and exit.")]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume/--no-resume", help="Continue an unfinished run, or start over (the old run is renamed and kept)."
-    ),
-]
 
 
 PANEL = "On a cluster"
@@ -149,8 +102,26 @@ class Where:
 class Running(Where):
     """The flags that say how a plan is run."""
 
-    jobs: Jobs = None
-    streams: Streams = 1
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            metavar="K|auto",
+            parser=at_a_time,
+            help="Number of runs at a time, each in its own process. auto: as many as are fastest here, measured.",
+            show_default="1; on a cluster as many as it holds",
+        ),
+    ] = None
+    streams: Annotated[
+        int,
+        typer.Option(
+            "--streams",
+            metavar="K",
+            min=1,
+            max=MOST,
+            help="Number of runs at a time in this process, each on a stream of its own, for one GPU.",
+        ),
+    ] = 1
     runs: Runs = Path("runs")
     device: Device = "auto"
     dry_run: DryRun = False
@@ -174,15 +145,37 @@ class Running(Where):
 class Common(Running):
     """The flags of every training verb."""
 
-    recipe: Recipe = "paper"
+    recipe: Annotated[
+        str,
+        typer.Option(
+            *("--recipe", "-r"),
+            metavar="NAME|FILE",
+            help="See [bold]ghost recipe list[/]; or your own file.",
+            autocompletion=complete.recipes,
+        ),
+    ] = "paper"
     overrides: Set = ()  # type: ignore[assignment]
     data: Data = None
     epochs: Epochs = None
-    start: Start = None
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="run/ID|pretrained/NAME",
+            help="Start from the weights of a trained network, with a new last layer.",
+            show_default="new weights",
+            autocompletion=complete.models,
+        ),
+    ] = None
     seed: Annotated[
         list[int], typer.Option("--seed", min=0, max=2**63 - 1, metavar="S", help="Repeatable: one run per seed.")
     ] = (0,)  # type: ignore[assignment]
-    resume: Resume = True
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Continue an unfinished run, or start over (the old run is renamed and kept)."
+        ),
+    ] = True
 
     def options(self) -> Options:
         return replace(super().options(), resume=self.resume)

@@ -9,7 +9,6 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +16,13 @@ import typer
 
 from ghostcli import signals
 from ghostcli.cli.options import Data, Epochs, Running, Set, quoted, with_common
-from ghostcli.cli.train import STATES, TeacherSeeds, leave, show_scripts
+from ghostcli.cli.train import TeacherSeeds, leave, planned, show_scripts
 from ghostcli.display import console
 from ghostcli.errors import UsageError
 from ghostcli.machine import free_disk
 from ghostcli.packing import packed
 from ghostcli.paper import FAMILIES, PaperRow, joined, label, paper
-from ghostcli.plan import Job, Plan, is_done, record_of
+from ghostcli.plan import Job, is_done, record_of
 from ghostcli.plan.estimate import DONE, Cost, Rates, costs, hours, sizes, space
 from ghostcli.plan.study import Study, settings, study
 from ghostcli.recipe.models import FEW_STEPS
@@ -97,11 +96,12 @@ def reproduce(
 
 
 def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet: bool) -> list[Outcome]:
-    """Run the plan: one line per row, and each table (unless `quiet`) as soon as its jobs are finished."""
+    """Run the plan: a line on stderr for each job, and each table (unless `quiet`) as soon as its jobs are finished."""
     waiting = {table: {job.id for job in todo.of_table(table).jobs} for table in todo.tables}
     if not _printed_data(todo):  # one table of all runs, instead of the paper's tables
         waiting = {"": {job.id for job in todo.plan.jobs}}
-    failed = []
+    failed: list[Outcome] = []
+    left = sum(cost.seconds for cost in expected.values())
 
     def print_full() -> None:
         for table in [table for table, jobs in waiting.items() if not jobs]:
@@ -109,29 +109,22 @@ def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet:
             if not quiet:
                 _print_table(todo, table, options.runs)
 
-    for outcome in _outcomes(todo, todo.plan, options, expected):
+    for count, outcome in enumerate(launch.run(todo.plan, options), 1):
+        job = outcome.job
+        seconds = expected[job.id].seconds
+        left -= seconds
         if outcome.error is not None:
             failed.append(outcome)
+            launch.warn(outcome, len(failed))
+        elif seconds:
+            about = f", about {hours(left)} left" if left > 1 else ""
+            said = f"{_reached(todo, job, options.runs)} ({count} of {len(todo.plan.jobs)}{about})"
+            console.print(said, markup=False)
         for jobs in waiting.values():
-            jobs.discard(outcome.job.id)
+            jobs.discard(job.id)
         print_full()
     print_full()
     return failed
-
-
-def _outcomes(todo: Study, graph: Plan, options: launch.Options, expected: dict[str, Cost]) -> Iterator[Outcome]:
-    """Yields the outcomes of a graph as jobs finish, and prints a line on stderr for each."""
-    left, failed = sum(cost.seconds for cost in expected.values()), 0
-    for count, outcome in enumerate(launch.run(graph, options), 1):
-        job = outcome.job
-        left -= expected[job.id].seconds
-        if outcome.error is not None:
-            failed += 1
-            launch.warn(outcome, failed)
-        elif expected[job.id].seconds:
-            about = f", about {hours(left)} left" if left > 1 else ""
-            console.print(f"{_reached(todo, job, options.runs)} ({count} of {len(graph.jobs)}{about})", markup=False)
-        yield outcome
 
 
 def _reached(todo: Study, job: Job, runs: Path) -> str:
@@ -224,20 +217,8 @@ def _show_plan(todo: Study, expected: dict[str, Cost], options: launch.Options, 
 
 
 def _planned(todo: Study, job: Job, cost: Cost, runs: Path) -> dict[str, Any]:
-    return {
-        "run": job.id,
-        "student": job.student,
-        "strategy": job.strategy,
-        "teachers": [teacher.id for teacher in job.teachers],
-        "seed": job.seed,
-        "recipe": job.recipe_name,
-        "epochs": job.recipe.train.last_epoch,
-        "tables": list(todo.needed_by[job.id]),
-        "state": STATES.get(record_of(job, runs).status, "goes on"),
-        "seconds": round(cost.seconds, 1),
-        "bytes": cost.bytes,
-        "basis": cost.basis,
-    }
+    needs = {"seconds": round(cost.seconds, 1), "bytes": cost.bytes, "basis": cost.basis}
+    return planned(job, runs) | {"tables": list(todo.needed_by[job.id])} | needs
 
 
 def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:

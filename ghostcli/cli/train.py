@@ -24,6 +24,7 @@ from ghostcli.plan import Job, commands, record_of
 from ghostcli.recipe import Resolved
 from ghostcli.records import record, trained
 from ghostcli.run import launch
+from ghostcli.run.job import is_fresh, left
 from ghostcli.zoo.names import KNOWN
 
 check_app = typer.Typer(
@@ -51,18 +52,6 @@ Student = Annotated[
         "--student", metavar="MODEL", help="The network to train, as in gns:1.3.", autocompletion=complete.models
     ),
 ]
-Kind = Annotated[
-    str | None,
-    typer.Option("--kind", help="Distillation loss: kd, dkd, dist, hint, at or rkd.", show_default="the recipe's"),
-]
-Alpha = Annotated[
-    float | None,
-    typer.Option("--alpha", help="Weight of the hard-label term, equation (1).", show_default="the recipe's"),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option("--temperature", help="Divides the logits before the softmax.", show_default="the recipe's"),
-]
 TeacherSeeds = Annotated[
     int,
     typer.Option(
@@ -78,9 +67,18 @@ TeacherSeeds = Annotated[
 class Teaching(Common):
     """The flags of every verb that teaches."""
 
-    kind: Kind = None
-    alpha: Alpha = None
-    temperature: Temperature = None
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", help="Distillation loss: kd, dkd, dist, hint, at or rkd.", show_default="the recipe's"),
+    ] = None
+    alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", help="Weight of the hard-label term, equation (1).", show_default="the recipe's"),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="Divides the logits before the softmax.", show_default="the recipe's"),
+    ] = None
     teacher_seeds: TeacherSeeds = 1
 
     def resolve(self, *more: tuple[str, str]) -> Resolved:
@@ -211,7 +209,7 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
         return
     options = common.options()
     if common.dry_run:
-        show_plan(todo, common)
+        show_plan(todo, options, common.json)
         show_scripts(todo, options)
     elif options.place.detach:
         leave(todo, options)
@@ -243,8 +241,7 @@ def show_scripts(todo: plan.Plan, options: launch.Options) -> None:
         return
     from ghostcli.run.on_slurm import scripts
 
-    left = [job for job in todo.jobs if options.resume is False or not plan.is_done(job, options.runs)]
-    typer.echo("\n" + scripts(left, options), nl=False, err="--json" in options.command)
+    typer.echo("\n" + scripts(left(todo, options), options), nl=False, err="--json" in options.command)
 
 
 def show_results(todo: plan.Plan, common: Common) -> None:
@@ -309,25 +306,24 @@ STATES = {"done": "reused", "absent": "trained"}
 PLANNED = {"reused": "is done, reused", "trained": "will be trained", "goes on": "will go on"}
 
 
-def show_plan(todo: plan.Plan, common: Common) -> None:
+def planned(job: Job, runs: Path, fresh: bool = False) -> dict[str, Any]:
+    """The --json value of a job that is planned. `fresh`: it is trained, whatever there is."""
+    return {
+        "run": job.id,
+        "student": job.student,
+        "strategy": job.strategy,
+        "teachers": [teacher.id for teacher in job.teachers],
+        "seed": job.seed,
+        "recipe": job.recipe_name,
+        "epochs": job.recipe.train.last_epoch,
+        "state": "trained" if fresh else STATES.get(record_of(job, runs).status, "goes on"),
+    }
+
+
+def show_plan(todo: plan.Plan, options: launch.Options, as_json: bool) -> None:
     """Print what will be trained and what is reused, in order."""
-    rows = []
-    for job in todo.jobs:
-        state = STATES.get(record_of(job, common.runs).status, "goes on")
-        if not common.resume and job in todo.requested:
-            state = "trained"
-        rows.append(
-            {
-                "run": job.id,
-                "student": job.student,
-                "strategy": job.strategy,
-                "teachers": [teacher.id for teacher in job.teachers],
-                "seed": job.seed,
-                "epochs": job.recipe.train.last_epoch,
-                "state": state,
-            }
-        )
-    if common.json:
+    rows = [planned(job, options.runs, is_fresh(job, todo, options)) for job in todo.jobs]
+    if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
     from rich.console import Console

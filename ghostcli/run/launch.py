@@ -20,7 +20,7 @@ from ghostcli.display import Display, console
 from ghostcli.errors import GhostError, printable
 from ghostcli.plan import Job, Plan, is_done, record_of
 from ghostcli.records.record import RunRecord
-from ghostcli.run.job import Options, reached
+from ghostcli.run.job import Options, is_fresh, left, reached
 from ghostcli.run.local import InProcess
 from ghostcli.run.on_slurm import Slurm
 from ghostcli.run.place import RAY, SLURM
@@ -65,16 +65,16 @@ class Executor(Protocol):
 def executor_for(plan: Plan, options: Options) -> Executor:
     """The cluster that was named. Here: worker processes or threads if several runs are requested at a time and more
     than one is left; otherwise this process."""
-    left = sum(not _is_found(job, plan, options) for job in plan.jobs)
-    if options.place.on == SLURM and left:
-        return Slurm(options, left)
-    if options.place.on == RAY and left:
+    count = len(left(plan, options))
+    if options.place.on == SLURM and count:
+        return Slurm(options, count)
+    if options.place.on == RAY and count:
         from ghostcli.run.on_ray import Ray
 
-        return Ray(options, left)
-    if options.streams > 1 and left > 1:
-        return Streams(options, left)
-    return Spawned(options, left) if options.jobs > 1 and left > 1 else InProcess(options)
+        return Ray(options, count)
+    if options.streams > 1 and count > 1:
+        return Streams(options, count)
+    return Spawned(options, count) if options.jobs > 1 and count > 1 else InProcess(options)
 
 
 def run(plan: Plan, options: Options, executor: Executor | None = None) -> Iterator[Outcome]:
@@ -100,7 +100,7 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
                 lost = next((teacher.id for teacher in job.teachers if teacher.id in failed), None)
                 if lost is not None:
                     ended.append((job, GhostError(f"{NOT_STARTED} {lost} failed", failed[lost].exit_code)))
-                elif _is_found(job, plan, options):
+                elif is_done(job, options.runs) and not is_fresh(job, plan, options):
                     _say_found(job, options, place.show)
                     ended.append((job, None))
                 else:
@@ -109,7 +109,7 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
                 while ready and place.free:
                     signals.raise_if_received()
                     job = plan.jobs[heapq.heappop(ready)]
-                    place.start(job, not options.resume and job in plan.requested)
+                    place.start(job, is_fresh(job, plan, options))
                 ended = place.wait()
             for job, error in ended:
                 if error is not None:
@@ -122,18 +122,14 @@ def detach(plan: Plan, options: Options) -> int:
     """Submit all jobs of a plan that are not done to Slurm, and leave. Returns how many there are."""
     options = replace(options, seeds=plan.seeds)
     prepare(plan, options)
-    left = [job for job in plan.jobs if not _is_found(job, plan, options)]
-    if left:
-        with signals.handled(), Slurm(options, len(left)) as place:
-            for job in left:
-                place.start(job, not options.resume and job in plan.requested)
+    jobs = left(plan, options)
+    if jobs:
+        with signals.handled(), Slurm(options, len(jobs)) as place:
+            for job in jobs:
+                place.start(job, is_fresh(job, plan, options))
             place.tell()
             place.refuse_stuck()
-    return len(left)
-
-
-def _is_found(job: Job, plan: Plan, options: Options) -> bool:
-    return is_done(job, options.runs) and (options.resume or job not in plan.requested)
+    return len(jobs)
 
 
 def _say_found(job: Job, options: Options, show: Display) -> None:

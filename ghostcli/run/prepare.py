@@ -16,7 +16,7 @@ from ghostcli.plan import Finished, Job, Plan, commands, is_done, record_of
 from ghostcli.records import trained
 from ghostcli.records.record import RUN_ID, RunRecord
 from ghostcli.records.storage import refuse_link
-from ghostcli.run.job import Options, load_data
+from ghostcli.run.job import Options, is_fresh, load_data
 from ghostcli.zoo import names, own
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def prepare(plan: Plan, options: Options) -> None:
         if not RUN_ID.fullmatch(job.id):
             raise UsageError(f"{printable(job.student)}: is not usable in a folder name; name a model as timm/NAME")
         refuse_link((options.runs / job.id).parent, options.runs / job.id)
-        done = is_done(job, options.runs) and (options.resume or job not in plan.requested)
+        done = is_done(job, options.runs) and not is_fresh(job, plan, options)
         if done and not job.data.startswith("folder:"):
             continue  # the files of all other data sets have fixed checksums
         if done:
@@ -71,8 +71,6 @@ def _require_start(job: Job, runs: Path) -> None:
     start = job.recipe.model.start
     if start is None:
         return
-    if job.recipe.model.start_sha256 is None:
-        raise UsageError(f"model.start {printable(start)}: this command trains from new weights; remove the key")
     known = trained.find(runs, start).result
     if known is None or (known.student, known.source) != (job.student, job.content.get("source")):
         theirs = known.student if known else "unfinished"

@@ -119,8 +119,6 @@ def _work(threads: int, environment: dict[str, str], line: Connection) -> None:
     os.environ |= environment
     import torch
 
-    from ghostcli.engine.device import pick
-
     torch.set_num_threads(threads)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
@@ -128,7 +126,7 @@ def _work(threads: int, environment: dict[str, str], line: Connection) -> None:
             try:
                 with signals.handled():
                     signals.stay()
-                    run_job(job, options, pick(options.device), fresh)
+                    run_job(job, options, fresh)
             except (GhostError, Interrupted) as error:
                 line.send((error.exit_code, str(error)))
                 sys.exit(error.exit_code)
