@@ -18,9 +18,9 @@ from dataclasses import replace
 from ghostcli import __version__
 from ghostcli.display import console
 from ghostcli.errors import GhostError, UsageError, printable
-from ghostcli.plan import Job, Plan, is_done
+from ghostcli.plan import Job, Plan
 from ghostcli.records.storage import read_or_empty, write_json
-from ghostcli.run.job import AUTO, Options
+from ghostcli.run.job import AUTO, Options, left
 from ghostcli.zoo.own import cache_folder
 
 #: Numbers of processes to compare, as far as there are cores, or without that limit on a GPU.
@@ -37,8 +37,7 @@ def packed(plan: Plan, options: Options) -> Options:
     """The options with a number of runs at a time. It is printed if it was to be found."""
     if options.jobs != AUTO:
         return options
-    left = [job for job in plan.jobs if not (options.resume and is_done(job, options.runs))]
-    count, why = choose(left, options)
+    count, why = choose(left(plan, options), options)
     console.print(why, markup=False)
     return replace(options, jobs=count)
 
@@ -76,14 +75,12 @@ def best(curve: Curve) -> int:
 def measured(student: str, batch: int, options: Options, cores: int | None) -> Curve:
     """Measure until more processes are no longer faster, or one of them fails, as without memory."""
     curve: Curve = {}
-    for count in NUMBERS:
-        if cores is not None and count > cores:
-            break
-        rates = together(student, batch, options, count)
+    for count in (number for number in NUMBERS if cores is None or number <= cores):
+        rates, most = together(student, batch, options, count), max(curve.values(), default=0.0)
         if rates is None:
             break
         curve[count] = round(sum(rates), 1)
-        if count > 1 and curve[count] < (1 + SHARE) * max(rate for other, rate in curve.items() if other != count):
+        if curve[count] < (1 + SHARE) * most:
             break
     if not curve:
         raise UsageError(f"--jobs auto: {printable(student)} cannot be trained here; give a number to see why")

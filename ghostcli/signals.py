@@ -40,23 +40,22 @@ def _interrupted() -> Interrupted:
 
 
 def stay() -> None:
-    """Ignore a second signal. For processes that get each signal several times, from a scheduler or a parent."""
+    """Ignore a second signal until the end of `handled`, so that the process still saves.
+
+    For processes that get each signal several times: from their parent or a scheduler, and from the terminal.
+    """
     global _leave_at_second
     _leave_at_second = False
 
 
 @contextlib.contextmanager
-def handled(leave_at_second: bool = True) -> Iterator[None]:
-    """Handle these signals in this context. Does nothing in other threads and in a nested call.
-
-    A worker gets each signal twice: from its parent, and from the terminal or scheduler that stops the whole process
-    group. It passes `leave_at_second=False`, so that it still saves.
-    """
+def handled() -> Iterator[None]:
+    """Handle these signals in this context. Does nothing in other threads and in a nested call."""
     global _received, _taken, _leave_at_second
     if _taken or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _received, _taken, _leave_at_second = None, True, leave_at_second
+    _received, _taken, _leave_at_second = None, True, True
     before = {number: signal.signal(number, _handle) for number in STOP}
     try:
         yield

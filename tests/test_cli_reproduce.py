@@ -9,7 +9,7 @@ import pytest
 
 from ghostcli.cli import reproduce as cli
 from ghostcli.errors import Interrupted
-from ghostcli.run import local
+from ghostcli.run import launch, local
 
 ROW = ["--skip", "efficientnetv2", "--skip", "vgg13", "--skip", "resnet50", "--skip", "gns:2.8"]  # leaves one of II
 TINY = ["--limit", 24, "--epochs", 1, "-s", "train.batch_size=8", "-s", "optim.lr=0.05", "--device", "cpu"]
@@ -100,6 +100,23 @@ def test_a_small_reproduction_runs_to_its_end_is_found_again_and_goes_on(ghost, 
     taught = [row for row in third["tables"][0]["rows"] if row["teachers"]]
     assert [row["teachers"] for row in taught] == [["resnet18"]] and taught[0]["delta"] is not None
     assert {item["code"] for item in taught[0]["check"]} <= {"near-one-hot", "no-better-than-chance"}
+
+
+def test_a_reproduction_in_streams_of_one_process(ghost, tmp_path, monkeypatch):
+    seen = []
+
+    class Seen(launch.Streams):
+        def start(self, job, fresh):
+            seen.append((self.options.streams, job.student))
+            super().start(job, fresh)
+
+    monkeypatch.setattr(launch, "Streams", Seen)
+    command = ["reproduce", "II", "--data", "digits", *ROW, *TINY, "--runs", tmp_path / "runs", "--streams", 2]
+    refused = ghost(*command, "--jobs", 2)
+    assert refused.code == 2 and "--streams: cannot be given with --jobs" in refused.err
+    done = ghost(*command)
+    assert done.code == 0, done.err
+    assert sorted(seen) == [(2, "gns:1.0"), (2, "gns:1.0"), (2, "resnet18")] and "with --streams 2" in done.err
 
 
 def test_controls_are_planned_without_a_measurement(ghost, tmp_path):

@@ -18,6 +18,8 @@ from report_runs import answers, edit, replace_predictions, scores, write_run
 from test_compare_tables import admitted, build, reasons, row
 from test_render_formats import said
 
+from ghostcli.compare.admission import admit
+from ghostcli.errors import NonFiniteError
 from ghostcli.records import record
 from ghostcli.records.verify import verify_run
 
@@ -322,6 +324,15 @@ def test_a_teacher_that_is_not_finite_is_no_divergence_of_its_student(runs: Path
     error = "runs/t/s0/teacher-table/0: the teacher's logits are not finite; its run is unusable, train it again"
     write_run(runs, "gns:1.0", "kd", TEACHER, seed=5, status="failed", error=error)
     assert not row(build(runs), "gns:1.0", *TEACHER).group.failed
+
+
+def test_the_code_in_the_status_says_what_diverged_and_older_records_say_it_in_words(tmp_path: Path) -> None:
+    words, code = "the loss became non-finite in epoch 3", {"exit_code": NonFiniteError.exit_code}
+    other = {"exit_code": 1, "error": f"runs/t/s0: this is no teacher, {words}"}
+    for seed, state in enumerate(({"error": words}, {"error": "NaN in epoch 3", **code}, other, {"error": "no disk"})):
+        run = write_run(tmp_path, "gns:1.0", seed=seed, status="failed")
+        (tmp_path / run / "status.json").write_text(json.dumps({"status": "failed", **state}))
+    assert [run.setup.seed for run in admit(record.scan(tmp_path)).failed] == [0, 1]
 
 
 def test_failed_baselines_count_too(runs: Path) -> None:

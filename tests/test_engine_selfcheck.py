@@ -27,9 +27,10 @@ OPERATIONS = (
 def forgotten(monkeypatch):
     """A process that has checked nothing yet, and no verdict of these tests left behind."""
     monkeypatch.setattr(kernels, "_off", {})
-    selfcheck._check.cache_clear()
+    known = selfcheck.check
+    known.cache_clear()
     yield
-    selfcheck._check.cache_clear()
+    known.cache_clear()
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_a_graph_is_tried_and_a_refusal_is_told(monkeypatch):
     monkeypatch.setenv("GHOST_KERNEL", "pytorch")
     with emulated.gpu(monkeypatch):
         assert selfcheck.check(emulated.CUDA).record == {"kernels": "not tried", "graph": "passed"}
-        selfcheck._check.cache_clear()
+        selfcheck.check.cache_clear()
         monkeypatch.setattr(torch.cuda, "graph", refuse_capture)
         verdict = selfcheck.check(emulated.CUDA)
         assert verdict.graph == "RuntimeError: operation not permitted when stream is capturing"

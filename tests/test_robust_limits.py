@@ -50,6 +50,7 @@ def test_a_rate_that_is_far_too_high(ghost, tmp_path):
     assert "temperature" not in last, "nobody teaches this run"
     run = run_of(tmp_path)
     assert status_of(run)["status"] == "failed" and "non-finite" in status_of(run)["error"]
+    assert status_of(run)["exit_code"] == 3
     assert not (run / "result.json").exists() and not (run / "model.safetensors").exists()
     assert ghost(*PLAIN, "-s", "optim.lr=1e12", "-s", "optim.warmup=0").code == 3, "it fails again, and is not repaired"
 

@@ -111,10 +111,9 @@ def test_a_fault_ends_the_command_and_the_other_run_saves(tmp_path, monkeypatch)
     whole = launch.Streams._run
 
     def faulty(self, one, fresh):
-        if one.job.seed:
-            one.error = ZeroDivisionError("a fault")
-        else:
-            whole(self, one, fresh)
+        if one.seed:
+            raise ZeroDivisionError("a fault")
+        whole(self, one, fresh)
 
     monkeypatch.setattr(launch.Streams, "_run", faulty)
     good, bad = job(0, "train.epochs=500"), job(1)

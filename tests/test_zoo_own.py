@@ -9,6 +9,10 @@ import sys
 import pytest
 from PIL import Image
 
+from ghostcli import plan
+from ghostcli.recipe import load
+from ghostcli.run.job import Options
+from ghostcli.run.prepare import prepare
 from ghostcli.zoo import own
 
 NET = """
@@ -122,6 +126,17 @@ def test_an_mlp_has_no_maps_to_compare_and_nothing_is_trained(ghost, net, role, 
     assert told.code == 2 and told.err.strip().count("\n") == 0
     assert f"py:net.py:wide: has no feature maps, which {key} compares; use -s distill." in told.err
     assert not list(net.parent.glob("runs/*/*"))
+
+
+def test_each_own_network_is_built_once_before_the_first_run(net, monkeypatch):
+    """For both seeds, and for the comparison of features too."""
+    built, real = [], own.build
+    monkeypatch.setattr(own, "build", lambda name, classes: built.append(name) or real(name, classes))
+    found = load("smoke", ["data.name=digits", "distill.kind=rkd"])
+    names = ("py:net.py:wide", "py:net.py:tiny")
+    jobs = [plan.chain(names, "py:net.py:wide", seed, found.recipe, found.name, net.parent) for seed in (0, 1)]
+    prepare(plan.order(jobs), Options(net.parent, "cpu"))
+    assert sorted(built) == sorted(names)
 
 
 def test_relations_need_no_maps(ghost, net):

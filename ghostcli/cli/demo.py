@@ -17,7 +17,7 @@ import typer
 
 from ghostcli import plan
 from ghostcli.cli.options import Device, Json, Runs, Where, with_common, words
-from ghostcli.cli.train import at_once, leave
+from ghostcli.cli.train import leave
 from ghostcli.errors import printable
 from ghostcli.plan import Job, record_of
 from ghostcli.run import launch
@@ -55,7 +55,7 @@ def demo(
     # One thread a run: such networks gain nothing from more, and their number would change the last bits of a result.
     place = where.place()
     place = replace(place, cpus=place.cpus or 1)
-    at_a_time = at_once(None if place.remote else os.cpu_count() or 1, place)
+    at_a_time = 0 if place.remote else os.cpu_count() or 1
     options = launch.Options(runs, device, resume, at_a_time, command=words(), place=place)
     teacher = plan.plain(TEACHER, 0, everything.recipe, everything.name)
     ways = students(teacher, few, runs)

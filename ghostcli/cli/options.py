@@ -1,6 +1,6 @@
 """The options of all training verbs, declared once.
 
-Invariant: a verb's function has its own parameters and `common: Common`. `with_common` adds the common flags.
+Invariant: a verb's function has its own parameters and one of the dataclasses here. `with_common` adds its flags.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -19,7 +19,7 @@ from ghostcli import plan
 from ghostcli.cli import complete
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.load import Resolved, load
-from ghostcli.run.job import AUTO
+from ghostcli.run.job import AUTO, Options
 from ghostcli.run.place import Place, place
 from ghostcli.run.streams import MOST
 
@@ -34,15 +34,7 @@ def folder(text: str | Path) -> Path:
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the run directories.", parser=folder)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout and nothing else.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
-Recipe = Annotated[
-    str,
-    typer.Option(
-        *("--recipe", "-r"),
-        metavar="NAME|FILE",
-        help="See [bold]ghost recipe list[/]; or your own file.",
-        autocompletion=complete.recipes,
-    ),
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and reused, and exit.")]
 Set = Annotated[
     list[str],
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe, as in train.batch_size=128."),
@@ -56,16 +48,6 @@ Data = Annotated[
 Epochs = Annotated[
     int | None, typer.Option("--epochs", min=1, metavar="N", help="Epochs.", show_default="the recipe's")
 ]
-Start = Annotated[
-    str | None,
-    typer.Option(
-        "--from",
-        metavar="run/ID|pretrained/NAME",
-        help="Start from the weights of a trained network, with a new last layer.",
-        show_default="new weights",
-        autocompletion=complete.models,
-    ),
-]
 
 
 def at_a_time(text: str | int) -> int:
@@ -75,35 +57,6 @@ def at_a_time(text: str | int) -> int:
     if not str(text).isdecimal() or int(text) < 1:
         raise UsageError(f"--jobs {printable(text)}: must be a number from 1, or auto")
     return int(text)
-
-
-Jobs = Annotated[
-    int | None,
-    typer.Option(
-        "--jobs",
-        metavar="K|auto",
-        parser=at_a_time,
-        help="Number of runs at a time, each in its own process. auto: as many as are fastest here, measured.",
-        show_default="1; on a cluster as many as it holds",
-    ),
-]
-Streams = Annotated[
-    int,
-    typer.Option(
-        "--streams",
-        metavar="K",
-        min=1,
-        max=MOST,
-        help="Number of runs at a time in this process, each on a stream of its own, for one GPU.",
-    ),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be trained and reused, and exit.")]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume/--no-resume", help="Continue an unfinished run, or start over (the old run is renamed and kept)."
-    ),
-]
 
 
 PANEL = "On a cluster"
@@ -146,24 +99,86 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Common(Where):
-    """The flags of every training verb."""
+class Running(Where):
+    """The flags that say how a plan is run."""
 
-    recipe: Recipe = "paper"
-    overrides: Set = ()  # type: ignore[assignment]
-    data: Data = None
-    epochs: Epochs = None
-    start: Start = None
-    seed: Annotated[
-        list[int], typer.Option("--seed", min=0, max=2**63 - 1, metavar="S", help="Repeatable: one run per seed.")
-    ] = (0,)  # type: ignore[assignment]
-    jobs: Jobs = None
-    streams: Streams = 1
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            metavar="K|auto",
+            parser=at_a_time,
+            help="Number of runs at a time, each in its own process. auto: as many as are fastest here, measured.",
+            show_default="1; on a cluster as many as it holds",
+        ),
+    ] = None
+    streams: Annotated[
+        int,
+        typer.Option(
+            "--streams",
+            metavar="K",
+            min=1,
+            max=MOST,
+            help="Number of runs at a time in this process, each on a stream of its own, for one GPU.",
+        ),
+    ] = 1
     runs: Runs = Path("runs")
     device: Device = "auto"
     dry_run: DryRun = False
-    resume: Resume = True
     json: Json = False
+
+    def options(self) -> Options:
+        """The flags as a checked value. Without --jobs there is one run at a time here, and any number on a cluster."""
+        place = self.place()
+        if self.jobs == AUTO and place.remote:
+            raise UsageError(
+                "--jobs auto: is for this machine; a cluster takes as many runs as it holds, so leave it out"
+            )
+        if self.streams > 1 and (self.jobs is not None or place.remote):
+            beside = "--on" if place.remote else "--jobs"
+            raise UsageError(f"--streams: cannot be given with {beside}; it is for runs in one process on this machine")
+        jobs = self.jobs if self.jobs is not None else 0 if place.remote else 1
+        return Options(self.runs, self.device, jobs=jobs, streams=self.streams, command=words(), place=place)
+
+
+@dataclass(frozen=True)
+class Common(Running):
+    """The flags of every training verb."""
+
+    recipe: Annotated[
+        str,
+        typer.Option(
+            *("--recipe", "-r"),
+            metavar="NAME|FILE",
+            help="See [bold]ghost recipe list[/]; or your own file.",
+            autocompletion=complete.recipes,
+        ),
+    ] = "paper"
+    overrides: Set = ()  # type: ignore[assignment]
+    data: Data = None
+    epochs: Epochs = None
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="run/ID|pretrained/NAME",
+            help="Start from the weights of a trained network, with a new last layer.",
+            show_default="new weights",
+            autocompletion=complete.models,
+        ),
+    ] = None
+    seed: Annotated[
+        list[int], typer.Option("--seed", min=0, max=2**63 - 1, metavar="S", help="Repeatable: one run per seed.")
+    ] = (0,)  # type: ignore[assignment]
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Continue an unfinished run, or start over (the old run is renamed and kept)."
+        ),
+    ] = True
+
+    def options(self) -> Options:
+        return replace(super().options(), resume=self.resume)
 
     def resolve(self, *more: tuple[str, str]) -> Resolved:
         """The recipe with all overrides: common flags, then `more` (flags of the verb), then --set."""
@@ -193,14 +208,16 @@ def quoted(value: str) -> str:
 
 
 def with_common(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add common flags to a verb. `function(..., common: Common)` or `function(..., where: Where)` becomes a command
-    with its own parameters and the flags of that class."""
+    """Add common flags to a verb. `function(..., common: Common)` becomes a command with its own parameters and the
+    flags of that dataclass."""
     parameters = list(inspect.signature(function, eval_str=True).parameters.values())
-    [given] = [p for p in parameters if p.name in ("common", "where")]
+    [given] = [p for p in parameters if is_dataclass(p.annotation)]
     own = [p for p in parameters if p is not given]
     hints = get_type_hints(given.annotation, include_extras=True)
+    # The flags of the class itself before those that it inherits, for the help.
+    declared = [field for kind in given.annotation.__mro__[:-1] for field in fields(kind) if field.name in vars(kind)]
     flags = []
-    for field in fields(given.annotation):
+    for field in declared:
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         flags.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])

@@ -9,21 +9,20 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ghostcli import signals
-from ghostcli.cli.options import Data, Device, DryRun, Epochs, Jobs, Json, Runs, Set, Where, quoted, with_common, words
-from ghostcli.cli.train import STATES, TeacherSeeds, at_once, leave, show_scripts
+from ghostcli.cli.options import Data, Epochs, Running, Set, quoted, with_common
+from ghostcli.cli.train import TeacherSeeds, leave, planned, show_scripts
 from ghostcli.display import console
 from ghostcli.errors import UsageError
 from ghostcli.machine import free_disk
 from ghostcli.packing import packed
 from ghostcli.paper import FAMILIES, PaperRow, joined, label, paper
-from ghostcli.plan import Job, Plan, is_done, record_of
+from ghostcli.plan import Job, is_done, record_of
 from ghostcli.plan.estimate import DONE, Cost, Rates, costs, hours, sizes, space
 from ghostcli.plan.study import Study, settings, study
 from ghostcli.recipe.models import FEW_STEPS
@@ -40,7 +39,7 @@ DAY = 86_400
 @with_common
 def reproduce(
     tables: Annotated[list[str], typer.Argument(metavar="I|II|III|IV|all", help="Tables of the paper.")],
-    where: Where,
+    how: Running,
     family: Annotated[str, typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.")] = "paper",
     seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Seeds 0 to N - 1 of every row.")] = 1,
     limit: Annotated[
@@ -52,16 +51,11 @@ def reproduce(
     ] = [],  # noqa: B006 typer reads the default and never changes it
     overrides: Set = [],  # noqa: B006
     data: Data = None,
-    jobs: Jobs = None,
-    runs: Runs = Path("runs"),
-    device: Device = "auto",
-    dry_run: DryRun = False,
     controls: Annotated[
         bool, typer.Option("--controls", help="Also train each taught row with image-blind teachers.")
     ] = False,
     teacher_seeds: TeacherSeeds = 1,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before long work.")] = False,
-    as_json: Json = False,
 ) -> None:
     """Train all runs of the paper's tables, each teacher and assistant once, and print the tables.
 
@@ -72,18 +66,16 @@ def reproduce(
     --controls adds controls: the same training with teachers that know nothing about the image.
     """
     chosen = [*settings(quoted(data) if data is not None else None, limit, epochs), *overrides]
-    place = where.place()
-    at_a_time = at_once(jobs, place)
-    options = launch.Options(runs, device, jobs=at_a_time, command=words(), place=place)
+    options, runs = how.options(), how.runs
     todo = study(tables, family, seeds, chosen, skip, runs, controls, teacher_seeds)
     with signals.handled():
         from ghostcli.engine.device import pick
 
-        here = "auto" if place.remote else device  # a machine of the cluster may have what this one lacks
+        here = "auto" if options.place.remote else how.device  # a machine of the cluster may have what this one lacks
         rates = Rates(record.scan(runs), pick(here).type, lambda model: measure(model, here))
         expected = costs(todo.plan, rates, runs)
-        if dry_run:
-            _show_plan(todo, expected, options, as_json)
+        if how.dry_run:
+            _show_plan(todo, expected, options, how.json)
             show_scripts(todo.plan, options)
             return
         for line in _summary(todo, expected, options):
@@ -93,22 +85,23 @@ def reproduce(
             raise typer.Exit
         if total > DAY and not yes and not sys.stdin.isatty():
             raise UsageError(f"about {hours(total)} of work and no terminal to confirm it: add --yes to start")
-        if place.detach:
+        if options.place.detach:
             leave(todo.plan, options)
             return
-        failed = _run(todo, packed(todo.plan, options), expected, as_json)
-    if as_json:
+        failed = _run(todo, packed(todo.plan, options), expected, how.json)
+    if how.json:
         typer.echo(json.dumps(_result(todo, runs), indent=1, ensure_ascii=False, allow_nan=False))
     if failed:
         raise launch.together(failed, len(todo.plan.jobs))
 
 
 def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet: bool) -> list[Outcome]:
-    """Run the plan: one line per row, and each table (unless `quiet`) as soon as its jobs are finished."""
+    """Run the plan: a line on stderr for each job, and each table (unless `quiet`) as soon as its jobs are finished."""
     waiting = {table: {job.id for job in todo.of_table(table).jobs} for table in todo.tables}
     if not _printed_data(todo):  # one table of all runs, instead of the paper's tables
         waiting = {"": {job.id for job in todo.plan.jobs}}
-    failed = []
+    failed: list[Outcome] = []
+    left = sum(cost.seconds for cost in expected.values())
 
     def print_full() -> None:
         for table in [table for table, jobs in waiting.items() if not jobs]:
@@ -116,29 +109,22 @@ def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet:
             if not quiet:
                 _print_table(todo, table, options.runs)
 
-    for outcome in _outcomes(todo, todo.plan, options, expected):
+    for count, outcome in enumerate(launch.run(todo.plan, options), 1):
+        job = outcome.job
+        seconds = expected[job.id].seconds
+        left -= seconds
         if outcome.error is not None:
             failed.append(outcome)
+            launch.warn(outcome, len(failed))
+        elif seconds:
+            about = f", about {hours(left)} left" if left > 1 else ""
+            said = f"{_reached(todo, job, options.runs)} ({count} of {len(todo.plan.jobs)}{about})"
+            console.print(said, markup=False)
         for jobs in waiting.values():
-            jobs.discard(outcome.job.id)
+            jobs.discard(job.id)
         print_full()
     print_full()
     return failed
-
-
-def _outcomes(todo: Study, graph: Plan, options: launch.Options, expected: dict[str, Cost]) -> Iterator[Outcome]:
-    """Yields the outcomes of a graph as jobs finish, and prints a line on stderr for each."""
-    left, failed = sum(cost.seconds for cost in expected.values()), 0
-    for count, outcome in enumerate(launch.run(graph, options), 1):
-        job = outcome.job
-        left -= expected[job.id].seconds
-        if outcome.error is not None:
-            failed += 1
-            launch.warn(outcome, failed)
-        elif expected[job.id].seconds:
-            about = f", about {hours(left)} left" if left > 1 else ""
-            console.print(f"{_reached(todo, job, options.runs)} ({count} of {len(graph.jobs)}{about})", markup=False)
-        yield outcome
 
 
 def _reached(todo: Study, job: Job, runs: Path) -> str:
@@ -168,7 +154,8 @@ def measure(model: str, device: str) -> float:
 
 
 def _summary(todo: Study, expected: dict[str, Cost], options: launch.Options) -> list[str]:
-    runs, at_a_time = options.runs, options.jobs
+    runs = options.runs
+    flag, most = ("--streams", options.streams) if options.streams > 1 else ("--jobs", options.jobs)
     open_jobs = [job for job in todo.plan.jobs if expected[job.id].basis != DONE]
     lines = []
     for table in todo.tables:
@@ -179,7 +166,7 @@ def _summary(todo: Study, expected: dict[str, Cost], options: launch.Options) ->
         lines.append(f"Table {table}: {rows} of {of} rows need {len(jobs)} runs; {len(mine)} to train, about {about}")
     seconds, size = (sum(getattr(expected[job.id], key) for job in open_jobs) for key in ("seconds", "bytes"))
     free = free_disk(runs)
-    together = f", at best {hours(seconds / at_a_time)} with --jobs {at_a_time}" if at_a_time > 1 else ""
+    together = f", at best {hours(seconds / most)} with {flag} {most}" if most > 1 else ""
     lines.append(
         f"Total: {len(open_jobs)} of {len(todo.plan.jobs)} runs to train, about {hours(seconds)} one at a time"
         f"{together} (without start-up and checks), up to {space(size)} of disk ({space(free)} free)"
@@ -230,20 +217,8 @@ def _show_plan(todo: Study, expected: dict[str, Cost], options: launch.Options, 
 
 
 def _planned(todo: Study, job: Job, cost: Cost, runs: Path) -> dict[str, Any]:
-    return {
-        "run": job.id,
-        "student": job.student,
-        "strategy": job.strategy,
-        "teachers": [teacher.id for teacher in job.teachers],
-        "seed": job.seed,
-        "recipe": job.recipe_name,
-        "epochs": job.recipe.train.last_epoch,
-        "tables": list(todo.needed_by[job.id]),
-        "state": STATES.get(record_of(job, runs).status, "goes on"),
-        "seconds": round(cost.seconds, 1),
-        "bytes": cost.bytes,
-        "basis": cost.basis,
-    }
+    needs = {"seconds": round(cost.seconds, 1), "bytes": cost.bytes, "basis": cost.basis}
+    return planned(job, runs) | {"tables": list(todo.needed_by[job.id])} | needs
 
 
 def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
@@ -264,7 +239,7 @@ def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
 
 
 def _printed_data(todo: Study) -> bool:
-    return all(job.recipe.data.name == paper().source.data for job in todo.plan.jobs)
+    return all(job.data == paper().source.data for job in todo.plan.jobs)
 
 
 def _print_table(todo: Study, name: str, runs: Path) -> None:

@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
+from ghostcli import signals
 from ghostcli.cli.options import Device, Json, Runs
+from ghostcli.display import Display
 from ghostcli.errors import UsageError
 from ghostcli.records import trained
+from ghostcli.run.job import load_data
 
 app = typer.Typer(no_args_is_help=True, help="Work with a trained teacher's table of logits.")
 
@@ -26,9 +29,6 @@ def fill(
 
     This is optional: a student's training computes missing logits and adds them to the table.
     """
-    from ghostcli import signals
-    from ghostcli.display import Display
-
     chosen = trained.find(runs, run)
     if chosen.status != "done" or chosen.result is None:
         raise UsageError(f"{chosen.id}: cannot teach ({chosen.problem}); finish it first")
@@ -38,8 +38,6 @@ def fill(
         from ghostcli.engine.device import pick
 
         where = pick(device)
-        from ghostcli.run.job import load_data
-
         data = load_data(recipe.data)
         if data.checksum != chosen.result.data_checksum:
             raise UsageError(

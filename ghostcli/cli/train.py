@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,15 +17,14 @@ import typer
 from ghostcli import plan
 from ghostcli.cli import complete
 from ghostcli.cli.check import report
-from ghostcli.cli.options import TRAINING, Common, with_common, without, words
+from ghostcli.cli.options import TRAINING, Common, with_common, without
 from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.packing import packed
 from ghostcli.plan import Job, commands, record_of
-from ghostcli.recipe import Recipe, Resolved
+from ghostcli.recipe import Resolved
 from ghostcli.records import record, trained
 from ghostcli.run import launch
-from ghostcli.run.job import AUTO
-from ghostcli.run.place import Place
+from ghostcli.run.job import is_fresh, left
 from ghostcli.zoo.names import KNOWN
 
 check_app = typer.Typer(
@@ -52,18 +52,6 @@ Student = Annotated[
         "--student", metavar="MODEL", help="The network to train, as in gns:1.3.", autocompletion=complete.models
     ),
 ]
-Kind = Annotated[
-    str | None,
-    typer.Option("--kind", help="Distillation loss: kd, dkd, dist, hint, at or rkd.", show_default="the recipe's"),
-]
-Alpha = Annotated[
-    float | None,
-    typer.Option("--alpha", help="Weight of the hard-label term, equation (1).", show_default="the recipe's"),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option("--temperature", help="Divides the logits before the softmax.", show_default="the recipe's"),
-]
 TeacherSeeds = Annotated[
     int,
     typer.Option(
@@ -75,28 +63,42 @@ TeacherSeeds = Annotated[
 ]
 
 
-def distilling(kind: str | None, alpha: float | None, temperature: float | None) -> list[tuple[str, str]]:
-    """The distillation flags as (flag, override)."""
-    flags = {"kind": kind, "alpha": alpha, "temperature": temperature}
-    return [(f"--{name}", f"distill.{name}={value}") for name, value in flags.items() if value is not None]
+@dataclass(frozen=True)
+class Teaching(Common):
+    """The flags of every verb that teaches."""
 
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", help="Distillation loss: kd, dkd, dist, hint, at or rkd.", show_default="the recipe's"),
+    ] = None
+    alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", help="Weight of the hard-label term, equation (1).", show_default="the recipe's"),
+    ] = None
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="Divides the logits before the softmax.", show_default="the recipe's"),
+    ] = None
+    teacher_seeds: TeacherSeeds = 1
 
-def divided(recipe: Recipe, seeds: list[int], teachers: int, named: Sequence[str]) -> Callable[[int], Recipe]:
-    """Student's seed -> recipe, with the seeds divided among `teachers` trainings of the teachers.
+    def resolve(self, *more: tuple[str, str]) -> Resolved:
+        flags = {name: getattr(self, name) for name in ("kind", "alpha", "temperature")}
+        ours = [(f"--{name}", f"distill.{name}={value}") for name, value in flags.items() if value is not None]
+        return super().resolve(*ours, *more)
 
-    UsageError if a teacher is a finished run, or if all seeds would have the same teacher.
-    """
-    if teachers > 1:
-        for name in named:
-            if trained.is_trained(name):
-                raise UsageError(f"--teacher-seeds {teachers}: {printable(name)} is one training; name a model instead")
-        if len(seeds) > 1 and len({seed % teachers for seed in seeds}) == 1:
+    def require_divided(self, teachers: Sequence[str]) -> None:
+        """UsageError if --teacher-seeds cannot divide the seeds: a teacher is a finished run, or all seeds get one."""
+        count, seeds = self.teacher_seeds, self.seeds
+        if count == 1:
+            return
+        for name in filter(trained.is_trained, teachers):
+            raise UsageError(f"--teacher-seeds {count}: {printable(name)} is one training; name a model instead")
+        if len(seeds) > 1 and len({seed % count for seed in seeds}) == 1:
             listed = ", ".join(map(str, seeds))
             raise UsageError(
-                f"--teacher-seeds {teachers}: the seeds {listed} all have the same teacher (seed mod {teachers}); "
+                f"--teacher-seeds {count}: the seeds {listed} all have the same teacher (seed mod {count}); "
                 "name other seeds, such as --seed 0 --seed 1"
             )
-    return lambda seed: plan.teacher_of(recipe, seed, teachers)
 
 
 @with_common
@@ -113,12 +115,8 @@ def train_teacher(ctx: typer.Context, model: Model, common: Common) -> None:
 def distill(
     ctx: typer.Context,
     teacher: TeacherModel,
-    common: Common,
+    common: Teaching,
     student: Student,
-    kind: Kind = None,
-    alpha: Alpha = None,
-    temperature: Temperature = None,
-    teacher_seeds: TeacherSeeds = 1,
     generations: Annotated[
         int,
         typer.Option(
@@ -130,45 +128,33 @@ def distill(
 
     ghost distill resnet18 --student gns:1.0 --temperature 4 --alpha 0.1
     """
-    found = common.resolve(*distilling(kind, alpha, temperature))
-    stages = (teacher, *[student] * (generations - 1))
-    teach(ctx, common, found, plan.chain, stages, student, teacher_seeds)
+    teach(ctx, common, plan.chain, [teacher, *[student] * (generations - 1)], student)
 
 
 @with_common
 def assist_chain(
     ctx: typer.Context,
     teachers: TeacherModels,
-    common: Common,
+    common: Teaching,
     student: Student,
     dense: Annotated[bool, typer.Option("--dense", help="Each network learns from all earlier ones (DGKD).")] = False,
-    kind: Kind = None,
-    alpha: Alpha = None,
-    temperature: Temperature = None,
-    teacher_seeds: TeacherSeeds = 1,
 ) -> None:
     """Distil through a chain of teacher assistants: each network teaches the next.
 
     ghost assist-chain resnet50 resnet34 resnet18 --student gns:1.3
     """
-    flags = [*distilling(kind, alpha, temperature), *([("--dense", "distill.dense=true")] if dense else [])]
-    found = common.resolve(*flags)
-    teach(ctx, common, found, plan.chain, tuple(teachers), student, teacher_seeds)
+    teach(ctx, common, plan.chain, teachers, student, *([("--dense", "distill.dense=true")] if dense else []))
 
 
 @with_common
 def ensemble(
     ctx: typer.Context,
     teachers: TeacherModels,
-    common: Common,
+    common: Teaching,
     student: Student,
     weighting: Annotated[
         str | None, typer.Option("--weighting", help="mean or adaptive (AMTML-KD).", show_default="the recipe's")
     ] = None,
-    kind: Kind = None,
-    alpha: Alpha = None,
-    temperature: Temperature = None,
-    teacher_seeds: TeacherSeeds = 1,
 ) -> None:
     """Distil several teachers into a student at once.
 
@@ -176,9 +162,8 @@ def ensemble(
     """
     if len(teachers) < 2:
         raise UsageError(f"ensemble: {teachers[0]} is only one teacher; name two or more, or use ghost distill")
-    flags = distilling(kind, alpha, temperature)
-    found = common.resolve(*flags, *([("--weighting", f"distill.weighting={weighting}")] if weighting else []))
-    teach(ctx, common, found, plan.ensemble, tuple(teachers), student, teacher_seeds)
+    flags = [("--weighting", f"distill.weighting={weighting}")] if weighting else []
+    teach(ctx, common, plan.ensemble, teachers, student, *flags)
 
 
 def register(app: typer.Typer, panel: str) -> None:
@@ -199,16 +184,21 @@ def register(app: typer.Typer, panel: str) -> None:
 
 def teach(
     ctx: typer.Context,
-    common: Common,
-    found: Resolved,
+    common: Teaching,
     build: Callable[..., Job],
-    teachers: tuple[str, ...],
+    teachers: Sequence[str],
     student: str,
-    count: int,
+    *flags: tuple[str, str],
 ) -> None:
-    """Act on one job per seed, planned by `build` (`plan.chain` or `plan.ensemble`). `count`: of --teacher-seeds."""
-    recipe = divided(found.recipe, common.seeds, count, teachers)
-    act(ctx, common, lambda seed: build(teachers, student, seed, recipe(seed), found.name, common.runs))
+    """Act on one job per seed, planned by `build` (`plan.chain` or `plan.ensemble`). `flags`: those of the verb."""
+    found = common.resolve(*flags)
+    common.require_divided(teachers)
+
+    def job_of(seed: int) -> Job:
+        recipe = plan.teacher_of(found.recipe, seed, common.teacher_seeds)
+        return build(tuple(teachers), student, seed, recipe, found.name, common.runs)
+
+    act(ctx, common, job_of)
 
 
 def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> None:
@@ -217,18 +207,11 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
     if ctx.parent is not None and ctx.parent.info_name == "check":
         report(todo.requested[0], common)
         return
-    place = common.place()
-    jobs = at_once(common.jobs, place)
-    if common.streams > 1 and (common.jobs is not None or place.remote):
-        beside = "--on" if place.remote else "--jobs"
-        raise UsageError(f"--streams: cannot be given with {beside}; it is for runs in one process on this machine")
-    options = launch.Options(
-        common.runs, common.device, common.resume, jobs, common.streams, command=words(), place=place
-    )
+    options = common.options()
     if common.dry_run:
-        show_plan(todo, common)
+        show_plan(todo, options, common.json)
         show_scripts(todo, options)
-    elif place.detach:
+    elif options.place.detach:
         leave(todo, options)
         show_results(todo, common)
     else:
@@ -240,13 +223,6 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
             show_results(todo, common)
             raise
         show_results(todo, common)
-
-
-def at_once(jobs: int | None, place: Place) -> int:
-    """The number of runs at a time: of --jobs, or 1 here, and any number on a cluster (0)."""
-    if jobs == AUTO and place.remote:
-        raise UsageError("--jobs auto: is for this machine; a cluster takes as many runs as it holds, so leave it out")
-    return jobs if jobs is not None else 0 if place.remote else 1
 
 
 def leave(todo: plan.Plan, options: launch.Options) -> None:
@@ -265,8 +241,7 @@ def show_scripts(todo: plan.Plan, options: launch.Options) -> None:
         return
     from ghostcli.run.on_slurm import scripts
 
-    left = [job for job in todo.jobs if options.resume is False or not plan.is_done(job, options.runs)]
-    typer.echo("\n" + scripts(left, options), nl=False, err="--json" in options.command)
+    typer.echo("\n" + scripts(left(todo, options), options), nl=False, err="--json" in options.command)
 
 
 def show_results(todo: plan.Plan, common: Common) -> None:
@@ -300,7 +275,7 @@ def told(job: Job, runs: Path) -> dict[str, Any]:
         "student": made.student,
         "strategy": made.strategy,
         "teachers": list(made.path),
-        "data": made.recipe.data.name,
+        "data": made.data,
         "seed": made.seed,
         "epochs": result.epochs if result else job.recipe.train.epochs,
         "accuracy": accuracy,
@@ -331,25 +306,24 @@ STATES = {"done": "reused", "absent": "trained"}
 PLANNED = {"reused": "is done, reused", "trained": "will be trained", "goes on": "will go on"}
 
 
-def show_plan(todo: plan.Plan, common: Common) -> None:
+def planned(job: Job, runs: Path, fresh: bool = False) -> dict[str, Any]:
+    """The --json value of a job that is planned. `fresh`: it is trained, whatever there is."""
+    return {
+        "run": job.id,
+        "student": job.student,
+        "strategy": job.strategy,
+        "teachers": [teacher.id for teacher in job.teachers],
+        "seed": job.seed,
+        "recipe": job.recipe_name,
+        "epochs": job.recipe.train.last_epoch,
+        "state": "trained" if fresh else STATES.get(record_of(job, runs).status, "goes on"),
+    }
+
+
+def show_plan(todo: plan.Plan, options: launch.Options, as_json: bool) -> None:
     """Print what will be trained and what is reused, in order."""
-    rows = []
-    for job in todo.jobs:
-        state = STATES.get(record_of(job, common.runs).status, "goes on")
-        if not common.resume and job in todo.requested:
-            state = "trained"
-        rows.append(
-            {
-                "run": job.id,
-                "student": job.student,
-                "strategy": job.strategy,
-                "teachers": [teacher.id for teacher in job.teachers],
-                "seed": job.seed,
-                "epochs": job.recipe.train.last_epoch,
-                "state": state,
-            }
-        )
-    if common.json:
+    rows = [planned(job, options.runs, is_fresh(job, todo, options)) for job in todo.jobs]
+    if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
     from rich.console import Console

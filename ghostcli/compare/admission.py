@@ -24,8 +24,6 @@ from ghostcli.records.record import RunRecord
 from ghostcli.zoo import names
 
 NON_FINITE = "non-finite"
-#: Words of the training loop. A teacher whose logits "are not finite" is no divergence of the student.
-DIVERGED = "became non-finite"
 #: Two networks with fewer errors on the test images can make exactly the same errors by chance.
 FEW_ERRORS = 10
 
@@ -83,7 +81,7 @@ def _unfinished(run: RunRecord) -> str | None:
         case "done":
             return None
         case "failed":
-            return NON_FINITE if DIVERGED in str(run.problem) else "failed"
+            return NON_FINITE if run.diverged else "failed"
         case "interrupted" | "running":
             return "unfinished"
         case _:

@@ -22,9 +22,11 @@ Group = dict[str, Any]
 
 
 def sgd(named: Sequence[Named], optim: models.SGD, device: torch.device) -> list[Optimizer]:
-    nesterov = optim.nesterov and optim.momentum > 0
-    groups = by_decay(named, optim, optim.lr, device)
-    return [torch.optim.SGD(groups, momentum=optim.momentum, nesterov=nesterov, fused=has_fused(device))]
+    return [_sgd(by_decay(named, optim, optim.lr, device), optim.momentum, optim.nesterov, device)]
+
+
+def _sgd(groups: list[Group], momentum: float, nesterov: bool, device: torch.device) -> Optimizer:
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov and momentum > 0, fused=has_fused(device))
 
 
 def adamw(named: Sequence[Named], optim: models.AdamW, device: torch.device) -> list[Optimizer]:
@@ -40,8 +42,7 @@ def muon(named: Sequence[Named], optim: models.Muon, device: torch.device) -> li
     others = by_decay([(name, p) for name, p in named if name not in dense], optim, optim.rest_lr, device)
     made: list[Optimizer] = [Muon(matrices, optim.momentum, optim.nesterov)] if matrices else []
     if others:
-        nesterov = optim.nesterov and optim.rest_momentum > 0
-        made.append(torch.optim.SGD(others, momentum=optim.rest_momentum, nesterov=nesterov, fused=has_fused(device)))
+        made.append(_sgd(others, optim.rest_momentum, optim.nesterov, device))
     return made
 
 

@@ -53,25 +53,20 @@ def verdict_for(network: str, branches: str, device: torch.device) -> Verdict | 
     return check(device) if branches == "folded" and is_ghost(network) else None
 
 
+@functools.cache
 def check(device: torch.device) -> Verdict:
     """The verdict for `device`. Kernels that fail are switched off in this process.
 
     It takes a fraction of a second on a CPU. On a GPU it also compiles the kernels, which the first step needs anyway.
     OutOfMemoryError is raised, because it says nothing about the fast path.
     """
-    return _check(device.type, device.index)
-
-
-@functools.cache
-def _check(kind: str, index: int | None) -> Verdict:
-    device = torch.device(kind, index) if index is not None else torch.device(kind)
     wrong, tried = None, set()
     if kernels.of(torch.empty(0, device=device)).NAME != "pytorch":
         tried.add("kernels")
         wrong = _fault_of(lambda: _kernel_fault(device))
         if wrong:
-            kernels.switch_off(kind, wrong)
-    if kind != "cuda":
+            kernels.switch_off(device.type, wrong)
+    if device.type != "cuda":
         return Verdict(wrong, None, frozenset(tried))
     return Verdict(wrong, _fault_of(lambda: _graph_fault(device)), frozenset(tried | {"graph"}))
 

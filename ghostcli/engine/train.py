@@ -62,27 +62,31 @@ class State:
         return self.ema or self.model
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {f"model.{name}": t for name, t in self.model.state_dict().items()}
-        if self.ema is not None:
-            found |= {f"ema.{name}": t for name, t in self.ema.state_dict().items()}
-        found |= {f"objective.{name}": t for name, t in self.objective.state_dict().items()}
-        found |= {f"optimizer.{name}": t for name, t in optimizers.tensors(self.optimizers).items()}
-        found |= {f"best.{name}": t for name, t in self.best_tensors.items()}
+        parts = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else {},
+            "objective": self.objective.state_dict(),
+            "optimizer": optimizers.tensors(self.optimizers),
+            "best": self.best_tensors,
+        }
+        found = {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
         return found | {"log": self.log}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
-
-        self.model.load_state_dict(part("model"))
+        self.model.load_state_dict(part_of(tensors, "model"))
         if self.ema is not None:
-            self.ema.load_state_dict(part("ema"))
-        self.objective.load_state_dict(part("objective"))
-        optimizers.restore(self.optimizers, part("optimizer"))
-        self.best_tensors = {name: t.to(self.log.device) for name, t in part("best").items()}
+            self.ema.load_state_dict(part_of(tensors, "ema"))
+        self.objective.load_state_dict(part_of(tensors, "objective"))
+        optimizers.restore(self.optimizers, part_of(tensors, "optimizer"))
+        self.best_tensors = {name: t.to(self.log.device) for name, t in part_of(tensors, "best").items()}
         self.log.copy_(tensors["log"])
         for name in ("epoch", "batch", "seconds", "epoch_seconds", "teacher_seconds", "best"):
             setattr(self, name, meta[name])
+
+
+def part_of(tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `part.`, by the rest of their names."""
+    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 
 def make_state(
@@ -94,12 +98,8 @@ def make_state(
         seed = generator(seed, "generation", job.generation).initial_seed()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = zoo.build(
-            job.student,
-            len(data.classes),
-            branches=recipe.engine.branches,
-            pretrained=recipe.model.pretrained,
-        )
+        how = {"branches": recipe.engine.branches, "pretrained": recipe.model.pretrained}
+        model = zoo.build(job.student, len(data.classes), **how)
         if recipe.model.init == "kaiming" and not model.spec.pretrained:
             zoo.init_kaiming(model, torch.Generator().manual_seed(seed))
         if start is not None:
@@ -340,10 +340,8 @@ def non_finite(job: Job, what: str, where: str) -> NonFiniteError:
 
 def final_weights(state: State) -> nn.Module:
     """The final network of the run: of the epoch chosen on validation, or of the last epoch."""
-    if state.best_tensors:
-        prefix = "weights."
-        chosen = {n[len(prefix) :]: t for n, t in state.best_tensors.items() if n.startswith(prefix)}
-        model = copy.deepcopy(state.evaluated)
-        model.load_state_dict(chosen)
-        return model
-    return state.evaluated
+    if not state.best_tensors:
+        return state.evaluated
+    model = copy.deepcopy(state.evaluated)
+    model.load_state_dict(part_of(state.best_tensors, "weights"))
+    return model

@@ -18,6 +18,7 @@ from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.digest import SEMANTICS, canonical, digest
 from ghostcli.recipe.models import KD, Recipe
 from ghostcli.records import record, trained
+from ghostcli.records.model import Training
 from ghostcli.records.record import RUN_ID
 from ghostcli.zoo import names, own
 
@@ -42,7 +43,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Training):
     """One training with all settings. `teachers` are the direct teachers, first to last."""
 
     __pydantic_config__ = STRICT
@@ -69,26 +70,10 @@ class Job:
             return "dense"
         return "adaptive" if distill.weighting == "adaptive" else "ensemble"
 
-    @cached_property
-    def lineage(self) -> tuple[str, ...]:
-        """The chain of networks that ends with this one: ('resnet50', 'resnet34', 'gns:1.0')."""
-        return lineage(self.strategy, self.path, self.student)
-
-    @cached_property
-    def path(self) -> tuple[str, ...]:
-        """Names of the teachers, as in the row of a table: the whole path of a chain, the members of an ensemble."""
-        if len(self.teachers) == 1:
-            return self.teachers[0].lineage
-        return tuple(teacher.student for teacher in self.teachers)
-
     @property
     def generation(self) -> int:
         """The number of networks like its own in its path: 0 if it is not a born-again network."""
         return self.path.count(self.student)
-
-    @property
-    def shuffled(self) -> bool:
-        return self.recipe.data.shuffle and (not self.taught or self.recipe.distill.shuffle)
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -134,14 +119,6 @@ class Job:
 Named = str | Job
 #: The networks of a chain. Only the first may be a job or a trained network.
 Chain = tuple[Named, *tuple[str, ...]]
-
-
-def lineage(strategy: str, path: tuple[str, ...], student: str) -> tuple[str, ...]:
-    """The chain of networks that ends with `student`. Several teachers at once form no chain, so it is `student` alone.
-
-    A job and its finished run follow this one rule, so a command gives the same ids before and after a training.
-    """
-    return (*path, student) if strategy in ("kd", "chain") else (student,)
 
 
 def network(name: str) -> str:
@@ -214,11 +191,10 @@ def finished(name: str, runs: Path) -> Finished:
     if run.status != "done" or run.result is None:
         raise UsageError(f"{run.id}: cannot teach ({run.problem}); name a finished run")
     result = run.result
-    chain = lineage(result.strategy, result.path, result.student)
     digest, group = result.digest, result.of_group
     if run.id.startswith(trained.PRETRAINED):  # its weights were rounded, so they are not quite those of the run
         digest = group = result.files[run.weights.name]
-    return Finished(run.id, result.student, result.seed, digest, chain, result.classes, group)
+    return Finished(run.id, result.student, result.seed, digest, result.lineage, result.classes, group)
 
 
 def teacher_of(recipe: Recipe, seed: int, teachers: int) -> Recipe:

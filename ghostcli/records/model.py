@@ -7,9 +7,8 @@ nothing else. Invariant: a record is read completely, with all types checked, or
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -52,6 +51,11 @@ class TeacherRun(_Frozen):
     seed: int
     path: tuple[str, ...] = ()
     weights: str = ""
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The chain of networks that ends with this one."""
+        return (*self.path, self.network)
 
 
 class Environment(_Frozen):
@@ -129,7 +133,37 @@ class Answers(_Frozen):
         return np.unpackbits(bits, count=self.images).astype(bool) if len(bits) == -(-self.images // 8) else None
 
 
-class RunSetup(_Frozen):
+class Training:
+    """What follows from `student`, `strategy`, `teachers` and `recipe`, for a planned job and for its record alike.
+
+    So a command gives the same ids before and after the training of a teacher.
+    """
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Names of the teachers, as in the row of a table: the whole path of a chain, the members of an ensemble."""
+        chains = tuple(teacher.lineage for teacher in self.teachers)
+        return chains[0] if len(chains) == 1 else tuple(chain[-1] for chain in chains)
+
+    @cached_property
+    def lineage(self) -> tuple[str, ...]:
+        """The chain of networks that ends with this one: ('resnet50', 'resnet34', 'gns:1.0').
+
+        Several teachers at once form no chain, so then it is the student alone.
+        """
+        return (*self.path, self.student) if self.strategy in ("kd", "chain") else (self.student,)
+
+    @property
+    def shuffled(self) -> bool:
+        return self.recipe.data.shuffle and (not self.teachers or self.recipe.distill.shuffle)
+
+    @property
+    def data(self) -> str:
+        """The name of the data set."""
+        return self.recipe.data.name
+
+
+class RunSetup(_Frozen, Training):
     """recipe.json: the definition of a run, written when it starts."""
 
     schema_version: int = Field(SCHEMA, alias="schema")
@@ -153,13 +187,6 @@ class RunSetup(_Frozen):
     recipe: Annotated[Recipe, AfterValidator(shared)]
 
     @property
-    def path(self) -> tuple[str, ...]:
-        """Names of the teachers, as in the row of a table: the whole path of a chain, the members of an ensemble."""
-        if len(self.teachers) == 1:
-            return (*self.teachers[0].path, self.teachers[0].network)
-        return tuple(teacher.network for teacher in self.teachers)
-
-    @property
     def of_group(self) -> str:
         """The digest of its run group."""
         return self.group or self.digest
@@ -169,18 +196,9 @@ class RunSetup(_Frozen):
         return self.recipe.family
 
     @property
-    def data(self) -> str:
-        """The name of the data set."""
-        return self.recipe.data.name
-
-    @property
     def kind(self) -> str | None:
         """The kind of distillation (`kd`, `dkd`, ...); None without teachers."""
         return self.recipe.distill.kind if self.teachers else None
-
-    @property
-    def shuffled(self) -> bool:
-        return self.recipe.data.shuffle and (not self.teachers or self.recipe.distill.shuffle)
 
 
 class RunResult(RunSetup):
@@ -231,10 +249,13 @@ def dump(part: _Frozen) -> dict[str, Any]:
 
 def read(path: Path, kind: type[Part]) -> Part:
     """Read a part of a record. Refused if the file is damaged or of another version."""
-    with contextlib.suppress(OSError, ValidationError, RecursionError):
+    problem: Exception | None = None
+    try:
         found = kind.model_validate_json(path.read_bytes())
-        if getattr(found, "schema_version", None) == SCHEMA and "schema_version" in found.model_fields_set:
+        if found.schema_version == SCHEMA and "schema_version" in found.model_fields_set:
             return found
+    except (OSError, ValidationError, RecursionError) as error:
+        problem = error
     value = read_json(path)  # what is wrong with it
     name = printable(path.name)
     version = value.get("schema", 1) if isinstance(value, dict) else None
@@ -244,16 +265,9 @@ def read(path: Path, kind: type[Part]) -> Part:
         raise Refused(f"{name} has schema {version}: install a newer ghost (this one reads {SCHEMA})")
     if version < SCHEMA:
         raise Refused(f"{name} has schema {version}: run it again (an older ghost made it, with other starts and ids)")
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        unknown = [found["loc"] for found in error.errors() if found["type"] == "extra_forbidden"]
-        if unknown:
-            key = printable(".".join(map(str, unknown[0])))
-            raise Refused(
-                f"{name} has the key {key}, which this version does not know; install a newer ghost"
-            ) from error
-        where = printable(".".join(map(str, error.errors()[0]["loc"])))
-        raise Refused(f"{name} is damaged at {where}" if where else f"{name} is damaged") from error
-    except (OSError, RecursionError) as error:
-        raise Refused(f"{name} is damaged") from error
+    errors = problem.errors() if isinstance(problem, ValidationError) else []
+    unknown = [error for error in errors if error["type"] == "extra_forbidden"]
+    where = next((printable(".".join(map(str, error["loc"]))) for error in (*unknown, *errors)), "")
+    if unknown:
+        raise Refused(f"{name} has the key {where}, which this version does not know; install a newer ghost")
+    raise Refused(f"{name} is damaged at {where}" if where else f"{name} is damaged") from problem

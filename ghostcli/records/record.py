@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
-from ghostcli.errors import GhostError, UsageError, nearest, printable
+from ghostcli.errors import GhostError, NonFiniteError, UsageError, nearest, printable
 from ghostcli.records import lease
 from ghostcli.records.model import Environment, Part, Refused, RunResult, RunSetup, read
 from ghostcli.records.storage import (
@@ -51,6 +51,8 @@ PARTS = (
 )
 #: The problem of a run with missing files.
 INCOMPLETE = "its files are incomplete"
+#: Words of the training loop in a status without an exit code, as older versions wrote it.
+DIVERGED = "became non-finite"
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]*-[a-z]+-[0-9a-f]{8}(/s[0-9]+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -129,6 +131,12 @@ class RunRecord:
                 return "not started"
             case _:
                 return (self._result if self.state.get("status") == "done" else self._setup)[1] or INCOMPLETE
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss, a weight or a logit of the failed run became non-finite."""
+        code = self.state.get("exit_code")
+        return DIVERGED in str(self.problem) if code is None else code == NonFiniteError.exit_code
 
     def metrics(self) -> list[dict[str, Any]]:
         """One dict per epoch. An incomplete last line (from a killed writer) is left out."""

@@ -178,7 +178,7 @@ def _pictures(
     from ghostcli import data
 
     try:
-        if not data.is_here(result.recipe.data.name):
+        if not data.is_here(result.data):
             return names, (), f"the images of {result.data} are not on this machine"
         found = data.load(result.recipe.data)
     except GhostError as error:

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from ghostcli import signals
 from ghostcli.errors import GhostError, Interrupted, UsageError, printable
-from ghostcli.plan import Finished, Job, is_done, record_of
+from ghostcli.plan import Finished, Job, Plan, is_done, record_of
 from ghostcli.records.record import RunRecord, file_digest
 from ghostcli.run import spec
 from ghostcli.run.job import Options, reached, run_job
 from ghostcli.run.place import Place
+from ghostcli.run.prepare import prepare
 from ghostcli.run.spec import Spec
 
 #: Seconds for which a teacher's files may be on their way from another machine.
@@ -54,27 +55,16 @@ def run(file: Path, with_parent: bool = False) -> None:
         spec.trust(job)
         if job.id != run:
             raise UsageError(f"{printable(file)}: gives {job.id} on {host}, not {run}: the sources of ghost differ")
-        place = Place(cpus=given.threads)
-        seeds = {job.group: given.planned}
-        options = Options(runs, given.device, quiet=False, command=given.command, seeds=seeds, place=place)
+        seeds, place = {job.group: given.planned}, Place(cpus=given.threads)
+        options = Options(runs, given.device, command=given.command, seeds=seeds, place=place)
         if is_done(job, runs):
             print(reached(job, runs, "found"), file=sys.stderr)
             return
         for teacher in job.teachers:
             _require_teacher(teacher, runs)
-        _train(job, options)
-
-
-def _train(job: Job, options: Options) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(options.place.threads)
-    import torch
-
-    from ghostcli.engine.device import pick
-    from ghostcli.run.prepare import prepare_job
-
-    torch.set_num_threads(options.place.threads)
-    prepare_job(job, options)
-    run_job(job, options, pick(options.device))
+        os.environ["OMP_NUM_THREADS"] = str(given.threads)  # torch is imported below
+        prepare(Plan((job,), (job,)), options)
+        run_job(job, options)
 
 
 @contextlib.contextmanager

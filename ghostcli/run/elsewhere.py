@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from typing import Self
 
 from ghostcli import display, signals
 from ghostcli.display import Display
@@ -24,14 +25,26 @@ class Elsewhere:
         self.printed: dict[str, int] = {}  # run -> its epochs that were printed
         self.stack = contextlib.ExitStack()
 
-    def __exit__(self, *_: object) -> None:
-        self.stack.close()
-
-    def _begin(self) -> None:
+    def __enter__(self) -> Self:
         """Show the progress and only record signals, until the exit."""
         self.stack.enter_context(self.show)
         self.stack.enter_context(signals.polled())
         self.show.begin("runs", self.total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+        self.stack.close()
+
+    def _end(self) -> None:
+        """Stop the jobs that still run. Each saves its state."""
+        raise NotImplementedError
+
+    def _end_if_told(self) -> None:
+        """After a signal: Interrupted, when all jobs have saved and ended."""
+        if signals.received():
+            self._end()
+            signals.raise_if_received()
 
     def _follow(self, jobs: Iterable[Job]) -> None:
         """Print the new epochs of jobs."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ghostcli import signals
 from ghostcli.display import Display
 from ghostcli.errors import GhostError, Interrupted, UsageError, printable
-from ghostcli.plan import Finished, Job, is_done, record_of
+from ghostcli.plan import Finished, Job, Plan, is_done, record_of
 from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.recipe.models import DataSection
 from ghostcli.records import record, trained
@@ -51,6 +51,16 @@ class Options:
     place: Place = HERE
 
 
+def is_fresh(job: Job, plan: Plan, options: Options) -> bool:
+    """Whether an earlier attempt is set aside: --no-resume trains the requested jobs again."""
+    return not options.resume and job in plan.requested
+
+
+def left(plan: Plan, options: Options) -> list[Job]:
+    """The jobs of a plan that are to be trained: those that are not done, and fresh ones."""
+    return [job for job in plan.jobs if is_fresh(job, plan, options) or not is_done(job, options.runs)]
+
+
 @lru_cache(maxsize=2)
 def load_data(section: DataSection) -> Data:
     from ghostcli import data
@@ -58,11 +68,16 @@ def load_data(section: DataSection) -> Data:
     return data.load(section)
 
 
-def run_job(job: Job, options: Options, device: torch.device, fresh: bool = False) -> None:
+def run_job(job: Job, options: Options, fresh: bool = False) -> None:
     """Run one job, unless another process has finished it. The run's status records how it ended."""
-    from ghostcli.engine import turns
-    from ghostcli.engine.device import memory_errors
+    import torch
 
+    from ghostcli.engine import turns
+    from ghostcli.engine.device import memory_errors, pick
+
+    if options.place.cpus:
+        torch.set_num_threads(options.place.cpus)
+    device = pick(options.device)
     with Display(options.quiet) as show:
         run = RunWriter(options.runs, job.id)
         with contextlib.ExitStack() as ours:
@@ -125,7 +140,8 @@ def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseEx
         error = Interrupted("stopped by SIGINT")
     status = "interrupted" if isinstance(error, Interrupted) else "failed"
     try:
-        run.set_status(status, error=str(error).partition("\n")[0] or type(error).__name__)
+        said = str(error).partition("\n")[0] or type(error).__name__
+        run.set_status(status, error=said, exit_code=getattr(error, "exit_code", GhostError.exit_code))
         if isinstance(error, UsageError):
             run.discard_if_empty()
     except GhostError:
@@ -168,9 +184,7 @@ def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: 
     }
     for name, content in files.items():
         run.write_file(name, content)
-    agreement = results.agreements(record_of(job, options.runs).predictions(), job.teachers, options.runs)
-    content = results.result(setup, data, state, model, run, surroundings, agreement, findings, notes, files)
-    run.write("result.json", content)
+    run.write("result.json", results.result(job, setup, data, state, model, run, surroundings, findings, notes, files))
     run.set_status("done")
     show.line(reached(job, options.runs))
 

@@ -7,9 +7,10 @@ executor.
 from __future__ import annotations
 
 import heapq
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from graphlib import TopologicalSorter
 from typing import Protocol
 
 from rich.text import Text
@@ -19,7 +20,7 @@ from ghostcli.display import Display, console
 from ghostcli.errors import GhostError, printable
 from ghostcli.plan import Job, Plan, is_done, record_of
 from ghostcli.records.record import RunRecord
-from ghostcli.run.job import Options, reached
+from ghostcli.run.job import Options, is_fresh, left, reached
 from ghostcli.run.local import InProcess
 from ghostcli.run.on_slurm import Slurm
 from ghostcli.run.place import RAY, SLURM
@@ -50,7 +51,7 @@ class Executor(Protocol):
     def start(self, job: Job, fresh: bool) -> None:
         """Start a job whose teachers are done, or were started. `fresh`: do not continue an earlier attempt."""
 
-    def wait(self) -> Sequence[tuple[Job, GhostError | None]]:
+    def wait(self) -> list[tuple[Job, GhostError | None]]:
         """The jobs that ended since the last call, each with its error. Returns after a short time, even without any.
 
         After a signal: raises Interrupted when all jobs have saved and ended.
@@ -64,16 +65,16 @@ class Executor(Protocol):
 def executor_for(plan: Plan, options: Options) -> Executor:
     """The cluster that was named. Here: worker processes or threads if several runs are requested at a time and more
     than one is left; otherwise this process."""
-    left = sum(not _is_found(job, plan, options) for job in plan.jobs)
-    if options.place.on == SLURM and left:
-        return Slurm(options, left)
-    if options.place.on == RAY and left:
+    count = len(left(plan, options))
+    if options.place.on == SLURM and count:
+        return Slurm(options, count)
+    if options.place.on == RAY and count:
         from ghostcli.run.on_ray import Ray
 
-        return Ray(options, left)
-    if options.streams > 1 and left > 1:
-        return Streams(options, left)
-    return Spawned(options, left) if options.jobs > 1 and left > 1 else InProcess(options)
+        return Ray(options, count)
+    if options.streams > 1 and count > 1:
+        return Streams(options, count)
+    return Spawned(options, count) if options.jobs > 1 and count > 1 else InProcess(options)
 
 
 def run(plan: Plan, options: Options, executor: Executor | None = None) -> Iterator[Outcome]:
@@ -85,66 +86,50 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
     options = replace(options, seeds=plan.seeds)
     prepare(plan, options)
     number = {job.id: place for place, job in enumerate(plan.jobs)}
-    missing = {job.id: {teacher.id for teacher in job.teachers if teacher.id in number} for job in plan.jobs}
-    students: dict[str, list[Job]] = defaultdict(list)
-    for job in plan.jobs:
-        for teacher in missing[job.id]:
-            students[teacher].append(job)
-    pending, failed = set(number), dict[str, GhostError]()
+    failed: dict[str, GhostError] = {}
+    ready: list[int] = []  # a heap of places in the plan
     with executor or executor_for(plan, options) as place:
-        settled = deque(job for job in plan.jobs if place.ahead or not missing[job.id])
-        ready: list[int] = []  # a heap of places in the plan
-
-        def noted(ended: Sequence[tuple[Job, GhostError | None]]) -> Iterator[Outcome]:
-            """The outcomes. A student whose teachers are all done, or of which one failed, is settled."""
-            for job, error in ended:
-                pending.discard(job.id)
-                if error is not None:
-                    failed[job.id] = error
-                for student in students.get(job.id, ()):
-                    waits = missing[student.id]
-                    if waits and not place.ahead:
-                        waits.discard(job.id) if error is None else waits.clear()
-                        if not waits:
-                            settled.append(student)
-                yield Outcome(job, error)
-
-        while pending:
-            while settled:
-                job = settled.popleft()
+        graph = TopologicalSorter[str]()
+        for job in plan.jobs:
+            graph.add(job.id, *(t.id for t in job.teachers if t.id in number and not place.ahead))
+        graph.prepare()
+        while graph.is_active():
+            ended: list[tuple[Job, GhostError | None]] = []
+            for name in graph.get_ready():
+                job = plan.jobs[number[name]]
                 lost = next((teacher.id for teacher in job.teachers if teacher.id in failed), None)
                 if lost is not None:
-                    error = GhostError(f"{NOT_STARTED} {lost} failed", failed[lost].exit_code)
-                    yield from noted([(job, error)])
-                elif _is_found(job, plan, options):
+                    ended.append((job, GhostError(f"{NOT_STARTED} {lost} failed", failed[lost].exit_code)))
+                elif is_done(job, options.runs) and not is_fresh(job, plan, options):
                     _say_found(job, options, place.show)
-                    yield from noted([(job, None)])
+                    ended.append((job, None))
                 else:
-                    heapq.heappush(ready, number[job.id])
-            while ready and place.free:
-                signals.raise_if_received()
-                job = plan.jobs[heapq.heappop(ready)]
-                place.start(job, not options.resume and job in plan.requested)
-            if pending:
-                yield from noted(place.wait())
+                    heapq.heappush(ready, number[name])
+            if not ended:
+                while ready and place.free:
+                    signals.raise_if_received()
+                    job = plan.jobs[heapq.heappop(ready)]
+                    place.start(job, is_fresh(job, plan, options))
+                ended = place.wait()
+            for job, error in ended:
+                if error is not None:
+                    failed[job.id] = error
+                graph.done(job.id)
+                yield Outcome(job, error)
 
 
 def detach(plan: Plan, options: Options) -> int:
     """Submit all jobs of a plan that are not done to Slurm, and leave. Returns how many there are."""
     options = replace(options, seeds=plan.seeds)
     prepare(plan, options)
-    left = [job for job in plan.jobs if not _is_found(job, plan, options)]
-    if left:
-        with signals.handled(), Slurm(options, len(left)) as place:
-            for job in left:
-                place.start(job, not options.resume and job in plan.requested)
+    jobs = left(plan, options)
+    if jobs:
+        with signals.handled(), Slurm(options, len(jobs)) as place:
+            for job in jobs:
+                place.start(job, is_fresh(job, plan, options))
             place.tell()
             place.refuse_stuck()
-    return len(left)
-
-
-def _is_found(job: Job, plan: Plan, options: Options) -> bool:
-    return is_done(job, options.runs) and (options.resume or job not in plan.requested)
+    return len(jobs)
 
 
 def _say_found(job: Job, options: Options, show: Display) -> None:

@@ -27,18 +27,12 @@ class InProcess:
         self.next = job, fresh
 
     def wait(self) -> list[tuple[Job, GhostError | None]]:
-        from ghostcli.engine.device import pick
-
         if self.next is None:
             return []
         (job, fresh), self.next = self.next, None
         signals.raise_if_received()
-        if self.options.place.cpus:
-            import torch
-
-            torch.set_num_threads(self.options.place.cpus)
         try:
-            run_job(job, self.options, pick(self.options.device), fresh)
+            run_job(job, self.options, fresh)
         except GhostError as error:
             return [(job, error)]
         return [(job, None)]

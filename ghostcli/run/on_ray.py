@@ -7,6 +7,8 @@ whose machine was lost goes on elsewhere; a job that failed by itself is not tri
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import signal
 import socket
 import subprocess
@@ -91,7 +93,7 @@ class Ray(Elsewhere):
     """Ray holds as many tasks as have room, and queues the others. `--jobs K` limits them to K."""
 
     def __init__(self, options: Options, total: int) -> None:
-        super().__init__(replace(options, runs=Path(options.runs).absolute()), total)
+        super().__init__(replace(options, runs=options.runs.absolute()), total)
         self.tasks: dict[Any, Job] = {}
         self.losses: defaultdict[str, Losses] = defaultdict(Losses)
         self.followed = 0.0
@@ -118,15 +120,8 @@ class Ray(Elsewhere):
         self.show.begin("runs", self.total)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._end()
-        super().__exit__()
-
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
-        import logging
-        import os
-
         address = self.options.place.address or os.environ.get("RAY_ADDRESS")
         _require_answer(address)
         handlers = {number: signal.getsignal(number) for number in signals.STOP}
@@ -227,9 +222,7 @@ class Ray(Elsewhere):
         if time.monotonic() - self.followed > 1:
             self.followed = time.monotonic()
             self._follow(self.tasks.values())
-        if signals.received():
-            self._end()
-            signals.raise_if_received()
+        self._end_if_told()
         return found
 
     def _ended(self, job: Job, ref: Any) -> GhostError | Literal[False] | None:
@@ -270,7 +263,6 @@ class Ray(Elsewhere):
         return False
 
     def _end(self) -> None:
-        """Stop the tasks. Each job saves its state, as after a signal from the user."""
         for ref in self.tasks:
             with contextlib.suppress(Exception):  # one that has just ended
                 self.ray.cancel(ref)

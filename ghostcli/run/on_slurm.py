@@ -10,12 +10,11 @@ import contextlib
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 from ghostcli import signals
 from ghostcli.errors import GhostError, UsageError
-from ghostcli.plan import Finished, Job, is_done
+from ghostcli.plan import Job, is_done
 from ghostcli.run import queue, spec
 from ghostcli.run.elsewhere import Elsewhere
 from ghostcli.run.job import Options
@@ -34,7 +33,7 @@ class Slurm(Elsewhere):
     free = True
 
     def __init__(self, options: Options, total: int) -> None:
-        super().__init__(replace(options, runs=Path(options.runs).absolute()), total)
+        super().__init__(replace(options, runs=options.runs.absolute()), total)
         self.numbers: dict[str, str] = {}
         self.jobs: dict[str, Job] = {}
         self.gone: dict[str, float] = {}
@@ -46,8 +45,10 @@ class Slurm(Elsewhere):
     def __enter__(self) -> Slurm:
         self.there = queue.states()
         self.seen = spec.mark(self.options.runs)
-        self._begin()
-        return self
+        return super().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()  # what is in the queue stays there
 
     def start(self, job: Job, fresh: bool) -> None:
         """Submit a job, or find it in the queue. Its teachers were started before."""
@@ -104,9 +105,7 @@ class Slurm(Elsewhere):
     def wait(self) -> list[tuple[Job, GhostError | None]]:
         self.tell()
         time.sleep(PAUSE)
-        if signals.received():
-            self._cancel()
-            signals.raise_if_received()
+        self._end_if_told()
         self._look()
         ended = []
         for job in list(self.jobs.values()):
@@ -163,18 +162,14 @@ class Slurm(Elsewhere):
             self.numbers[job.id] = queue.submit(job, runs, self.options.place, ())
             self.asked = 0.0
             return False
-        cancelled = "CANCELLED" in what
+        said = f"Slurm job {number} ended without a result ({what})"
+        if "CANCELLED" in what:
+            return GhostError(f"{said}; the same command submits it again", 75)
         log = spec.path(runs, job.id, "log")
-        hint = (
-            "the same command submits it again"
-            if cancelled
-            else f"see {log}"
-            if log.exists()
-            else f"it wrote nothing: is {runs} mounted at this path on its node?"
-        )
-        return GhostError(f"Slurm job {number} ended without a result ({what}); {hint}", 75 if cancelled else 1)
+        unseen = f"it wrote nothing: is {runs} mounted at this path on its node?"
+        return GhostError(f"{said}; {f'see {log}' if log.exists() else unseen}")
 
-    def _cancel(self) -> None:
+    def _end(self) -> None:
         """Cancel the jobs of this plan and wait until those that ran have saved."""
         mine = {self.numbers[run] for run in self.jobs}
         self.show.line(f"Slurm: cancelling {jobs(len(mine))}; what runs is saved first")
@@ -191,10 +186,10 @@ def jobs(count: int) -> str:
 
 def scripts(jobs: list[Job], options: Options) -> str:
     """What --dry-run prints: the script of each job, and how it is submitted."""
-    runs, ids = Path(options.runs).absolute(), {job.id for job in jobs}
+    runs, ids = options.runs.absolute(), {job.id for job in jobs}
     parts = []
     for job in jobs:
-        after = [t.id for t in job.teachers if not isinstance(t, Finished) and t.id in ids]
+        after = [t.id for t in job.teachers if t.id in ids]
         waits = f" --dependency=afterok:{':'.join(f'<job of {one}>' for one in after)}" if after else ""
         head = f"# sbatch{waits} {spec.path(runs, job.id, 'sh')}\n"
         parts.append(head + queue.script(job, runs, options.place))

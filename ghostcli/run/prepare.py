@@ -5,18 +5,23 @@ Invariant: nothing is written. A problem is one UsageError.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ghostcli import distill
 from ghostcli.errors import UsageError, printable
 from ghostcli.plan import Finished, Job, Plan, commands, is_done, record_of
 from ghostcli.records import trained
 from ghostcli.records.record import RUN_ID, RunRecord
 from ghostcli.records.storage import refuse_link
-from ghostcli.run.job import Options, load_data
+from ghostcli.run.job import Options, is_fresh, load_data
 from ghostcli.zoo import names, own
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ghostcli.data import Data
 
 
@@ -26,20 +31,21 @@ def prepare(plan: Plan, options: Options) -> None:
     Raises UsageError, and OutOfMemoryError for a width that needs too much memory. Torch is not imported if all runs of
     the plan are found.
     """
+    checked = cache(own.check)  # so a user's own network is built once for all jobs
     for job in plan.jobs:
         if not RUN_ID.fullmatch(job.id):
             raise UsageError(f"{printable(job.student)}: is not usable in a folder name; name a model as timm/NAME")
         refuse_link((options.runs / job.id).parent, options.runs / job.id)
-        done = is_done(job, options.runs) and (options.resume or job not in plan.requested)
-        if done and not job.recipe.data.name.startswith("folder:"):
+        done = is_done(job, options.runs) and not is_fresh(job, plan, options)
+        if done and not job.data.startswith("folder:"):
             continue  # the files of all other data sets have fixed checksums
         if done:
             _require_same_images(record_of(job, options.runs), load_data(job.recipe.data), options.runs)
             continue
-        prepare_job(job, options)
+        _prepare_job(job, options, checked)
 
 
-def prepare_job(job: Job, options: Options) -> None:
+def _prepare_job(job: Job, options: Options, checked: Callable[[str, int, int], nn.Module]) -> None:
     """Check one job that is to be trained. Device and memory are checked on the machine that trains it."""
     from ghostcli.engine.device import pick
     from ghostcli.engine.train import require_room, require_two_images
@@ -47,25 +53,17 @@ def prepare_job(job: Job, options: Options) -> None:
     data = load_data(job.recipe.data)
     if not options.place.remote:
         require_room(job.student, len(data.classes), pick(options.device))
+    shape = len(data.classes), data.train.pixels.shape[1]
     if names.is_own(job.student):
-        own.check(job.student, len(data.classes), data.train.pixels.shape[1])
-    _require_features(job, data)
+        checked(job.student, *shape)
+    if job.taught and job.recipe.distill.needs_features:
+        for one in (job, *job.teachers):  # of teachers, those that are yet to train
+            if isinstance(one, Job) and names.is_own(one.student):
+                distill.feature_shape(job.recipe, checked(one.student, *shape), shape[1])
     require_two_images(job, data)
     _require_start(job, options.runs)
     for teacher in job.teachers:
         _require_teacher(teacher, data, options)
-
-
-def _require_features(job: Job, data: Data) -> None:
-    """UsageError if a user's own network, as a student or as a teacher that is yet to train, lacks what is compared."""
-    from ghostcli import distill, zoo
-
-    if not job.taught or not job.recipe.distill.needs_features:
-        return
-    for one in (job, *job.teachers):
-        if isinstance(one, Job) and names.is_own(one.student):
-            network = zoo.build(one.student, len(data.classes))
-            distill.feature_shape(job.recipe, network, data.train.pixels.shape[1])
 
 
 def _require_start(job: Job, runs: Path) -> None:
@@ -73,8 +71,6 @@ def _require_start(job: Job, runs: Path) -> None:
     start = job.recipe.model.start
     if start is None:
         return
-    if job.recipe.model.start_sha256 is None:
-        raise UsageError(f"model.start {printable(start)}: this command trains from new weights; remove the key")
     known = trained.find(runs, start).result
     if known is None or (known.student, known.source) != (job.student, job.content.get("source")):
         theirs = known.student if known else "unfinished"

@@ -185,4 +185,4 @@ def planned(runs: Path, run: str) -> dict[str, Any]:
         job = spec.read(spec.path(runs, run)).job
     except GhostError:
         return row
-    return row | {"epochs": job.recipe.train.epochs, "recipe": job.recipe_name, "data": job.recipe.data.name}
+    return row | {"epochs": job.recipe.train.epochs, "recipe": job.recipe_name, "data": job.data}

@@ -61,13 +61,13 @@ def agreements(
 
 
 def result(
+    job: Job,
     setup: RunSetup,
     data: Data,
     state: State,
     model: nn.Module,
     run: RunWriter,
     environment: Environment,
-    agreement: dict[str, float | None],
     findings: Sequence[Finding],
     notes: Sequence[str],
     files: dict[str, bytes],
@@ -109,7 +109,7 @@ def result(
         ),
         nll=row["test"]["loss"],
         test=Answers.of(*predictions, ece(*predictions)) if predictions is not None else None,
-        agreement=agreement,
+        agreement=agreements(predictions, job.teachers, run.runs),
         seconds=round(state.seconds + state.teacher_seconds, 3),
         train_seconds=round(state.seconds, 3),
         teacher_seconds=round(state.teacher_seconds, 3),

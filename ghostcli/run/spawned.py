@@ -98,26 +98,15 @@ class Spawned(Elsewhere):
         self._follow(worker.job for worker in self.busy)
         found = [self._told(*answer) for worker in self.busy if (answer := worker.answer())]
         self.workers = [worker for worker in self.workers if worker.process.exitcode is None]
-        if signals.received():
-            self._end()
-            signals.raise_if_received()
+        self._end_if_told()
         return found
 
     def _end(self) -> None:
-        """Stop the workers. Each saves its state, as after a signal from the user."""
         for worker in self.workers:
             worker.process.terminate()
         for worker in self.workers:
             worker.process.join()
         self.workers.clear()
-
-    def __enter__(self) -> Spawned:
-        self._begin()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
-        super().__exit__()
 
 
 def _work(threads: int, environment: dict[str, str], line: Connection) -> None:
@@ -130,15 +119,14 @@ def _work(threads: int, environment: dict[str, str], line: Connection) -> None:
     os.environ |= environment
     import torch
 
-    from ghostcli.engine.device import pick
-
     torch.set_num_threads(threads)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             job, fresh, options = line.recv()
             try:
-                with signals.handled(leave_at_second=False):
-                    run_job(job, options, pick(options.device), fresh)
+                with signals.handled():
+                    signals.stay()
+                    run_job(job, options, fresh)
             except (GhostError, Interrupted) as error:
                 line.send((error.exit_code, str(error)))
                 sys.exit(error.exit_code)

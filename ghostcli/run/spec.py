@@ -78,15 +78,17 @@ def path(runs: Path, run: str, kind: str = "json") -> Path:
 
 
 def write(job: Job, options: Options, seen: str) -> Path:
-    """Write the spec of a job and forget the outcome of an earlier attempt. Returns the spec's path."""
-    runs = Path(os.path.abspath(options.runs))
-    file = path(runs, job.id)
+    """Write the spec of a job and forget the outcome of an earlier attempt. Returns the spec's path.
+
+    The folder of the runs is absolute here and below.
+    """
+    file = path(options.runs, job.id)
     file.parent.mkdir(parents=True, exist_ok=True)
-    path(runs, job.id, "outcome.json").unlink(missing_ok=True)
+    path(options.runs, job.id, "outcome.json").unlink(missing_ok=True)
     text = Spec(
         run=job.id,
         job=job,
-        runs=str(runs),
+        runs=str(options.runs),
         folder=os.getcwd(),
         data=os.path.abspath(os.environ.get("GHOST_DATA") or "data"),
         seen=seen,
@@ -103,7 +105,7 @@ def write(job: Job, options: Options, seen: str) -> Path:
 def mark(runs: Path) -> str:
     """Write a file that other machines must see under `runs`. Returns its name and content as one word."""
     token = uuid.uuid4().hex
-    folder = Path(os.path.abspath(runs)) / FOLDER
+    folder = runs / FOLDER
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("seen-*"):

@@ -11,7 +11,8 @@ import contextlib
 import gc
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from concurrent import futures
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ghostcli import signals
@@ -29,15 +30,6 @@ PAUSE = 0.2
 MOST = 16
 
 
-@dataclass(eq=False)
-class Running:
-    """A job in its thread. `error`: how it ended, if not well."""
-
-    job: Job
-    thread: threading.Thread = field(init=False)
-    error: BaseException | None = None
-
-
 class Streams(Elsewhere):
     """Up to `options.streams` threads, each for one job."""
 
@@ -46,60 +38,41 @@ class Streams(Elsewhere):
 
         super().__init__(options, total)
         self.turns = Turns()
-        self.running: list[Running] = []
+        self.pool = futures.ThreadPoolExecutor(options.streams)
+        self.running: dict[futures.Future[None], Job] = {}
 
     @property
     def free(self) -> bool:
         return len(self.running) < self.options.streams
 
     def start(self, job: Job, fresh: bool) -> None:
-        one = Running(job)
-        one.thread = threading.Thread(target=self._run, args=(one, fresh), name=job.id)
-        self.running.append(one)
-        one.thread.start()
+        self.running[self.pool.submit(self._run, job, fresh)] = job
 
-    def _run(self, one: Running, fresh: bool) -> None:
+    def _run(self, job: Job, fresh: bool) -> None:
         import torch
 
         from ghostcli.engine.device import pick
 
-        try:
-            with self.turns.taking():
-                device = pick(self.options.device)
-                if self.options.place.cpus:
-                    torch.set_num_threads(self.options.place.cpus)
-                with own_stream(device):
-                    run_job(one.job, replace(self.options, quiet=True), device, fresh)
-                gc.collect()
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()  # the next job looks at the free memory
-        except BaseException as error:  # it is raised in the main thread
-            one.error = error
+        threading.current_thread().name = job.id
+        with self.turns.taking():
+            device = pick(self.options.device)
+            with own_stream(device):
+                run_job(job, replace(self.options, quiet=True), fresh)
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # the next job looks at the free memory
 
     def wait(self) -> list[tuple[Job, GhostError | None]]:
-        self.running[0].thread.join(PAUSE)
-        self._follow(one.job for one in self.running)
-        if signals.received():
-            self._end()
-            signals.raise_if_received()
-        ended = [one for one in self.running if not one.thread.is_alive()]
-        self.running = [one for one in self.running if one not in ended]
-        return [self._told(one.job, _known(one.error)) for one in ended]
+        futures.wait(self.running, PAUSE, futures.FIRST_COMPLETED)
+        self._follow(self.running.values())
+        self._end_if_told()
+        ended = [one for one in self.running if one.done()]
+        return [self._told(self.running.pop(one), _known(one.exception())) for one in ended]
 
     def _end(self) -> None:
-        """Wait until all have saved, as after a signal from the user."""
         with signals.stopping("the end of the command"):
-            for one in self.running:
-                one.thread.join()
+            self.pool.shutdown()
         self.running.clear()
-
-    def __enter__(self) -> Streams:
-        self._begin()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
-        super().__exit__()
 
 
 def _known(error: BaseException | None) -> GhostError | None:

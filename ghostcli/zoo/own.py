@@ -106,8 +106,8 @@ def build(name: str, classes: int) -> nn.Module:
     return model
 
 
-def check(name: str, classes: int, side: int) -> None:
-    """Build the network and run it on two images of `side` pixels, in train mode and in eval mode.
+def check(name: str, classes: int, side: int) -> nn.Module:
+    """The network, after it was run on two images of `side` pixels, in train mode and in eval mode.
 
     UsageError if it raises, or if its result is not logits [2, classes].
     """
@@ -125,6 +125,7 @@ def check(name: str, classes: int, side: int) -> None:
             if tuple(logits.shape) != (2, classes):
                 shape = list(logits.shape)
                 raise wrong(name, f"forward returned shape {shape} for 2 images; logits must be [2, {classes}]")
+    return model
 
 
 def wrong(name: str, problem: str) -> UsageError:
