@@ -58,7 +58,7 @@ def _noted(tables: Sequence[Table], file: Path) -> tuple[Table, ...]:
 
 
 def _counts(row: Row) -> tuple[int, int] | None:
-    """Runs of the row and of its baseline; None if no verdict was possible."""
+    """Runs of the row and of its baseline; None if nothing was tested."""
     if row.delta is None or row.verdict is None or row.delta.of_two_networks:
         return None
     return len(row.group.runs), len(row.baseline.runs)

@@ -21,8 +21,8 @@ seeds then counts twice, which can only widen the interval. With one teacher the
 is valid for this teacher. If both sides have the same starts and orders (`paired`) and at least `PAIRED_FROM` seeds,
 the units are the differences of pairs.
 
-A side with one unit has no spread, and no other spread is used for it. Its interval covers the images only and allows
-no verdict, because two seeds of the same job can differ as much.
+A side with one unit has no spread, and no other spread is used for it. Its interval covers the images only, and the
+verdict is always "not distinguished", because two seeds of the same job can differ as much.
 """
 
 from __future__ import annotations

@@ -120,12 +120,12 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
     if any(line.ours.n > 1 for line in lines):
         yield "Ours: mean ± standard deviation over seeds (number of seeds)."
     if any(line.ours.n == 1 for line in lines):
-        yield f"{SINGLE} One run: no standard deviation, so no verdict."
+        yield f"{SINGLE} One run: no standard deviation, so a comparison with it is {UNDECIDED}."
     if any(line.delta and line.delta.of_two_networks for line in lines):
         yield (
-            f"{SINGLE} at a Δ: one run per side: seed noise alone can cause this gap, so no verdict. "
-            "The interval covers test images only, for these networks. For a verdict add seeds: `--seed 0 --seed 1 "
-            "--seed 2` with a training command, `--seeds 3` with `ghost reproduce`."
+            f"{SINGLE} at a Δ: one run on a side: seed noise alone can cause this gap, so it is {UNDECIDED}. "
+            "The interval covers test images only, for these networks. More seeds can distinguish it: "
+            "`--seed 0 --seed 1 --seed 2` with a training command, `--seeds 3` with `ghost reproduce`."
         )
     if any(row.delta for row in rows):
         yield (

@@ -22,7 +22,7 @@ def verdict(row: Row) -> str | None:
         return None
     ours, theirs = len(row.group.runs), len(row.baseline.runs)
     if delta.of_two_networks:
-        return f"no verdict, because one side has one run (difference {delta.mean:+.2f} points)"
+        return f"{UNDECIDED}, because one side has one run (difference {delta.mean:+.2f} points)"
     seeds = f"{ours} seed{'s' * (ours != 1)}" if ours == theirs else f"{ours} seeds against {theirs}"
     text = f"{VERDICTS[row.verdict]}: {delta.mean:+.2f} points, 95 % interval {delta.low:+.2f} to {delta.high:+.2f}"
     teachers = row.group.teacher_count
