@@ -8,9 +8,7 @@ exact interval with half-width t(df) * sqrt(variance). The square of the half-wi
 
     half(level)^2 = sum over sources of t(level, df)^2 * variance
 
-Welch's test uses one quantile with an estimated number of degrees of freedom. This estimate is too high if the side
-with few runs has the larger spread: for two runs against ten, Welch's test claims a difference in 12 % of cases without
-one. At the smaller levels of Holm's correction, it is wrong 2 to 20 times too often. `benchmarks/verdicts.py` tests
+Welch's test claims too many differences if the side with few runs has the larger spread. `benchmarks/verdicts.py` tests
 both rules on simulated runs.
 """
 

@@ -63,7 +63,7 @@ class Row(Line):
     student: str
     strategy: str
     teachers: tuple[str, ...]
-    parameters: int | None
+    parameters: int
     printed: PaperRow | None = None
     baseline: RunGroup | None = None
     findings: tuple[Finding, ...] = ()

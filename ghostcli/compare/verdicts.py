@@ -21,11 +21,10 @@ UNDECIDED = "not distinguished"
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with the adjusted p of a difference and of equivalence. All are None if nothing was compared."""
+    """A verdict with the adjusted p of a difference. Both are None if nothing was compared."""
 
     verdict: str | None = None
     p: float | None = None
-    p_equivalent: float | None = None
 
 
 def judge(deltas: Sequence[Difference | None], margin: float) -> tuple[Judgement, ...]:
@@ -38,7 +37,7 @@ def judge(deltas: Sequence[Difference | None], margin: float) -> tuple[Judgement
     alike = [delta.p_equivalent(margin) if test else None for delta, test in zip(deltas, tested, strict=True)]
     adjusted = shaffer(apart, alike)
     return tuple(
-        Judgement(verdict(delta, p, equivalent), p, equivalent) if delta is not None else Judgement()
+        Judgement(verdict(delta, p, equivalent), p) if delta is not None else Judgement()
         for delta, (p, equivalent) in zip(deltas, adjusted, strict=True)
     )
 
