@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 MAIN = ("published", "paper", "ghost")
 NAMES = ("I", "II", "III", "IV", "all", "main", "also")
+Family = Annotated[
+    str | None, typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.", show_default="those with runs")
+]
 
 
 def table(
@@ -41,10 +44,7 @@ def table(
         ),
     ] = None,
     runs: Runs = Path("runs"),
-    family: Annotated[
-        str | None,
-        typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.", show_default="those with runs"),
-    ] = None,
+    family: Family = None,
     form: Annotated[str, typer.Option("--format", metavar="F", help=f"{', '.join(FORMATS)}.")] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     margin: Annotated[
