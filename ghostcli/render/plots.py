@@ -85,11 +85,9 @@ def _with_cohort(table: Table, admitted: Admitted) -> Table:
 
 
 def _front(asked: Asked) -> Figure:
-    found = asked.cohorts(admit(asked.chosen or asked.records).runs)
-    if not found:
+    cohort = gather.most_groups(asked.cohorts(admit(asked.chosen or asked.records).runs))
+    if cohort is None:
         raise UsageError("plot front: there is no finished run to draw; `ghost runs list` shows all runs")
-    # Accuracies on different images or budgets are not comparable, so only the cohort with the most groups is drawn.
-    cohort = max(found, key=lambda one: (len(one.groups), one.budget))
     points = gather.points(cohort, costs(asked.records), asked.hours)
     return figures.front(points, gather.AXES[asked.hours], f"{cohort.families}: {cohort.describe()}")
 
