@@ -95,7 +95,7 @@ def identity_problems(run: RunRecord, setups: dict[str, RunSetup]) -> list[str]:
     source, which may have changed, so it is not checked.
     """
     about = run.result
-    if about is None or about.semantics != SEMANTICS:
+    if about.semantics != SEMANTICS:
         return []
     digests = {t.run: (setups[t.run].digest, setups[t.run].of_group) for t in about.teachers if t.run in setups}
     digests |= {t.run: (t.weights, t.weights) for t in about.teachers if t.run.startswith(trained.PRETRAINED)}

@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class RunGroup:
-    """The finished runs of one job, by seed, and the `failed` runs, which became non-finite."""
+    """The finished and admitted runs of one job, by seed, and the `failed` runs, which became non-finite."""
 
     runs: tuple[RunRecord, ...]
     failed: tuple[RunRecord, ...] = ()
@@ -159,10 +159,9 @@ class RunGroup:
     def correct(self) -> np.ndarray | None:
         """Whether each test image was classified correctly, bool [n, N]; None if the runs' test images differ."""
         answers = [run.result.test for run in self.runs]
-        if None in answers or len({(answer.labels, answer.images) for answer in answers}) > 1:
+        if len({(answer.labels, answer.images) for answer in answers}) > 1:
             return None
-        masks = [answer.mask() for answer in answers]
-        return None if any(mask is None for mask in masks) else np.stack(masks)
+        return np.stack([answer.mask() for answer in answers])
 
     def accuracy(self, metric: str = "selected") -> np.ndarray:
         """Test accuracies [n] in percent."""
@@ -177,7 +176,7 @@ class RunGroup:
         # The recorded answers on the test images are those of the selected epoch.
         scores = [run.result.accuracy for group in both for run in group.runs]
         same_epoch = all(getattr(found, f"{metric}_epoch") == found.selected_epoch for found in scores)
-        same_images = len({group.about.test.labels for group in both if group.about.test}) == 1
+        same_images = self.about.test.labels == baseline.about.test.labels
         ours, theirs = (
             Sample(
                 group.accuracy(metric),
@@ -198,10 +197,9 @@ class RunGroup:
         return None if None in values else float(np.mean(values))
 
     @property
-    def ece(self) -> float | None:
-        """Expected calibration error, a fraction, mean over the runs; None if a run lacks it."""
-        answers = [run.result.test for run in self.runs]
-        return None if None in answers else float(np.mean([answer.ece for answer in answers]))
+    def ece(self) -> float:
+        """Expected calibration error, a fraction, mean over the runs."""
+        return float(np.mean([run.result.test.ece for run in self.runs]))
 
     @property
     def agreement(self) -> dict[str, float]:

@@ -41,7 +41,7 @@ def _noted(tables: Sequence[Table], file: Path) -> tuple[Table, ...]:
     known = copy.deepcopy(before)
 
     def with_looks(row: Row) -> Row:
-        if row.delta is None or row.verdict is None or row.delta.of_two_networks:  # nothing was tested
+        if row.verdict is None or row.delta.of_two_networks:  # nothing was tested
             return row
         counts = len(row.group.runs), len(row.baseline.runs)
         seen = known.setdefault(f"{row.group.about.of_group} {row.baseline.about.protocol}", [])

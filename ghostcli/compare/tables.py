@@ -32,7 +32,6 @@ from ghostcli.compare.rows import MARGIN, LeftOut, Line, Options, Row, Table
 from ghostcli.compare.stats import Difference
 from ghostcli.compare.verdicts import judge
 from ghostcli.paper import FAMILIES, PaperRow, PaperTable, paper
-from ghostcli.plan.commands import line as command_line
 from ghostcli.recipe.diff import config_diff, training_changes, typed, untaught
 from ghostcli.recipe.models import Recipe
 from ghostcli.records.record import RunRecord
@@ -121,16 +120,8 @@ def _build(
         rows.append(line)
         left_out += left
     left_out += [out for out in refused if any(may_match(out.run, row) for row in printed.rows)]
-    return Table(
-        name,
-        printed.title,
-        family,
-        _named(rows),
-        options,
-        cohort,
-        tuple(sorted(set(left_out), key=lambda out: (out.reason, out.run))),
-        command_line("reproduce", name, "--family", family, runs=options.runs),
-    )
+    left_out = tuple(sorted(set(left_out), key=lambda out: (out.reason, out.run)))
+    return Table(name, printed.title, family, _named(rows), options, cohort, left_out)
 
 
 def _row(row: PaperRow, family: str, cohort: Cohort | None, baselines: Baselines) -> tuple[Row, list[LeftOut]]:
@@ -211,8 +202,8 @@ def judged(tables: Sequence[Table]) -> tuple[Table, ...]:
         return replace(line, p_adjusted=found.p, verdict=found.verdict, finds=finds)
 
     def both(row: Row) -> Row:
-        control = row.control and done(row.control, row.group, row.control.group)
-        return replace(done(row, row.group, row.baseline), control=control)
+        against = row.control and done(row.control, row.group, row.control.group)
+        return replace(done(row, row.group, row.baseline), control=against)
 
     return tuple(replace(table, rows=tuple(map(both, table.rows))) for table in tables)
 
