@@ -20,6 +20,7 @@ import typer
 from ghostcli.cli.options import Runs
 from ghostcli.errors import UsageError, one_of
 from ghostcli.paper import FAMILIES, paper
+from ghostcli.plan import commands
 
 if TYPE_CHECKING:
     from ghostcli.compare.admission import Admitted
@@ -130,9 +131,9 @@ def _tables(which: str | None, admitted: Admitted, family: str | None, options: 
 def _with_runs(shown: Sequence[Table]) -> tuple[list[Table], tuple[str, ...]]:
     """The tables that runs fill, then those where runs were left out, and a note on the others. Without runs: all."""
     kept = sorted((t for t in shown if t.filled or t.left_out), key=lambda t: not t.filled) or list(shown)
-    empty = dict.fromkeys(t.name for t in shown if t.name not in {one.name for one in kept})
-    note = f"No runs yet: tables {', '.join(empty)}. `ghost table all` prints them too."
-    return kept, (note,) if empty else ()
+    empty = [name for name in dict.fromkeys(t.name for t in shown) if name not in {t.name for t in kept}]
+    command = commands.line("table", "all", runs=shown[0].options.runs)
+    return kept, (f"No runs yet: tables {', '.join(empty)}. `{command}` prints them too.",) if empty else ()
 
 
 def _print(
