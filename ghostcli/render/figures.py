@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghostcli.compare.groups import RunGroup
+from ghostcli.compare.groups import Cohort, RunGroup
 from ghostcli.compare.rows import Row, Table
 from ghostcli.compare.stats import Difference, Summary
 from ghostcli.compare.tables import ALSO
@@ -161,24 +161,21 @@ def width(tables: Sequence[Table]) -> Figure:
 
 
 def _by_families(tables: Sequence[Table]) -> dict[str, dict[str, Summary]]:
-    """The untaught GN-S of the tables' cohorts, by width. The key names all families with the same runs."""
+    """The untaught GN-S of the tables' cohorts. The key names all families with the same runs."""
     found: dict[tuple[str, ...], tuple[list[str], dict[str, Summary]]] = {}
     for table in tables:
-        own = {row.student: row.group for row in table.filled if row.student.startswith("gns:")}
-        for group in table.cohort.groups if table.cohort else ():
-            if untaught_small(group):
-                own.setdefault(group.student, table.cohort.baselines[group.student])
-        if own:
-            students = sorted(own, key=_width)
-            key = tuple(run.id for student in students for run in own[student].runs)
-            ours = {student: own[student].summary(table.options.metric) for student in students}
+        own = untaught_small(table.cohort) if table.cohort else {}
+        ours = {student: group.summary(table.options.metric) for student, group in own.items()}
+        if ours:
+            key = tuple(run.id for group in own.values() for run in group.runs)
             found.setdefault(key, ([], ours))[0].append(table.family)
     return {" and ".join(families): ours for families, ours in found.values()}
 
 
-def untaught_small(group: RunGroup) -> bool:
-    """Whether it is a GN-S of any width without a teacher."""
-    return not group.teachers and group.student.startswith("gns:")
+def untaught_small(cohort: Cohort) -> dict[str, RunGroup]:
+    """The GN-S of a cohort without a teacher, by rising width."""
+    found = {student: group for student, group in cohort.baselines.items() if student.startswith("gns:")}
+    return {student: found[student] for student in sorted(found, key=_width)}
 
 
 def _width(student: str) -> float:

@@ -76,12 +76,9 @@ def _with_cohort(table: Table, admitted: Admitted) -> Table:
     if table.cohort is not None:
         return table
 
-    def widths(cohort: Cohort) -> int:
-        return sum(figures.untaught_small(group) for group in cohort.groups)
-
     found = cohorts(of_family(admitted.runs, table.family))
-    fitting = [cohort for cohort in found if cohort.about.data == paper().source.data]
-    return replace(table, cohort=largest((cohort, rows) for cohort in fitting if (rows := widths(cohort))))
+    fitting = [(cohort, figures.untaught_small(cohort)) for cohort in found if cohort.about.data == paper().source.data]
+    return replace(table, cohort=largest((cohort, len(widths)) for cohort, widths in fitting if widths))
 
 
 def _front(asked: Asked) -> Figure:

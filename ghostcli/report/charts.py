@@ -70,9 +70,10 @@ def lines(
     for series in found:
         colour = "base" if series.base else next(colours)
         legend.append((colour, f"{series.name}, {series.values[-1]:.4g}"))
-        at = _thinned(len(series.values))
+        n = len(series.values)
+        at = sorted({round(i) for i in np.linspace(0, n - 1, min(n, MOST_POINTS))})
         xs, ys = [x(i + 1) for i in at], [y(series.values[i]) for i in at]
-        if series.low is not None and series.high is not None:
+        if series.low is not None:
             edge = points([*xs, *xs[::-1]], [*(y(series.low[i]) for i in at), *(y(series.high[i]) for i in at[::-1])])
             drawn.append(element("polygon", points=edge, class_=f"band {colour}"))
         read = {
@@ -91,11 +92,6 @@ def lines(
     frame = _frame(x, y, [1] if epochs == 1 else marks, numbers, "epoch", what)
     ruler = element("line", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM, class_="ruler")
     return Chart(title, _svg(title, frame, inside, ruler, class_="chart lines"), tuple(legend), note)
-
-
-def _thinned(n: int) -> list[int]:
-    """Indices of the points drawn, the first and the last among them."""
-    return list(range(n)) if n <= MOST_POINTS else sorted({round(i) for i in np.linspace(0, n - 1, MOST_POINTS)})
 
 
 def _svg(title: str, *children: Markup, width: float = WIDTH, height: float = HEIGHT, class_: str = "chart") -> Markup:
@@ -187,7 +183,7 @@ class Forest:
             shape = points([at, at + 4.5, at, at - 4.5], [middle - 4.5, middle, middle + 4.5, middle])
             parts.append(element("polygon", points=shape, class_="printed", data_tip=f"printed: {printed:+.2f} points"))
         colour = "v-" + (verdict or "none").replace(" ", "-")
-        if delta.low is not None and delta.high is not None:
+        if delta.low is not None:
             ends = {"x1": x(delta.low), "x2": x(delta.high), "y1": middle, "y2": middle}
             parts.append(element("line", **ends, class_=f"interval {colour}"))
         parts.append(element("circle", cx=x(delta.mean), cy=middle, r=4.5, class_=f"dot {colour}", data_tip=said))
@@ -209,15 +205,13 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Chart:
     left, top = (90.0, 70.0) if names else (24.0, 24.0)
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shares = counts / totals
-    most = max(float((shares * (1 - np.eye(n))).max()), 1e-9)  # the diagonal would drown the errors
+    most = max((shares * (1 - np.eye(n))).max(), 1e-9)  # the diagonal would drown the errors
     parts = []
     for i, j in np.argwhere(counts > 0):
         x, y = left + j * cell, top + i * cell
         said = f"{classes[i]}, taken for {classes[j]}: {counts[i, j]:,} of {totals[i, 0]:,} ({shares[i, j]:.1%})"
-        strong = 1.0 if i == j else float(shares[i, j]) / most
-        box = {"x": x, "y": y, "width": cell - 1, "height": cell - 1, "data_tip": said}
-        level = "right" if i == j else f"wrong w{max(1, min(5, round(5 * strong)))}"
-        parts.append(element("rect", **box, class_=level))
+        level = "right" if i == j else f"wrong w{max(1, min(5, round(5 * shares[i, j] / most)))}"
+        parts.append(element("rect", x=x, y=y, width=cell - 1, height=cell - 1, data_tip=said, class_=level))
         if names:
             middle = {"x": x + cell / 2 - 0.5, "y": y + cell / 2 + 3.5, "text_anchor": "middle"}
             parts.append(element("text", f"{counts[i, j]}", **middle, class_="count"))

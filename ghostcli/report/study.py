@@ -53,7 +53,7 @@ def page(
 def _sentences(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
     """(verdict, who, what is said), each comparison once, what was shown first."""
     found = {
-        (row.group.ids, row.baseline.ids): (row.verdict or "", sentence.subject(row), said)
+        (row.group.ids, row.baseline.ids): (row.verdict, sentence.subject(row), said)
         for row in rows
         if (said := sentence.verdict(row))
     }
