@@ -51,9 +51,9 @@ def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> Bins:
     return Bins(count, *mean)
 
 
-def ece(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo 2017), a fraction: mean |confidence - accuracy|, weighted by count."""
-    table = calibration(logits, labels, bins)
+def ece(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error (Guo 2017), a fraction: mean |confidence - accuracy| in 15 bins, weighted by count."""
+    table = calibration(logits, labels)
     return float(np.sum(table.count * np.abs(table.confidence - table.accuracy)) / table.count.sum())
 
 

@@ -47,17 +47,17 @@ def confusion(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], ti
 
 
 @styled
-def reliability(runs: Sequence[tuple[str, np.ndarray, np.ndarray]], bins: int = 15) -> Figure:
+def reliability(runs: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
     """Accuracy against confidence for (name, logits, labels) of each run, and the share of images in each bin."""
     figure, axes = canvas(2, 1, (4.6, 5.0), sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     curve, share = axes[:, 0]
     curve.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
-    edges = np.linspace(0, 1, bins + 1)
     for (name, logits, labels), colour in zip(runs, itertools.cycle(PALETTE), strict=False):
-        found = calibration.calibration(logits, labels, bins)
+        found = calibration.calibration(logits, labels)
         there = found.count > 0
-        text = f"{name}, ECE {100 * calibration.ece(logits, labels, bins):.1f} %"
+        text = f"{name}, ECE {100 * calibration.ece(logits, labels):.1f} %"
         curve.plot(found.confidence[there], found.accuracy[there], "o-", color=colour, label=text, markersize=4)
+        edges = np.linspace(0, 1, len(found.count) + 1)
         share.stairs(100 * found.count / found.count.sum(), edges, color=colour, linewidth=1.4)
     curve.set_ylabel("accuracy")
     curve.set_xlim(0, 1)
