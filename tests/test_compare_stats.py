@@ -299,12 +299,6 @@ def test_ece_against_a_plain_loop() -> None:
     assert calibration.ece(logits, labels) == pytest.approx(expected)
 
 
-def test_agreement_counts_first_choices() -> None:
-    a = np.array([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    b = np.array([[0.0, 9.0], [0.0, 1.0], [0.0, 1.0], [5.0, 6.0]])
-    assert calibration.agreement(a, b) == 75.0
-
-
 def test_logits_that_overflowed_are_at_their_limit() -> None:
     logits = np.array([[np.inf, 0.0], [0.0, -np.inf]], dtype=np.float16)
     assert calibration.softmax(logits) == pytest.approx(np.array([[1.0, 0.0], [1.0, 0.0]]))

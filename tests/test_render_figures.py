@@ -16,7 +16,7 @@ from ghostcli.cli.plot import plot
 from ghostcli.compare import tables
 from ghostcli.errors import UsageError
 from ghostcli.records import record
-from ghostcli.render import figures, pictures
+from ghostcli.render import figures, gather, pictures
 from ghostcli.render.figures import Curve, Point
 from ghostcli.render.plots import Asked, learning_curves, width
 from ghostcli.report.svg import log_ticks
@@ -169,7 +169,7 @@ def test_forest_shows_printed_and_ours(runs: Path) -> None:
 
 def test_the_front_is_what_nothing_cheaper_beats() -> None:
     points = [Point("a", 1, 90), Point("b", 2, 89), Point("c", 3, 93), Point("d", 3, 92), Point("e", 9, 93)]
-    assert [point.name for point in figures.pareto(points)] == ["a", "c"]
+    assert [point.name for point in gather.pareto(points)] == ["a", "c"]
 
 
 def test_total_variation() -> None:

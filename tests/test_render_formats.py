@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ from ghostcli.compare.tables import judged
 from ghostcli.errors import UsageError
 from ghostcli.paper import label, paper
 from ghostcli.records import record
-from ghostcli.render import formats, text_table
+from ghostcli.render import formats, sentence, text_table
 from ghostcli.render.text_table import Column, TextTable
 
 STUDIES = Path(__file__).parent.parent / "runs" / "studies"
@@ -142,9 +143,36 @@ def test_one_run_on_each_side_is_marked_at_its_delta(tmp_path: Path) -> None:
     text = said("II", "--runs", tmp_path)
     line = next(line for line in text.splitlines() if "VGG13" in line and "-10.00 [" in line)
     assert "]†" in line
-    assert "seed noise alone can cause this gap, so no verdict" in " ".join(text.split())
+    assert "seed noise alone can cause this gap, so it is not distinguished" in " ".join(text.split())
     assert "`--seed 0 --seed 1 --seed 2`" in " ".join(text.split())
     assert "worse" not in text
+
+
+def test_one_run_is_called_the_same_in_tables_and_sentences(tmp_path: Path) -> None:
+    write_run(tmp_path, "gns:1.0", accuracy=90.0)
+    write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), accuracy=80.0)
+    [row] = judged_tables("II", tmp_path, "paper")[0].filled
+    assert row.verdict == "not distinguished"
+    assert sentence.verdict(row) == "not distinguished, because one side has one run (difference -10.00 points)"
+    assert "no verdict" not in said("II", "--runs", tmp_path)
+
+
+def test_without_a_name_only_the_tables_with_own_runs_are_printed(tmp_path: Path) -> None:
+    def titles(*arguments: object) -> list[str]:
+        lines = said(*arguments, "--runs", tmp_path).splitlines()
+        return [line.split(".")[0] for line in lines if re.match(r"(Table [IV]+|Also run)\.", line)]
+
+    every = ["Table I", "Table II", "Table III", "Table IV"]
+    assert titles() == titles("all") == every
+    write_run(tmp_path, "gns:0.3", data="digits")
+    assert titles() == ["Also run"]
+    assert titles("all") == [*every, "Also run"]
+    note = f"No runs yet: tables I, II, III, IV. `ghost table all --runs {tmp_path}` prints them too."
+    assert note in " ".join(said("--runs", tmp_path).split())
+    write_run(tmp_path, "gns:1.0", status="interrupted")  # its reason stands below table I
+    assert titles() == ["Also run", "Table I"]
+    write_run(tmp_path, "gns:1.0", "kd", ("vgg13",))
+    assert titles() == ["Table II", "Also run", "Table I"]
 
 
 def test_table_four_says_that_it_is_swapped(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ghostcli.cli.options import Runs
+from ghostcli.cli.table import Family
 from ghostcli.errors import one_of
 from ghostcli.paper import FAMILIES
 from ghostcli.records import record
@@ -33,10 +34,7 @@ def plot(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="A .png, .pdf or .svg file.", show_default="KIND.png"),
     ] = None,
-    family: Annotated[
-        str | None,
-        typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.", show_default="those with runs"),
-    ] = None,
+    family: Family = None,
     cost: Annotated[
         str, typer.Option("--cost", metavar="C", help="The x axis of `front`: parameters, or hours of training.")
     ] = "parameters",

@@ -63,7 +63,7 @@ def scanned(runs: Path) -> list[RunRecord]:
 
 def _print(rows: list[dict[str, Any]]) -> None:
     """One line per run. Ids are never cut: if the terminal is too narrow, the last columns are left out."""
-    from rich.cells import cell_len
+    from rich.cells import cell_len, set_cell_size
     from rich.console import Console
 
     console = Console()
@@ -80,10 +80,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     widths = [max(map(cell_len, column)) for column in columns]
     while console.is_terminal and len(columns) > 2 and sum(widths) + 2 * (len(widths) - 1) > console.width:
         columns.pop(), widths.pop()
-    lines = [
-        "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True))
-        for line in zip(*columns, strict=True)
-    ]
+    lines = ["  ".join(map(set_cell_size, line, widths)) for line in zip(*columns, strict=True)]
     if console.is_terminal:
         lines[0] = typer.style(lines[0], bold=True)
     typer.echo("\n".join(lines))

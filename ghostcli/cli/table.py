@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +20,7 @@ import typer
 from ghostcli.cli.options import Runs
 from ghostcli.errors import UsageError, one_of
 from ghostcli.paper import FAMILIES, paper
+from ghostcli.plan import commands
 
 if TYPE_CHECKING:
     from ghostcli.compare.admission import Admitted
@@ -26,21 +29,23 @@ if TYPE_CHECKING:
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 MAIN = ("published", "paper", "ghost")
+NAMES = ("I", "II", "III", "IV", "all", "main", "also")
+Family = Annotated[
+    str | None, typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.", show_default="those with runs")
+]
 
 
 def table(
     which: Annotated[
-        str,
-        typer.Argument(
-            metavar="I|II|III|IV|all|main|also",
-            help="main: printed, published, paper and ghost side by side; also: runs that fill no row of the paper.",
-        ),
-    ] = "all",
-    runs: Runs = Path("runs"),
-    family: Annotated[
         str | None,
-        typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.", show_default="those with runs"),
+        typer.Argument(
+            metavar="|".join(NAMES),
+            help="main: printed, published, paper and ghost side by side; also: runs that fill no row of the paper.",
+            show_default="those with runs",
+        ),
     ] = None,
+    runs: Runs = Path("runs"),
+    family: Family = None,
     form: Annotated[str, typer.Option("--format", metavar="F", help=f"{', '.join(FORMATS)}.")] = "text",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     margin: Annotated[
@@ -72,7 +77,8 @@ def table(
 ) -> None:
     """Print the paper's tables: printed numbers, our numbers, and a verdict on the effect of teaching.
 
-    A row compares runs of one protocol only. Each run that is left out is named with the reason.
+    A row compares runs of one protocol only. Each run that is left out is named with the reason. Without a name only
+    tables with runs are printed; --format json and csv always have all.
     """
     from ghostcli.compare.admission import admit
     from ghostcli.compare.looks import noted
@@ -84,7 +90,9 @@ def table(
     form = one_of("--format", "json" if as_json else form, FORMATS)
     if family is not None:
         one_of("--family", family, FAMILIES)
-    which = one_of("table", {"MAIN": "main", "ALL": "all", "ALSO": "also"}.get(which.upper(), which.upper()), names())
+    if which is not None:
+        upper = which.upper()
+        which = one_of("table", {name.upper(): name for name in NAMES}.get(upper, upper), NAMES)
     if not 0 <= margin < 100:
         raise UsageError(f"--margin {margin:g}: must be from 0 to below 100 points of accuracy, such as 0.3")
     if plot is not None:
@@ -108,11 +116,7 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def names() -> tuple[str, ...]:
-    return (*(t.name for t in paper().tables), "all", "main", "also")
-
-
-def _tables(which: str, admitted: Admitted, family: str | None, options: Options) -> list[Table]:
+def _tables(which: str | None, admitted: Admitted, family: str | None, options: Options) -> list[Table]:
     """The tables to print, without verdicts."""
     from ghostcli.compare import tables
 
@@ -120,11 +124,21 @@ def _tables(which: str, admitted: Admitted, family: str | None, options: Options
         printed = [t.name for t in paper().tables]
         return [t for f in MAIN for t in tables.built(printed, admitted, f, options)]
     found = tables.every(admitted, family, options)
-    wanted = {"all": None, "also": tables.ALSO}.get(which, which)
-    return [table for table in found if wanted in (None, table.name)]
+    wanted = {"also": tables.ALSO}.get(which, which)
+    return [table for table in found if wanted in (None, "all", table.name)]
 
 
-def _print(which: str, shown: Sequence[Table], records: Sequence[RunRecord], form: str, cost: bool, more: bool) -> None:
+def _with_runs(shown: Sequence[Table]) -> tuple[list[Table], tuple[str, ...]]:
+    """The tables that runs fill, then those where runs were left out, and a note on the others. Without runs: all."""
+    kept = sorted((t for t in shown if t.filled or t.left_out), key=lambda t: not t.filled) or list(shown)
+    empty = [name for name in dict.fromkeys(t.name for t in shown) if name not in {t.name for t in kept}]
+    command = commands.line("table", "all", runs=shown[0].options.runs)
+    return kept, (f"No runs yet: tables {', '.join(empty)}. `{command}` prints them too.",) if empty else ()
+
+
+def _print(
+    which: str | None, shown: Sequence[Table], records: Sequence[RunRecord], form: str, cost: bool, more: bool
+) -> None:
     from ghostcli.compare.cost import costs
     from ghostcli.render import data, formats, text_table
 
@@ -135,9 +149,10 @@ def _print(which: str, shown: Sequence[Table], records: Sequence[RunRecord], for
         return
     if form == "json":
         found = [data.side_by_side(columns)] if which == "main" else [data.objects(t, known, more) for t in shown]
-        value = found[0] if len(found) == 1 and which != "all" else found
+        value = found[0] if len(found) == 1 and which not in (None, "all") else found
         sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         return
+    shown, note = _with_runs(shown) if which is None else (shown, ())
     made = [text_table.side_by_side(columns)] if which == "main" else [text_table.results(t) for t in shown]
     if known is not None:
         made += [text_table.cost(t, known) for t in shown if t.filled]
@@ -145,24 +160,17 @@ def _print(which: str, shown: Sequence[Table], records: Sequence[RunRecord], for
         made += [text_table.calibration(t) for t in shown if t.filled]
     if not made:
         raise UsageError("table 'also': every run fills a row of the paper; `ghost table` prints these rows")
+    made[-1] = replace(made[-1], general=made[-1].general + note)
     if form == "text":
         colour = sys.stdout.isatty()
-        sys.stdout.write(formats.text(made, _width(colour), colour))
+        width = min(shutil.get_terminal_size((100, 24)).columns, 140) if colour else 100
+        sys.stdout.write(formats.text(made, width, colour))
     else:
         sys.stdout.write({"markdown": formats.markdown, "latex": formats.latex}[form](made))
 
 
-def _width(terminal: bool) -> int:
-    import shutil
-
-    return min(shutil.get_terminal_size((100, 24)).columns, 140) if terminal else 100
-
-
-def _plot(which: str, shown: Sequence[Table], file: Path) -> None:
+def _plot(which: str | None, shown: Sequence[Table], file: Path) -> None:
     from ghostcli.render import figures
 
-    if which == "I":
-        figure = figures.width([table for table in shown if table.name == "I"])
-    else:
-        figure = figures.forest(shown)
-    figures.save(figure, file)
+    drawn = figures.width(shown) if which == "I" else figures.forest(shown)
+    figures.save(drawn, file)

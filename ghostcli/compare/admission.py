@@ -5,14 +5,14 @@ Invariant: each refused run is listed with the reason. Times of files do not mat
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from ghostcli.compare import checked
-from ghostcli.compare.groups import job_of, same_conditions
+from ghostcli.compare.groups import grouped, job_of, same_conditions
 from ghostcli.compare.rows import LeftOut
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe.digest import SEMANTICS
@@ -42,7 +42,7 @@ def admit(records: Iterable[RunRecord]) -> Admitted:
     records = list(records)
     reasons = {run.id: reason for run in records if (reason := _unfinished(run))}
     reasons |= contradictions(records, for_table=True)
-    for runs in _by_job(run for run in records if run.id not in reasons):
+    for runs in grouped((run for run in records if run.id not in reasons), _job_and_conditions).values():
         reasons |= _second_records(runs)
     left_out = (
         LeftOut(run.id, reasons[run.id], run.setup.family if run.setup else "") for run in records if run.id in reasons
@@ -64,16 +64,13 @@ def contradictions(records: Sequence[RunRecord], for_table: bool = False) -> dic
         return [*content_problems(run, whole=not for_table), *identity_problems(run, setups)]
 
     found = checked.problems(done, setups, check) if for_table else {r.id: p[0] for r in done if (p := check(r))}
-    for runs in _by_job(run for run in done if run.id not in found):
+    for runs in grouped((run for run in done if run.id not in found), _job_and_conditions).values():
         found |= _job_problems(runs)
     return found
 
 
-def _by_job(runs: Iterable[RunRecord]) -> Iterable[list[RunRecord]]:
-    jobs: dict[Any, list[RunRecord]] = defaultdict(list)
-    for run in runs:
-        jobs[*job_of(run.result), *same_conditions(run.result)].append(run)
-    return jobs.values()
+def _job_and_conditions(run: RunRecord) -> tuple[Any, ...]:
+    return *job_of(run.result), *same_conditions(run.result)
 
 
 def _unfinished(run: RunRecord) -> str | None:
@@ -96,7 +93,7 @@ def identity_problems(run: RunRecord, setups: dict[str, RunSetup]) -> list[str]:
     source, which may have changed, so it is not checked.
     """
     about = run.result
-    if about is None or about.semantics != SEMANTICS:
+    if about.semantics != SEMANTICS:
         return []
     digests = {t.run: (setups[t.run].digest, setups[t.run].of_group) for t in about.teachers if t.run in setups}
     digests |= {t.run: (t.weights, t.weights) for t in about.teachers if t.run.startswith(trained.PRETRAINED)}
@@ -125,10 +122,7 @@ def _job(student: str, recipe: Recipe, teachers: tuple[Finished, ...]) -> Job:
 def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:
     """Run id -> reason, for the runs of one job that contradict the others."""
     found: dict[str, str] = {}
-    of_digest: dict[str, list[RunRecord]] = defaultdict(list)
-    for run in runs:
-        of_digest[run.result.digest].append(run)
-    for same in of_digest.values():
+    for same in grouped(runs, lambda run: run.result.digest).values():
         if len({tuple((t.run, t.seed) for t in run.result.teachers) for run in same}) > 1:
             found |= {run.id: "the runs of this job name different teachers under one digest" for run in same}
         elif len({tuple(t.weights for t in run.result.teachers) for run in same}) > 1:
@@ -139,12 +133,8 @@ def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:
         "errors on the test images": _errors,
     }
     for what, key in contents.items():
-        by_content: dict[Any, list[RunRecord]] = defaultdict(list)
-        for run in runs:
-            if (content := key(run)) is not None:
-                by_content[content].append(run)
-        for same in by_content.values():
-            if len({run.result.seed for run in same}) > 1:
+        for content, same in grouped(runs, key).items():
+            if content is not None and len({run.result.seed for run in same}) > 1:
                 listed = " and ".join(run.id for run in same)
                 found = {run.id: f"equal {what} under different seeds: {listed}" for run in same} | found
     return found

@@ -1,4 +1,4 @@
-"""Calibration of probabilities: likelihood, bins of confidence, calibration error. Also confusion and agreement.
+"""Calibration of probabilities: likelihood, bins of confidence, calibration error. Also confusion.
 
 Invariant: pure functions of logits and labels.
 """
@@ -51,9 +51,9 @@ def calibration(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> Bins:
     return Bins(count, *mean)
 
 
-def ece(logits: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error (Guo 2017), a fraction: mean |confidence - accuracy|, weighted by count."""
-    table = calibration(logits, labels, bins)
+def ece(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error (Guo 2017), a fraction: mean |confidence - accuracy| in 15 bins, weighted by count."""
+    table = calibration(logits, labels)
     return float(np.sum(table.count * np.abs(table.confidence - table.accuracy)) / table.count.sum())
 
 
@@ -61,8 +61,3 @@ def confusion(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """How many images of each true class (row) were given each class (column), [C, C]."""
     n = logits.shape[1]
     return np.bincount(labels * n + logits.argmax(axis=1), minlength=n * n).reshape(n, n)
-
-
-def agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """Percent of images on which two sets of logits [N, C] have the same top-1 class."""
-    return 100 * float(np.mean(np.argmax(a, axis=1) == np.argmax(b, axis=1)))

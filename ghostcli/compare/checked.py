@@ -83,7 +83,7 @@ def _mark(run: RunRecord, setups: dict[str, RunSetup]) -> str:
             seen.append((found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino))
         except OSError:
             seen.append(None)
-    for teacher in run.result.teachers if run.result else ():
+    for teacher in run.result.teachers:
         one = setups.get(teacher.run)
         seen.append((one.digest, one.of_group) if one else None)
     return hashlib.blake2b(json.dumps(seen).encode(), digest_size=12).hexdigest()

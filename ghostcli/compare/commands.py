@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ghostcli.compare.groups import Cohort, RunGroup
 from ghostcli.paper import PaperRow
-from ghostcli.plan.commands import RUNS, line, settings, training
+from ghostcli.plan.commands import RUNS, settings, training
 from ghostcli.records import trained
 
 
@@ -16,11 +16,6 @@ def of_row(row: PaperRow, family: str, cohort: Cohort | None, runs: Path = RUNS)
     if cohort is not None and not cohort.mixed:
         flags = settings(recipe, cohort.about.recipe, taught=False)
     return training(row.student, row.strategy, row.teachers, recipe, flags, runs=runs)
-
-
-def of_table(table: str, family: str, runs: Path = RUNS) -> str:
-    """The command for all rows of a table."""
-    return line("reproduce", table, "--family", family, runs=runs)
 
 
 def of_baseline(group: RunGroup, epochs: int, runs: Path = RUNS) -> str:

@@ -9,6 +9,7 @@ Invariant: the amortised costs of all runs without students add up to the total 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def costs(records: Iterable[RunRecord]) -> dict[str, Cost]:
     return {
         name: Cost(
             own=hours[name],
-            full=sum(hours.get(run, 0.0) for run in below(name)),
+            full=math.fsum(hours.get(run, 0.0) for run in below(name)),
             amortised=share(name),
             trainings=len(below(name)),
             images=sum(images.get(run, 0) for run in below(name)),

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,13 +29,13 @@ SHARE_BASELINES = {"paper", "published"}
 SMOOTHING = "train.label_smoothing"
 #: Keys of [distill] that a row shows in another way, or that do not change a result.
 SHOWN = {"kind", "temperature", "alpha", "dense", "weighting", "shuffle", "source", "blind"}
-#: Facts of the environment that should be equal in all compared runs.
-ENVIRONMENT = ("ghost", "commit", "torch", "device", "kernel")
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """The finished runs of one job, by seed, and the `failed` runs, which became non-finite."""
+    """The finished and admitted runs of one job, by seed, and the `failed` runs, which became non-finite."""
 
     runs: tuple[RunRecord, ...]
     failed: tuple[RunRecord, ...] = ()
@@ -155,19 +156,12 @@ class RunGroup:
         return tuple(sorted(planned - {*self.seeds, *(run.setup.seed for run in self.failed)}))
 
     @cached_property
-    def environments(self) -> dict[str, set[str]]:
-        """Fact of the environment -> its values over the runs."""
-        found = [run.result.environment for run in self.runs]
-        return {key: {str(getattr(one, key)) for one in found} for key in ENVIRONMENT}
-
-    @cached_property
     def correct(self) -> np.ndarray | None:
         """Whether each test image was classified correctly, bool [n, N]; None if the runs' test images differ."""
         answers = [run.result.test for run in self.runs]
-        if None in answers or len({(answer.labels, answer.images) for answer in answers}) > 1:
+        if len({(answer.labels, answer.images) for answer in answers}) > 1:
             return None
-        masks = [answer.mask() for answer in answers]
-        return None if any(mask is None for mask in masks) else np.stack(masks)
+        return np.stack([answer.mask() for answer in answers])
 
     def accuracy(self, metric: str = "selected") -> np.ndarray:
         """Test accuracies [n] in percent."""
@@ -178,25 +172,23 @@ class RunGroup:
 
     def minus(self, baseline: RunGroup, metric: str = "selected") -> Difference:
         """This group minus `baseline`. Test images are used only if both sides have the same, at the compared epoch."""
+        both = (self, baseline)
         # The recorded answers on the test images are those of the selected epoch.
-        scores = [run.result.accuracy for group in (self, baseline) for run in group.runs]
+        scores = [run.result.accuracy for group in both for run in group.runs]
         same_epoch = all(getattr(found, f"{metric}_epoch") == found.selected_epoch for found in scores)
-        ours, theirs = self.correct, baseline.correct
-        if ours is None or theirs is None or not same_epoch or self.about.test.labels != baseline.about.test.labels:
-            ours = theirs = None
+        same_images = self.about.test.labels == baseline.about.test.labels
+        ours, theirs = (
+            Sample(
+                group.accuracy(metric),
+                group.correct if same_epoch and same_images else None,
+                group.teacher_runs,
+                group.seeds,
+            )
+            for group in both
+        )
         # Runs form pairs if equal seeds mean equal initial weights and order of images.
-        paired = (self.student, self.about.start, self.about.shuffled) == (
-            baseline.student,
-            baseline.about.start,
-            baseline.about.shuffled,
-        )
-        return difference(
-            *(
-                Sample(group.accuracy(metric), correct, group.teacher_runs, group.seeds)
-                for group, correct in ((self, ours), (baseline, theirs))
-            ),
-            paired=paired,
-        )
+        starts = {(group.student, group.about.start, group.about.shuffled) for group in both}
+        return difference(ours, theirs, paired=len(starts) == 1)
 
     @property
     def nll(self) -> float | None:
@@ -205,20 +197,16 @@ class RunGroup:
         return None if None in values else float(np.mean(values))
 
     @property
-    def ece(self) -> float | None:
-        """Expected calibration error, a fraction, mean over the runs; None if a run lacks it."""
-        answers = [run.result.test for run in self.runs]
-        return None if None in answers else float(np.mean([answer.ece for answer in answers]))
+    def ece(self) -> float:
+        """Expected calibration error, a fraction, mean over the runs."""
+        return float(np.mean([run.result.test.ece for run in self.runs]))
 
     @property
     def agreement(self) -> dict[str, float]:
         """Percent of test images on which student and teacher agree, by teacher: mean over the runs that have it."""
-        values: dict[str, list[float]] = defaultdict(list)
-        for run in self.runs:
-            for teacher, percent in run.result.agreement.items():
-                if percent is not None:
-                    values[teacher].append(percent)
-        return {teacher: float(np.mean(percents)) for teacher, percents in values.items()}
+        pairs = [pair for run in self.runs for pair in run.result.agreement.items() if pair[1] is not None]
+        by_teacher = grouped(pairs, itemgetter(0))
+        return {teacher: float(np.mean([percent for _, percent in found])) for teacher, found in by_teacher.items()}
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -278,6 +266,14 @@ class Cohort:
             if not group.teachers:
                 found.setdefault(group.student, group)
         return found
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    """Key -> the items that have it, in their order."""
+    found: dict[Any, list[Item]] = defaultdict(list)
+    for item in items:
+        found[key(item)].append(item)
+    return found
 
 
 def budget_of(images: int, epochs: int) -> str:
@@ -357,22 +353,14 @@ def cohorts(runs: Sequence[RunRecord], failed: Sequence[RunRecord] = (), mixed: 
 
     Untaught runs with different label smoothing are never pooled. `failed` runs go to the groups of their job.
     """
-    together: dict[Any, dict[Any, list[RunRecord]]] = defaultdict(lambda: defaultdict(list))
-    lost: dict[Any, list[RunRecord]] = defaultdict(list)
-    for run in failed:
-        lost[_group_of(run.setup, mixed)].append(run)
-    for run in runs:
-        together[None if mixed else same_conditions(run.result)][_group_of(run.result, mixed)].append(run)
-    return [
-        Cohort(
-            tuple(
-                RunGroup(tuple(sorted(seeds, key=lambda run: (run.result.seed, run.id))), tuple(lost[job]))
-                for job, seeds in jobs.items()
-            ),
-            mixed,
-        )
-        for jobs in together.values()
-    ]
+    lost = grouped(failed, lambda run: _group_of(run.setup, mixed))
+    found = []
+    for together in grouped(runs, lambda run: None if mixed else same_conditions(run.result)).values():
+        jobs = grouped(together, lambda run: _group_of(run.result, mixed))
+        ordered = {job: sorted(seeds, key=lambda run: (run.result.seed, run.id)) for job, seeds in jobs.items()}
+        groups = (RunGroup(tuple(seeds), tuple(lost.get(job, ()))) for job, seeds in ordered.items())
+        found.append(Cohort(tuple(groups), mixed))
+    return found
 
 
 def largest(candidates: Iterable[tuple[Cohort, int]]) -> Cohort | None:

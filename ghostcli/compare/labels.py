@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from ghostcli.compare.groups import RunGroup, with_changes
+from ghostcli.compare.groups import RunGroup, grouped, with_changes
 from ghostcli.compare.rows import Row
 from ghostcli.paper import joined, label
 
@@ -13,10 +12,7 @@ from ghostcli.paper import joined, label
 def names(rows: Sequence[Row]) -> list[str]:
     """A name for each row: student, teachers and method. If these are equal, also the settings that differ."""
     found = [_plain_name(row) for row in rows]
-    alike: dict[str, list[int]] = defaultdict(list)
-    for i, name in enumerate(found):
-        alike[name].append(i)
-    for name, where in alike.items():
+    for name, where in grouped(range(len(found)), found.__getitem__).items():
         groups = [group for i in where if (group := rows[i].group)]
         if len(groups) < 2 or len(groups) < len(where):
             continue

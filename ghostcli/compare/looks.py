@@ -10,6 +10,7 @@ damaged, it stays as it is, and tables are still shown.
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,33 +37,23 @@ def noted(tables: Sequence[Table], runs: Path) -> tuple[Table, ...]:
 
 
 def _noted(tables: Sequence[Table], file: Path) -> tuple[Table, ...]:
-    known = read_or_empty(file, Looks)
-    sound = bool(known) or not file.exists()
-    found = []
-    for table in tables:
-        rows = []
-        for row in table.rows:
-            counts = _counts(row)
-            if counts is not None:
-                seen = known.setdefault(_key(row), [])
-                row = replace(row, looks=tuple(look for look in seen if sum(look) < sum(counts)))
-                seen += [counts] * (counts not in seen)
-            rows.append(row)
-        found.append(replace(table, rows=tuple(rows)))
-    if not sound:
+    before = read_or_empty(file, Looks)
+    known = copy.deepcopy(before)
+
+    def with_looks(row: Row) -> Row:
+        if row.verdict is None or row.delta.of_two_networks:  # nothing was tested
+            return row
+        counts = len(row.group.runs), len(row.baseline.runs)
+        seen = known.setdefault(f"{row.group.about.of_group} {row.baseline.about.protocol}", [])
+        earlier = tuple(look for look in seen if sum(look) < sum(counts))
+        if counts not in seen:
+            seen.append(counts)
+        return replace(row, looks=earlier)
+
+    found = tuple(replace(table, rows=tuple(map(with_looks, table.rows))) for table in tables)
+    if file.exists() and not before:
         print(f"ghost: {printable(file)}: is damaged; delete it to record readings again", file=sys.stderr)
-    elif known != read_or_empty(file, Looks):
+    elif known != before:
         with contextlib.suppress(GhostError, OSError):
             write_json(file, known, "looks")
-    return tuple(found)
-
-
-def _counts(row: Row) -> tuple[int, int] | None:
-    """Runs of the row and of its baseline; None if no verdict was possible."""
-    if row.delta is None or row.verdict is None or row.delta.of_two_networks:
-        return None
-    return len(row.group.runs), len(row.baseline.runs)
-
-
-def _key(row: Row) -> str:
-    return f"{row.group.about.of_group} {row.baseline.about.protocol}"
+    return found

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 
-from ghostcli.compare.groups import SHARE_BASELINES, RunGroup, members
+from ghostcli.compare.groups import SHARE_BASELINES, RunGroup, grouped, members
 from ghostcli.paper import PaperRow, paper
 from ghostcli.records.model import RunSetup
 from ghostcli.zoo.names import slug
@@ -29,17 +29,16 @@ def matches(about: RunSetup, row: PaperRow) -> bool:
     return members(about.path, about.strategy) == members(row.teachers, row.strategy)
 
 
-class Rows:
-    """Finds the rows of a run among these. A sweep asks for thousands of runs, so rows are kept by student."""
+@cache
+def _by_student() -> dict[tuple[str, str], list[PaperRow]]:
+    """The rows by student and strategy: a sweep asks for thousands of runs."""
+    return grouped(paper().rows, lambda row: (row.student, row.strategy))
 
-    def __init__(self, rows: Sequence[PaperRow]) -> None:
-        self._named: dict[tuple[str, str], list[PaperRow]] = defaultdict(list)
-        for row in rows:
-            self._named[row.student, row.strategy].append(row)
 
-    def of(self, about: RunSetup) -> list[PaperRow]:
-        """The rows to which a run belongs."""
-        return [row for row in self._named.get((about.student, about.strategy), ()) if matches(about, row)]
+def rows_of(about: RunSetup, table: str | None = None) -> list[PaperRow]:
+    """The printed rows to which a run belongs, of one table or of all."""
+    candidates = _by_student().get((about.student, about.strategy), ())
+    return [row for row in candidates if table in (None, row.table) and matches(about, row)]
 
 
 def may_match(run_id: str, row: PaperRow) -> bool:

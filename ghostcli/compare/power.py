@@ -9,6 +9,7 @@ vary like one variance with Satterthwaite's degrees of freedom. `benchmarks/verd
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,21 +87,13 @@ def could_find(delta: Difference, comparisons: int = 1) -> float | None:
 
 
 def plan_seeds(effect: float, spread: Spread, comparisons: int = 1) -> int | None:
-    """Runs per side (at least 2) that detect `effect` points with probability `POWER`; None if `MOST` are not enough.
+    """Runs per side, at least 2, that detect `effect` > 0 points with probability `POWER`; None if `MOST` are too few.
 
     More seeds do not reduce the standard error from images. An effect below about three times this error is never
     detected.
     """
-    if not (effect > 0 and comparisons >= 1):
-        raise ValueError("the effect must be above 0, and comparisons at least 1")
 
     def enough(n: int) -> bool:
         return found(effect, *spread.design(n, n), comparisons) >= POWER
 
-    if not enough(MOST):
-        return None
-    low, high = 1, MOST  # bisection: power grows with n
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    return bisect_left(range(MOST), True, lo=2, key=enough) if enough(MOST) else None

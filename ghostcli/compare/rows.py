@@ -11,7 +11,7 @@ from pathlib import Path
 from ghostcli.compare.groups import Cohort, Finding, RunGroup
 from ghostcli.compare.stats import Difference, Summary
 from ghostcli.paper import PaperRow, paper
-from ghostcli.plan.commands import RUNS
+from ghostcli.plan import commands
 
 MARGIN = 0.3
 
@@ -63,7 +63,7 @@ class Row(Line):
     student: str
     strategy: str
     teachers: tuple[str, ...]
-    parameters: int | None
+    parameters: int
     printed: PaperRow | None = None
     baseline: RunGroup | None = None
     findings: tuple[Finding, ...] = ()
@@ -96,15 +96,12 @@ class Options:
     margin: float = MARGIN
     mixed: bool = False
     equal_budget: bool = False
-    runs: Path = RUNS
+    runs: Path = commands.RUNS
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table for the protocol of one family. `cohort` is None if no run of the family is in one of its rows.
-
-    `command` makes the runs of all rows.
-    """
+    """A table for the protocol of one family. `cohort` is None if no run of the family is in one of its rows."""
 
     name: str
     title: str
@@ -113,7 +110,11 @@ class Table:
     options: Options
     cohort: Cohort | None = None
     left_out: tuple[LeftOut, ...] = ()
-    command: str = ""
+
+    @property
+    def command(self) -> str:
+        """The command for the runs of all rows of a printed table."""
+        return commands.line("reproduce", self.name, "--family", self.family, runs=self.options.runs)
 
     @property
     def filled(self) -> tuple[Row, ...]:

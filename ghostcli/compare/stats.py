@@ -1,28 +1,23 @@
-"""Summaries of run groups, and the difference of two groups with its interval and p.
+"""Summaries of run groups, and the difference of two groups with its interval and p (docs/comparisons.md).
 
 Invariant: pure functions of arrays, without random draws. The same records always give the same table.
 
-`difference` compares two sides, each with n runs tested on the same N images. The runs (their seeds) and the images are
-random samples; if a side has several teachers, the teachers are a sample too. The interval is the widest of three:
+`difference` compares two sides, each with n runs tested on the same N images. The interval is the widest of three:
 
-- **two-level**: three sources of chance, combined as in `chance`: the spread of the runs on each side, with n - 1
-  degrees of freedom each, and the images. The variance from the images is that of the per-image differences, minus the
-  part from the runs (the mean variance of an image across runs, divided by n). That part is already in the spread of
-  the runs' accuracies (Owen 2007, "The pigeonhole bootstrap");
+- **two-level**: the spread of each side's runs and the variance from the images, combined as in `chance`. The latter is
+  that of the per-image differences, minus the part from the runs (the mean variance of an image across runs, divided
+  by n), which is already in the spread of the runs' accuracies (Owen 2007, "The pigeonhole bootstrap");
 - **Welch's test** of the accuracies, without the images;
-- **images only**: if three runs happen to have equal accuracies, the test set still limits what is known. The exact
-  limits of two Poisson counts (Garwood 1936), images gained and images lost, are combined: the root of the sum of
-  squares. If the sides do not differ on any of N images, a difference of 1 - 0.025^(1/N), about 3.7/N, is possible.
+- **images only**: the exact limits of two Poisson counts (Garwood 1936), images gained and images lost, combined by the
+  root of the sum of squares.
 
-If a side has several teachers, its units are the teachers: the runs of each teacher are averaged first. Their spread
-then contains teachers and the seeds within them (three levels). If several teachers have students with the same seed,
-these students share the effect of the seed, so the spread of the seeds' means is added. The common part of teachers and
-seeds then counts twice, which can only widen the interval. With one teacher the units are the runs, and the statement
-is valid for this teacher. If both sides have the same starts and orders (`paired`) and at least `PAIRED_FROM` seeds,
-the units are the differences of pairs.
+If a side has several teachers, its units are the teachers: the runs of each teacher are averaged first. If several
+teachers have students with the same seed, the spread of the seeds' means is added. The common part of teachers and
+seeds then counts twice, which can only widen the interval. If both sides have the same starts and orders (`paired`) and
+at least `PAIRED_FROM` seeds, the units are the differences of pairs.
 
-A side with one unit has no spread, and no other spread is used for it. Its interval covers the images only and allows
-no verdict, because two seeds of the same job can differ as much.
+A side with one unit has no spread, and no other spread is used for it. Its interval covers the images only, and the
+verdict is always "not distinguished", because two seeds of the same job can differ as much.
 """
 
 from __future__ import annotations
@@ -102,7 +97,6 @@ class Difference:
     parts: tuple[Part, ...] = ()
     units: tuple[int, int] = (0, 0)
     paired: bool = False
-    one_teacher: bool = False
 
     @property
     def of_two_networks(self) -> bool:
@@ -165,14 +159,13 @@ def difference(a: Sample, b: Sample, paired: bool = False) -> Difference:
     `paired`: equal seeds on both sides mean the same start and order of images.
     """
     sides, by_teacher, paired = _units(a, b, paired)
-    one_teacher = any(side.teachers is not None and len(set(side.teachers)) == 1 for side in (a, b))
     mean = float(sum(accuracy.mean() for accuracy, _ in sides))
     shared = [means for side in (a, b) if (means := _by_shared_seed(side)) is not None]
     counts = [len(values) for values in (*(accuracy for accuracy, _ in sides), *shared)]
     seen = all(correct is not None for _, correct in sides)
-    floor = [_images_alone(sum(correct.mean(axis=0) for _, correct in sides))] if seen else []
+    floor = (_images_alone(sum(correct.mean(axis=0) for _, correct in sides)),) if seen else ()
     units = (len(sides[0][0]), len(sides[-1][0]))
-    unknown = Difference(mean, units=units, paired=paired, one_teacher=one_teacher)
+    unknown = Difference(mean, units=units, paired=paired)
 
     if min(counts) < 2:
         if not seen:
@@ -180,12 +173,12 @@ def difference(a: Sample, b: Sample, paired: bool = False) -> Difference:
         exact = mcnemar(a.correct[0], b.correct[0]) if max(len(a.accuracy), len(b.accuracy)) == 1 else None
         p, test = (floor[0].p(mean), IMAGES_ONLY) if exact is None else (exact, "McNemar, exact")
         low, high = _limits(mean, floor)
-        return replace(unknown, low=low, high=high, p=p, test=test, covers=IMAGES_ONLY, parts=tuple(floor))
+        return replace(unknown, low=low, high=high, p=p, test=test, covers=IMAGES_ONLY, parts=floor)
 
     cross = _t_part(*(accuracy for accuracy, _ in sides))
     if not seen and cross is None:
         return unknown
-    parts = (_two_level(sides, shared), *([] if cross is None else [cross]), *floor)
+    parts = (_two_level(sides, shared), *((cross,) if cross else ()), *floor)
     low, high = _limits(mean, parts)
     return replace(
         unknown,
@@ -280,23 +273,18 @@ def _limits(mean: float, parts: Sequence[Part]) -> tuple[float, float]:
 
 
 def _images_alone(per_image: np.ndarray) -> Part:
-    """The uncertainty from the images only, as a part: exact limits at 95 %; at other levels scaled like a normal."""
-    z = float(quantile(LEVEL, math.inf))
-    down, up = ((reach / z) ** 2 for reach in _image_reach(per_image))
-    return Part((math.inf,), (down,), (up,))
+    """The uncertainty from the images only, of per-image differences [N] in [-1, 1], as a part.
 
-
-def _image_reach(per_image: np.ndarray) -> tuple[float, float]:
-    """The distances of the limits below and above the mean of per-image differences [N] in [-1, 1], in points.
-
-    With several runs an image has a fractional weight. The weight of a side's counts is the root mean square of its
-    images' weights, with one image of weight 1 added for images that are not in the sample.
+    The limits at 95 % are exact; at other levels they are scaled like a normal's. With several runs an image has a
+    fractional weight. The weight of a side's counts is the root mean square of its images' weights, with one image of
+    weight 1 added for images that are not in the sample.
     """
-    sides = [per_image[per_image > 0], -per_image[per_image < 0]]
-    (gained_low, gained_high), (lost_low, lost_high) = (_count_reach(side) for side in sides)
-    points = 100 / len(per_image)
+    gained_low, gained_high = _count_reach(per_image[per_image > 0])
+    lost_low, lost_high = _count_reach(-per_image[per_image < 0])
     down, up = math.hypot(gained_low, lost_high), math.hypot(gained_high, lost_low)
-    return min(100.0, points * down), min(100.0, points * up)
+    points, z = 100 / len(per_image), float(quantile(LEVEL, math.inf))
+    down, up = ((min(100.0, points * reach) / z) ** 2 for reach in (down, up))
+    return Part((math.inf,), (down,), (up,))
 
 
 def _count_reach(weights: np.ndarray) -> tuple[float, float]:

@@ -6,7 +6,6 @@ the untaught group of the same student, protocol, start and images.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -15,11 +14,11 @@ from ghostcli.compare import commands, control
 from ghostcli.compare.admission import Admitted
 from ghostcli.compare.cost import Cost, costs, of_group
 from ghostcli.compare.groups import (
-    ENVIRONMENT,
     Cohort,
     RunGroup,
     budget_of,
     cohorts,
+    grouped,
     largest,
     of_family,
     same_conditions,
@@ -27,9 +26,9 @@ from ghostcli.compare.groups import (
     with_changes,
 )
 from ghostcli.compare.labels import names
-from ghostcli.compare.match import Rows, matches, may_match, ranked
+from ghostcli.compare.match import matches, may_match, ranked, rows_of
 from ghostcli.compare.power import could_find
-from ghostcli.compare.rows import MARGIN, Control, LeftOut, Line, Options, Row, Table
+from ghostcli.compare.rows import MARGIN, LeftOut, Line, Options, Row, Table
 from ghostcli.compare.stats import Difference
 from ghostcli.compare.verdicts import judge
 from ghostcli.paper import FAMILIES, PaperRow, PaperTable, paper
@@ -37,6 +36,8 @@ from ghostcli.recipe.diff import config_diff, training_changes, typed, untaught
 from ghostcli.recipe.models import Recipe
 from ghostcli.records.record import RunRecord
 
+#: Facts of the environment that should be equal in all compared runs.
+ENVIRONMENT = ("ghost", "commit", "torch", "device", "kernel")
 #: A group of which a larger share of seeds became non-finite gets no verdict.
 MOST_FAILED = 0.2
 #: The name of the table of all other runs.
@@ -88,75 +89,52 @@ class Baselines:
     @cached_property
     def _untaught(self) -> dict[tuple[str, str, int], list[RunGroup]]:
         """The baselines of all cohorts by student, images and epochs."""
-        found = defaultdict(list)
-        for cohort in self.cohorts:
-            for student, one in cohort.baselines.items():
-                found[student, one.about.data_checksum, one.about.epochs].append(one)
-        return found
-
-
-@dataclass(frozen=True)
-class Pool:
-    """What the tables of one family share: its runs, those that were refused, and the cohorts, with their options."""
-
-    family: str
-    runs: tuple[RunRecord, ...]
-    refused: tuple[LeftOut, ...]
-    baselines: Baselines
+        every = (group for cohort in self.cohorts for group in cohort.baselines.values())
+        return grouped(every, lambda group: (group.student, group.about.data_checksum, group.about.epochs))
 
 
 def families(admitted: Admitted) -> tuple[str, ...]:
     """The families with a run in a printed row; `paper` if there are none."""
-    rows = Rows(paper().rows)
-    there = {run.setup.family for run in admitted.runs if rows.of(run.result)}
+    there = {run.setup.family for run in admitted.runs if rows_of(run.result)}
     return tuple(family for family in FAMILIES if family in there) or ("paper",)
 
 
 def built(names: Iterable[str], admitted: Admitted, family: str, options: Options = Options()) -> list[Table]:
     """Tables by name (I to IV) from the runs of one family, without verdicts. UsageError if there is no such table."""
-    printed = [paper().table(name) for name in names]
     runs = of_family(admitted.runs, family)
     found = cohorts(runs, of_family(admitted.failed, family), options.mixed)
-    refused = tuple(out for out in admitted.left_out if out.family in ("", family))
-    pool = Pool(family, tuple(runs), refused, Baselines.among(found, admitted, options))
-    return [_build(one, pool) for one in printed]
+    refused = [out for out in admitted.left_out if out.family in ("", family)]
+    baselines = Baselines.among(found, admitted, options)
+    return [_build(paper().table(name), family, runs, refused, baselines) for name in names]
 
 
-def _build(printed: PaperTable, pool: Pool) -> Table:
-    baselines, options = pool.baselines, pool.baselines.options
-
-    of_table = Rows(printed.rows)
-    filled = [len({row for group in cohort.groups for row in of_table.of(group.about)}) for cohort in baselines.cohorts]
-    cohort = largest((one, rows) for one, rows in zip(baselines.cohorts, filled, strict=True) if rows)
-    rows, left_out = [], _other_protocols(pool.runs, of_table, cohort)
+def _build(
+    printed: PaperTable, family: str, runs: Sequence[RunRecord], refused: Sequence[LeftOut], baselines: Baselines
+) -> Table:
+    options, name = baselines.options, printed.name
+    filled = [(one, {row for group in one.groups for row in rows_of(group.about, name)}) for one in baselines.cohorts]
+    cohort = largest((one, len(rows)) for one, rows in filled if rows)
+    rows, left_out = [], _other_protocols(runs, name, cohort)
     for row in printed.rows:
-        line, left = _row(row, cohort, pool)
+        line, left = _row(row, family, cohort, baselines)
         rows.append(line)
         left_out += left
-    left_out += [out for out in pool.refused if any(may_match(out.run, row) for row in printed.rows)]
-    return Table(
-        printed.name,
-        printed.title,
-        pool.family,
-        _named(rows),
-        options,
-        cohort,
-        tuple(sorted(set(left_out), key=lambda out: (out.reason, out.run))),
-        commands.of_table(printed.name, pool.family, options.runs),
-    )
+    left_out += [out for out in refused if any(may_match(out.run, row) for row in printed.rows)]
+    left_out = tuple(sorted(set(left_out), key=lambda out: (out.reason, out.run)))
+    return Table(name, printed.title, family, _named(rows), options, cohort, left_out)
 
 
-def _row(row: PaperRow, cohort: Cohort | None, pool: Pool) -> tuple[Row, list[LeftOut]]:
-    family, baselines = pool.family, pool.baselines
+def _row(row: PaperRow, family: str, cohort: Cohort | None, baselines: Baselines) -> tuple[Row, list[LeftOut]]:
     command = commands.of_row(row, family, cohort, baselines.options.runs)
     empty = Row(row.student, row.strategy, row.teachers, row.parameters, row, command=command)
     if cohort is None:
         return empty, []
-    found = ranked([group for group in cohort.groups if matches(group.about, row)], family, row)
-    left = []
-    for group in [group for group in found if _order_differs(group, cohort)]:
-        found.remove(group)
-        left += _left(group, UNSHUFFLED)
+    found, left = [], []
+    for group in ranked([group for group in cohort.groups if matches(group.about, row)], family, row):
+        if _order_differs(group, cohort):
+            left += _left(group, UNSHUFFLED)
+        else:
+            found.append(group)
     if not found:
         return empty, left
     shown, *others = found
@@ -193,11 +171,12 @@ def measured(group: RunGroup, cohort: Cohort, baselines: Baselines) -> Row:
 def _mixed(groups: Sequence[RunGroup]) -> tuple[str, ...]:
     """Facts of the environment that differ between compared runs: `torch 2.11.0 and 2.14.1`."""
     found = []
+    runs = [run for group in groups for run in group.runs]
     for key in ENVIRONMENT:
-        values = sorted({value for group in groups for value in group.environments[key]})
+        values = sorted({str(getattr(run.result.environment, key)) for run in runs})
         if len(values) > 1:
             found.append(f"{key} {' and '.join(values)}")
-    changed = [run.id for group in groups for run in group.runs if run.result.environment.changes]
+    changed = [run.id for run in runs if run.result.environment.changes]
     return (*found, *([f"a machine that changed during {', '.join(changed)}"] if changed else []))
 
 
@@ -208,31 +187,25 @@ def judged(tables: Sequence[Table]) -> tuple[Table, ...]:
     """
     deltas: dict[tuple[frozenset[str], frozenset[str]], Difference] = {}
     for row in (row for table in tables for row in table.rows):
-        for line, other in _comparisons(row):
-            if not failed(row.group, other):
+        for line, other in ((row, row.baseline), (row.control, row.control and row.control.group)):
+            if line and line.delta and not failed(row.group, other):
                 deltas[row.group.ids, other.ids] = line.delta
     margin = tables[0].options.margin if tables else MARGIN
     judgements = dict(zip(deltas, judge(list(deltas.values()), margin), strict=True))
     comparisons = sum(found.p is not None for found in judgements.values())
 
-    def done(row: Row) -> Row:
-        lines = {}
-        for line, other in _comparisons(row):
-            if found := judgements.get((row.group.ids, other.ids)):
-                finds = could_find(line.delta, comparisons=max(1, comparisons))
-                line = replace(line, p_adjusted=found.p, verdict=found.verdict, finds=finds)
-            lines[isinstance(line, Control)] = line
-        return replace(lines.get(False, row), control=lines.get(True, row.control))
+    def done(line: Line, group: RunGroup | None, other: RunGroup | None) -> Line:
+        found = judgements.get((group.ids, other.ids)) if line.delta else None
+        if found is None:
+            return line
+        finds = could_find(line.delta, comparisons=max(1, comparisons))
+        return replace(line, p_adjusted=found.p, verdict=found.verdict, finds=finds)
 
-    return tuple(replace(table, rows=tuple(map(done, table.rows))) for table in tables)
+    def both(row: Row) -> Row:
+        against = row.control and done(row.control, row.group, row.control.group)
+        return replace(done(row, row.group, row.baseline), control=against)
 
-
-def _comparisons(row: Row) -> Iterable[tuple[Line, RunGroup]]:
-    """The row and its control, each with the group that the row is compared with."""
-    if row.delta:
-        yield row, row.baseline
-    if row.control and row.control.delta:
-        yield row.control, row.control.group
+    return tuple(replace(table, rows=tuple(map(both, table.rows))) for table in tables)
 
 
 def failed(*groups: RunGroup | None) -> bool:
@@ -292,8 +265,8 @@ def placed(tables: Iterable[Table]) -> set[str]:
     return {run for group in groups if group for run in group.ids}
 
 
-def _other_protocols(pool: Sequence[RunRecord], rows: Rows, cohort: Cohort | None) -> list[LeftOut]:
-    """Runs that belong to a row but have another protocol than the one shown."""
+def _other_protocols(runs: Sequence[RunRecord], table: str, cohort: Cohort | None) -> list[LeftOut]:
+    """Runs that belong to a row of the table but have another protocol than the one shown."""
     if cohort is None or cohort.mixed:
         return []
     out, shown = [], cohort.about
@@ -311,9 +284,9 @@ def _other_protocols(pool: Sequence[RunRecord], rows: Rows, cohort: Cohort | Non
             words = [budget_of(*budget), with_changes(training_changes(recipe, family))]
         return ", ".join(word for word in words if word)
 
-    for run in pool:
+    for run in runs:
         about = run.result
-        if same_conditions(about) != conditions and rows.of(about):
+        if same_conditions(about) != conditions and rows_of(about, table):
             why = differs(about.recipe, bool(about.teachers), (about.train_images, about.epochs), about.family)
             out.append(LeftOut(run.id, f"other protocol ({why})", about.family))
     return out

@@ -21,26 +21,21 @@ UNDECIDED = "not distinguished"
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with the adjusted p of a difference and of equivalence. All are None if nothing was compared."""
+    """A verdict, and the adjusted p of the difference; None if it was not tested."""
 
-    verdict: str | None = None
-    p: float | None = None
-    p_equivalent: float | None = None
+    verdict: str | None
+    p: float | None
 
 
-def judge(deltas: Sequence[Difference | None], margin: float) -> tuple[Judgement, ...]:
+def judge(deltas: Sequence[Difference], margin: float) -> tuple[Judgement, ...]:
     """Verdicts for all comparisons of one answer, in order. `margin` > 0 in points of accuracy.
 
     A comparison with one run on a side has no test, so it does not count in the correction.
     """
-    tested = [delta is not None and delta.p is not None and not delta.of_two_networks for delta in deltas]
-    apart = [delta.p if test else None for delta, test in zip(deltas, tested, strict=True)]
-    alike = [delta.p_equivalent(margin) if test else None for delta, test in zip(deltas, tested, strict=True)]
-    adjusted = shaffer(apart, alike)
-    return tuple(
-        Judgement(verdict(delta, p, equivalent), p, equivalent) if delta is not None else Judgement()
-        for delta, (p, equivalent) in zip(deltas, adjusted, strict=True)
-    )
+    apart = [None if delta.of_two_networks else delta.p for delta in deltas]
+    alike = [delta.p_equivalent(margin) for delta in deltas]
+    adjusted = zip(deltas, shaffer(apart, alike), strict=True)
+    return tuple(Judgement(verdict(delta, p, equivalent), p) for delta, (p, equivalent) in adjusted)
 
 
 def shaffer(apart: Sequence[float | None], alike: Sequence[float | None]) -> list[tuple[float | None, float | None]]:
@@ -62,7 +57,7 @@ def verdict(delta: Difference, p: float | None, p_equivalent: float | None) -> s
     better, worse: the interval does not contain zero, and `p` is below 5 %. Otherwise equivalent, if `p_equivalent` is.
     With one run on a side the verdict is always "not distinguished", because the spread over runs is unknown.
     """
-    if delta.low is None or delta.high is None:
+    if delta.low is None:
         return None
     if delta.of_two_networks:
         return UNDECIDED

@@ -55,7 +55,6 @@ class PaperRow:
 class PaperTable:
     name: str
     title: str
-    strategy: str
     rows: tuple[PaperRow, ...]
 
 
@@ -72,14 +71,12 @@ class Model:
 class Source:
     """The protocol of all printed numbers."""
 
-    title: str
     data: str
     epochs: int
     train_images: int
     kind: str
     alpha: float
     temperature: float
-    note: str
 
     @property
     def budget(self) -> int:

@@ -9,7 +9,7 @@ from ghostcli.display import clock
 from ghostcli.errors import UsageError
 from ghostcli.plan import commands
 from ghostcli.recipe.diff import config_diff
-from ghostcli.records.model import RunResult, RunSetup
+from ghostcli.records.model import RunSetup
 from ghostcli.records.record import RunRecord
 
 
@@ -32,28 +32,28 @@ def overview(run: RunRecord) -> dict[str, Any]:
 def page(run: RunRecord) -> list[tuple[str, str]]:
     """The lines of `ghost runs show`: (title, text)."""
     setup, result, made, seen = run.setup, run.result, run.environment, overview(run)
-    lines = [("run", run.id), ("status", f"{run.status}" + (f": {run.problem}" if run.problem else ""))]
+    lines = [("run", run.id), ("status", f"{run.status}: {run.problem}" if run.problem else run.status)]
     if setup:
         weights = f", {result.parameters:,} parameters, {result.start} start" if result else ""
         lines.append(("network", f"{setup.student}{weights}, seed {setup.seed}"))
         lines += [("taught by", teacher.run) for teacher in setup.teachers] or [("taught by", "no teacher")]
-        counts = [f"{count:,} {part}" for part, count in _images(result).items() if count]
-        lines.append(("data", setup.data + (f": {', '.join(counts)} images" if counts else "")))
+        parts = ("train", "validation", "test") if result else ()
+        counts = [f"{count:,} {part}" for part in parts if (count := getattr(result, f"{part}_images"))]
+        lines.append(("data", f"{setup.data}: {', '.join(counts)} images" if counts else setup.data))
         lines.append(("recipe", f"{setup.recipe_name}, {seen['epoch']} of {seen['epochs']} epochs done"))
         lines += [("", text) for text in changes(setup)]
     if result:
         scores = result.accuracy
-        text = f"{scores.selected:.2f} % (last {scores.last:.2f}, best {scores.best:.2f})"
-        lines.append(("test accuracy", text))
-        shares = {teacher: share for teacher, share in result.agreement.items() if share is not None}
-        lines += [("agreement", f"{share:.2f} % with {teacher}") for teacher, share in shares.items()]
+        others = f"(last {scores.last:.2f}, best {scores.best:.2f})"
+        lines.append(("test accuracy", f"{scores.selected:.2f} % {others}"))
+        shares = [(teacher, share) for teacher, share in result.agreement.items() if share is not None]
+        lines += [("agreement", f"{share:.2f} % with {teacher}") for teacher, share in shares]
         lines.append(("time", f"{clock(result.seconds)}, on {result.environment.device}"))
     elif seen["accuracy"] is not None:
         lines.append(("test accuracy", f"{seen['accuracy']:.2f} % so far"))
     if made:
-        lines.append(
-            ("made with", f"ghost {made.ghost}, python {made.python}, torch {made.torch}, kernel {made.kernel}")
-        )
+        versions = f"ghost {made.ghost}, python {made.python}, torch {made.torch}, kernel {made.kernel}"
+        lines.append(("made with", versions))
     if result:
         lines += [("check", f"{found.level}: {found.message}") for found in result.check]
         lines += [("note", note) for note in result.notes]
@@ -61,12 +61,6 @@ def page(run: RunRecord) -> list[tuple[str, str]]:
         lines.append(("command", commands.line(*setup.command)))
     files = sorted(path.name for path in run.path.iterdir() if path.is_file() and not path.name.startswith("."))
     return [*lines, ("in", str(run.path)), ("files", ", ".join(files))]
-
-
-def _images(result: RunResult | None) -> dict[str, int]:
-    if result is None:
-        return {}
-    return {"train": result.train_images, "validation": result.validation_images, "test": result.test_images}
 
 
 def changes(setup: RunSetup) -> list[str]:

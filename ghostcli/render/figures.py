@@ -7,20 +7,21 @@ matplotlib is touched, and only `save` writes.
 from __future__ import annotations
 
 import functools
+import itertools
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ghostcli.compare.groups import RunGroup
+from ghostcli.compare.groups import Cohort, RunGroup
 from ghostcli.compare.rows import Row, Table
 from ghostcli.compare.stats import Difference, Summary
 from ghostcli.compare.tables import ALSO
+from ghostcli.compare.verdicts import UNDECIDED
 from ghostcli.errors import UsageError, printable
 from ghostcli.paper import label, paper
-from ghostcli.render.gather import Curve, Point, pareto
+from ghostcli.render import gather
+from ghostcli.render.gather import Curve, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,107 +96,86 @@ def save(figure: Figure, file: Path) -> Path:
 
 
 @styled
-def curves(found: Sequence[Curve], what: str = "Test accuracy (%)") -> Figure:
+def curves(found: Sequence[Curve]) -> Figure:
     """Learning curves, one panel per title: mean and range over seeds. The baseline is grey."""
+    from matplotlib.ticker import MaxNLocator
+
     _needs(found, "learning curves need a run with at least one finished epoch")
-    titles = list(dict.fromkeys(curve.panel for curve in found))
-    columns = min(3, len(titles))
-    rows = -(-len(titles) // columns)
+    panels = gather.panels(found)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
     figure, axes = canvas(rows, columns, (max(6.4, 3.4 * columns), 3.4 * rows))
-    for axis in axes.flat:
+    for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    for axis, title in zip(axes.flat, titles, strict=False):
-        own = sorted((c for c in found if c.panel == title), key=lambda c: -c.accuracy[:, -1].mean())
-        colours = iter(PALETTE * len(own))
+    for axis, (title, own) in zip(axes.flat, panels.items(), strict=False):
+        colours = itertools.cycle(PALETTE)
         for curve in own:
             _draw(axis, curve, GREY if curve.baseline else next(colours))
-        # The y axis leaves out the first tenth of the training. Otherwise the differences at the end would be too
-        # small.
-        low = min(c.accuracy.mean(axis=0)[min(c.accuracy.shape[1] - 1, c.accuracy.shape[1] // 10)] for c in own)
-        high = max(float(c.accuracy.max()) for c in own)
+        # Without the first tenth of the training: otherwise the differences at the end would be too small.
+        low = min(curve.mean[len(curve.mean) // 10] for curve in own)
+        high = max(float(curve.accuracy.max()) for curve in own)
+        last = max(len(curve.mean) for curve in own)
         axis.set_ylim(low - 1, high + 0.04 * (high - low) + 0.1)
-        axis.set_axis_on()
+        axis.set_xlim(*((0, last * 1.02) if last > 1 else (0.5, 1.5)))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_title("\n".join(textwrap.fill(line, PANEL) for line in title.split("\n")))
         axis.set_xlabel("Epoch")
         axis.legend(loc="lower right", fontsize=7, handlelength=1.4, borderaxespad=0.2)
-        _whole_epochs(axis, max(c.accuracy.shape[1] for c in own))
     for row in axes:
-        row[0].set_ylabel(what)
+        row[0].set_ylabel("Test accuracy (%)")
     return figure
 
 
 def _draw(axis: Axes, curve: Curve, colour: str) -> None:
-    epochs = np.arange(1, curve.accuracy.shape[1] + 1)
-    mean = curve.accuracy.mean(axis=0)
+    epochs = range(1, len(curve.mean) + 1)
     style = "--" if curve.baseline else "-"
     marker = "o" if len(epochs) == 1 else None
-    axis.plot(epochs, mean, style, color=colour, marker=marker, label=f"{curve.name}, {mean[-1]:.2f}")
-    if len(curve.accuracy) > 1:
-        low, high = curve.accuracy.min(axis=0), curve.accuracy.max(axis=0)
-        axis.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
-
-
-def _whole_epochs(axis: Axes, last: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_xlim(*((0, last * 1.02) if last > 1 else (0.5, 1.5)))
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.plot(epochs, curve.mean, style, color=colour, marker=marker, label=f"{curve.name}, {curve.mean[-1]:.2f}")
+    if curve.range:
+        axis.fill_between(epochs, *curve.range, color=colour, alpha=0.18, linewidth=0)
 
 
 @styled
 def width(tables: Sequence[Table]) -> Figure:
-    """Fig. 1 of the paper: accuracy of GN-S against its width, printed and for each family.
-
-    It also shows widths that the paper does not have.
-    """
+    """Fig. 1 of the paper: accuracy of GN-S against its width, printed and for each family, also at other widths."""
     figure, [[axes]] = canvas()
-    printed = [(_width(row.student), row.accuracy) for row in paper().table("I").rows if row.student.startswith("gns:")]
-    axes.plot(
-        *zip(*printed, strict=True),
-        "--",
-        color="black",
-        marker="o",
-        mfc="white",
-        label="printed (one seed, best epoch)",
-    )
-    drawn: set[float] = set()
+    printed = {_width(row.student): row.accuracy for row in paper().table("I").rows if row.student.startswith("gns:")}
+    name = "printed (one seed, best epoch)"
+    axes.plot(*zip(*printed.items(), strict=True), "--", color="black", marker="o", mfc="white", label=name)
+    widths = set(printed)
     for i, (families, found) in enumerate(_by_families(tables).items()):
-        x = [_width(group.student) for group, _ in found]
-        drawn |= set(x)
-        mean = [ours.mean for _, ours in found]
-        spread = [ours.sd or 0 for _, ours in found]
-        seeds = sorted({ours.n for _, ours in found})
+        x = [_width(student) for student in found]
+        widths |= set(x)
+        mean = [ours.mean for ours in found.values()]
+        spread = [ours.sd or 0 for ours in found.values()]
+        seeds = sorted({ours.n for ours in found.values()})
         n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         name = f"{families}, {n} {'seed' if n == '1' else 'seeds'}"
         axes.errorbar(x, mean, spread, color=PALETTE[i], marker=MARKERS[i + 1], capsize=3, label=name)
     axes.set_xlabel("Width multiplier")
     axes.set_ylabel("Test accuracy (%)")
     axes.set_title("GhostNetV3-Small without a teacher")
-    axes.set_xticks(sorted({x for x, _ in printed} | drawn))
+    axes.set_xticks(sorted(widths))
     axes.legend(loc="lower right")
     return figure
 
 
-def _by_families(tables: Sequence[Table]) -> dict[str, list[tuple[RunGroup, Summary]]]:
-    """The untaught GN-S of the tables' cohorts, by width. The key names all families with the same runs."""
-    families: dict[tuple[str, ...], list[str]] = {}
-    found: dict[tuple[str, ...], list[tuple[RunGroup, Summary]]] = {}
+def _by_families(tables: Sequence[Table]) -> dict[str, dict[str, Summary]]:
+    """The untaught GN-S of the tables' cohorts. The key names all families with the same runs."""
+    found: dict[tuple[str, ...], tuple[list[str], dict[str, Summary]]] = {}
     for table in tables:
-        own = {row.student: row.group for row in table.filled if row.student.startswith("gns:")}
-        for group in table.cohort.groups if table.cohort else ():
-            if untaught_small(group):
-                own.setdefault(group.student, table.cohort.baselines[group.student])
-        groups = [own[student] for student in sorted(own, key=_width)]
-        key = tuple(run.id for group in groups for run in group.runs)
-        if key:
-            families.setdefault(key, []).append(table.family)
-            found.setdefault(key, [(group, group.summary(table.options.metric)) for group in groups])
-    return {" and ".join(families[key]): groups for key, groups in found.items()}
+        own = untaught_small(table.cohort) if table.cohort else {}
+        ours = {student: group.summary(table.options.metric) for student, group in own.items()}
+        if ours:
+            key = tuple(run.id for group in own.values() for run in group.runs)
+            found.setdefault(key, ([], ours))[0].append(table.family)
+    return {" and ".join(families): ours for families, ours in found.values()}
 
 
-def untaught_small(group: RunGroup) -> bool:
-    """Whether it is a GN-S of any width without a teacher."""
-    return not group.teachers and group.student.startswith("gns:")
+def untaught_small(cohort: Cohort) -> dict[str, RunGroup]:
+    """The GN-S of a cohort without a teacher, by rising width."""
+    found = {student: group for student, group in cohort.baselines.items() if student.startswith("gns:")}
+    return {student: found[student] for student in sorted(found, key=_width)}
 
 
 def _width(student: str) -> float:
@@ -225,39 +205,17 @@ def front(points: Sequence[Point], cost: str = "Parameters, train form (millions
     figure, [[axes]] = canvas(size=(6.8, 4.4))
     if all(point.cost > 0 for point in points):
         cost_axis(axes)
-    best = pareto(points)
-    axes.step(
-        [p.cost for p in best],
-        [p.accuracy for p in best],
-        where="post",
-        color=LIGHT,
-        linewidth=5,
-        zorder=1,
-        label="front",
-    )
-    for i, series in enumerate(dict.fromkeys(point.series for point in points)):
-        own = [point for point in points if point.series == series]
-        errors = [point.error or 0 for point in own]
-        style = {
-            "color": PALETTE[i % len(PALETTE)],
-            "marker": MARKERS[i % len(MARKERS)],
-            "linestyle": "none",
-            "capsize": 2,
-        }
-        axes.errorbar([p.cost for p in own], [p.accuracy for p in own], errors, label=series or None, **style)
-    named: set[str] = set()
-    for point in sorted(best, key=lambda point: -point.accuracy):
-        if point.name not in named:
-            axes.annotate(
-                point.name,
-                (point.cost, point.accuracy),
-                (0, 6),
-                textcoords="offset points",
-                fontsize=7.5,
-                ha="center",
-                va="bottom",
-            )
-        named.add(point.name)
+    best = gather.pareto(points)
+    steps = [point.cost for point in best], [point.accuracy for point in best]
+    axes.step(*steps, where="post", color=LIGHT, linewidth=5, zorder=1, label="front")
+    series = list(dict.fromkeys(point.series for point in points))
+    for name, colour, marker in zip(series, itertools.cycle(PALETTE), itertools.cycle(MARKERS), strict=False):
+        own = [(point.cost, point.accuracy, point.error or 0) for point in points if point.series == name]
+        style = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 2}
+        axes.errorbar(*zip(*own, strict=True), label=name or None, **style)
+    above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "va": "bottom"}
+    for point in gather.first_by_name(reversed(best)):  # of one name the best
+        axes.annotate(point.name, (point.cost, point.accuracy), fontsize=7.5, **above)
     axes.margins(0.08, 0.12)
     axes.set_title(title)
     axes.set_xlabel(cost)
@@ -276,13 +234,7 @@ def forest(tables: Sequence[Table]) -> Figure:
     size = (7.0, 0.9 + sum(0.27 * n + 0.62 for n in counts))
     ratios = {"height_ratios": [n + 1.2 for n in counts]}
     figure, axes = canvas(len(shown), 1, size, sharex=True, gridspec_kw=ratios)
-    colours = {
-        "better": PALETTE[2],
-        "worse": PALETTE[1],
-        "equivalent": PALETTE[0],
-        "not distinguished": GREY,
-        None: GREY,
-    }
+    colours = {"better": PALETTE[2], "worse": PALETTE[1], "equivalent": PALETTE[0], UNDECIDED: GREY, None: GREY}
     for panel, (table, rows) in zip(axes[:, 0], shown, strict=True):
         panel.axvspan(-table.options.margin, table.options.margin, color="#F0F0F0", zorder=0, linewidth=0)
         panel.axvline(0, color="black", linewidth=0.8, zorder=1)
@@ -300,8 +252,7 @@ def forest(tables: Sequence[Table]) -> Figure:
         family = "" if table.family == "any" else f" · {table.family}"
         panel.set_title(f"Table {table.name}{family}" if table.name != ALSO else "Also run")
     axes[-1, 0].set_xlabel("Δ accuracy against the untaught student (points)")
-    verdicts = {line.verdict for _, rows in shown for row in rows for line in row.lines}
-    _forest_legend(figure, colours, verdicts, shown)
+    _forest_legend(figure, colours, [row for _, rows in shown for row in rows], tables[0].options.margin)
     return figure
 
 
@@ -313,24 +264,22 @@ def _delta(panel: Axes, delta: Difference, y: float, colour: str, hollow: bool =
     panel.plot(delta.mean, y, "o", color=colour, mfc="white" if hollow else colour, ms=4 if hollow else 5, zorder=4)
 
 
-def _forest_legend(figure: Figure, colours: dict[Any, str], verdicts: set[Any], shown: Sequence[Any]) -> None:
+def _forest_legend(figure: Figure, colours: dict[str | None, str], rows: Sequence[Row], margin: float) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
+    verdicts = {line.verdict for row in rows for line in row.lines}
+    named = [(verdict, colour) for verdict, colour in colours.items() if verdict and verdict in verdicts]
     handles: list[Any] = [
-        Line2D([], [], color=colour, marker="o", linewidth=2, label=verdict)
-        for verdict, colour in colours.items()
-        if verdict in verdicts and verdict is not None
+        Line2D([], [], color=colour, marker="o", linewidth=2, label=verdict) for verdict, colour in named
     ]
-    if any(row.printed for _, rows in shown for row in rows):
-        handles.append(
-            Line2D([], [], linestyle="none", marker="D", mfc="white", mec="black", markersize=4.5, label="printed")
-        )
-    if any(len(row.lines) > 1 for _, rows in shown for row in rows):
-        handles.append(
-            Line2D([], [], color=GREY, marker="o", mfc="white", markersize=4, linewidth=1, label="minus its control")
-        )
-    handles.append(Patch(color="#E6E6E6", label=f"within ±{shown[0][0].options.margin:g}"))
+    hollow = {"mfc": "white", "xdata": [], "ydata": []}
+    if any(row.printed for row in rows):
+        handles.append(Line2D(linestyle="none", marker="D", mec="black", markersize=4.5, label="printed", **hollow))
+    if any(len(row.lines) > 1 for row in rows):
+        name = "minus its control"
+        handles.append(Line2D(color=GREY, marker="o", markersize=4, linewidth=1, label=name, **hollow))
+    handles.append(Patch(color="#E6E6E6", label=f"within ±{margin:g}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ghostcli.compare.cost import Cost, of_group
-from ghostcli.compare.groups import Cohort, RunGroup
+from ghostcli.compare.groups import Cohort, RunGroup, grouped
 from ghostcli.paper import label
 from ghostcli.records.record import RunRecord
 
@@ -24,6 +24,16 @@ class Curve:
     name: str
     accuracy: np.ndarray
     baseline: bool = False
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean over the runs, by epoch."""
+        return self.accuracy.mean(axis=0)
+
+    @property
+    def range(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The lowest and the highest run, by epoch; None for one run."""
+        return (self.accuracy.min(axis=0), self.accuracy.max(axis=0)) if len(self.accuracy) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,17 @@ def taught_by(group: RunGroup) -> str:
     return f"{group.how}, " + (f"{len(group.teachers)} teachers" if several else f"from {label(group.teachers[0])}")
 
 
+def panels(found: Iterable[Curve]) -> dict[str, list[Curve]]:
+    """The title of each panel -> its curves, the best at the end of training first."""
+    panels = grouped(found, lambda curve: curve.panel)
+    return {panel: sorted(own, key=lambda curve: -curve.mean[-1]) for panel, own in panels.items()}
+
+
+def most_groups(found: Sequence[Cohort]) -> Cohort | None:
+    """The cohort that a front shows, that with the most groups: other images or budgets cannot share its axis."""
+    return max(found, key=lambda one: (len(one.groups), one.budget), default=None)
+
+
 def points(cohort: Cohort, known: dict[str, Cost], hours: bool = False) -> list[Point]:
     """Accuracy of each group against its parameters in millions (with `hours`: the hours of all its trainings)."""
     found = []
@@ -96,3 +117,11 @@ def pareto(found: Sequence[Point]) -> list[Point]:
         if not kept or point.accuracy > kept[-1].accuracy:
             kept.append(point)
     return kept
+
+
+def first_by_name(found: Iterable[Point]) -> list[Point]:
+    """The points that get a label: the first of each name."""
+    firsts: dict[str, Point] = {}
+    for point in found:
+        firsts.setdefault(point.name, point)
+    return list(firsts.values())

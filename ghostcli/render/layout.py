@@ -12,22 +12,7 @@ from dataclasses import replace
 from rich.cells import cell_len
 
 from ghostcli.paper import FAMILIES
-from ghostcli.render.text_table import (
-    DELTA,
-    EMPTY,
-    FINDS,
-    OURS,
-    PARAMETERS,
-    PRINTED,
-    PRINTED_DELTA,
-    PROTOCOL,
-    STRATEGY,
-    STUDENT,
-    TEACHERS,
-    VERDICT,
-    Column,
-    TextTable,
-)
+from ghostcli.render.text_table import EMPTY, Column, TextTable
 
 Step = Callable[[TextTable], TextTable]
 
@@ -55,8 +40,7 @@ def _widths(table: TextTable, width: int, space: int) -> list[int]:
 
 def least_width(table: TextTable, space: int) -> int:
     """The minimum width of the table, with `space` between columns and all columns wrapped as far as allowed."""
-    widths = [least(table, column) for column in table.columns]
-    return sum(widths) + space * (len(widths) - 1)
+    return sum(least(table, column) for column in table.columns) + space * (len(table.columns) - 1)
 
 
 def least(table: TextTable, column: Column) -> int:
@@ -73,9 +57,8 @@ def natural(table: TextTable, column: Column) -> int:
 
 
 def _lines(table: TextTable, column: Column) -> list[str]:
-    return [
-        line for cell in (column.heading, *(row.get(column.key, "") for row in table.rows)) for line in cell.split("\n")
-    ]
+    cells = [column.heading, *(row.get(column.key, "") for row in table.rows)]
+    return [line for cell in cells for line in cell.split("\n")]
 
 
 def _broken(key: str, old: str, new: str) -> Step:
@@ -101,14 +84,13 @@ def _without_empty(table: TextTable) -> TextTable:
 def _under(key: str, into: str, sign: str = "") -> Step:
     """Move the cells of one column below those of another."""
 
+    def merged(row: dict[str, str]) -> dict[str, str]:
+        above, below = row.get(into, ""), row.get(key, "")
+        return row if below in ("", EMPTY) else {**row, into: f"{above}\n{sign}{below}".lstrip("\n")}
+
     def step(table: TextTable) -> TextTable:
         if not {key, into} <= {column.key for column in table.columns}:
             return table
-
-        def merged(row: dict[str, str]) -> dict[str, str]:
-            below = "" if row.get(key, "") == EMPTY else row.get(key, "")
-            return {**row, into: "\n".join(filter(None, (row.get(into, ""), below and sign + below)))}
-
         return _without(key)(replace(table, rows=tuple(map(merged, table.rows))))
 
     return step
@@ -116,19 +98,19 @@ def _under(key: str, into: str, sign: str = "") -> Step:
 
 #: The steps in order. Each is used only if the steps before it are not enough.
 STEPS: tuple[Step, ...] = (
-    _broken(VERDICT.key, "not distinguished", "not\ndistinguished"),
-    _under(FINDS.key, DELTA.key, "finds "),
-    _without(PARAMETERS.key),
-    _without(PRINTED_DELTA.key),
-    _broken(OURS.key, " ±", "\n±"),
-    _broken(DELTA.key, " \\[", "\n["),
-    _under(VERDICT.key, DELTA.key),
-    _under(STRATEGY.key, STUDENT.key),
-    _under(TEACHERS.key, STUDENT.key, "< "),
+    _broken("verdict", "not distinguished", "not\ndistinguished"),
+    _under("finds", "delta", "finds "),
+    _without("parameters"),
+    _without("printed_delta"),
+    _broken("ours", " ±", "\n±"),
+    _broken("delta", " \\[", "\n["),
+    _under("verdict", "delta"),
+    _under("strategy", "student"),
+    _under("teachers", "student", "< "),
     _without("trainings"),
-    _broken(PROTOCOL.key, r"(?<=[a-z])\.(?=[a-z])", ".\n"),  # a key after its section
-    _broken(STUDENT.key, " <", "\n<"),
+    _broken("protocol", r"(?<=[a-z])\.(?=[a-z])", ".\n"),  # a key after its section
+    _broken("student", " <", "\n<"),
     *(_broken(family, r" \[", "\n[") for family in FAMILIES),
     _without_empty,
-    _under(PRINTED.key, STUDENT.key, "printed "),
+    _under("printed", "student", "printed "),
 )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ghostcli.compare.groups import grouped
 from ghostcli.compare.rows import Row, Table
 from ghostcli.compare.stats import RUNS_ONLY, Difference
 from ghostcli.compare.tables import MOST_FAILED, failed
@@ -62,11 +62,10 @@ def footnotes(tables: Sequence[Table], marks: Marks) -> Iterable[str]:
     findings = [found for table in tables for row in table.rows for found in row.findings]
     for code, mark in marks.findings.items():
         yield f"{mark} Check, {code}: {next(found.message for found in findings if found.code == code)}"
-    by_facts: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for row in (row for table in tables for row in table.rows if row.mixed):
-        by_facts[row.mixed].append(row.name)
-    for facts, rows in by_facts.items():
-        yield f"{MIXED} The runs compared differ in {', '.join(facts)}: {'; '.join(dict.fromkeys(rows))}."
+    mixed = (row for table in tables for row in table.rows if row.mixed)
+    for facts, rows in grouped(mixed, lambda row: row.mixed).items():
+        names = dict.fromkeys(row.name for row in rows)
+        yield f"{MIXED} The runs compared differ in {', '.join(facts)}: {'; '.join(names)}."
 
 
 def remarks(table: Table) -> Iterable[str]:
@@ -120,12 +119,12 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
     if any(line.ours.n > 1 for line in lines):
         yield "Ours: mean ± standard deviation over seeds (number of seeds)."
     if any(line.ours.n == 1 for line in lines):
-        yield f"{SINGLE} One run: no standard deviation, so no verdict."
+        yield f"{SINGLE} One run: no standard deviation, so a comparison with it is {UNDECIDED}."
     if any(line.delta and line.delta.of_two_networks for line in lines):
         yield (
-            f"{SINGLE} at a Δ: one run per side: seed noise alone can cause this gap, so no verdict. "
-            "The interval covers test images only, for these networks. For a verdict add seeds: `--seed 0 --seed 1 "
-            "--seed 2` with a training command, `--seeds 3` with `ghost reproduce`."
+            f"{SINGLE} at a Δ: one run on a side: seed noise alone can cause this gap, so it is {UNDECIDED}. "
+            "The interval covers test images only, for these networks. More seeds can distinguish it: "
+            "`--seed 0 --seed 1 --seed 2` with a training command, `--seeds 3` with `ghost reproduce`."
         )
     if any(row.delta for row in rows):
         yield (
@@ -176,11 +175,9 @@ def lacks(table: Table) -> Iterable[Lack]:
 
 def lacking(found: Iterable[Lack]) -> Iterable[str]:
     """Each remedy once, with all its rows."""
-    names: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
-    for lack in found:
-        names[lack.phrase, lack.remedy][lack.name] = None
-    for (phrase, remedy), rows in names.items():
-        yield f"{phrase.format('; '.join(rows))}: {remedy}"
+    for (phrase, remedy), same in grouped(found, lambda lack: (lack.phrase, lack.remedy)).items():
+        names = dict.fromkeys(lack.name for lack in same)
+        yield f"{phrase.format('; '.join(names))}: {remedy}"
 
 
 def _how_wide(rows: Sequence[Row]) -> str:
@@ -198,15 +195,12 @@ def _welch_disagrees(delta: Difference | None) -> bool:
 
 
 def _left_out(table: Table) -> Iterable[str]:
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for out in table.left_out:
-        by_reason[out.reason].append(out.run)
-    reasons = sorted(by_reason, key=lambda reason: -len(by_reason[reason]))[:REASONS]
-    for reason, runs in by_reason.items():
-        if reason not in reasons:
-            continue
-        some = ", ".join(runs[:NAMED]) + (", ..." if len(runs) > NAMED else "")
-        yield f"Left out, {reason}: {len(runs)} ({some})"
-    if others := len(by_reason) - len(reasons):
-        count = sum(len(runs) for reason, runs in by_reason.items() if reason not in reasons)
+    by_reason = grouped(table.left_out, lambda out: out.reason)
+    shown = sorted(by_reason, key=lambda reason: -len(by_reason[reason]))[:REASONS]
+    for reason, outs in by_reason.items():
+        if reason in shown:
+            some = ", ".join(out.run for out in outs[:NAMED]) + ", ..." * (len(outs) > NAMED)
+            yield f"Left out, {reason}: {len(outs)} ({some})"
+    if others := len(by_reason) - len(shown):
+        count = len(table.left_out) - sum(len(by_reason[reason]) for reason in shown)
         yield f"Left out, {others} other reasons: {count} runs (--format json names each)"

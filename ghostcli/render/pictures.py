@@ -5,6 +5,7 @@ Invariant: each function takes arrays and returns a matplotlib `Figure`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -34,10 +35,8 @@ def confusion(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], ti
         for i, j in np.argwhere(percent >= 0.05):
             dark = i != j and errors[i, j] > 0.6 * errors.max()
             text = f"{percent[i, j]:.1f}" if percent[i, j] < 99.95 else "100"
-            weight = "bold" if i == j else "normal"
-            axes.text(
-                j, i, text, ha="center", va="center", fontsize=6.5, color="white" if dark else "black", weight=weight
-            )
+            style = {"color": "white" if dark else "black", "weight": "bold" if i == j else "normal"}
+            axes.text(j, i, text, ha="center", va="center", fontsize=6.5, **style)
         axes.set_xticks(range(n), classes, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(n), classes)
     axes.set_xlabel("given class")
@@ -48,18 +47,17 @@ def confusion(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], ti
 
 
 @styled
-def reliability(runs: Sequence[tuple[str, np.ndarray, np.ndarray]], bins: int = 15) -> Figure:
+def reliability(runs: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
     """Accuracy against confidence for (name, logits, labels) of each run, and the share of images in each bin."""
     figure, axes = canvas(2, 1, (4.6, 5.0), sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     curve, share = axes[:, 0]
     curve.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
-    edges = np.linspace(0, 1, bins + 1)
-    for i, (name, logits, labels) in enumerate(runs):
-        found = calibration.calibration(logits, labels, bins)
+    for (name, logits, labels), colour in zip(runs, itertools.cycle(PALETTE), strict=False):
+        found = calibration.calibration(logits, labels)
         there = found.count > 0
-        colour = PALETTE[i % len(PALETTE)]
-        text = f"{name}, ECE {100 * calibration.ece(logits, labels, bins):.1f} %"
+        text = f"{name}, ECE {100 * calibration.ece(logits, labels):.1f} %"
         curve.plot(found.confidence[there], found.accuracy[there], "o-", color=colour, label=text, markersize=4)
+        edges = np.linspace(0, 1, len(found.count) + 1)
         share.stairs(100 * found.count / found.count.sum(), edges, color=colour, linewidth=1.4)
     curve.set_ylabel("accuracy")
     curve.set_xlim(0, 1)
@@ -93,29 +91,18 @@ def disagreement(
     columns = min(6, len(worst))
     rows = -(-len(worst) // columns)
     figure, axes = canvas(rows, columns, (1.35 * columns + 0.2, 1.85 * rows + 0.5))
-    both = [
-        (calibration.softmax(logits), colour, who)
-        for logits, colour, who in ((student, PALETTE[0], "S"), (teacher, PALETTE[1], "T"))
-    ]
+    both = [("S", calibration.softmax(student), PALETTE[0]), ("T", calibration.softmax(teacher), PALETTE[1])]
+    below = {"ha": "center", "va": "top", "fontsize": 6.5}
     for panel in axes.flat:
         panel.set_axis_off()
     for panel, i in zip(axes.flat, worst, strict=False):
         panel.imshow(images[i], interpolation="nearest")
         panel.set_title(classes[labels[i]], fontsize=8, loc="center", pad=3)
-        for line, (probabilities, colour, who) in enumerate(both):
+        for line, (who, probabilities, colour) in enumerate(both):
             choice = int(probabilities[i].argmax())
             right = "✓" if choice == labels[i] else "✗"
             text = f"{who} {classes[choice]} {100 * probabilities[i, choice]:.0f} % {right}"
-            panel.text(
-                0.5,
-                -0.04 - 0.14 * line,
-                text,
-                transform=panel.transAxes,
-                ha="center",
-                va="top",
-                fontsize=6.5,
-                color=colour,
-            )
+            panel.text(0.5, -0.04 - 0.14 * line, text, transform=panel.transAxes, color=colour, **below)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -126,11 +113,10 @@ def answer(image: np.ndarray, shares: Mapping[str, float], title: str = "") -> F
     figure, [[picture, bars]] = canvas(1, 2, (6.0, 2.8), gridspec_kw={"width_ratios": [1, 1.3]})
     picture.imshow(image, interpolation="nearest")
     picture.set_axis_off()
-    names = list(shares)
-    best = max(shares, key=lambda name: shares[name])
-    colours = [PALETTE[2] if name == best else GREY for name in names]
-    bars.barh(range(len(names)), [100 * shares[name] for name in names], color=colours)
-    bars.set_yticks(range(len(names)), names)
+    best = max(shares, key=shares.__getitem__)
+    colours = [PALETTE[2] if name == best else GREY for name in shares]
+    bars.barh(range(len(shares)), [100 * share for share in shares.values()], color=colours)
+    bars.set_yticks(range(len(shares)), shares)
     bars.invert_yaxis()
     bars.set_xlim(0, 100)
     bars.set_xlabel("probability (%)")

@@ -76,20 +76,15 @@ def _with_cohort(table: Table, admitted: Admitted) -> Table:
     if table.cohort is not None:
         return table
 
-    def widths(cohort: Cohort) -> int:
-        return sum(figures.untaught_small(group) for group in cohort.groups)
-
     found = cohorts(of_family(admitted.runs, table.family))
-    fitting = [cohort for cohort in found if cohort.about.data == paper().source.data]
-    return replace(table, cohort=largest((cohort, rows) for cohort in fitting if (rows := widths(cohort))))
+    fitting = [(cohort, figures.untaught_small(cohort)) for cohort in found if cohort.about.data == paper().source.data]
+    return replace(table, cohort=largest((cohort, len(widths)) for cohort, widths in fitting if widths))
 
 
 def _front(asked: Asked) -> Figure:
-    found = asked.cohorts(admit(asked.chosen or asked.records).runs)
-    if not found:
+    cohort = gather.most_groups(asked.cohorts(admit(asked.chosen or asked.records).runs))
+    if cohort is None:
         raise UsageError("plot front: there is no finished run to draw; `ghost runs list` shows all runs")
-    # Accuracies on different images or budgets are not comparable, so only the cohort with the most groups is drawn.
-    cohort = max(found, key=lambda one: (len(one.groups), one.budget))
     points = gather.points(cohort, costs(asked.records), asked.hours)
     return figures.front(points, gather.AXES[asked.hours], f"{cohort.families}: {cohort.describe()}")
 

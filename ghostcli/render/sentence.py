@@ -17,18 +17,18 @@ VERDICTS = {
 def verdict(row: Row) -> str | None:
     """`teaching helped: +2.10 points, 95 % interval +0.90 to +3.40, 3 seeds, for this teacher`; None for a row without
     a verdict. With several teachers their number stands at the end."""
-    delta = row.delta
-    if delta is None or row.verdict is None or delta.low is None or delta.high is None:
+    if row.verdict is None:
         return None
+    delta = row.delta
     ours, theirs = len(row.group.runs), len(row.baseline.runs)
     if delta.of_two_networks:
-        return f"no verdict, because one side has one run (difference {delta.mean:+.2f} points)"
-    seeds = f"{ours} seed{'s' * (ours != 1)}" if ours == theirs else f"{ours} seeds against {theirs}"
+        return f"{UNDECIDED}, because one side has one run (difference {delta.mean:+.2f} points)"
     text = f"{VERDICTS[row.verdict]}: {delta.mean:+.2f} points, 95 % interval {delta.low:+.2f} to {delta.high:+.2f}"
-    teachers = row.group.teacher_count
-    scope = f"{teachers} trainings of the teachers" if teachers > 1 else "for this teacher"
-    if len(row.group.about.teachers) > 1 and teachers == 1:
-        scope = "for these teachers"
+    seeds = f"{ours} seeds" if ours == theirs else f"{ours} seeds against {theirs}"
+    if row.group.one_teacher:
+        scope = "for this teacher" if len(row.group.about.teachers) == 1 else "for these teachers"
+    else:
+        scope = f"{row.group.teacher_count} trainings of the teachers"
     return f"{text}, {seeds}, {scope}"
 
 

@@ -96,7 +96,7 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str,
     """The cells of a row and of its control, each with their runs."""
     cells = {
         STUDENT.key: label(row.student),
-        PARAMETERS.key: EMPTY if row.parameters is None else f"{row.parameters / 1e6:.3f}",
+        PARAMETERS.key: f"{row.parameters / 1e6:.3f}",
         TEACHERS.key: joined(row.teachers, row.strategy) or EMPTY,
         OURS.key: accuracy(row.ours, row.group) + marks.of_ours(row),
         **_compared(row),

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ghostcli.compare.calibration import calibration, ece
 from ghostcli.compare.stats import Difference
-from ghostcli.render.gather import Point, pareto
+from ghostcli.render.gather import Point, first_by_name, pareto
 from ghostcli.report.svg import element, log_ticks, points, scale, ticks
 
 WIDTH, HEIGHT = 440, 280
@@ -41,7 +41,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """`legend`: (class of the colour, text) of each series. `words`: what the chart shows, for those who hear it."""
+    """`legend`: (class of the colour, text) of each series."""
 
     title: str
     svg: Markup
@@ -57,39 +57,34 @@ def lines(
     With `wide` the axis is logarithmic if one line would hide all others: the loss of a new network can be huge.
     """
     epochs = max(len(series.values) for series in found)
-    begin = [min(len(s.values) - 1, len(s.values) // 10) if zoom else 0 for s in found]
-    bounds = [
-        value
-        for s, i in zip(found, begin, strict=True)
-        for value in (*(s.low or s.values)[i:], *(s.high or s.values)[i:])
-    ]
-    low, high = min(bounds), max(bounds)
+    begin = [len(series.values) // 10 if zoom else 0 for series in found]
+    low = min(min((series.low or series.values)[i:]) for series, i in zip(found, begin, strict=True))
+    high = max(max((series.high or series.values)[i:]) for series, i in zip(found, begin, strict=True))
     if log := wide and low > 0 and high / low > WIDE:
         low, high, what = low / 1.1, high * 1.1, f"{what}, logarithmic"
     else:
         margin = 0.05 * (high - low) or 0.1 * abs(high) or 0.5
         low, high = low - margin, high + margin
     x, y = scale(1, max(epochs, 2), LEFT, WIDTH - RIGHT), scale(low, high, HEIGHT - BOTTOM, TOP, log)
-    drawn: list[Markup] = []
-    legend = []
-    own = 0
+    drawn, legend, colours = [], [], itertools.cycle(f"s{i}" for i in range(COLOURS))
     for series in found:
-        colour = "base" if series.base else f"s{own % COLOURS}"
-        own += not series.base
-        at = _thinned(len(series.values))
-        xs = [x(i + 1) for i in at]
-        values = [series.values[i] for i in at]
-        if series.low is not None and series.high is not None:
+        colour = "base" if series.base else next(colours)
+        legend.append((colour, f"{series.name}, {series.values[-1]:.4g}"))
+        n = len(series.values)
+        at = sorted({round(i) for i in np.linspace(0, n - 1, min(n, MOST_POINTS))})
+        xs, ys = [x(i + 1) for i in at], [y(series.values[i]) for i in at]
+        if series.low is not None:
             edge = points([*xs, *xs[::-1]], [*(y(series.low[i]) for i in at), *(y(series.high[i]) for i in at[::-1])])
             drawn.append(element("polygon", points=edge, class_=f"band {colour}"))
-        line = {"class_": f"line {colour}", "data_name": series.name, "data_epochs": " ".join(str(i + 1) for i in at)}
-        shown = " ".join(f"{value:.4g}" for value in values)
+        read = {
+            "data_name": series.name,
+            "data_epochs": " ".join(str(i + 1) for i in at),
+            "data_values": " ".join(f"{series.values[i]:.4g}" for i in at),
+        }
         if len(at) == 1:
-            dot = {"cx": xs[0], "cy": y(values[0]), "r": 3, "data_values": shown}
-            drawn.append(element("circle", **dot, **(line | {"class_": f"line dot {colour}"})))
+            drawn.append(element("circle", cx=xs[0], cy=ys[0], r=3, class_=f"line dot {colour}", **read))
         else:
-            drawn.append(element("polyline", points=points(xs, [y(v) for v in values]), data_values=shown, **line))
-        legend.append((colour, f"{series.name}, {series.values[-1]:.4g}"))
+            drawn.append(element("polyline", points=points(xs, ys), class_=f"line {colour}", **read))
     box = {"x": LEFT, "y": TOP, "width": WIDTH - LEFT - RIGHT, "height": HEIGHT - TOP - BOTTOM}
     inside = element("svg", *drawn, viewBox="{x} {y} {width} {height}".format(**box), **box)  # clips what is outside
     marks = [int(tick) for tick in ticks(1, max(epochs, 2)) if tick == int(tick)]
@@ -97,11 +92,6 @@ def lines(
     frame = _frame(x, y, [1] if epochs == 1 else marks, numbers, "epoch", what)
     ruler = element("line", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM, class_="ruler")
     return Chart(title, _svg(title, frame, inside, ruler, class_="chart lines"), tuple(legend), note)
-
-
-def _thinned(n: int) -> list[int]:
-    """Indices of the points drawn, the first and the last among them."""
-    return list(range(n)) if n <= MOST_POINTS else sorted({round(i) for i in np.linspace(0, n - 1, MOST_POINTS)})
 
 
 def _svg(title: str, *children: Markup, width: float = WIDTH, height: float = HEIGHT, class_: str = "chart") -> Markup:
@@ -126,15 +116,17 @@ def _frame(x, y, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: st
 
 def front(title: str, found: Sequence[Point], what: str) -> Chart:
     """Accuracy against cost by method, and the front: what nothing cheaper beats."""
-    costs = [point.cost for point in found]
-    log = min(costs) > 0 and max(costs) > min(costs)
-    wide = max(costs) / min(costs) if log else 1
-    left, right = (min(costs) / wide**0.06, max(costs) * wide**0.06) if log else (min(costs) - 1, max(costs) + 1)
-    spread = [point.error or 0 for point in found]
-    low = min(point.accuracy - error for point, error in zip(found, spread, strict=True))
-    high = max(point.accuracy + error for point, error in zip(found, spread, strict=True))
+    cheap, dear = min(point.cost for point in found), max(point.cost for point in found)
+    if log := 0 < cheap < dear:
+        edge = (dear / cheap) ** 0.06
+        left, right = cheap / edge, dear * edge
+    else:
+        left, right = cheap - 1, dear + 1
+    low = min(point.accuracy - (point.error or 0) for point in found)
+    high = max(point.accuracy + (point.error or 0) for point in found)
     margin = 0.1 * (high - low) or 0.5
-    x, y = scale(left, right, LEFT, WIDTH - RIGHT, log), scale(low - margin, high + margin, HEIGHT - BOTTOM, TOP)
+    low, high = low - margin, high + margin
+    x, y = scale(left, right, LEFT, WIDTH - RIGHT, log), scale(low, high, HEIGHT - BOTTOM, TOP)
     best = pareto(found)
     steps = [(x(best[0].cost), y(best[0].accuracy))]
     for before, after in itertools.pairwise(best):
@@ -144,20 +136,17 @@ def front(title: str, found: Sequence[Point], what: str) -> Chart:
     methods = list(dict.fromkeys(point.series for point in found))
     for point in found:
         colour = f"s{methods.index(point.series) % COLOURS}"
-        at = {"cx": x(point.cost), "cy": y(point.accuracy)}
-        error = point.error or 0
-        said = f"{point.name}, {point.series}: {point.accuracy:.2f} %" + (f" ± {error:.2f}" if point.error else "")
+        cx, cy, error = x(point.cost), y(point.accuracy), point.error or 0
+        said = f"{point.name}, {point.series}: {point.accuracy:.2f} %" + (f" ± {error:.2f}" if error else "")
         reach = {"y1": y(point.accuracy - error), "y2": y(point.accuracy + error)}
-        parts.append(element("line", x1=at["cx"], x2=at["cx"], **reach, class_=f"whisker {colour}"))
-        parts.append(element("circle", **at, r=4.5, class_=f"dot {colour}", data_tip=f"{said} at {point.cost:.3g}"))
-    named: set[str] = set()
-    for point in best:
-        if point.name not in named:
-            place = min(max(x(point.cost), LEFT + 30), WIDTH - RIGHT - 30)
-            parts.append(element("text", point.name, x=place, y=y(point.accuracy) - 9, text_anchor="middle"))
-        named.add(point.name)
+        parts.append(element("line", x1=cx, x2=cx, **reach, class_=f"whisker {colour}"))
+        tip = f"{said} at {point.cost:.3g}"
+        parts.append(element("circle", cx=cx, cy=cy, r=4.5, class_=f"dot {colour}", data_tip=tip))
+    for point in first_by_name(best):
+        place = min(max(x(point.cost), LEFT + 30), WIDTH - RIGHT - 30)
+        parts.append(element("text", point.name, x=place, y=y(point.accuracy) - 9, text_anchor="middle"))
     x_ticks = log_ticks(left, right) if log else [tick for tick in ticks(left, right) if tick >= 0]
-    frame = _frame(x, y, x_ticks, ticks(low - margin, high + margin), what, "test accuracy (%)")
+    frame = _frame(x, y, x_ticks, ticks(low, high), what, "test accuracy (%)")
     legend = tuple((f"s{i % COLOURS}", method) for i, method in enumerate(methods))
     return Chart(title, _svg(title, frame, *parts), legend)
 
@@ -194,24 +183,17 @@ class Forest:
             shape = points([at, at + 4.5, at, at - 4.5], [middle - 4.5, middle, middle + 4.5, middle])
             parts.append(element("polygon", points=shape, class_="printed", data_tip=f"printed: {printed:+.2f} points"))
         colour = "v-" + (verdict or "none").replace(" ", "-")
-        if delta.low is not None and delta.high is not None:
+        if delta.low is not None:
             ends = {"x1": x(delta.low), "x2": x(delta.high), "y1": middle, "y2": middle}
             parts.append(element("line", **ends, class_=f"interval {colour}"))
         parts.append(element("circle", cx=x(delta.mean), cy=middle, r=4.5, class_=f"dot {colour}", data_tip=said))
         return _svg(said, *parts, width=ROW_WIDTH, height=ROW_HEIGHT, class_="row")
 
     def axis(self) -> Markup:
-        x = self._x()
-        marks = [
-            element(
-                "text",
-                f"{tick:+g}" if tick else "0",
-                x=min(max(x(tick), 12), ROW_WIDTH - 12),
-                y=14,
-                text_anchor="middle",
-            )
-            for tick in ticks(self.low, self.high, 6)
-        ]
+        x, marks = self._x(), []
+        for tick in ticks(self.low, self.high, 6):
+            place = min(max(x(tick), 12), ROW_WIDTH - 12)
+            marks.append(element("text", f"{tick:+g}" if tick else "0", x=place, y=14, text_anchor="middle"))
         return _svg("scale, in points", *marks, width=ROW_WIDTH, height=ROW_HEIGHT, class_="row")
 
 
@@ -223,15 +205,13 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Chart:
     left, top = (90.0, 70.0) if names else (24.0, 24.0)
     totals = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     shares = counts / totals
-    most = max(float((shares * (1 - np.eye(n))).max()), 1e-9)  # the diagonal would drown the errors
+    most = max((shares * (1 - np.eye(n))).max(), 1e-9)  # the diagonal would drown the errors
     parts = []
     for i, j in np.argwhere(counts > 0):
         x, y = left + j * cell, top + i * cell
         said = f"{classes[i]}, taken for {classes[j]}: {counts[i, j]:,} of {totals[i, 0]:,} ({shares[i, j]:.1%})"
-        strong = 1.0 if i == j else float(shares[i, j]) / most
-        box = {"x": x, "y": y, "width": cell - 1, "height": cell - 1, "data_tip": said}
-        level = "right" if i == j else f"wrong w{max(1, min(5, round(5 * strong)))}"
-        parts.append(element("rect", **box, class_=level))
+        level = "right" if i == j else f"wrong w{max(1, min(5, round(5 * shares[i, j] / most)))}"
+        parts.append(element("rect", x=x, y=y, width=cell - 1, height=cell - 1, data_tip=said, class_=level))
         if names:
             middle = {"x": x + cell / 2 - 0.5, "y": y + cell / 2 + 3.5, "text_anchor": "middle"}
             parts.append(element("text", f"{counts[i, j]}", **middle, class_="count"))
@@ -253,9 +233,7 @@ def reliability(logits: np.ndarray, labels: np.ndarray) -> Chart:
     x, y = scale(0, 1, LEFT, WIDTH - RIGHT), scale(0, 1, HEIGHT - BOTTOM, TOP)
     parts = [element("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), class_="diagonal")]
     there = np.flatnonzero(found.count)
-    xs, ys = (
-        [place(float(values[i])) for i in there] for place, values in ((x, found.confidence), (y, found.accuracy))
-    )
+    xs, ys = [x(value) for value in found.confidence[there]], [y(value) for value in found.accuracy[there]]
     parts.append(element("polyline", points=points(xs, ys), class_="line s0"))
     for i, at_x, at_y in zip(there, xs, ys, strict=True):
         said = f"confidence {found.confidence[i]:.0%}, accuracy {found.accuracy[i]:.0%}: {found.count[i]:,} images"
@@ -263,8 +241,8 @@ def reliability(logits: np.ndarray, labels: np.ndarray) -> Chart:
         parts.append(element("circle", cx=at_x, cy=at_y, r=size, class_="dot s0", data_tip=said))
     marks = ticks(0, 1)
     frame = _frame(x, y, marks, marks, "confidence (largest probability)", "accuracy")
-    error = 100 * ece(logits, labels)
-    note = f"Expected calibration error {error:.2f} points (15 bins). The area of a dot is its share of images."
+    error = f"Expected calibration error {100 * ece(logits, labels):.2f} points (15 bins)."
+    note = f"{error} The area of a dot is its share of images."
     return Chart("Reliability", _svg("Accuracy against confidence", frame, *parts), note=note)
 
 

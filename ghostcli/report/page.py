@@ -59,13 +59,11 @@ def render(asked: Asked, live: bool = False) -> str:
         [one] = asked.shown
         rows = [row for table in found for row in tables.only(table, {one.id}).rows]
         contents["run"] = run.page(one, rows, known)
-        title = f"{contents['run'].title}, {one.id}"
+        title = f"{contents['run']['title']}, {one.id}"
     else:
         contents["study"] = study.page(asked.shown, admitted, found, known)
         title = f"Study of {len(asked.shown)} run{'s' * (len(asked.shown) != 1)}"
-    return _template().render(
-        title=title, live=live, version=__version__, headings=study.RUN_HEADINGS, **_assets(live), **contents
-    )
+    return _template().render(title=title, live=live, version=__version__, **_assets(live), **contents)
 
 
 @cache
