@@ -124,6 +124,15 @@ def test_an_mlp_has_no_maps_to_compare_and_nothing_is_trained(ghost, net, role, 
     assert not list(net.parent.glob("runs/*/*"))
 
 
+def test_a_finished_teacher_without_maps_is_refused_before_others_are_trained(ghost, net):
+    teacher = json.loads(ghost("train-teacher", "py:net.py:wide", *TINY, "--runs", "runs", "--json").out)["run"]
+    command = ["ensemble", f"run/{teacher}", "gns:0.1", "--student", "gns:0.1"]
+    told = ghost(*command, *TINY, "-s", "distill.kind=at", "--runs", "runs")
+    assert told.code == 2 and told.err.strip().count("\n") == 0
+    assert "py:net.py:wide: has no feature maps, which distill.kind=at compares" in told.err
+    assert [path.name for path in net.parent.glob("runs/*") if path.is_dir()] == [teacher.split("/")[0]]
+
+
 def test_relations_need_no_maps(ghost, net):
     """At another size than the usual one too: the first layer of an MLP takes no other."""
     net.write_text(NET.replace("3 * 32 * 32", "3 * 16 * 16"))

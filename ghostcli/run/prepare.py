@@ -49,23 +49,26 @@ def prepare_job(job: Job, options: Options) -> None:
         require_room(job.student, len(data.classes), pick(options.device))
     if names.is_own(job.student):
         own.check(job.student, len(data.classes), data.train.pixels.shape[1])
-    _require_features(job, data)
+    _require_features(job, data, options.runs)
     require_two_images(job, data)
     _require_start(job, options.runs)
     for teacher in job.teachers:
         _require_teacher(teacher, data, options)
 
 
-def _require_features(job: Job, data: Data) -> None:
-    """UsageError if a user's own network, as a student or as a teacher that is yet to train, lacks what is compared."""
+def _require_features(job: Job, data: Data, runs: Path) -> None:
+    """UsageError if a network lacks the features that are compared: users' own and timm's may, ghost's have all."""
     from ghostcli import distill, zoo
 
     if not job.taught or not job.recipe.distill.needs_features:
         return
     for one in (job, *job.teachers):
-        if isinstance(one, Job) and names.is_own(one.student):
-            network = zoo.build(one.student, len(data.classes))
-            distill.feature_shape(job.recipe, network, data.train.pixels.shape[1])
+        if names.parse(one.student).family not in ("py", "timm"):
+            continue
+        if isinstance(one, Finished) and names.is_own(one.student):
+            own.require_trusted(one.student, record_of(one, runs).result.source)
+        network = zoo.build_shapes(one.student, len(data.classes))
+        distill.feature_shape(job.recipe, network, data.train.pixels.shape[1])
 
 
 def _require_start(job: Job, runs: Path) -> None:
