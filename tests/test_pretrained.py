@@ -131,7 +131,7 @@ def test_names_that_do_not_fit(ghost):
     for words, error in (
         (
             ("predict", "pretrained/gns-9", "x.png"),
-            f"pretrained/gns-9: is no network that comes with ghost. Did you mean {NAME}?",
+            f"pretrained/gns-9: is no network that comes with ghost; did you mean {NAME}?",
         ),
         (("train-teacher", NAME), "name a model (--from"),
         (("runs", "rm", NAME), "is not a run id"),

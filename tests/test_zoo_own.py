@@ -180,7 +180,7 @@ def test_planning_imports_neither_torch_nor_the_users_code(net):
 
 WRONG = {
     "py:gone.py:tiny": "there is no file gone.py",
-    "py:net.py:tinny": "has no function tinny. Did you mean tiny?",
+    "py:net.py:tinny": "has no function tinny; did you mean tiny?",
     "py:net.py:none": "returned dict, not a torch.nn.Module",
     "py:net.py:more": "forward returned shape [2, 11] for 2 images; logits must be [2, 10]",
     "py:net.py:early": "early(10) raised RuntimeError: net.py:20: no such width",

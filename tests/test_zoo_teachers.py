@@ -189,7 +189,7 @@ def test_timm_keeps_its_own_size_and_normalisation(timm, offline) -> None:
     torch.testing.assert_close(zoo.deploy(model)(x), model.eval()(x))
     scratch = zoo.build("timm/tiny24", 5, pretrained=True)
     assert scratch.spec.note == "the weights of timm/tiny24 are not available (hub is away): it starts from scratch"
-    with pytest.raises(UsageError, match="Did you mean tiny24"):
+    with pytest.raises(UsageError, match="did you mean tiny24"):
         zoo.build("timm/tiny42")
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ghostcli.errors import meant, similar
 from ghostcli.recipe.sets import SETS
 
 #: Fewer optimiser steps than this are too few to learn from. The paper's students take 39,200.
@@ -40,9 +40,8 @@ def _data_name(name: str) -> str:
         return name
     if (path := name.removeprefix("folder:")) not in ("", name):
         return f"folder:{PurePath(path)}"  # pics, pics/ and ./pics are one folder, so one run id
-    near = get_close_matches(name[:40].lower(), SETS, n=1)
-    meant = near[0] if near else f"folder:{name}" if path and path.isprintable() else "folder:photos"
-    raise ValueError(f"needs {', '.join(SETS)} or folder:PATH; did you mean {meant}?")
+    near = similar(name, SETS)[:1] or [f"folder:{name}" if path and path.isprintable() else "folder:photos"]
+    raise ValueError(f"needs {', '.join(SETS)} or folder:PATH{meant(near)}")
 
 
 Line = Annotated[str, AfterValidator(_one_line)]

@@ -88,8 +88,8 @@ def parse(name: str) -> ModelName:
         return ModelName(name, "teacher")
     hint = nearest(name.lower(), (*_GHOSTS, *KNOWN))
     raise UsageError(
-        f"model '{name}' is unknown.{hint} Also: gns:WIDTH, gnd:WIDTH, timm/NAME, py:FILE.py:FUNCTION, run/ID, "
-        "pretrained/NAME."
+        f"model '{name}' is unknown{hint} (or gns:WIDTH, gnd:WIDTH, timm/NAME, py:FILE.py:FUNCTION, run/ID, "
+        "pretrained/NAME)"
     )
 
 

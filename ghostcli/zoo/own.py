@@ -91,7 +91,7 @@ def build(name: str, classes: int) -> nn.Module:
     function = getattr(module, function_name, None)
     if not callable(function):
         there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise wrong(name, f"the file has no function {function_name}.{nearest(function_name, there) if there else ''}")
+        raise wrong(name, f"the file has no function {function_name}{nearest(function_name, there) if there else ''}")
     try:
         model = function(classes)
     except Exception as error:

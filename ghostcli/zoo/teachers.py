@@ -161,7 +161,7 @@ def build_timm(name: str, classes: int, pretrained: bool) -> nn.Module:
         raise UsageError(f"model '{name}' needs timm, which is not installed: pip install 'ghostcli[timm]'") from None
     arch = name.removeprefix("timm/")
     if not timm.is_model(arch):
-        raise UsageError(f"model '{name}' is unknown to timm.{nearest(arch, timm.list_models())}")
+        raise UsageError(f"model '{name}' is unknown to timm{nearest(arch, timm.list_models())}")
     note = None
     try:
         with _short_timeout(), contextlib.redirect_stdout(io.StringIO()):
