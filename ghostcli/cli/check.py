@@ -61,9 +61,9 @@ def _print(job: Job, findings: Sequence[Finding]) -> None:
     from rich.text import Text
 
     marks = {"ok": Text("ok", "green"), "info": Text("info", "cyan"), "warn": Text("warn", "yellow")}
-    view = Table("", "check", "finding", box=None, pad_edge=False)
+    view = Table("", "checked", "found", box=None, pad_edge=False)
     for finding in findings:
-        view.add_row(marks[finding.level], finding.code, Text(printable(finding.message)))
+        view.add_row(marks[finding.level], finding.subject, Text(printable(finding.message)))
     console = Console()
     console.print(view)
     warnings = sum(finding.level == "warn" for finding in findings)

@@ -155,7 +155,7 @@ def _card(result: RunResult, use: Sequence[str], spread: str, licence: str, expo
         else "Without a teacher."
     )
     yield f"{taught} Recipe {_code(result.recipe_name)}, {result.epochs} epochs of {result.train_images:,} images."
-    yield from (f"- Check, {_text(found.code)}: {_text(found.message)}" for found in result.check)
+    yield from (f"- Check of the {_text(found.subject)}: {_text(found.message)}" for found in result.check)
     yield from (f"- {_text(note)}" for note in result.notes)
     yield from ("", "## How to use it", "", "```sh", *use, "```")
     yield from (f"- {_code(name)} is the deploy form for other programs." for name in exported)
