@@ -23,6 +23,9 @@ def tiny(classes):
 def wide(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.ReLU(), nn.Linear(16, classes))
 
+def bare(classes):
+    return nn.Sequential(nn.Conv2d(3, classes, 32), nn.Flatten())
+
 def none(classes):
     return {"classes": classes}
 
@@ -131,6 +134,14 @@ def test_a_finished_teacher_without_maps_is_refused_before_others_are_trained(gh
     assert told.code == 2 and told.err.strip().count("\n") == 0
     assert "py:net.py:wide: has no feature maps, which distill.kind=at compares" in told.err
     assert [path.name for path in net.parent.glob("runs/*") if path.is_dir()] == [teacher.split("/")[0]]
+
+
+@pytest.mark.parametrize("key", ["distill.kind=rkd", "distill.kind=at", "distill.weighting=adaptive"])
+def test_a_network_without_any_features_is_one_line(ghost, net, key):
+    told = ghost("ensemble", "gns:0.1", "gns:0.2", "--student", "py:net.py:bare", *TINY, "-s", key, "--runs", "runs")
+    assert told.code == 2 and told.err.strip().count("\n") == 0
+    assert f"py:net.py:bare: has no features, which {key} compares; use -s distill." in told.err
+    assert not list(net.parent.glob("runs/*/*"))
 
 
 def test_relations_need_no_maps(ghost, net):
