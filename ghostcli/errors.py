@@ -65,9 +65,9 @@ def meant(names: Sequence[str]) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` with the known words similar to `word`. Without any: `; known: ...` with all of them."""
+    """`; did you mean ...?` with the known words similar to `word`. Without any: `; known: ...` with twenty of them."""
     hits = similar(word, known)
-    return meant(hits) if hits else f"; known: {', '.join(known)}"
+    return meant(hits) if hits else f"; known: {', '.join(known[:20])}{', ...' * (len(known) > 20)}"
 
 
 def one_of(what: str, value: str, known: Sequence[str]) -> str:

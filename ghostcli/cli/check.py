@@ -71,10 +71,8 @@ def _print(job: Job, findings: Sequence[Finding]) -> None:
     console.print(Text(f"{job.id}: {count}"))
 
 
-def command(job: Job | Finished, common: Common) -> str:
+def command(job: Job, common: Common) -> str:
     """The command that trains `job` alone, with the recipe of `common`."""
-    if isinstance(job, Finished):
-        return commands.line("runs", "show", job.id, runs=common.runs)
     names = [trained.named(t.id) if isinstance(t, Finished) else t.student for t in _ancestors(job)]
     flags = commands.settings(common.recipe, job.recipe, job.taught)
     return commands.training(job.student, job.strategy, names, common.recipe, flags, (job.seed,), common.runs)

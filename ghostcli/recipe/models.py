@@ -140,8 +140,7 @@ class ModelSection(Section):
     """[model]: the initial weights of every network, with or without teachers. Pretrained weights replace `init`."""
 
     init: Literal["kaiming", "native"] = Field(
-        "kaiming",
-        description="kaiming: normal, fan-out, ReLU gain, zero biases; native: the network's own rule",
+        "kaiming", description="kaiming: normal, fan-out, ReLU gain, zero biases; native: the network's own rule"
     )
     pretrained: bool = Field(
         True, description="ImageNet weights, if available, for networks that work at ImageNet's size"
@@ -230,8 +229,7 @@ class DistillBase(Section):
         0, ge=0, description="dense: how many of the teachers' terms are dropped each step; one is always kept"
     )
     view: Literal["student", "patch"] = Field(
-        "student",
-        description="patch: the teacher sees its own 32-pixel patch of the enlarged image, as published",
+        "student", description="patch: the teacher sees its own 32-pixel patch of the enlarged image, as published"
     )
     blind: Annotated[bool, Before(False)] = Field(
         False,
@@ -241,9 +239,7 @@ class DistillBase(Section):
     extra_step: bool = Field(False, description="the schedule steps once more after each epoch, as published")
     teacher_seed: Seed = Field(0, description="the seed its teachers are trained with")
     teacher_epochs: int | None = Field(
-        None,
-        ge=1,
-        description="epochs of the teachers, whatever train.stop; a chain's assistants follow train.stop",
+        None, ge=1, description="epochs of the teachers, whatever train.stop; a chain's assistants follow train.stop"
     )
     source: Literal["auto", "table", "live"] = Field(
         "auto", description="teacher logits from a table of views, or computed live at every step"

@@ -61,7 +61,7 @@ class _Hosted:
     """Weights & Biases, and trackio, which has the same calls."""
 
     def __init__(self, module: Any, run: RunRecord, place: Place) -> None:
-        config = flat(run.setup.recipe) if run.setup else {}
+        config = dict(flat(run.setup.recipe)) if run.setup else {}
         more = {"id": run.id.replace("/", "-")} if place.tracker == "wandb" else {}
         self.module = module
         module.init(project=place.project, name=run.id, config=config, resume="allow", **more)
