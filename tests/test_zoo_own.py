@@ -23,9 +23,6 @@ def tiny(classes):
 def wide(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 16), nn.ReLU(), nn.Linear(16, classes))
 
-def bare(classes):
-    return nn.Sequential(nn.Conv2d(3, classes, 32), nn.Flatten())
-
 def none(classes):
     return {"classes": classes}
 
@@ -56,6 +53,9 @@ class Pair(nn.Module):
 
 def pair(classes):
     return Pair(classes)
+
+def bare(classes):
+    return nn.Sequential(nn.Conv2d(3, classes, 32), nn.Flatten())
 """
 FEW = ("data.limit=60", "data.limit_test=40", "train.batch_size=20")
 TINY = ["--epochs", "1", "--device", "cpu", "--data", "digits", *[word for key in FEW for word in ("-s", key)]]

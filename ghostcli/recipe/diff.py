@@ -10,6 +10,8 @@ from functools import cache, lru_cache
 from typing import Any
 
 from ghostcli.errors import UsageError
+from ghostcli.recipe.files import names
+from ghostcli.recipe.load import load
 from ghostcli.recipe.models import UNDIGESTED, Recipe
 
 #: Keys that tables show elsewhere (data, budget) or that do not change a result.
@@ -60,7 +62,7 @@ def teaching_changes(recipe: Recipe, family: str) -> dict[str, Any]:
     known = [other for other in shipped(family) if other.distill.kind == kind]
     if not known:
         try:
-            known = [_load("paper", f"distill.kind={kind}")]
+            known = [load("paper", [f"distill.kind={kind}"]).recipe]
         except UsageError:  # the kind has required keys, so it has no defaults
             return {}
     diffs = [config_diff(recipe, other) for other in known]
@@ -74,12 +76,4 @@ def teaching_changes(recipe: Recipe, family: str) -> dict[str, Any]:
 @cache
 def shipped(family: str) -> tuple[Recipe, ...]:
     """The shipped recipes of `family`, its base first."""
-    from ghostcli.recipe.files import names
-
-    return tuple(_load(name) for name in names() if name.partition("/")[0] == family)
-
-
-def _load(name: str, *overrides: str) -> Recipe:
-    from ghostcli.recipe.load import load
-
-    return load(name, overrides).recipe
+    return tuple(load(name).recipe for name in names() if name.partition("/")[0] == family)

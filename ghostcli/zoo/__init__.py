@@ -43,14 +43,11 @@ def build(
     that work at ImageNet's size. ValueError for a trained network (`run/ID`): it is built from its record.
     """
     parsed = parse(name)
-    if parsed.family == "timm":
-        from ghostcli.zoo.teachers import build_timm
+    if parsed.family in ("timm", "teacher"):
+        from ghostcli.zoo import teachers
 
-        return build_timm(parsed.canonical, classes, pretrained)
-    if parsed.family == "teacher":
-        from ghostcli.zoo.teachers import build_teacher
-
-        return build_teacher(parsed.canonical, classes, pretrained)
+        make = teachers.build_timm if parsed.family == "timm" else teachers.build_teacher
+        return make(parsed.canonical, classes, pretrained)
     if parsed.family == "py":
         from ghostcli.zoo import own
 
