@@ -5,7 +5,7 @@ Invariant: the message is one line. It names the file, key or flag, what is wron
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class GhostError(Exception):
@@ -52,14 +52,22 @@ def origin(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """` Did you mean ...?` with the known words similar to `word`. Without any: ` Known: ...` with all of them."""
-    import difflib
+def similar(word: str, known: Iterable[str]) -> list[str]:
+    """At most two of the known words, the most similar to `word` first, in any case of the letters."""
+    from difflib import get_close_matches
 
-    hits = difflib.get_close_matches(word, known, cutoff=0.5)
-    if hits:
-        return f" Did you mean {' or '.join(hits)}?"
-    return f" Known: {', '.join(known)}."
+    written = {name.lower(): name for name in known}
+    return [written[hit] for hit in get_close_matches(word[:60].lower(), written, n=2)]
+
+
+def meant(names: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(names)}?"
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` with the known words similar to `word`. Without any: `; known: ...` with twenty of them."""
+    hits = similar(word, known)
+    return meant(hits) if hits else f"; known: {', '.join(known[:20])}{', ...' * (len(known) > 20)}"
 
 
 def one_of(what: str, value: str, known: Sequence[str]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 
 import safetensors.torch
 from torch import Tensor
+
+from ghostcli.zoo.branches import RepConv
 
 FOLDER = Path(__file__).with_name("golden")
 #: Network of the authors' tensors -> its model name here.
@@ -27,3 +30,11 @@ def printed_tables() -> dict[str, list[tuple[str, ...]]]:
         name, _head, *rows = block.strip().splitlines()
         found[name] = [tuple(row.split("\t")) for row in rows]
     return found
+
+
+def gradients_by_branch(rep: RepConv) -> dict[str, Tensor]:
+    """The gradient of each branch's parameter, by the name that the parameter has in the state dict."""
+    gradients = copy.deepcopy(rep)
+    for held, parameter in zip(gradients.parameters(), rep.parameters(), strict=True):
+        held.data = parameter.grad
+    return gradients.named_branches()

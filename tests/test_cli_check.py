@@ -52,6 +52,12 @@ def test_findings_are_shown_and_warnings_are_no_failure(ghost, runs):
     assert done.code == 0, done.err
     assert "not shuffled" in done.out and "distill.shuffle=true" in done.out and "2 warnings" in done.out
     assert sorted(runs.glob("*/s*")) == before  # no run was made
+    lines = [line.rstrip() for line in done.out.splitlines()]
+    assert [line.split()[0] for line in lines[1:-1] if not line.startswith(" ")][:3] == ["warn", "ok", "ok"]
+    for code in ("unshuffled", "other-view", "train-mode", "unlike-record", "no-better-than-chance"):
+        assert code not in done.out  # it names a fault, whether it is there or not
+    for subject in ("order of images", "teachers' view", "eval mode", "recorded logits"):
+        assert subject in done.out
 
 
 def test_findings_as_data_are_those_of_the_record(ghost, runs):

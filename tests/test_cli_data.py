@@ -101,7 +101,7 @@ def test_verify_a_folder(tmp_path):
 
 @pytest.mark.parametrize("verb", ["fetch", "verify"])
 def test_unknown_names(verb, tmp_path):
-    assert "Did you mean cifar10" in ghost_data(verb, "cifar1O", code=2)
+    assert "did you mean cifar10" in ghost_data(verb, "cifar1O", code=2)
     assert not (tmp_path / "data").exists()
 
 

@@ -121,3 +121,27 @@ def test_what_asks_for_features_is_named():
 
     for asks in ("distill.weighting=adaptive", "distill.kind=hint"):
         assert next(iter(load("paper", [asks]).recipe.why_live.values())).startswith(f"{asks} ")
+
+
+@pytest.mark.parametrize(
+    "words, name",
+    [
+        ("distil resnet18", "distill"),
+        ("distill ResNte18 --student gns", "resnet18"),
+        ("distill pretrained/gns-1 --student gns", "pretrained/gns-1.0"),
+        ("distill resnet18 --student gns --recipe papr", "paper"),
+        ("distill resnet18 --student gns -s distill.kond=kd", "distill.kind"),
+        ("distill resnet18 --student gns -s distil=3", "distill"),
+        ("distill resnet18 --student gns --data cifar-10", "cifar10"),
+        ("data fetch cifar-10", "cifar10"),
+        ("recipe show mne.toml", "mine.toml"),
+        ("reproduce I --skip gns:1.01", "gns:1.0"),
+        ("export pretrained/gns-1.0 --format onx --out x", "onnx"),
+    ],
+)
+def test_every_typo_gets_the_nearest_names_in_the_same_words(ghost, tmp_path, monkeypatch, words, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text("extends = 'paper'\n")
+    told = ghost(*words.split())
+    assert told.code == 2 and told.err.strip().count("\n") == 0
+    assert f"; did you mean {name}" in told.err

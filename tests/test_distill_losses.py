@@ -229,13 +229,13 @@ def test_gradients_are_those_of_finite_differences(student: Tensor, teacher: Ten
 
 @pytest.mark.parametrize("network", oracles.NETWORKS)
 def test_the_authors_losses(network: str) -> None:
-    from ghostcli.distill.objective import build
+    from ghostcli.distill.objective import Objective
 
     golden = oracles.golden(network)
     logits, labels = golden["train_logits"], golden["labels"].long()
     teachers = golden["teacher_logits"].double()[None]
     for temperature, alpha in ((1.0, 0.5), (4.0, 0.1)):
-        objective = build(KD(temperature=temperature, alpha=alpha), teachers=1)
+        objective = Objective(KD(temperature=temperature, alpha=alpha), teachers=1)
         found = objective(logits, labels, teachers, weights=objective.schedule(0, 0, 0))
         name = f"kd_loss_T{temperature:.0f}_alpha{alpha}"
         assert found.total.item() == pytest.approx(golden[name].item(), rel=1e-9, abs=1e-9)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ghostcli import distill, zoo
 from ghostcli.distill import features as feature_losses
 from ghostcli.distill import kinds, losses
-from ghostcli.distill.objective import Objective, build, kept_terms
+from ghostcli.distill.objective import Objective, kept_terms
 from ghostcli.recipe.models import DistillSection, Recipe
 from ghostcli.zoo.stages import Features, FeatureShape, Tap
 
@@ -58,7 +58,7 @@ def teacher_logits(teachers: int = 3) -> SimpleNamespace:
 def made(keys: DistillSection, teachers: int = 3, **more: object) -> Objective:
     generator = torch.Generator().manual_seed(0)
     shapes = {"student_features": STUDENT, "teacher_features": TEACHERS[:teachers]} if keys.needs_features else {}
-    return build(keys, teachers=teachers, generator=generator, **shapes, **more).double()
+    return Objective(keys, teachers=teachers, generator=generator, **shapes, **more).double()
 
 
 def ask(objective: Objective, x: SimpleNamespace, seed: int = 0, epoch: int = 0, step: int = 0):
@@ -72,7 +72,7 @@ def test_without_teachers_it_is_the_written_out_cross_entropy() -> None:
         total = math.log(sum(math.exp(v) for v in z))
         for k, v in enumerate(z):
             expected -= ((1 - epsilon) * (k == y) + epsilon / C) * (v - total) / B
-    for objective in (build(None, teachers=0, label_smoothing=epsilon), made(section(), 0, label_smoothing=epsilon)):
+    for objective in (made(section(kind=kind), 0, label_smoothing=epsilon) for kind in KINDS):
         found = objective(x.z, x.labels)
         assert found.total.item() == pytest.approx(expected, rel=1e-12)
         assert (found.hard.item(), found.soft.item()) == (found.total.item(), 0)
@@ -316,8 +316,6 @@ def test_features_are_asked_for_where_they_are_needed() -> None:
         assert section(kind=kind).needs_features == (kind in ("hint", "at", "rkd"))
         assert section(kind=kind, weighting="adaptive").needs_features
         assert made(section(kind=kind)).needs_features == section(kind=kind).needs_features
-    with pytest.raises(ValueError, match="shape of each network"):
-        build(section(kind="at"), teachers=2, student_features=STUDENT, teacher_features=TEACHERS[:1])
 
 
 def test_contradicting_keys_are_refused() -> None:

@@ -24,7 +24,9 @@ from ghostcli.records import record, trained
 from ghostcli.records.model import RunResult, read
 from ghostcli.run import spec
 from ghostcli.run.job import Options
+from ghostcli.share.hub import card
 from ghostcli.zoo import weights
+from ghostcli.zoo.names import slug
 
 ROOT = Path(__file__).parents[1]
 NAME = "pretrained/gns-0.3"
@@ -52,10 +54,13 @@ def folder(package, tmp_path, monkeypatch) -> Path:
     return package / "gns-0.3"
 
 
-def test_those_that_ship_name_their_classes():
+def test_those_that_ship_name_their_classes_and_what_was_checked():
     shipped = [read(path, RunResult) for path in sorted(FOLDER.glob("*/result.json"))]
     assert len(shipped) >= 3
     for one in shipped:
+        written = (FOLDER / slug(one.student) / "README.md").read_text().splitlines()
+        assert {line for line in card(one, []).splitlines() if line.startswith("- Check")} <= set(written)
+        assert not any(found.code in line for found in one.check for line in written)
         assert one.names[:4] == ("airplane", "automobile", "bird", "cat") and len(one.names) == 10
 
 
@@ -131,7 +136,7 @@ def test_names_that_do_not_fit(ghost):
     for words, error in (
         (
             ("predict", "pretrained/gns-9", "x.png"),
-            f"pretrained/gns-9: is no network that comes with ghost. Did you mean {NAME}?",
+            f"pretrained/gns-9: is no network that comes with ghost; did you mean {NAME}?",
         ),
         (("train-teacher", NAME), "name a model (--from"),
         (("runs", "rm", NAME), "is not a run id"),

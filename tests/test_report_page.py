@@ -163,7 +163,7 @@ def test_a_run_has_its_curves_its_errors_and_its_recipe(ghost, runs: Path, tmp_p
     [line] = [a for a in page.of("polyline", **{"data-name": "test"})][:1]
     values = [row["test"]["accuracy"] for row in run.metrics()]
     assert [float(v) for v in line["data-values"].split()] == pytest.approx(values, rel=1e-3)
-    assert f"{run.result.accuracy.selected:.2f} %" in page.text and "near-one-hot" in page.text
+    assert f"{run.result.accuracy.selected:.2f} %" in page.text and "softness of targets" in page.text
     assert "Nothing differs from the recipe that its family ships" in page.text and "train.batch_size" in page.text
     assert "Not shown: the images of cifar10 are not on this machine" in page.text
 

@@ -184,6 +184,5 @@ def named_gradients(model: nn.Module) -> dict[str, Tensor]:
     named = {name: p.grad for name, p in model.named_parameters()}
     for path, module in model.named_modules():
         if isinstance(module, RepConv):
-            branches = module.named_branches(of=lambda t: t if t.grad is None else t.grad)
-            named |= {f"{path}.{name}": gradient for name, gradient in branches.items()}
+            named |= {f"{path}.{name}": gradient for name, gradient in oracles.gradients_by_branch(module).items()}
     return named

@@ -57,6 +57,9 @@ class Pair(nn.Module):
 
 def pair(classes):
     return Pair(classes)
+
+def bare(classes):
+    return nn.Sequential(nn.Conv2d(3, classes, 32), nn.Flatten())
 """
 FEW = ("data.limit=60", "data.limit_test=40", "train.batch_size=20")
 TINY = ["--epochs", "1", "--device", "cpu", "--data", "digits", *[word for key in FEW for word in ("-s", key)]]
@@ -139,6 +142,23 @@ def test_each_own_network_is_built_once_before_the_first_run(net, monkeypatch):
     assert sorted(built) == sorted(names)
 
 
+def test_a_finished_teacher_without_maps_is_refused_before_others_are_trained(ghost, net):
+    teacher = json.loads(ghost("train-teacher", "py:net.py:wide", *TINY, "--runs", "runs", "--json").out)["run"]
+    command = ["ensemble", f"run/{teacher}", "gns:0.1", "--student", "gns:0.1"]
+    told = ghost(*command, *TINY, "-s", "distill.kind=at", "--runs", "runs")
+    assert told.code == 2 and told.err.strip().count("\n") == 0
+    assert "py:net.py:wide: has no feature maps, which distill.kind=at compares" in told.err
+    assert [path.name for path in net.parent.glob("runs/*") if path.is_dir()] == [teacher.split("/")[0]]
+
+
+@pytest.mark.parametrize("key", ["distill.kind=rkd", "distill.kind=at", "distill.weighting=adaptive"])
+def test_a_network_without_any_features_is_one_line(ghost, net, key):
+    told = ghost("ensemble", "gns:0.1", "gns:0.2", "--student", "py:net.py:bare", *TINY, "-s", key, "--runs", "runs")
+    assert told.code == 2 and told.err.strip().count("\n") == 0
+    assert f"py:net.py:bare: has no features, which {key} compares; use -s distill." in told.err
+    assert not list(net.parent.glob("runs/*/*"))
+
+
 def test_relations_need_no_maps(ghost, net):
     """At another size than the usual one too: the first layer of an MLP takes no other."""
     net.write_text(NET.replace("3 * 32 * 32", "3 * 16 * 16"))
@@ -186,7 +206,7 @@ def test_planning_imports_neither_torch_nor_the_users_code(net):
 
 WRONG = {
     "py:gone.py:tiny": "there is no file gone.py",
-    "py:net.py:tinny": "has no function tinny. Did you mean tiny?",
+    "py:net.py:tinny": "has no function tinny; did you mean tiny?",
     "py:net.py:none": "returned dict, not a torch.nn.Module",
     "py:net.py:more": "forward returned shape [2, 11] for 2 images; logits must be [2, 10]",
     "py:net.py:early": "early(10) raised RuntimeError: net.py:20: no such width",

@@ -162,16 +162,18 @@ def test_timm_absent_says_what_to_install(monkeypatch) -> None:
 
 @pytest.fixture
 def timm(monkeypatch):
-    """A stand-in with timm's four functions that are used, and one network at 24 pixels."""
+    """A stand-in with timm's four functions that are used, and two networks at 24 pixels, one without a map."""
     fake, data = types.ModuleType("timm"), types.ModuleType("timm.data")
 
     def create_model(name: str, pretrained: bool, num_classes: int) -> nn.Module:
         if pretrained:
             raise RuntimeError("hub is away\nand more")
+        if name == "flat24":
+            return nn.Sequential(nn.Flatten(), nn.Linear(3 * 24 * 24, num_classes))
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))
 
     fake.create_model, fake.data = create_model, data
-    fake.is_model, fake.list_models = lambda name: name == "tiny24", lambda: ["tiny24"]
+    fake.is_model, fake.list_models = lambda name: name in ("tiny24", "flat24"), lambda: ["tiny24"]
     config = {"input_size": (3, 24, 24), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
     data.resolve_model_data_config = lambda net: config
     monkeypatch.setitem(sys.modules, "timm", fake)
@@ -187,8 +189,21 @@ def test_timm_keeps_its_own_size_and_normalisation(timm, offline) -> None:
     torch.testing.assert_close(zoo.deploy(model)(x), model.eval()(x))
     scratch = zoo.build("timm/tiny24", 5, pretrained=True)
     assert scratch.spec.note == "the weights of timm/tiny24 are not available (hub is away): it starts from scratch"
-    with pytest.raises(UsageError, match="Did you mean tiny24"):
+    with pytest.raises(UsageError, match="did you mean tiny24"):
         zoo.build("timm/tiny42")
+
+
+@pytest.mark.parametrize("key", ["distill.kind=at", "distill.weighting=adaptive"])
+@pytest.mark.parametrize("names", [("timm/flat24", "gns:0.1"), ("gns:0.1", "timm/flat24")], ids=["teacher", "student"])
+def test_a_timm_network_without_maps_is_refused_before_anything_is_trained(
+    ghost, timm, offline, tmp_path, names, key
+) -> None:
+    teacher, student = names
+    command = ["ensemble", teacher, "gns:0.2", "--student", student, "-s", key, "--runs", tmp_path / "runs"]
+    told = ghost(*command, "--data", "digits", "-s", "data.limit=60", "--epochs", 1, "--device", "cpu")
+    assert told.code == 2 and told.err.strip().count("\n") == 0
+    assert f"timm/flat24: has no feature maps, which {key} compares; use -s distill." in told.err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_is_not_built_by_name_alone() -> None:

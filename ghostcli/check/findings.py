@@ -141,7 +141,7 @@ def own_view(teachers: Sequence[Teacher], seen: Sample) -> Finding:
         message = f"teacher logits are for the student's own view (within {gaps[worst]:.3f} of their spread)"
         return ok("other-view", message, gaps[worst])
     who = _names(teachers, [gap > GAP for gap in gaps])
-    other = 100 * (seen.logits[worst].argmax(1) != seen.reference[worst].argmax(1)).double().mean().item()
+    other = 100 - _percent_right(seen.logits[worst], seen.reference[worst].argmax(1))
     message = (
         f"{who}: the student does not get this teacher's logits for its own view ({other:.0f} % other top-1 classes, "
         f"logits differ by {gaps[worst]:.2f} of their spread); set -s distill.view=student. If it is set, delete the "
@@ -248,7 +248,7 @@ def accuracy(teachers: Sequence[Teacher], seen: Sample, data: Data) -> Finding:
     count = len(seen.labels)
     every, below = [], []
     for teacher, logits in zip(teachers, seen.logits, strict=True):
-        here = 100 * (logits.argmax(1) == seen.labels).double().mean().item()
+        here = _percent_right(logits, seen.labels)
         result = _record(teacher).result
         images = result.test_images if result and result.data_checksum == data.checksum else 0
         if not result or not images:
@@ -272,8 +272,8 @@ def accuracy(teachers: Sequence[Teacher], seen: Sample, data: Data) -> Finding:
 
 def above_chance(teachers: Sequence[Teacher], seen: Sample) -> Finding:
     """Checks that each teacher's accuracy is above that of the majority class. Figure: the lowest, in percent."""
-    right = [100 * (logits.argmax(1) == seen.labels).double().mean().item() for logits in seen.logits]
-    most, low = 100 * _chance(seen.labels), min(right)
+    right = [_percent_right(logits, seen.labels) for logits in seen.logits]
+    most, low = _chance(seen.labels), min(right)
     chance = f"what guessing can reach on {len(seen.labels)} images ({most:.1f} %)"
     if low > most:
         return ok("no-better-than-chance", f"teacher accuracy {low:.1f} % or more is above {chance}", low)
@@ -300,8 +300,7 @@ def softness(seen: Sample, recipe: Recipe) -> Finding:
     )
     if not share < NEAR_ONE_HOT:
         return ok("near-one-hot", measured, share)
-    right = max((target.argmax(1) == seen.labels).double().mean().item() for target in combined)
-    if right <= _chance(seen.labels):
+    if max(_percent_right(target, seen.labels) for target in combined) <= _chance(seen.labels):
         return ok("near-one-hot", f"{measured}; not judged, because the teachers' accuracy is not above chance", share)
     message = (
         f"{measured}: they are near one-hot and add little to the labels; raise distill.temperature (4 is usual) and "
@@ -310,10 +309,14 @@ def softness(seen: Sample, recipe: Recipe) -> Finding:
     return warn("near-one-hot", message, share)
 
 
+def _percent_right(logits: Tensor, classes: Tensor) -> float:
+    return 100 * (logits.argmax(1) == classes).double().mean().item()
+
+
 def _chance(labels: Tensor) -> float:
-    """Accuracy of the majority class, plus `ACCURACY_SIGMA` standard deviations for this number of images."""
+    """Percent right by the majority class, plus `ACCURACY_SIGMA` standard deviations for this number of images."""
     share = torch.bincount(labels).double().max().item() / len(labels)
-    return share + ACCURACY_SIGMA * math.sqrt(share * (1 - share) / len(labels))
+    return 100 * (share + ACCURACY_SIGMA * math.sqrt(share * (1 - share) / len(labels)))
 
 
 def agreement(teachers: Sequence[Teacher], seen: Sample) -> Finding:

@@ -21,6 +21,7 @@ from ghostcli.distill.teacher import Teacher, TeacherLogits
 from ghostcli.engine import train as loop
 from ghostcli.plan import Job
 from ghostcli.zoo import evaluate
+from ghostcli.zoo.teachers import bare
 
 #: Images in a sample: enough to measure an accuracy to about 2 points. At most an eighth of an epoch, so the check is
 #: short compared with the run, and at least LEAST.
@@ -114,8 +115,7 @@ def answers(teacher: Teacher, images: Images) -> Tensor:
 
 
 def _watch(model: nn.Module, sides: set[int]) -> torch.utils.hooks.RemovableHandle:
-    body = getattr(model, "net", model)
-    return body.register_forward_pre_hook(lambda _, args: sides.add(args[0].shape[-1]))
+    return bare(model).register_forward_pre_hook(lambda _, args: sides.add(args[0].shape[-1]))
 
 
 def _from_tables(teacher_logits: TeacherLogits, index: Tensor) -> Tensor:
@@ -127,9 +127,7 @@ def _from_tables(teacher_logits: TeacherLogits, index: Tensor) -> Tensor:
         entries = torch.from_numpy(table.logits[numbers, places]).float()
         missing = torch.from_numpy(np.flatnonzero(table.filled[numbers, places] == 0))
         if len(missing):
-            here = missing.to(index.device)
-            entries[missing] = (
-                evaluate.compact(teacher_logits.logits_of_views(teacher)(index[here], views[here])).float().cpu()
-            )
+            here, compute = missing.to(index.device), teacher_logits.logits_of_views(teacher)
+            entries[missing] = evaluate.compact(compute(index[here], views[here])).float().cpu()
         rows.append(entries.to(index.device))
     return torch.stack(rows)

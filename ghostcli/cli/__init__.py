@@ -34,7 +34,7 @@ from ghostcli.cli import (
     volume,
     welcome,
 )
-from ghostcli.errors import GhostError, Interrupted, nearest, printable
+from ghostcli.errors import GhostError, Interrupted, meant, nearest, printable
 
 #: What typer raises for a wrong command, flag or argument.
 WrongUsage = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -48,8 +48,7 @@ class Verbs(typer.core.TyperGroup):
         if word not in self.commands and not word.startswith("-"):
             shown = [name for name, command in self.commands.items() if not command.hidden]
             near = [name for name in shown if word and name.startswith(word)]
-            hint = f" Did you mean {' or '.join(near)}?" if near else nearest(word, shown)
-            ctx.fail(f"no such command '{word}'.{hint}")
+            ctx.fail(f"no such command '{word}'{meant(near) if near else nearest(word, shown)}")
         return super().resolve_command(ctx, args)
 
 

@@ -61,9 +61,9 @@ def _print(job: Job, findings: Sequence[Finding]) -> None:
     from rich.text import Text
 
     marks = {"ok": Text("ok", "green"), "info": Text("info", "cyan"), "warn": Text("warn", "yellow")}
-    view = Table("", "check", "finding", box=None, pad_edge=False)
+    view = Table("", "checked", "found", box=None, pad_edge=False)
     for finding in findings:
-        view.add_row(marks[finding.level], finding.code, Text(printable(finding.message)))
+        view.add_row(marks[finding.level], finding.subject, Text(printable(finding.message)))
     console = Console()
     console.print(view)
     warnings = sum(finding.level == "warn" for finding in findings)
@@ -71,10 +71,8 @@ def _print(job: Job, findings: Sequence[Finding]) -> None:
     console.print(Text(f"{job.id}: {count}"))
 
 
-def command(job: Job | Finished, common: Common) -> str:
+def command(job: Job, common: Common) -> str:
     """The command that trains `job` alone, with the recipe of `common`."""
-    if isinstance(job, Finished):
-        return commands.line("runs", "show", job.id, runs=common.runs)
     names = [trained.named(t.id) if isinstance(t, Finished) else t.student for t in _ancestors(job)]
     flags = commands.settings(common.recipe, job.recipe, job.taught)
     return commands.training(job.student, job.strategy, names, common.recipe, flags, (job.seed,), common.runs)

@@ -17,7 +17,7 @@ from rich.table import Table
 from ghostcli.cli import complete
 from ghostcli.cli.options import Json
 from ghostcli.errors import UsageError, printable
-from ghostcli.recipe import Recipe, Resolved, canonical, digest, files, keys, load, names
+from ghostcli.recipe import canonical, digest, files, keys, load, names
 from ghostcli.recipe.toml import dumps
 
 app = typer.Typer(help="List, show, check and copy recipes.", no_args_is_help=True)
@@ -59,20 +59,12 @@ def show(
     The output is a recipe too: saved as a .toml file (with --json: a .json file) it gives the same values.
     """
     resolved = load(name, overrides or ())
+    recipe, provenance = resolved.recipe, resolved.provenance
     if as_json:
-        _print_json(_data(resolved))
+        found = {"name": resolved.name, "digest": digest(canonical(recipe))}
+        _print_json({**found, "recipe": recipe.model_dump(mode="json"), "provenance": provenance})
     else:
-        typer.echo(dumps(resolved.recipe, resolved.provenance), nl=False)
-
-
-def _data(resolved: Resolved) -> dict[str, Any]:
-    recipe: Recipe = resolved.recipe
-    return {
-        "name": resolved.name,
-        "digest": digest(canonical(recipe)),
-        "recipe": recipe.model_dump(mode="json"),
-        "provenance": dict(resolved.provenance),
-    }
+        typer.echo(dumps(recipe, provenance), nl=False)
 
 
 @app.command()

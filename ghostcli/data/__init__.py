@@ -65,7 +65,7 @@ def folder_of(name: str) -> Path | None:
     if name.startswith("folder:") and name != "folder:":
         return Path(os.path.expanduser(name.removeprefix("folder:")))
     hint = nearest(name, [*SETS, "folder:PATH"])
-    raise UsageError(f"data.name: there is no data set '{printable(name)}'.{hint}")
+    raise UsageError(f"data.name: there is no data set '{printable(name)}'{hint}")
 
 
 def load(section: DataSection, root: Path | None = None) -> Data:

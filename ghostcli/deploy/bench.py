@@ -71,8 +71,7 @@ def count(network: Network) -> dict[str, Any]:
     """Parameters and MACs of both forms, for one image of its training's size or of the network's native size."""
     from ghostcli import zoo
 
-    build = zoo.build if names.is_own(network.model) else zoo.build_shapes
-    model = build(network.model, network.classes)
+    model = zoo.build_shapes(network.model, network.classes)
     deployed = zoo.deploy(model)
     side = model.spec.input_size or network.side
     return {

@@ -59,7 +59,7 @@ def choose(text: str, half: bool = False, int8: bool = False) -> list[Format]:
     found = []
     for word in dict.fromkeys(words):
         if word not in FORMATS:
-            raise UsageError(f"--format {printable(word)}: is no format.{nearest(word, list(FORMATS))}")
+            raise UsageError(f"--format {printable(word)}: is no format{nearest(word, list(FORMATS))}")
         form = FORMATS[word]
         found.append(FORMATS.get(f"{form.name}-float16", form) if half else form)
         if int8 and f"{form.name}-int8" in FORMATS:

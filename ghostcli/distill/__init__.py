@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 def build_for(recipe: Recipe, student: nn.Module, teachers: Sequence[nn.Module], size: int) -> Objective:
     """The objective for these networks and square images of `size` pixels. Torch's generator draws its weights."""
-    from ghostcli.distill import objective
+    from ghostcli.distill.objective import Objective
 
     shapes = {}
     if teachers and recipe.distill.needs_features:
         shapes["student_features"] = feature_shape(recipe, student, size)
         shapes["teacher_features"] = [feature_shape(recipe, teacher, size) for teacher in teachers]
     smoothing = recipe.train.label_smoothing
-    return objective.build(recipe.distill, teachers=len(teachers), label_smoothing=smoothing, **shapes)
+    return Objective(recipe.distill, teachers=len(teachers), label_smoothing=smoothing, **shapes)
 
 
 def feature_shape(recipe: Recipe, network: nn.Module, size: int) -> FeatureShape:
@@ -35,12 +35,16 @@ def feature_shape(recipe: Recipe, network: nn.Module, size: int) -> FeatureShape
     from ghostcli.distill import kinds
     from ghostcli.zoo.stages import Tap
 
-    shape, distill = Tap(network, size).shape, recipe.distill
-    adaptive = distill.weighting == "adaptive"
-    if not shape.levels and (adaptive or kinds.build(distill, None, (), None).maps):
-        if adaptive:
-            key, instead = "distill.weighting=adaptive", "distill.weighting=mean"
-        else:
-            key, instead = f"distill.kind={distill.kind}", "distill.kind=kd, or dkd, dist or rkd"
-        raise UsageError(f"{printable(network.spec.name)}: has no feature maps, which {key} compares; use -s {instead}")
-    return shape
+    distill = recipe.distill
+    try:
+        shape = Tap(network, size).shape
+    except ValueError:
+        lacks, instead = "features", "distill.kind=kd, or dkd or dist"
+    else:
+        if shape.levels or not (distill.weighting == "adaptive" or kinds.of(distill).maps):
+            return shape
+        lacks, instead = "feature maps", "distill.kind=kd, or dkd, dist or rkd"
+    key = f"distill.kind={distill.kind}"
+    if distill.weighting == "adaptive":
+        key, instead = "distill.weighting=adaptive", "distill.weighting=mean"
+    raise UsageError(f"{printable(network.spec.name)}: has no {lacks}, which {key} compares; use -s {instead}")

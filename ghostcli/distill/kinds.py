@@ -17,6 +17,8 @@ from ghostcli.recipe import models
 from ghostcli.recipe.models import DistillBase
 from ghostcli.zoo.stages import Features, FeatureShape, common, nearest
 
+Shapes = Sequence[FeatureShape]
+
 
 class Kind(nn.Module):
     """The loss terms of a kind. A kind whose section has `features = True` also defines `forward`."""
@@ -29,9 +31,7 @@ class Kind(nn.Module):
         super().__init__()
         self.distill = distill
 
-    def prepare(
-        self, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
-    ) -> None:
+    def prepare(self, student: FeatureShape, teachers: Shapes, generator: torch.Generator | None) -> None:
         """Look up, for the shapes of the networks' features, what `forward` needs. `generator` draws its weights."""
 
     def logit_loss(self, z: Tensor, target: Tensor, labels: Tensor) -> Tensor:
@@ -83,9 +83,7 @@ class Hint(Kind):
 
     section = models.Hint
 
-    def prepare(
-        self, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
-    ) -> None:
+    def prepare(self, student: FeatureShape, teachers: Shapes, generator: torch.Generator | None) -> None:
         self.pairs = []
         for teacher in teachers:
             both = common(student, teacher)
@@ -109,9 +107,7 @@ class AT(Kind):
 
     section = models.AT
 
-    def prepare(
-        self, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
-    ) -> None:
+    def prepare(self, student: FeatureShape, teachers: Shapes, generator: torch.Generator | None) -> None:
         self.pairs = [common(student, teacher) for teacher in teachers]
 
     def forward(self, student: Features, teachers: Sequence[Features]) -> list[Tensor]:
@@ -135,14 +131,15 @@ class RKD(Kind):
         ]
 
 
+def of(distill: DistillBase) -> type[Kind]:
+    return next(kind for kind in Kind.__subclasses__() if kind.section is type(distill))
+
+
 def build(
-    distill: DistillBase,
-    student: FeatureShape | None,
-    teachers: Sequence[FeatureShape],
-    generator: torch.Generator | None,
+    distill: DistillBase, student: FeatureShape | None, teachers: Shapes, generator: torch.Generator | None
 ) -> Kind:
     """The kind of a [distill] section. `student` and `teachers`: shapes of features, None and empty without any."""
-    found = next(kind for kind in Kind.__subclasses__() if kind.section is type(distill))(distill)
+    found = of(distill)(distill)
     if student is not None:
         found.prepare(student, teachers, generator)
     return found

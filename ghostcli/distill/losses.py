@@ -52,11 +52,7 @@ def dkd(
 
 
 def dist(
-    student: Tensor,
-    teacher: Tensor,
-    temperature: float,
-    inter_weight: float = 1.0,
-    intra_weight: float = 1.0,
+    student: Tensor, teacher: Tensor, temperature: float, inter_weight: float = 1.0, intra_weight: float = 1.0
 ) -> Tensor:
     """T^2 (b L_inter + g L_intra), DIST (Huang 2022, equations 8 to 10, with the published code's T^2).
 

@@ -42,33 +42,6 @@ class Losses(NamedTuple):
     soft: Tensor
 
 
-def build(
-    distill: DistillSection | None,
-    *,
-    teachers: int,
-    label_smoothing: float = 0.0,
-    student_features: FeatureShape | None = None,
-    teacher_features: Sequence[FeatureShape] | None = None,
-    generator: torch.Generator | None = None,
-) -> Objective:
-    """The objective of a run with this number of teachers. Without teachers: plain cross-entropy, for any `distill`.
-
-    The feature shapes are required if `distill.needs_features`. `generator` (default: torch's own) draws the
-    regressors and the adaptive weights.
-    """
-    if teachers == 0 or distill is None:
-        return Objective(label_smoothing)
-    weights = hints = None
-    shapes = teacher_features or ()
-    if distill.needs_features and (student_features is None or len(shapes) != teachers):
-        raise ValueError("this kind of distillation compares features: pass the feature shape of each network")
-    kind = kinds.build(distill, student_features, shapes, generator)
-    if distill.weighting == "adaptive":
-        weights = TeacherWeights(student_features.pooled, teachers, generator)
-        hints = GroupedHints(student_features, shapes, generator)
-    return Objective(label_smoothing, distill, teachers, kind, weights, hints)
-
-
 def kept_terms(teachers: int, drop: int, seed: int, step: int) -> list[int]:
     """Indices of the teachers whose terms are kept at this step: all but `drop`, at least one. Pure in (seed, step)."""
 
@@ -79,31 +52,32 @@ def kept_terms(teachers: int, drop: int, seed: int, step: int) -> list[int]:
 
 
 class Objective(nn.Module):
-    """Computes `Losses` from a batch's logits, labels and teacher outputs.
+    """Computes `Losses` from a batch's logits, labels and teacher outputs. Without teachers: plain cross-entropy.
 
-    Its parameters are trained with the student's. The saved network does not contain them.
+    Its parameters are trained with the student's. The saved network does not contain them. The shapes of features are
+    those of the student and of each teacher, if `distill.needs_features`. `generator` (default: torch's own) draws the
+    regressors and the adaptive weights.
     """
 
     def __init__(
         self,
+        distill: DistillSection,
+        *,
+        teachers: int,
         label_smoothing: float = 0.0,
-        distill: DistillSection | None = None,
-        teachers: int = 0,
-        kind: kinds.Kind | None = None,
-        teacher_weights: TeacherWeights | None = None,
-        hints: GroupedHints | None = None,
+        student_features: FeatureShape | None = None,
+        teacher_features: Sequence[FeatureShape] = (),
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
-        self.distill = distill
-        self.teachers = teachers
-        self.kind = kind
-        self.teacher_weights = teacher_weights
-        self.hints = hints
-
-    @property
-    def needs_features(self) -> bool:
-        return self.teachers > 0 and self.distill.needs_features
+        self.distill, self.teachers, self.label_smoothing = distill, teachers, label_smoothing
+        self.needs_features = teachers > 0 and distill.needs_features
+        self.kind = self.teacher_weights = self.hints = None
+        if teachers:
+            self.kind = kinds.build(distill, student_features, teacher_features, generator)
+        if teachers and distill.weighting == "adaptive":
+            self.teacher_weights = TeacherWeights(student_features.pooled, teachers, generator)
+            self.hints = GroupedHints(student_features, teacher_features, generator)
 
     def schedule(self, seed: int, epoch: int, step: int) -> tuple[float, ...]:
         """Weights of the soft term's parts at update `step` of the run, in `epoch` (both counted from 0).

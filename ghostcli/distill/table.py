@@ -44,14 +44,7 @@ LogitsOfViews = Callable[[Tensor, Tensor], Tensor]  # image numbers [B], views [
 
 def describe(weights: str, data: str, images: int, classes: int, views: dict[str, Any]) -> dict[str, Any]:
     """All that determines a table's content. Equal descriptions mean equal tables. `views` has a key `count`."""
-    return {
-        "schema": 1,
-        "weights": weights,
-        "data": data,
-        "images": images,
-        "classes": classes,
-        "views": views,
-    }
+    return {"schema": 1, "weights": weights, "data": data, "images": images, "classes": classes, "views": views}
 
 
 class TeacherTable:
@@ -174,11 +167,7 @@ class TeacherTable:
             (self.folder / "pending.npz").unlink()
 
     def fill(
-        self,
-        views: np.ndarray,
-        compute: LogitsOfViews,
-        batch: int,
-        progress: Callable[[int], None] | None = None,
+        self, views: np.ndarray, compute: LogitsOfViews, batch: int, progress: Callable[[int], None] | None = None
     ) -> int:
         """Compute the missing entries (image i, views[i]). Returns how many were missing."""
         computed, gathered, since = 0, [], time.monotonic()

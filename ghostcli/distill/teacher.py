@@ -25,6 +25,7 @@ from ghostcli.records import trained
 from ghostcli.zoo import weights
 from ghostcli.zoo.evaluate import BATCH, Norm
 from ghostcli.zoo.stages import Features, Tap
+from ghostcli.zoo.teachers import bare
 
 #: Batch size of a teacher's forward pass for a table of many images. The batch size changes the rounding.
 TEACHER_BATCH = {"cpu": 256, "cuda": 512, "mps": 128}
@@ -73,13 +74,7 @@ class TeacherLogits:
     """
 
     def __init__(
-        self,
-        teachers: Sequence[Teacher],
-        recipe: Recipe,
-        data: Data,
-        cropper: Cropper,
-        *,
-        seed: int = 0,
+        self, teachers: Sequence[Teacher], recipe: Recipe, data: Data, cropper: Cropper, *, seed: int = 0
     ) -> None:
         self.teachers = tuple(teachers)
         self.cropper, self.images, self.seed = cropper, data.train, seed
@@ -157,9 +152,8 @@ class TeacherLogits:
 
 @torch.no_grad()
 def logits_of_bare_network(teacher: Teacher, pixels: Tensor) -> Tensor:
-    """float32 [B, C] from the teacher's network without its wrapper that enlarges images, if it has one."""
-    body = getattr(teacher.model, "net", teacher.model)
-    return body(normalise(pixels, *teacher.norm)).float()
+    """float32 [B, C] from the teacher's network without its enlargement."""
+    return bare(teacher.model)(normalise(pixels, *teacher.norm)).float()
 
 
 def patch_draws(n: int, size: int, seed: int, epoch: int) -> Tensor:
@@ -243,11 +237,7 @@ def open_table(teacher: Teacher, data: Data, augment: AugmentSection) -> Teacher
 
 
 def fill_table(
-    teacher: Teacher,
-    data: Data,
-    augment: AugmentSection,
-    device: torch.device,
-    advance: Callable[[int], None],
+    teacher: Teacher, data: Data, augment: AugmentSection, device: torch.device, advance: Callable[[int], None]
 ) -> TeacherTable:
     """Compute all missing entries: every view of every training image (`ghost teach fill`)."""
     table = open_table(teacher, data, augment)

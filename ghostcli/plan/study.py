@@ -89,7 +89,7 @@ def study(
     rows = [row for table in named for row in paper().table(table).rows]
     there = dict.fromkeys(name for row in rows for name in (*row.teachers, row.student))
     if lost := [name for name in without if name not in there]:
-        raise UsageError(f"--skip {printable(lost[0])}: is in none of these rows.{nearest(lost[0], [*there])}")
+        raise UsageError(f"--skip {printable(lost[0])}: is in none of these rows{nearest(lost[0], [*there])}")
 
     @cache
     def resolved(recipe: str) -> Resolved:

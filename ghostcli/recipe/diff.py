@@ -10,41 +10,31 @@ from functools import cache, lru_cache
 from typing import Any
 
 from ghostcli.errors import UsageError
+from ghostcli.recipe.files import names
+from ghostcli.recipe.load import load
 from ghostcli.recipe.models import UNDIGESTED, Recipe
 
 #: Keys that tables show elsewhere (data, budget) or that do not change a result.
 SHOWN_ELSEWHERE = UNDIGESTED | {"data.name", "data.limit", "data.limit_test", "train.epochs", "engine.branches"}
 
 
-def flat(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a recipe by full key (`train.epochs`); without the labels `family` and `summary`."""
-    return dict(_flat_recipe(recipe)) if isinstance(recipe, Recipe) else _flat(recipe)
-
-
 @lru_cache(maxsize=20_000)
-def _flat_recipe(recipe: Recipe) -> dict[str, Any]:
-    return _flat(recipe.model_dump(mode="json"))
+def flat(recipe: Recipe) -> Mapping[str, Any]:
+    """The values of a recipe by full key (`train.epochs`); without the labels `family` and `summary`."""
+    sections = recipe.model_dump(mode="json", exclude={"family", "summary"})
+    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
 
 
-def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        f"{section}.{key}": value
-        for section, values in sections.items()
-        if isinstance(values, Mapping)
-        for key, value in values.items()
-    }
-
-
-def config_diff(a: Recipe | Mapping[str, Any], b: Recipe | Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def config_diff(a: Recipe, b: Recipe) -> dict[str, tuple[Any, Any]]:
     """Full key -> (value in `a`, value in `b`) for keys that differ. A missing key counts as None."""
     values, others = flat(a), flat(b)
     pairs = {key: (values.get(key), others.get(key)) for key in {**values, **others}}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def typed(values: Mapping[str, Any], most: int = 3) -> str:
-    """The first `most` values as a user types them: `optim.lr=0.3, train.ema=0.9, ...`."""
-    return ", ".join([f"{key}={value}" for key, value in values.items()][:most]) + ", ..." * (len(values) > most)
+def typed(values: Mapping[str, Any]) -> str:
+    """The first three values as a user types them: `optim.lr=0.3, train.ema=0.9, ...`."""
+    return ", ".join([f"{key}={value}" for key, value in values.items()][:3]) + ", ..." * (len(values) > 3)
 
 
 def untaught(keys: Iterable[str]) -> set[str]:
@@ -52,16 +42,12 @@ def untaught(keys: Iterable[str]) -> set[str]:
     return {key for key in keys if not key.startswith("distill.")} - UNDIGESTED - {"engine.branches"}
 
 
-def training_changes(recipe: Recipe, family: str) -> dict[str, Any]:
+@lru_cache(maxsize=20_000)
+def training_changes(recipe: Recipe, family: str) -> Mapping[str, Any]:
     """Key -> value for keys whose training settings differ from the nearest shipped recipe of `family`.
 
     Data, budget and [distill] are ignored.
     """
-    return dict(_training_changes(recipe, family))
-
-
-@lru_cache(maxsize=20_000)
-def _training_changes(recipe: Recipe, family: str) -> dict[str, Any]:
     diffs = [config_diff(recipe, known) for known in shipped(family)]
     found = [{key: diff[key][0] for key in diff if key in untaught(diff) - SHOWN_ELSEWHERE} for diff in diffs]
     return min(found, key=len, default={})
@@ -76,7 +62,7 @@ def teaching_changes(recipe: Recipe, family: str) -> dict[str, Any]:
     known = [other for other in shipped(family) if other.distill.kind == kind]
     if not known:
         try:
-            known = [_load("paper", f"distill.kind={kind}")]
+            known = [load("paper", [f"distill.kind={kind}"]).recipe]
         except UsageError:  # the kind has required keys, so it has no defaults
             return {}
     diffs = [config_diff(recipe, other) for other in known]
@@ -90,12 +76,4 @@ def teaching_changes(recipe: Recipe, family: str) -> dict[str, Any]:
 @cache
 def shipped(family: str) -> tuple[Recipe, ...]:
     """The shipped recipes of `family`, its base first."""
-    from ghostcli.recipe.files import names
-
-    return tuple(_load(name) for name in names() if name.partition("/")[0] == family)
-
-
-def _load(name: str, *overrides: str) -> Recipe:
-    from ghostcli.recipe.load import load
-
-    return load(name, overrides).recipe
+    return tuple(load(name).recipe for name in names() if name.partition("/")[0] == family)

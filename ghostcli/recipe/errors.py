@@ -5,10 +5,9 @@ Invariant: a line is `place: key: what is wrong`. It is printable for any file c
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
-from ghostcli.errors import UsageError, printable
+from ghostcli.errors import UsageError, meant, printable, similar
 from ghostcli.recipe import keys
 
 #: The maximum number of mistakes in a message.
@@ -57,17 +56,13 @@ def unknown_key(section: str, key: str, is_table: bool) -> str:
     prefix = f"{section}." if section else ""
     wrong = f"{prefix}{shown_key(key)}: unknown {'section' if is_table and not section else 'key'}"
     if moved := [path for path in keys.PATHS if path.rpartition(".")[2] == key]:
-        return wrong + _meant(moved)
+        return wrong + meant(moved)
     known = keys.FIELDS[section] if section else (*keys.TOP, *keys.MODELS, "extends")
-    if near := get_close_matches(key[:60].lower(), known, n=2):
-        return wrong + _meant([prefix + hit for hit in near])
-    if near := get_close_matches(f"{prefix}{key[:60]}".lower(), keys.PATHS, n=1):
-        return wrong + _meant(near)
+    if near := similar(key, known):
+        return wrong + meant([prefix + hit for hit in near])
+    if near := similar(prefix + key, keys.PATHS):
+        return wrong + meant(near[:1])
     return f"{wrong}; known here: {', '.join(known)}"
-
-
-def _meant(names: list[str]) -> str:
-    return f"; did you mean {' or '.join(names)}?"
 
 
 def shown_key(key: str) -> str:

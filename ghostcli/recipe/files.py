@@ -11,12 +11,11 @@ import os
 import re
 import tomllib
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import ghostcli
-from ghostcli.errors import UsageError, printable
+from ghostcli.errors import UsageError, meant, nearest, printable, similar
 from ghostcli.recipe import keys
 from ghostcli.recipe.errors import shorten
 
@@ -95,15 +94,9 @@ def _shipped(name: str) -> Source:
         if file.is_file() and file.resolve().is_relative_to(root.resolve()):
             label = f"recipes/{family}/{file.name}"
             return Source(file, _name(file), label, root.resolve())
-    raise UsageError(f"{_quoted(name)}: no such recipe{_nearest(name)}; a file of your own is named with its .toml")
-
-
-def _nearest(name: str) -> str:
-    known = names()
-    near = get_close_matches(name[:60].lower(), known, n=2)
-    if near:
-        return f"; did you mean {' or '.join(near)}?"
-    return f"; known: {', '.join(known)}"
+    raise UsageError(
+        f"{_quoted(name)}: no such recipe{nearest(name, names())}; a file of your own is named with its .toml"
+    )
 
 
 def _regular(path: Path, name: str) -> Path:
@@ -117,8 +110,8 @@ def _regular(path: Path, name: str) -> Path:
             text = "is no regular file; name a .toml file"
         else:
             here = [entry.name for entry in os.scandir(path.parent) if is_file_name(entry.name)]
-            near = get_close_matches(path.name, here, n=2) + get_close_matches(name.removesuffix(".toml"), names(), n=1)
-            text = "no such file" + (f"; did you mean {' or '.join(near)}?" if near else "")
+            near = similar(path.name, here) + similar(name.removesuffix(".toml"), names())[:1]
+            text = "no such file" + (meant(near) if near else "")
     except FileNotFoundError:
         text = "no such file: its folder does not exist"
     except (OSError, ValueError) as error:

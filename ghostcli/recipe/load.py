@@ -84,7 +84,8 @@ def _files(name: str, problems: Problems) -> tuple[files.Source | None, list[_La
     try:
         source = files.find(name)
     except UsageError as error:
-        problems.add(*_split(str(error)))
+        file, _, text = str(error).partition(": ")
+        problems.add(file, None, text)
         return None, layers, False
     while True:
         line.append(source)
@@ -114,11 +115,6 @@ def _files(name: str, problems: Problems) -> tuple[files.Source | None, list[_La
             circle = [known.label for known in line[met.index(source.path.resolve()) :]] + [source.label]
             problems.add(*at, f"extends: a recipe cannot extend itself: {' -> '.join(circle)}")
             return line[0], layers, False
-
-
-def _split(message: str) -> tuple[str, None, str]:
-    name, _, text = message.partition(": ")
-    return name, None, text
 
 
 def _overrides(overrides: Sequence[tuple[str, str]], problems: Problems) -> _Layer:

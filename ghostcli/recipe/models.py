@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import PurePath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ghostcli.errors import meant, similar
 from ghostcli.recipe.sets import SETS
 
 #: Fewer optimiser steps than this are too few to learn from. The paper's students take 39,200.
@@ -40,9 +40,8 @@ def _data_name(name: str) -> str:
         return name
     if (path := name.removeprefix("folder:")) not in ("", name):
         return f"folder:{PurePath(path)}"  # pics, pics/ and ./pics are one folder, so one run id
-    near = get_close_matches(name[:40].lower(), SETS, n=1)
-    meant = near[0] if near else f"folder:{name}" if path and path.isprintable() else "folder:photos"
-    raise ValueError(f"needs {', '.join(SETS)} or folder:PATH; did you mean {meant}?")
+    near = similar(name, SETS)[:1] or [f"folder:{name}" if path and path.isprintable() else "folder:photos"]
+    raise ValueError(f"needs {', '.join(SETS)} or folder:PATH{meant(near)}")
 
 
 Line = Annotated[str, AfterValidator(_one_line)]
@@ -141,8 +140,7 @@ class ModelSection(Section):
     """[model]: the initial weights of every network, with or without teachers. Pretrained weights replace `init`."""
 
     init: Literal["kaiming", "native"] = Field(
-        "kaiming",
-        description="kaiming: normal, fan-out, ReLU gain, zero biases; native: the network's own rule",
+        "kaiming", description="kaiming: normal, fan-out, ReLU gain, zero biases; native: the network's own rule"
     )
     pretrained: bool = Field(
         True, description="ImageNet weights, if available, for networks that work at ImageNet's size"
@@ -231,8 +229,7 @@ class DistillBase(Section):
         0, ge=0, description="dense: how many of the teachers' terms are dropped each step; one is always kept"
     )
     view: Literal["student", "patch"] = Field(
-        "student",
-        description="patch: the teacher sees its own 32-pixel patch of the enlarged image, as published",
+        "student", description="patch: the teacher sees its own 32-pixel patch of the enlarged image, as published"
     )
     blind: Annotated[bool, Before(False)] = Field(
         False,
@@ -242,9 +239,7 @@ class DistillBase(Section):
     extra_step: bool = Field(False, description="the schedule steps once more after each epoch, as published")
     teacher_seed: Seed = Field(0, description="the seed its teachers are trained with")
     teacher_epochs: int | None = Field(
-        None,
-        ge=1,
-        description="epochs of the teachers, whatever train.stop; a chain's assistants follow train.stop",
+        None, ge=1, description="epochs of the teachers, whatever train.stop; a chain's assistants follow train.stop"
     )
     source: Literal["auto", "table", "live"] = Field(
         "auto", description="teacher logits from a table of views, or computed live at every step"

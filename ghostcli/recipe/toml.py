@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,12 @@ from ghostcli.recipe.models import Recipe
 def dumps(recipe: Recipe, provenance: Mapping[str, str] | None = None) -> str:
     """TOML text of all keys. With `provenance`, each line ends in a comment with the source of the value."""
     tree = recipe.model_dump()
-    rows = [(f"{name} = {_value(tree[name])}", name) for name in keys.TOP]
+    rows = [_row(name, tree[name], name) for name in keys.TOP]
     for section in keys.MODELS:
         values = tree[section]
         first = [keys.VARIANTS[section].chooser] if section in keys.VARIANTS else []  # the other keys depend on it
         rows += [("", ""), (f"[{section}]", "")]
-        rows += [(f"{key} = {_value(values[key])}", f"{section}.{key}") for key in dict.fromkeys([*first, *values])]
+        rows += [_row(key, values[key], f"{section}.{key}") for key in dict.fromkeys([*first, *values])]
     if provenance is None:
         return "".join(f"{line}\n" for line, _ in rows)
     width = min(48, max(len(line) for line, path in rows if path != "summary"))
@@ -27,18 +28,6 @@ def dumps(recipe: Recipe, provenance: Mapping[str, str] | None = None) -> str:
     )
 
 
-def _value(value: Any) -> str:
-    match value:
-        case None:
-            return '"none"'
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return _string(value)
-        case _:
-            return repr(value)
-
-
-def _string(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
+def _row(key: str, value: Any, path: str) -> tuple[str, str]:
+    """A line, and the whole name of its key. TOML writes numbers, booleans and printable text as JSON does."""
+    return f"{key} = {json.dumps('none' if value is None else value, ensure_ascii=False)}", path

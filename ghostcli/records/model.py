@@ -90,13 +90,35 @@ class Accuracy(_Frozen):
     selected_by: Literal["last", "validation"] = "last"
 
 
+#: Code of a finding -> what was checked.
+SUBJECTS = {
+    "unshuffled": "order of images",
+    "blind-teacher": "control",
+    "other-view": "teachers' view",
+    "other-size": "teachers' image size",
+    "train-mode": "eval mode",
+    "teacher-gradients": "gradients",
+    "teacher-changes": "teachers' statistics",
+    "unlike-record": "recorded logits",
+    "teacher-accuracy": "teachers' accuracy",
+    "no-better-than-chance": "accuracy above chance",
+    "near-one-hot": "softness of targets",
+    "alike-teachers": "difference of teachers",
+}
+
+
 class Finding(_Frozen):
-    """A finding of the teaching check. `code`: its name. `figure`: the measured value."""
+    """A finding of the teaching check. `code`: the fault, whether it is there or not. `figure`: the measured value."""
 
     code: str
     level: str
     message: str
     figure: float | None = None
+
+    @property
+    def subject(self) -> str:
+        """What was checked, for people to read."""
+        return SUBJECTS.get(self.code, self.code)
 
 
 class Answers(_Frozen):

@@ -245,8 +245,8 @@ def find(runs: Path, run_id: str) -> RunRecord:
         raise UsageError(f"{printable(run_id)}: is not a run id{hint} (`ghost runs list` shows yours)")
     hits = [run for run in known if run.id == name or run.id.startswith(name + "/")]
     if not hits:
-        where = f"{printable(runs)} has no run {name}."
-        raise UsageError(where + (nearest(name, [run.id for run in known]) if known else " It has no runs at all."))
+        hint = nearest(name, [run.id for run in known]) if known else "; it has no runs at all"
+        raise UsageError(f"{printable(runs)} has no run {name}{hint}")
     if len(hits) > 1:
         raise UsageError(f"{name} has several seeds; name one of {', '.join(run.id for run in hits)}")
     return hits[0]

@@ -35,8 +35,7 @@ def find(runs: Path, name: str) -> RunRecord:
         return record.find(runs, name)
     known = shipped()
     if name.rstrip("/") not in known:
-        hint = nearest(name, known) or (f" There is {', '.join(known)}." if known else " This ghost comes with none.")
-        raise UsageError(f"{printable(name)}: is no network that comes with ghost.{hint}")
+        raise UsageError(f"{printable(name)}: is no network that comes with ghost{nearest(name, known)}")
     found = at(runs, name.rstrip("/"))
     result = found.result
     if result is None or not found.weights.exists():

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ghostcli import distill
 from ghostcli.errors import UsageError, printable
 from ghostcli.plan import Finished, Job, Plan, commands, is_done, record_of
 from ghostcli.records import trained
@@ -57,13 +56,34 @@ def _prepare_job(job: Job, options: Options, checked: Callable[[str, int, int], 
     if names.is_own(job.student):
         checked(job.student, *shape)
     if job.taught and job.recipe.distill.needs_features:
-        for one in (job, *job.teachers):  # of teachers, those that are yet to train
-            if isinstance(one, Job) and names.is_own(one.student):
-                distill.feature_shape(job.recipe, checked(one.student, *shape), shape[1])
+        for one in (job, *job.teachers):
+            _require_features(job, one, shape, options.runs, checked)
     require_two_images(job, data)
     _require_start(job, options.runs)
     for teacher in job.teachers:
         _require_teacher(teacher, data, options)
+
+
+def _require_features(
+    job: Job, one: Job | Finished, shape: tuple[int, int], runs: Path, checked: Callable[[str, int, int], nn.Module]
+) -> None:
+    """UsageError if `one` lacks the features that `job` compares. Users' own networks and timm's may, ghost's have all.
+
+    `shape`: classes and side of the images in pixels.
+    """
+    from ghostcli import distill, zoo
+
+    classes, side = shape
+    match names.parse(one.student).family:
+        case "py":
+            if isinstance(one, Finished):
+                own.require_trusted(one.student, record_of(one, runs).result.source)
+            network = checked(one.student, classes, side)
+        case "timm":
+            network = zoo.build_shapes(one.student, classes)
+        case _:
+            return
+    distill.feature_shape(job.recipe, network, side)
 
 
 def _require_start(job: Job, runs: Path) -> None:

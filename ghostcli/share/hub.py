@@ -143,7 +143,7 @@ def card(
     lines += [
         *("", "## How it was trained", ""),
         f"{taught} Recipe {_code(result.recipe_name)}, {result.epochs} epochs of {result.train_images:,} images.",
-        *(f"- Check, {_text(found.code)}: {_text(found.message)}" for found in result.check),
+        *(f"- Check of the {_text(found.subject)}: {_text(found.message)}" for found in result.check),
         *(f"- {_text(note)}" for note in result.notes),
         *("", "## How to use it", "", "```sh", *use, "```"),
         *(f"- {_code(name)} is the deploy form for other programs." for name in exported),

@@ -56,7 +56,7 @@ def _mirror(module: Any, run: RunRecord, place: Place) -> Iterator[Callable[[dic
 
             yield log
         return
-    config = flat(run.setup.recipe) if run.setup else {}
+    config = dict(flat(run.setup.recipe)) if run.setup else {}
     more = {"id": run.id.replace("/", "-")} if place.tracker == "wandb" else {}
     module.init(project=place.project, name=run.id, config=config, resume="allow", **more)
     try:

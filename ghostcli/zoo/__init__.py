@@ -13,27 +13,7 @@ from ghostcli.zoo.names import KNOWN, Spec, canonical, is_ghost, parse
 if TYPE_CHECKING:
     from torch import nn
 
-    from ghostcli.zoo.count import build_shapes, count_macs, count_parameters
-    from ghostcli.zoo.fold import deploy
-    from ghostcli.zoo.init import init_kaiming
-    from ghostcli.zoo.memory import kept_bytes, recompute, recomputing
-
-__all__ = [
-    "KNOWN",
-    "Spec",
-    "build",
-    "build_shapes",
-    "canonical",
-    "count_macs",
-    "count_parameters",
-    "deploy",
-    "init_kaiming",
-    "is_ghost",
-    "kept_bytes",
-    "parse",
-    "recompute",
-    "recomputing",
-]
+#: Name -> the module that defines it, which imports torch.
 _HOME = {
     "build_shapes": "count",
     "count_macs": "count",
@@ -44,6 +24,7 @@ _HOME = {
     "recompute": "memory",
     "recomputing": "memory",
 }
+__all__ = ["KNOWN", "Spec", "build", "canonical", "is_ghost", "parse", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
@@ -53,11 +34,7 @@ def __getattr__(name: str) -> Any:
 
 
 def build(
-    name: str,
-    classes: int = 10,
-    *,
-    branches: Literal["plain", "folded"] = "folded",
-    pretrained: bool = False,
+    name: str, classes: int = 10, *, branches: Literal["plain", "folded"] = "folded", pretrained: bool = False
 ) -> nn.Module:
     """The network of that name on the CPU in float32, in training mode, with its `Spec` as `.spec`.
 
@@ -66,14 +43,11 @@ def build(
     that work at ImageNet's size. ValueError for a trained network (`run/ID`): it is built from its record.
     """
     parsed = parse(name)
-    if parsed.family == "timm":
-        from ghostcli.zoo.teachers import build_timm
+    if parsed.family in ("timm", "teacher"):
+        from ghostcli.zoo import teachers
 
-        return build_timm(parsed.canonical, classes, pretrained)
-    if parsed.family == "teacher":
-        from ghostcli.zoo.teachers import build_teacher
-
-        return build_teacher(parsed.canonical, classes, pretrained)
+        make = teachers.build_timm if parsed.family == "timm" else teachers.build_teacher
+        return make(parsed.canonical, classes, pretrained)
     if parsed.family == "py":
         from ghostcli.zoo import own
 

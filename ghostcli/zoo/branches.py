@@ -124,6 +124,8 @@ class RepConv(nn.Module):
         self.branches, self.relu, self.mode = branches, relu, mode
         self.has_scale = kernel_size > 1
         self.has_identity = in_channels == out_channels and stride == 1
+        #: What the names of each norm's tensors begin with, in the order of `folded.Branches`.
+        self.prefixes = ("", *["scale_"] * self.has_scale, *["identity_"] * self.has_identity)
 
         shape = (branches, out_channels, in_channels // self.groups, kernel_size, kernel_size)
         self.weight = nn.Parameter(torch.empty(shape))
@@ -148,11 +150,9 @@ class RepConv(nn.Module):
 
     def reset_norms(self) -> None:
         """Reset every batch norm: gain 1, shift 0, running mean 0 and variance 1."""
-        for prefix in ("", "scale_", "identity_"):
-            if hasattr(self, prefix + "gamma"):
-                gamma, beta, mean, var = self._norm_of(prefix)
-                for tensor, value in ((gamma, 1.0), (beta, 0.0), (mean, 0.0), (var, 1.0)):
-                    nn.init.constant_(tensor, value)
+        for prefix in self.prefixes:
+            for tensor, value in zip(self._norm_of(prefix), (1.0, 0.0, 0.0, 1.0), strict=True):
+                nn.init.constant_(tensor, value)
 
     def kernels(self) -> Iterator[Tensor]:
         """The convolution weight [O, I/groups, k, k] of each branch as a view; the scale branch is last."""
@@ -183,8 +183,7 @@ class RepConv(nn.Module):
 
     def running(self) -> folded.Running:
         """The running statistics, in the order of `folded.Branches`."""
-        present = (("", True), ("scale_", self.has_scale), ("identity_", self.has_identity))
-        return folded.Running(tuple(self._norm_of(prefix)[2:] for prefix, there in present if there), MOMENTUM)
+        return folded.Running(tuple(self._norm_of(prefix)[2:] for prefix in self.prefixes), MOMENTUM)
 
     def plain(self, x: Tensor) -> Tensor:
         """The reference: the sum of the branches before the ReLU, each branch computed separately."""
@@ -204,10 +203,8 @@ class RepConv(nn.Module):
             z, mean[index], var[index], gamma[index], beta[index], self.training, momentum=MOMENTUM, eps=EPS
         )
 
-    def _norm_of(self, prefix: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        names = ("gamma", "beta", "running_mean", "running_var")
-        gamma, beta, mean, var = (getattr(self, prefix + name) for name in names)
-        return gamma, beta, mean, var
+    def _norm_of(self, prefix: str) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, prefix + name) for name in ("gamma", "beta", "running_mean", "running_var"))
 
     def fold(self) -> tuple[Tensor, Tensor]:
         """One kernel [O, I/groups, k, k] and one bias [O] equal to the sum of branches in eval mode."""
@@ -239,21 +236,20 @@ class RepConv(nn.Module):
 
         return super()._apply(on_kernels, recurse)
 
-    def named_branches(self, of: Callable[[Tensor], Tensor] = lambda t: t) -> dict[str, Tensor]:
-        """Readable name of each branch's tensor -> its view of `of(stacked tensor)`."""
+    def named_branches(self) -> dict[str, Tensor]:
+        """Readable name of each branch's tensor -> its view of the stacked tensor."""
         named: dict[str, Tensor] = {}
+        of_norm = ("weight", "bias", "running_mean", "running_var")
 
         def norm(readable: str, prefix: str, index: Any = ...) -> None:
-            for name, tensor in zip(
-                ("weight", "bias", "running_mean", "running_var"), self._norm_of(prefix), strict=True
-            ):
-                named[f"{readable}.{name}"] = of(tensor)[index]
+            for name, tensor in zip(of_norm, self._norm_of(prefix), strict=True):
+                named[f"{readable}.{name}"] = tensor[index]
 
         for j in range(self.branches):
-            named[f"branches.{j}.conv.weight"] = of(self.weight)[j]
+            named[f"branches.{j}.conv.weight"] = self.weight[j]
             norm(f"branches.{j}.bn", "", j)
         if self.has_scale:
-            named["scale.conv.weight"] = of(self.scale_weight).view(-1, 1, 1, 1)
+            named["scale.conv.weight"] = self.scale_weight.view(-1, 1, 1, 1)
             norm("scale.bn", "scale_")
         if self.has_identity:
             norm("identity", "identity_")

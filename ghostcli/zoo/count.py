@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ghostcli.errors import UsageError
 from ghostcli.zoo.branches import RepConv
+from ghostcli.zoo.names import is_own
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -23,10 +24,13 @@ def count_parameters(model: nn.Module) -> int:
 def build_shapes(name: str, classes: int = 10) -> nn.Module:
     """The network of that name on the meta device, without values. So any width can be counted.
 
-    UsageError if the width makes a tensor too large for torch.
+    A user's own network is on the CPU, because its code need not know the meta device. UsageError if the width makes a
+    tensor too large for torch.
     """
     from ghostcli.zoo import build
 
+    if is_own(name):
+        return build(name, classes)
     try:
         with torch.device("meta"):
             return build(name, classes)

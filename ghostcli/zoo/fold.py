@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ghostcli.zoo import kernels
 from ghostcli.zoo.branches import RepConv
 from ghostcli.zoo.ghost import ConvBN, GhostModule, GhostNet
-from ghostcli.zoo.teachers import Enlarged
+from ghostcli.zoo.teachers import bare
 
 
 class FoldedConv(nn.Conv2d):
@@ -72,7 +72,7 @@ def deploy(model: nn.Module) -> nn.Module:
     device = next(model.parameters()).device
     # Folding uses float64, which some devices lack.
     folded = copy.deepcopy(model).to("meta" if device.type == "meta" else "cpu").eval()
-    net = folded.net if isinstance(folded, Enlarged) else folded
+    net = bare(folded)
     if isinstance(net, GhostNet):
         _fold_ghost(net)
         net.deployed = True

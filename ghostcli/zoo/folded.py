@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from ghostcli.zoo import kernels
 from ghostcli.zoo.kernels import sums
 from ghostcli.zoo.kernels.algebra import EPS, Branches, Running
+from ghostcli.zoo.kernels.pytorch import DENSE
 
 __all__ = ["EPS", "Branches", "Depthwise", "Given", "Normalise", "Running", "Shape", "Step", "Sum"]
 __all__ += ["excite", "ghost", "run", "uncompiled", "weigh"]
@@ -35,7 +36,7 @@ __all__ += ["excite", "ghost", "run", "uncompiled", "weigh"]
 
 Given = Sequence[Tensor | None]
 
-DENSE, CHEAP = (1, 1), (3, 3)  # the windows of a ghost module
+CHEAP = (3, 3)  # the window of the second convolution of a ghost module; the first one's is DENSE
 
 
 @functools.cache
@@ -324,8 +325,6 @@ def ghost(
     Returns both outputs side by side [N, 2 O, H, W] without a copy, + `add` (not with `relu`); then `x`, for others
     that read it, and its average over 2 x 2 pixels if `pool`.
     """
-    if relu and add is not None:
-        raise ValueError("a ReLU after which a map is added is not computed in one step")
     return _applied(_Ghost, x, add, relu, pool, running, *primary, *cheap)
 
 

@@ -79,7 +79,7 @@ def parse(name: str) -> ModelName:
             if name == prefix:
                 raise UsageError(f"model '{name}': nothing follows the slash; type for example {example}.")
             return ModelName(name, family)
-    if name.startswith("py:"):
+    if is_own(name):
         return _own(name)
     head, colon, width = name.partition(":")
     if head in _GHOSTS:
@@ -88,13 +88,13 @@ def parse(name: str) -> ModelName:
         return ModelName(name, "teacher")
     hint = nearest(name.lower(), (*_GHOSTS, *KNOWN))
     raise UsageError(
-        f"model '{name}' is unknown.{hint} Also: gns:WIDTH, gnd:WIDTH, timm/NAME, py:FILE.py:FUNCTION, run/ID, "
-        "pretrained/NAME."
+        f"model '{name}' is unknown{hint} (or gns:WIDTH, gnd:WIDTH, timm/NAME, py:FILE.py:FUNCTION, run/ID, "
+        "pretrained/NAME)"
     )
 
 
 def _own(name: str) -> ModelName:
-    where, _, function = name.removeprefix("py:").rpartition(":")
+    where, function = parts_of_own(name)
     module = all(part.isidentifier() for part in where.split("."))
     if not function.isidentifier() or not (where.endswith(".py") or module):
         raise UsageError(f"model '{name}': type py:path/to/file.py:function or py:package.module:function.")
@@ -125,8 +125,8 @@ def slug(name: str) -> str:
 
     For a user's own network: file name and function name, `py:a/net.py:tiny` -> `py-net-tiny`.
     """
-    if name.startswith("py:"):
-        where, _, function = name.removeprefix("py:").rpartition(":")
+    if is_own(name):
+        where, function = parts_of_own(name)
         stem = PurePath(where).stem if where.endswith(".py") else where.rpartition(".")[2]
         return re.sub(r"[^A-Za-z0-9._-]+", "-", f"py-{stem[:24]}-{function[:24]}")
     return name.replace(":", "-").replace("/", "-").replace("e+", "e")
@@ -135,6 +135,12 @@ def slug(name: str) -> str:
 def is_own(name: str) -> bool:
     """Whether `name` is a user's own network."""
     return name.startswith("py:")
+
+
+def parts_of_own(name: str) -> tuple[str, str]:
+    """(file or module, function) of a user's own network."""
+    where, _, function = name.removeprefix("py:").rpartition(":")
+    return where, function
 
 
 def is_ghost(name: str) -> bool:

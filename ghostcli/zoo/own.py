@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ghostcli.errors import UsageError, nearest, printable
-from ghostcli.zoo.names import Spec
+from ghostcli.zoo.names import Spec, parts_of_own
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +32,7 @@ def cache_folder() -> Path:
 
 def source(name: str) -> Path:
     """The file that defines a network. Imports nothing. UsageError if there is no such file."""
-    where, _, _ = name.removeprefix("py:").rpartition(":")
+    where, _ = parts_of_own(name)
     if where.endswith(".py"):
         file = Path(where).expanduser()
         if not file.is_file():
@@ -86,12 +86,12 @@ def build(name: str, classes: int) -> nn.Module:
     """Call the user's function with the number of classes. UsageError for any error in it."""
     from torch import nn
 
-    function_name = name.rpartition(":")[2]
+    _, function_name = parts_of_own(name)
     module = _module(name)
     function = getattr(module, function_name, None)
     if not callable(function):
         there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise wrong(name, f"the file has no function {function_name}.{nearest(function_name, there) if there else ''}")
+        raise wrong(name, f"the file has no function {function_name}{nearest(function_name, there) if there else ''}")
     try:
         model = function(classes)
     except Exception as error:
@@ -142,7 +142,7 @@ def _importable(folder: Path) -> None:
 
 def _module(name: str) -> ModuleType:
     file = source(name)
-    where = name.removeprefix("py:").rpartition(":")[0]
+    where, _ = parts_of_own(name)
     try:
         if not where.endswith(".py"):
             return importlib.import_module(where)

@@ -44,6 +44,11 @@ class Enlarged(nn.Module):
         return self.net(x)
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The network without its enlargement, if it has one."""
+    return model.net if isinstance(model, Enlarged) else model
+
+
 def build_teacher(name: str, classes: int, pretrained: bool) -> nn.Module:
     """A network of `names.KNOWN` that is not a Ghost network. `pretrained` affects only `efficientnetv2`."""
     if name == "efficientnetv2":
@@ -151,9 +156,7 @@ def _short_timeout() -> Iterator[None]:
 def build_timm(name: str, classes: int, pretrained: bool) -> nn.Module:
     """`timm/NAME` behind an enlargement to its own input size, with its own normalisation."""
     if pretrained and not _answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
-        os.environ["HF_HUB_OFFLINE"] = (
-            "1"  # timm reads it at import and then uses its cache without a minute of retries
-        )
+        os.environ["HF_HUB_OFFLINE"] = "1"  # timm reads it at import, and uses its cache without a minute of retries
     try:
         import timm
         import timm.data
@@ -161,7 +164,7 @@ def build_timm(name: str, classes: int, pretrained: bool) -> nn.Module:
         raise UsageError(f"model '{name}' needs timm, which is not installed: pip install 'ghostcli[timm]'") from None
     arch = name.removeprefix("timm/")
     if not timm.is_model(arch):
-        raise UsageError(f"model '{name}' is unknown to timm.{nearest(arch, timm.list_models())}")
+        raise UsageError(f"model '{name}' is unknown to timm{nearest(arch, timm.list_models())}")
     note = None
     try:
         with _short_timeout(), contextlib.redirect_stdout(io.StringIO()):

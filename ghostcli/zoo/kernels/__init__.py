@@ -14,7 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ghostcli.errors import UsageError
+from ghostcli.errors import one_of
 from ghostcli.zoo.kernels import native, pytorch
 from ghostcli.zoo.kernels.pytorch import pitch
 
@@ -26,10 +26,7 @@ _off: dict[str, str] = {}  # kind of device -> why its kernels are not used in t
 
 def choice() -> str:
     """The value of `GHOST_KERNEL`. UsageError if it is unknown."""
-    name = os.environ.get("GHOST_KERNEL", "auto").strip().lower() or "auto"
-    if name not in CHOICES:
-        raise UsageError(f"GHOST_KERNEL={name} does not exist; use one of {', '.join(CHOICES)}")
-    return name
+    return one_of("GHOST_KERNEL", os.environ.get("GHOST_KERNEL", "").strip().lower() or "auto", CHOICES)
 
 
 def of(x: Tensor) -> ModuleType:
@@ -41,7 +38,7 @@ def of(x: Tensor) -> ModuleType:
     return (_triton() or pytorch) if x.device.type == "cuda" and choice() == "auto" else pytorch
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def _triton() -> ModuleType | None:
     try:
         from ghostcli.zoo.kernels import triton_depthwise

@@ -104,8 +104,7 @@ def call(name: str, *arguments: Argument, wide: bool = False) -> None:
 
     `wide`: of the library with the longer vectors, where this processor has them.
     """
-    library = (wide_library() if wide else None) or _library(NARROW)[0]
-    function = getattr(library, name)
+    function = getattr(_best(wide), name)
     if function.argtypes is None:  # its first call
         function.restype = None
         function.argtypes = [*(_TYPES.get(type(a), ctypes.c_void_p) for a in arguments), ctypes.c_long]
@@ -118,8 +117,11 @@ def wide_library() -> ctypes.CDLL | None:
     return _library(WIDE)[0] if "avx512f" in cpuinfo().split() else None
 
 
+def _best(wide: bool) -> ctypes.CDLL:
+    return (wide_library() if wide else None) or _library(NARROW)[0]
+
+
 @functools.cache
 def address(name: str, wide: bool) -> int:
     """Where the function `name` is, of the library that `call` would take."""
-    library = (wide_library() if wide else None) or _library(NARROW)[0]
-    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    return ctypes.cast(getattr(_best(wide), name), ctypes.c_void_p).value

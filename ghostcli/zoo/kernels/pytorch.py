@@ -285,6 +285,9 @@ def _add_patch_adjoint(dx: Tensor, x: Tensor, S: Tensor, t: Tensor, k: Window, s
 # Taps k and l of a patch meet wherever two pixels lie l - k apart, but tap +1 never sees the first row (column), tap
 # -1 never the last: the edges' own lagged products are taken off, the corners' put back.
 
+#: (row, column, the tap that sees neither the row nor the column) of the four corners of a map.
+CORNERS = ((0, 0, 8), (0, -1, 6), (-1, 0, 2), (-1, -1, 0))
+
 
 @functools.lru_cache(maxsize=64)
 def _tap_tables(device: torch.device) -> dict[str, Tensor]:
@@ -339,9 +342,8 @@ def _lag_moments(x: Tensor) -> tuple[Tensor, Tensor]:
         lags = _lag_products(edge, edge, (1, 5) if across else (5, 1))
         product = product - lags[:, tables["dx" if across else "dy"]] * tables[name]
     corners = y[:, :: max(h - 1, 1), :: max(w - 1, 1)].square().sum(0)  # [1|2, 1|2, C]
-    for i, tap_y in ((0, 2), (-1, 0)):
-        for j, tap_x in ((0, 2), (-1, 0)):
-            product[:, tap_y * 3 + tap_x, tap_y * 3 + tap_x] += corners[i, j]
+    for i, j, tap in CORNERS:
+        product[:, tap, tap] += corners[i, j]
     # with x = pivot + y inside and 0 outside: how often a tap is inside, and y's sum over a tap while another is
     rows, columns = _sees(h, dtype, x.device), _sees(w, dtype, x.device)
     seen = torch.einsum("klh,mnw,hwc->ckmln", rows, columns, y.sum(0)).reshape(c, 9, 9) / (n * h * w)
@@ -373,10 +375,8 @@ def _add_lag_adjoint(dx: Tensor, x: Tensor, S: Tensor, t: Tensor) -> Tensor:
     for name, edge in (("left", 0), ("right", w - 1)):
         part = x[:, :, edge : edge + 1]
         dx[:, :, edge : edge + 1] -= correlate(part, lags(S * tables[name], tables["dy"], 5), (5, 1))
-    for i, tap_y in ((0, 2), (-1, 0)):
-        for j, tap_x in ((0, 2), (-1, 0)):
-            tap = tap_y * 3 + tap_x
-            dx[:, i, j] += x[:, i, j] * S[:, tap, tap].to(x.dtype)
+    for i, j, tap in CORNERS:
+        dx[:, i, j] += x[:, i, j] * S[:, tap, tap].to(x.dtype)
     rows, columns = _sees(h, t.dtype, x.device)[1], _sees(w, t.dtype, x.device)[1]
     dx += torch.einsum("lh,nw,cln->hwc", rows, columns, t.view(c, 3, 3)).to(x.dtype)
     return dx

@@ -36,21 +36,7 @@ REGISTERS = 168  # of a thread of `_adjoint`, which has most: three blocks of fo
 # sums: half as many of them stay as small beside maps of bfloat16.
 SUMMED, WRITTEN = 256, 1024
 # Not specialised: a kernel is compiled for each stride, precision, width and flag, but not for each size.
-SIZES = [
-    "pitch",
-    "dz_pitch",
-    "z_pitch",
-    "add_pitch",
-    "out_pitch",
-    "H",
-    "W",
-    "C",
-    "Ho",
-    "Wo",
-    "count",
-    "each",
-    "parts",
-]
+SIZES = ["pitch", "dz_pitch", "z_pitch", "add_pitch", "out_pitch", "H", "W", "C", "Ho", "Wo", "count", "each", "parts"]
 
 
 @triton.jit
@@ -94,23 +80,9 @@ def _coefficients(table, c, C, COUNT: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def _moments(
-    x,
-    pitch,
-    pivot,
-    out,
-    H,
-    W,
-    C,
-    Ho,
-    Wo,
-    count,
-    each,
-    S: tl.constexpr,
-    U: tl.constexpr,
-    V: tl.constexpr,
-    P: tl.constexpr,
-    B: tl.constexpr,
-):
+    x, pitch, pivot, out, H, W, C, Ho, Wo, count, each,
+    S: tl.constexpr, U: tl.constexpr, V: tl.constexpr, P: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
     """out [programs, T + T (T + 1) / 2, C]: sums of the taps, then of their products, less the pivot inside and out."""
     c = tl.program_id(1) * B + tl.arange(0, B)
     shift = tl.load(pivot + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
@@ -331,9 +303,7 @@ def _launch_forward(
     grid, each, tile = _tiles(count, sides[2], WRITTEN)
     more = x if add is None else add
     maps = (x, pitch(x), kernel.float().contiguous(), bias.float().contiguous(), more, pitch(more), out, pitch(out))
-    _forward[grid](
-        *maps, *sides, count, each, S=stride, U=k[0], V=k[1], RELU=relu, BESIDE=add is not None, **tile
-    )  # fmt: skip
+    _forward[grid](*maps, *sides, count, each, S=stride, U=k[0], V=k[1], RELU=relu, BESIDE=add is not None, **tile)
 
 
 def whole(x: Tensor) -> Tensor:

@@ -63,12 +63,8 @@ def _apply(
     With `ADD` + add. With `POOL` + the gradient of an average pool of maps H x W, over windows of `tall` x `wide`
     pixels, of which each is 1 or 2.
     """
-    pitch, more_pitch, out_pitch, add_pitch = (
-        pitch // V * V,
-        more_pitch // V * V,
-        out_pitch // V * V,
-        add_pitch // V * V,
-    )
+    pitch, more_pitch = pitch // V * V, more_pitch // V * V
+    out_pitch, add_pitch = out_pitch // V * V, add_pitch // V * V
     p = tl.program_id(0) * P + tl.arange(0, P)
     o = tl.program_id(1) * B + tl.arange(0, B)
     acc = tl.zeros((P, B), tl.float32) + tl.load(bias + o, mask=o < outer, other=0.0)[None, :]
