@@ -93,7 +93,7 @@ def test_a_small_reproduction_runs_to_its_end_is_found_again_and_goes_on(ghost, 
     assert second.err.count("found, finished earlier") == 2
     assert "1 of 3 runs to train" in second.err and "Left out by --skip, 7 rows" in second.err
     assert "Table II, GN-S 1.0x < ResNet-18, seed 0: " in second.err and "printed" not in second.err
-    assert "Also run" in second.out and "24 × 1" in second.out  # the paper has no row for digits
+    assert "Your runs" in second.out and "24 × 1" in second.out  # the paper has no row for digits
 
     third = json.loads(ghost(*command, "--json").out)
     assert len(third["runs"]) == 3 and len(third["left_out"]) == 7

@@ -30,7 +30,13 @@ def all_digits():
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("cifar1O", "cifar10"), ("digit", "digits"), ("folder:", "folder:PATH"), ("", "known: cifar10"), ("x\x1b[2J", "x")],
+    [
+        ("cifar1O", "cifar10"),
+        ("digit", "digits"),
+        ("folder:", "folder:PATH"),
+        ("", "known: cifar10"),
+        ("x\x1b[2J", "x"),
+    ],
 )
 def test_an_unknown_name_gets_the_nearest(name, hint):
     with pytest.raises(UsageError, match=r"data\.name") as error:

@@ -160,19 +160,19 @@ def test_one_run_is_called_the_same_in_tables_and_sentences(tmp_path: Path) -> N
 def test_without_a_name_only_the_tables_with_own_runs_are_printed(tmp_path: Path) -> None:
     def titles(*arguments: object) -> list[str]:
         lines = said(*arguments, "--runs", tmp_path).splitlines()
-        return [line.split(".")[0] for line in lines if re.match(r"(Table [IV]+|Also run)\.", line)]
+        return [found[0] for line in lines if (found := re.match(r"Table [IV]+(?=\.)|Your runs(?= that)", line))]
 
     every = ["Table I", "Table II", "Table III", "Table IV"]
     assert titles() == titles("all") == every
     write_run(tmp_path, "gns:0.3", data="digits")
-    assert titles() == ["Also run"]
-    assert titles("all") == [*every, "Also run"]
+    assert titles() == ["Your runs"]
+    assert titles("all") == [*every, "Your runs"]
     note = f"No runs yet: tables I, II, III, IV. `ghost table all --runs {tmp_path}` prints them too."
     assert note in " ".join(said("--runs", tmp_path).split())
     write_run(tmp_path, "gns:1.0", status="interrupted")  # its reason stands below table I
-    assert titles() == ["Also run", "Table I"]
+    assert titles() == ["Your runs", "Table I"]
     write_run(tmp_path, "gns:1.0", "kd", ("vgg13",))
-    assert titles() == ["Table II", "Also run", "Table I"]
+    assert titles() == ["Table II", "Your runs", "Table I"]
 
 
 def test_table_four_says_that_it_is_swapped(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def also_run(
     if not rows and not left_out:
         return None
     rows.sort(key=lambda row: (row.group.about.data, FAMILIES.index(row.group.family), row.taught, row.student))
-    return Table(ALSO, "Runs that fill no row of the paper", "any", _named(rows), options, None, tuple(left_out))
+    return Table(ALSO, "Your runs that fill no row of the paper", "any", _named(rows), options, None, tuple(left_out))
 
 
 def placed(tables: Iterable[Table]) -> set[str]:

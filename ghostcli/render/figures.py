@@ -250,7 +250,7 @@ def forest(tables: Sequence[Table]) -> Figure:
         panel.grid(axis="y", visible=False)
         panel.tick_params(axis="y", length=0)
         family = "" if table.family == "any" else f" · {table.family}"
-        panel.set_title(f"Table {table.name}{family}" if table.name != ALSO else "Also run")
+        panel.set_title(f"Table {table.name}{family}" if table.name != ALSO else "Your runs")
     axes[-1, 0].set_xlabel("Δ accuracy against the untaught student (points)")
     _forest_legend(figure, colours, [row for _, rows in shown for row in rows], tables[0].options.margin)
     return figure

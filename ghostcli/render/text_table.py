@@ -132,10 +132,10 @@ def _verdict_column(table: Table) -> Column:
 
 
 def heading(table: Table) -> str:
-    name = "Also run" if table.name == ALSO else f"Table {table.name}"
+    name = "" if table.name == ALSO else f"Table {table.name}. "
     made = table.cohort.describe() if table.cohort else "no runs yet"
     family = "" if table.family == "any" else f" · {table.family}: {made}"
-    return f"{name}. {table.title}{family}"
+    return f"{name}{table.title}{family}"
 
 
 def cost(table: Table, known: dict[str, Cost]) -> TextTable:
