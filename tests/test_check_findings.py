@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import math
@@ -26,6 +27,7 @@ from ghostcli.engine import train as loop
 from ghostcli.recipe import load
 from ghostcli.recipe.models import DataSection
 from ghostcli.records import trained as trained_networks
+from ghostcli.records.model import SUBJECTS
 from ghostcli.zoo import evaluate
 from ghostcli.zoo.teachers import Enlarged
 
@@ -403,3 +405,11 @@ def test_a_teacher_whose_logits_leave_float16_is_judged_all_the_same(digits, mod
         found = check.inspect(job_of(source), digits, [teacher], CPU)
         assert all(f.figure is None or math.isfinite(f.figure) for f in found)
         assert "near-one-hot" in warned(found)
+
+
+def test_every_finding_has_a_subject_for_people_to_read():
+    calls = [node for node in ast.walk(ast.parse(Path(check.__file__).read_text())) if isinstance(node, ast.Call)]
+    makers = {"ok", "warn", "finding", "_none"}
+    first = [call.args[0] for call in calls if getattr(call.func, "id", "") in makers]
+    codes = {given.value for given in first if isinstance(given, ast.Constant)}
+    assert codes == SUBJECTS.keys() and len(set(SUBJECTS.values())) == len(codes) > 8

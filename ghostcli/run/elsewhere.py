@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Self
 
@@ -14,7 +15,7 @@ from ghostcli.records.record import RunWriter
 from ghostcli.run.job import Options, reached
 
 
-class Elsewhere:
+class Elsewhere(ABC):
     """The base of these executors (see `launch.Executor`). `total`: the number of jobs that are not done yet."""
 
     ahead = False
@@ -36,9 +37,9 @@ class Elsewhere:
         self._end()
         self.stack.close()
 
+    @abstractmethod
     def _end(self) -> None:
         """Stop the jobs that still run. Each saves its state."""
-        raise NotImplementedError
 
     def _end_if_told(self) -> None:
         """After a signal: Interrupted, when all jobs have saved and ended."""
