@@ -128,7 +128,8 @@ class Run:
 class Comparison:
     """Two groups of runs: `a` minus `b` in points of test accuracy, with the interval and the verdict of `ghost table`.
 
-    `low`, `high` and `verdict` are None where nothing can be said.
+    `low`, `high` and `verdict` are None where nothing can be said. `differs`: what differs between the trainings,
+    key -> (value of `b`, value of `a`).
     """
 
     mean: float
@@ -138,15 +139,19 @@ class Comparison:
     p: float | None
     a: tuple[str, ...]
     b: tuple[str, ...]
+    differs: dict[str, tuple[Any, Any]]
 
     def __str__(self) -> str:
         within = "" if self.low is None else f", 95 % interval {self.low:+.2f} to {self.high:+.2f}"
-        return (
-            f"{self.verdict or 'no verdict'}: {self.mean:+.2f} points{within}, {len(self.a)} runs against {len(self.b)}"
-        )
+        runs = f"{len(self.a)} runs against {len(self.b)}"
+        return f"{self.verdict or 'no verdict'}: {self.mean:+.2f} points{within}, {runs}; {self._differences()}"
+
+    def _differences(self) -> str:
+        return "; ".join(f"{key}: {b} → {a}" for key, (b, a) in self.differs.items()) or "nothing else differs"
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(str(self))}</p>" + _table([("a", ", ".join(self.a)), ("b", ", ".join(self.b))])
+        sides = [("a", ", ".join(self.a)), ("b", ", ".join(self.b)), ("b → a", self._differences())]
+        return f"<p>{escape(str(self))}</p>" + _table(sides)
 
 
 def load(model: str, *, pretrained: str | None = None, runs: str | Path = RUNS) -> Network:
@@ -228,13 +233,13 @@ def _typed(key: str, value: object) -> str:
 def compare(
     a: Iterable[Run | str] | Run | str, b: Iterable[Run | str] | Run | str, *, runs: str | Path = RUNS
 ) -> Comparison:
-    """Runs `a` minus runs `b`, with the interval and the verdict that `ghost table` gives such a pair.
+    """Runs `a` minus runs `b`, with the interval, the verdict and the differences that `ghost compare` gives.
 
-    Each side is runs of one job. UsageError where a record cannot be believed, or where the sides were not trained on
-    the same data for as long.
+    Each side is runs of one job. UsageError where a record cannot be believed, or where the test images differ.
     """
+    from ghostcli.compare import against
     from ghostcli.compare.admission import admit
-    from ghostcli.compare.groups import cohorts, unlike
+    from ghostcli.compare.groups import cohorts
     from ghostcli.compare.rows import MARGIN
     from ghostcli.compare.verdicts import judge
 
@@ -252,19 +257,10 @@ def compare(
                 "compare: each side must be runs of one job, which differ in their seeds alone; and no run twice"
             )
         groups += found
-    ours, theirs = groups
-    if (ours.about.data_checksum, ours.steps) != (theirs.about.data_checksum, theirs.steps):
-        raise UsageError(
-            "compare: the sides were not trained on the same images for as many steps; no verdict is possible"
-        )
-    if ours.student == theirs.student and (reason := unlike(ours, theirs)):
-        raise UsageError(f"compare: {reason}")
-    if ours.about.accuracy.selected_by != theirs.about.accuracy.selected_by:
-        raise UsageError("compare: one side's epoch was chosen on held-out images, the other's is the last")
-    delta = ours.minus(theirs)
-    [judged] = judge([delta], MARGIN)
+    row = against.row(*groups)
+    [judged] = judge([row.delta], MARGIN)
     ids = (tuple(one.id for one in group.runs) for group in groups)
-    return Comparison(delta.mean, delta.low, delta.high, judged.verdict, judged.p, *ids)
+    return Comparison(row.delta.mean, row.delta.low, row.delta.high, judged.verdict, judged.p, *ids, row.differs)
 
 
 def _records(side: Iterable[Run | str] | Run | str, runs: Path) -> list[RunRecord]:

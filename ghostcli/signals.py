@@ -7,6 +7,7 @@ Invariant: inside `polled()` a signal only sets a flag, and the loop reads the f
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
@@ -39,6 +40,12 @@ def _interrupted() -> Interrupted:
     return Interrupted(f"stopped by {_received}. Finished work is saved, and the same command goes on from there")
 
 
+def end_with_parent() -> None:
+    """On Linux: SIGTERM when the parent ends, however it ends. Elsewhere its caller must send it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def stay() -> None:
     """Ignore a second signal until the end of `handled`, so that the process still saves.
 
@@ -62,7 +69,7 @@ def handled() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _taken = False
+        _received, _taken = None, False
 
 
 @contextlib.contextmanager

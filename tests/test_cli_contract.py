@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 VERBS = {
+    "compare",
     *("train-teacher", "distill", "assist-chain", "ensemble", "reproduce", "demo", "check", "teach"),
     *("table", "plot", "bench", "runs", "recipe", "data", "export", "doctor", "predict", "evaluate"),
     *("plan-seeds", "report", "push", "pull", "run-job"),

@@ -75,11 +75,13 @@ def test_a_comparison_is_that_of_the_table(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="runs of one job"):
         ghostcli.compare([taught[0], alone[0]], alone, runs=tmp_path)
     native = [write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), s, 93.2, epochs=20, start="native") for s in range(2)]
-    with pytest.raises(UsageError, match=r"start as native, those of .* as kaiming"):
-        ghostcli.compare(native, alone, runs=tmp_path)
+    assert ghostcli.compare(native, alone, runs=tmp_path).differs["start"] == ("kaiming", "native")
     shorter = write_run(tmp_path, "gns:1.0", seed=0, epochs=2)
-    with pytest.raises(UsageError, match="not trained on the same images for as many steps"):
-        ghostcli.compare(taught, shorter, runs=tmp_path)
+    found = ghostcli.compare(shorter, alone, runs=tmp_path)
+    assert found.differs == {"train.epochs": (20, 2)} and str(found).endswith("; train.epochs: 20 → 2")
+    other = write_run(tmp_path, "gns:1.0", seed=0, epochs=3, test_images=500)
+    with pytest.raises(UsageError, match="they were tested on different images"):
+        ghostcli.compare(other, alone, runs=tmp_path)
     edit(tmp_path / alone[0] / "result.json", seal=False, nll=0.1)
     with pytest.raises(UsageError, match=r"cannot be compared, result\.json was changed"):
         ghostcli.compare(taught, alone, runs=tmp_path)

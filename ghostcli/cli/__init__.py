@@ -14,6 +14,7 @@ import typer
 from ghostcli import __version__, signals
 from ghostcli.cli import (
     bench,
+    compare,
     data,
     demo,
     doctor,
@@ -92,6 +93,7 @@ app.command(rich_help_panel=TRAIN)(demo.demo)
 app.add_typer(train.check_app, name="check", rich_help_panel=TRAIN)
 app.add_typer(teach.app, name="teach", rich_help_panel=TRAIN)
 app.command(rich_help_panel=READ)(table.table)
+app.command(rich_help_panel=READ)(compare.compare)
 app.command(name="plan-seeds", rich_help_panel=READ)(plan_seeds.plan_seeds)
 app.command(rich_help_panel=READ)(plot.plot)
 app.command(rich_help_panel=READ)(report.report)
@@ -113,7 +115,10 @@ def main() -> None:
     """The entry point. Results go to stdout, everything else to stderr. docs/recipes.md lists the exit codes."""
     try:
         with signals.handled():
-            code = app(standalone_mode=False)
+            try:
+                code = app(standalone_mode=False)
+            finally:
+                stopped = signals.received()
     except (GhostError, Interrupted) as error:
         _leave(str(error), error.exit_code)
     except BrokenPipeError:
@@ -127,9 +132,9 @@ def main() -> None:
     except typer.Abort:
         _leave("stopped, nothing was done", GhostError.exit_code)
     except Exception:
-        if (name := signals.received()) is None:
+        if stopped is None:
             raise
-        _leave(f"stopped by {name}", Interrupted.exit_code)  # a signal during an import can surface as another error
+        _leave(f"stopped by {stopped}", Interrupted.exit_code)  # a signal during an import can surface as another error
     else:
         if isinstance(code, int) and code:
             sys.exit(code)

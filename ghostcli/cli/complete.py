@@ -28,6 +28,11 @@ def runs(incomplete: str) -> list[str]:
     return []
 
 
+def groups(incomplete: str) -> list[str]:
+    """Ids of runs without their seeds."""
+    return list(dict.fromkeys(run.rpartition("/")[0] for run in runs(incomplete)))
+
+
 def models(incomplete: str) -> list[str]:
     """Networks by name, finished runs as run/ID, and the networks that come with ghost."""
     from ghostcli.records import trained

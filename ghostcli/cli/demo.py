@@ -6,7 +6,6 @@ Invariant: it is made of the same engine, records and comparisons as everything 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from ghostcli import plan
 from ghostcli.cli.options import Device, Json, Runs, Where, with_common, words
 from ghostcli.cli.train import leave
 from ghostcli.errors import printable
+from ghostcli.machine import cores
 from ghostcli.plan import Job, record_of
 from ghostcli.run import launch
 
@@ -55,7 +55,7 @@ def demo(
     # One thread a run: such networks gain nothing from more, and their number would change the last bits of a result.
     place = where.place()
     place = replace(place, cpus=place.cpus or 1)
-    at_a_time = 0 if place.remote else os.cpu_count() or 1
+    at_a_time = 0 if place.remote else cores()
     options = launch.Options(runs, device, resume, at_a_time, command=words(), place=place)
     teacher = plan.plain(TEACHER, 0, everything.recipe, everything.name)
     ways = students(teacher, few, runs)

@@ -26,10 +26,14 @@ if TYPE_CHECKING:
     from ghostcli.compare.admission import Admitted
     from ghostcli.compare.rows import Options, Table
     from ghostcli.records.record import RunRecord
+    from ghostcli.render.text_table import TextTable
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 MAIN = ("published", "paper", "ghost")
 NAMES = ("I", "II", "III", "IV", "all", "main", "also")
+Form = Annotated[str, typer.Option("--format", metavar="F", help=f"{', '.join(FORMATS)}.")]
+AsJson = Annotated[bool, typer.Option("--json", help="The same as --format json.")]
+Margin = Annotated[float, typer.Option("--margin", metavar="POINTS", help="Smaller differences count as equivalent.")]
 Family = Annotated[
     str | None, typer.Option("--family", metavar="F", help=f"{', '.join(FAMILIES)}.", show_default="those with runs")
 ]
@@ -46,11 +50,9 @@ def table(
     ] = None,
     runs: Runs = Path("runs"),
     family: Family = None,
-    form: Annotated[str, typer.Option("--format", metavar="F", help=f"{', '.join(FORMATS)}.")] = "text",
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-    margin: Annotated[
-        float, typer.Option("--margin", metavar="POINTS", help="Smaller differences count as equivalent.")
-    ] = 0.3,
+    form: Form = "text",
+    as_json: AsJson = False,
+    margin: Margin = 0.3,
     cost: Annotated[bool, typer.Option("--cost", help="Also training hours, with the teachers' share.")] = False,
     more: Annotated[bool, typer.Option("--more", help="Also calibration and agreement with the teachers.")] = False,
     paper_metric: Annotated[
@@ -85,20 +87,15 @@ def table(
     from ghostcli.compare.rows import Options
     from ghostcli.compare.tables import judged
     from ghostcli.records import record
-    from ghostcli.render.figures import require_suffix
 
-    form = one_of("--format", "json" if as_json else form, FORMATS)
+    form = checked(form, as_json, margin, plot)
     if family is not None:
         one_of("--family", family, FAMILIES)
     if which is not None:
         upper = which.upper()
         which = one_of("table", {name.upper(): name for name in NAMES}.get(upper, upper), NAMES)
-    if not 0 <= margin < 100:
-        raise UsageError(f"--margin {margin:g}: must be from 0 to below 100 points of accuracy, such as 0.3")
-    if plot is not None:
-        require_suffix(plot, "--plot ")
     options = Options("best" if paper_metric else "selected", margin, allow_mixed, equal_budget, runs)
-    with _uncollected():
+    with uncollected():
         records = record.scan(runs)
         shown = noted(judged(_tables(which, admit(records), family, options)), runs)
         _print(which, shown, records, form, cost, more)
@@ -106,8 +103,19 @@ def table(
         _plot(which, shown, plot)
 
 
+def checked(form: str, as_json: bool, margin: float, plot: Path | None) -> str:
+    """The format, after a check of the flags. UsageError for a value that cannot be."""
+    from ghostcli.render.figures import require_suffix
+
+    if not 0 <= margin < 100:
+        raise UsageError(f"--margin {margin:g}: must be from 0 to below 100 points of accuracy, such as 0.3")
+    if plot is not None:
+        require_suffix(plot, "--plot ")
+    return one_of("--format", "json" if as_json else form, FORMATS)
+
+
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """No search for garbage: the records of a sweep are needed until the end, and it would take a fifth of the time."""
     gc.disable()
     try:
@@ -140,7 +148,7 @@ def _print(
     which: str | None, shown: Sequence[Table], records: Sequence[RunRecord], form: str, cost: bool, more: bool
 ) -> None:
     from ghostcli.compare.cost import costs
-    from ghostcli.render import data, formats, text_table
+    from ghostcli.render import data, text_table
 
     known = costs(records) if cost else None
     columns = {f: [t for t in shown if t.family == f] for f in MAIN}
@@ -150,7 +158,7 @@ def _print(
     if form == "json":
         found = [data.side_by_side(columns)] if which == "main" else [data.objects(t, known, more) for t in shown]
         value = found[0] if len(found) == 1 and which not in (None, "all") else found
-        sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        write_json(value)
         return
     shown, note = _with_runs(shown) if which is None else (shown, ())
     made = [text_table.side_by_side(columns)] if which == "main" else [text_table.results(t) for t in shown]
@@ -161,6 +169,17 @@ def _print(
     if not made:
         raise UsageError("table 'also': every run fills a row of the paper; `ghost table` prints these rows")
     made[-1] = replace(made[-1], general=made[-1].general + note)
+    write_text(made, form)
+
+
+def write_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(made: Sequence[TextTable], form: str) -> None:
+    """Print tables as text for this terminal, as Markdown or as LaTeX."""
+    from ghostcli.render import formats
+
     if form == "text":
         colour = sys.stdout.isatty()
         width = min(shutil.get_terminal_size((100, 24)).columns, 140) if colour else 100

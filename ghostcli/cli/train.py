@@ -277,7 +277,7 @@ def told(job: Job, runs: Path) -> dict[str, Any]:
         "teachers": list(made.path),
         "data": made.data,
         "seed": made.seed,
-        "epochs": result.epochs if result else job.recipe.train.epochs,
+        "epochs": result.epochs if result else job.recipe.train.last_epoch,
         "accuracy": accuracy,
         "seconds": result.seconds if result else None,
         "recipe": made.recipe_name,

@@ -108,8 +108,8 @@ def identity_problems(run: RunRecord, setups: dict[str, RunSetup]) -> list[str]:
         known and (job.digest, job.group) != (about.digest, about.group or job.group)
     ):
         return ["its recipe does not give its digest: the recipe or the digest was changed"]
-    if about.epochs != (about.recipe.train.stop or about.recipe.train.epochs):
-        return [f"it has {about.epochs} epochs, its recipe says {about.recipe.train.epochs}"]
+    if about.epochs != (expected := about.recipe.train.last_epoch):
+        return [f"it has {about.epochs} epochs, its recipe says {expected}"]
     return []
 
 

@@ -44,7 +44,9 @@ def _noted(tables: Sequence[Table], file: Path) -> tuple[Table, ...]:
         if row.verdict is None or row.delta.of_two_networks:  # nothing was tested
             return row
         counts = len(row.group.runs), len(row.baseline.runs)
-        seen = known.setdefault(f"{row.group.about.of_group} {row.baseline.about.protocol}", [])
+        baseline = row.baseline.about
+        key = baseline.of_group if row.baseline.teachers else baseline.protocol
+        seen = known.setdefault(f"{row.group.about.of_group} {key}", [])
         earlier = tuple(look for look in seen if sum(look) < sum(counts))
         if counts not in seen:
             seen.append(counts)

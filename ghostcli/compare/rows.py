@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ghostcli.compare.groups import Cohort, Finding, RunGroup
 from ghostcli.compare.stats import Difference, Summary
@@ -57,7 +58,8 @@ class Row(Line):
 
     `delta`: the row minus its baseline. `missing_baseline`: why there is no baseline. `command` makes the row's runs.
     `mixed`: facts of the environment that differ between the compared runs. `looks`: earlier readings with fewer runs,
-    as (runs of the row, runs of its baseline). `name` is unique in its table.
+    as (runs of the row, runs of its baseline). `name` is unique in its table. `differs`: in a table of runs that the
+    user chose, what differs from the baseline: key -> (value of the baseline, value of the row).
     """
 
     student: str
@@ -73,6 +75,7 @@ class Row(Line):
     missing_baseline: str | None = None
     control: Control | None = None
     name: str = ""
+    differs: dict[str, tuple[Any, Any]] | None = None
 
     @property
     def taught(self) -> bool:
@@ -101,7 +104,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Table:
-    """A table for the protocol of one family. `cohort` is None if no run of the family is in one of its rows."""
+    """A table for the protocol of one family. `cohort` is None if no run of the family is in one of its rows.
+
+    `baseline`: what each row is compared with, in words.
+    """
 
     name: str
     title: str
@@ -110,6 +116,7 @@ class Table:
     options: Options
     cohort: Cohort | None = None
     left_out: tuple[LeftOut, ...] = ()
+    baseline: str = "the same student and protocol without a teacher"
 
     @property
     def command(self) -> str:

@@ -162,18 +162,19 @@ def measured(group: RunGroup, cohort: Cohort, baselines: Baselines) -> Row:
         baseline=baseline,
         delta=group.minus(baseline, metric) if baseline else None,
         findings=group.findings,
-        mixed=_mixed(compared),
+        mixed=mixed(compared),
         missing_baseline=missing,
         control=against,
     )
 
 
-def _mixed(groups: Sequence[RunGroup]) -> tuple[str, ...]:
-    """Facts of the environment that differ between compared runs: `torch 2.11.0 and 2.14.1`."""
+def mixed(groups: Sequence[RunGroup]) -> tuple[str, ...]:
+    """The facts of the environment that differ between compared runs: `torch 2.11.0 and 2.14.1`."""
     found = []
     runs = [run for group in groups for run in group.runs]
     for key in ENVIRONMENT:
-        values = sorted({str(getattr(run.result.environment, key)) for run in runs})
+        length = 10 if key == "commit" else None
+        values = sorted({str(getattr(run.result.environment, key))[:length] for run in runs})
         if len(values) > 1:
             found.append(f"{key} {' and '.join(values)}")
     changed = [run.id for run in runs if run.result.environment.changes]

@@ -66,6 +66,8 @@ def row_object(row: Row, known: dict[str, Cost] | None = None, more: bool = Fals
     if not printed and group:
         found |= {key: getattr(group.about, key) for key in PROTOCOL}
         found["config_diff"] = group.changes
+    if row.differs is not None:
+        found["differs"] = {key: list(pair) for key, pair in row.differs.items()}
     if known is not None:
         found["hours"] = asdict(of_group(group, known)) if group else None
     if more:

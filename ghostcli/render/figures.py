@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from ghostcli.compare.groups import Cohort, RunGroup
 from ghostcli.compare.rows import Row, Table
 from ghostcli.compare.stats import Difference, Summary
-from ghostcli.compare.tables import ALSO
 from ghostcli.compare.verdicts import UNDECIDED
 from ghostcli.errors import UsageError, printable
 from ghostcli.paper import label, paper
@@ -227,7 +226,7 @@ def front(points: Sequence[Point], cost: str = "Parameters, train form (millions
 @styled
 def forest(tables: Sequence[Table]) -> Figure:
     """Differences with 95 % intervals, one panel per table and family. Printed differences are hollow diamonds."""
-    shown = [(table, [row for row in table.rows if row.taught and (row.delta or row.printed)]) for table in tables]
+    shown = [(table, [row for row in table.rows if row.delta or (row.taught and row.printed)]) for table in tables]
     shown = [(table, rows) for table, rows in shown if any(row.delta for row in rows)]
     _needs(shown, "a forest plot needs a taught run and its baseline; `ghost table` says which commands make them")
     counts = [len(rows) for _, rows in shown]
@@ -249,9 +248,8 @@ def forest(tables: Sequence[Table]) -> Figure:
         panel.set_ylim(len(rows) - 0.4, -0.6)
         panel.grid(axis="y", visible=False)
         panel.tick_params(axis="y", length=0)
-        family = "" if table.family == "any" else f" · {table.family}"
-        panel.set_title(f"Table {table.name}{family}" if table.name != ALSO else "Your runs")
-    axes[-1, 0].set_xlabel("Δ accuracy against the untaught student (points)")
+        panel.set_title(table.title if table.family == "any" else f"Table {table.name} · {table.family}")
+    axes[-1, 0].set_xlabel(f"Δ accuracy against {tables[0].baseline} (points)")
     _forest_legend(figure, colours, [row for _, rows in shown for row in rows], tables[0].options.margin)
     return figure
 

@@ -128,7 +128,7 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
         )
     if any(row.delta for row in rows):
         yield (
-            f"Δ ours: the row minus its baseline (the same student and protocol without a teacher), {_how_wide(rows)}. "
+            f"Δ ours: the row minus its baseline ({tables[0].baseline}), {_how_wide(rows)}. "
             "Verdicts: p < 5 % after one correction over all comparisons of this answer; equivalent: two one-sided "
             f"tests within ±{options.margin:g}."
         )
@@ -137,12 +137,13 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
             "Finds: the smallest true difference that this design calls better or worse with 80 % probability, given "
             f"its own spreads. `{UNDECIDED}` can miss smaller differences."
         )
-    if any(row.delta and row.group.one_teacher for row in rows):
+    compared = [group for row in rows if row.delta for group in (row.group, row.baseline)]
+    if any(group.one_teacher for group in compared):
         yield (
             "Verdicts are for this teacher: all seeds of a row had the same teacher networks. The interval does not "
             "include the variation between trainings of the teacher."
         )
-    if several := sorted({row.group.teacher_count for row in rows if row.delta and row.group.teacher_count > 1}):
+    if several := sorted({group.teacher_count for group in compared if group.teacher_count > 1}):
         counts = " or ".join(map(str, several))
         yield (
             f"Verdicts of rows with {counts} teachers hold for other trainings of the teacher too: the runs of each "

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ghostcli.compare.cost import Cost, of_group
 from ghostcli.compare.groups import RunGroup
 from ghostcli.compare.labels import protocol
 from ghostcli.compare.rows import Line, Row, Table
 from ghostcli.compare.stats import Difference, Summary
-from ghostcli.compare.tables import ALSO
 from ghostcli.paper import joined, label
 from ghostcli.render import notes
 from ghostcli.render.notes import SINGLE, Lack, Marks
@@ -64,6 +64,7 @@ DELTA = Column("delta", "Δ ours [95 %]")
 FINDS = Column("finds", "Finds")
 VERDICT = Column("verdict", "Verdict", "left")
 RUN = Column("run", "Run", "left", wrap=30)
+DIFFERS = Column("differs", "Differs in", "left", wrap=16)
 
 
 def results(table: Table) -> TextTable:
@@ -77,6 +78,8 @@ def results(table: Table) -> TextTable:
     columns += [PROTOCOL] if also else [PRINTED, *[PRINTED_DELTA] * taught]
     verdicts = [DELTA, *[FINDS] * any(row.finds is not None for row in table.rows), _verdict_column(table)]
     columns += [OURS, *(verdicts if taught else [])]
+    if any(row.differs is not None for row in table.rows):
+        columns, one_set = [RUN, DIFFERS, OURS, *verdicts], False
     teachers = f"\nTeachers: {joined(table.rows[0].teachers, table.rows[0].strategy)}" if taught and one_set else ""
     control_key = TEACHERS.key if TEACHERS in columns else STUDENT.key
     lines = [line for row in table.rows for line in _lines(row, marks, control_key)]
@@ -106,11 +109,17 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str,
         cells[PRINTED_DELTA.key] = points(row.printed.delta)
     elif row.group:
         cells[STRATEGY.key], cells[PROTOCOL.key] = row.group.how, protocol(row.group)
+        cells[RUN.key], cells[DIFFERS.key] = row.name, differences(row.differs)
     yield cells, row.group
     if (control := row.control) and control.group:
         ours = accuracy(control.ours, control.group) + SINGLE * (control.ours.n == 1)
         yield {control_key: "control: blind", OURS.key: ours}, control.group
         yield {control_key: "taught minus control", **_compared(control)}, None
+
+
+def differences(found: dict[str, tuple[Any, Any]] | None) -> str:
+    """What differs from the baseline, each on a line: `train.ema: 0.0 → 0.98`."""
+    return EMPTY if found is None else "\n".join(f"{key}: {a} → {b}" for key, (a, b) in found.items()) or "nothing"
 
 
 def _compared(line: Line) -> dict[str, str]:
@@ -132,7 +141,7 @@ def _verdict_column(table: Table) -> Column:
 
 
 def heading(table: Table) -> str:
-    name = "" if table.name == ALSO else f"Table {table.name}. "
+    name = "" if table.family == "any" else f"Table {table.name}. "
     made = table.cohort.describe() if table.cohort else "no runs yet"
     family = "" if table.family == "any" else f" · {table.family}: {made}"
     return f"{name}{table.title}{family}"
