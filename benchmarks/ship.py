@@ -2,10 +2,11 @@
 
     python benchmarks/ship.py RUN... [--runs runs]
 
-RUN...: all seeds of one run group, as in `run/gns-1.0-plain-1a2b3c4d`. The network of the lowest seed is shipped, so no
-test image has a say in which; the card gives the mean and the spread of all of them. The weights are those of the train
-form, so that training can go on from them; batch norm's statistics stay in float32. The accuracy is measured again
-after rounding.
+RUN...: all seeds of one run group, as in `run/gns-1.0-plain-1a2b3c4d/s0`. `pretrained/NAME` stands for the seeds whose
+accuracies have been shipped already, so seeds can be added when their runs are gone. The network of the lowest seed is
+shipped, so no test image has a say in which; the card gives the mean and the spread of all of them. The weights are
+those of the train form, so that training can go on from them; batch norm's statistics stay in float32. The accuracy is
+measured again after rounding.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from ghostcli.recipe.digest import digest
 from ghostcli.records import record, tensorfile, trained
 from ghostcli.records.model import Answers, RunResult, dump
 from ghostcli.records.record import RunRecord
-from ghostcli.records.storage import write_bytes, write_json
+from ghostcli.records.storage import read_json, write_bytes, write_json
 from ghostcli.run.job import load_data
 from ghostcli.share.hub import ALONE, card
 from ghostcli.zoo import evaluate, names, weights
@@ -75,6 +76,13 @@ def measured(result: RunResult, file: Path) -> RunResult:
     )
 
 
+def accuracies(run: RunRecord) -> dict[int, float]:
+    """The accuracy of each seed that a run stands for, before rounding, in percent."""
+    if run.path.parent == trained.FOLDER:
+        return {int(seed): accuracy for seed, accuracy in read_json(run.path / "seeds.json").items()}
+    return {run.result.seed: run.result.accuracy.selected}
+
+
 def ship(runs: list[RunRecord]) -> Path:
     """Write the folder of the network that comes with ghost. `runs`: the finished runs of one group."""
     runs = sorted(runs, key=lambda run: run.result.seed)
@@ -84,16 +92,19 @@ def ship(runs: list[RunRecord]) -> Path:
     folder = trained.FOLDER / names.slug(first.student)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.safetensors"
-    write_bytes(file, rounded(runs[0]), "weights")
-    found = measured(first, file)
-    content = dump(found)
-    write_json(folder / "result.json", {**content, "checksum": digest(content)}, "result")
-    write_json(folder / "status.json", {"status": "done"}, "status")
-    scores = [run.result.accuracy.selected for run in runs]
-    write_json(folder / "seeds.json", {run.result.seed: run.result.accuracy.selected for run in runs}, "seeds")
+    seeds = dict(sorted((seed, accuracy) for run in runs for seed, accuracy in accuracies(run).items()))
+    found = first
+    if runs[0].path != folder:
+        write_bytes(file, rounded(runs[0]), "weights")
+        found = measured(first, file)
+        content = dump(found)
+        write_json(folder / "result.json", {**content, "checksum": digest(content)}, "result")
+        write_json(folder / "status.json", {"status": "done"}, "status")
+    write_json(folder / "seeds.json", seeds, "seeds")
     spread = ALONE
-    if len(runs) > 1:
-        spread = f"All {len(runs)} seeds: {statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f} %."
+    if len(seeds) > 1:
+        mean, deviation = statistics.mean(seeds.values()), statistics.stdev(seeds.values())
+        spread = f"All {len(seeds)} seeds: {mean:.2f} ± {deviation:.2f} %."
     name = f"{trained.PRETRAINED}{folder.name}"
     use = (f"ghost predict {name} photo.jpg", f"ghost export {name} --out {folder.name}.onnx")
     again = "\n".join(
@@ -119,7 +130,7 @@ def main() -> None:
     asks.add_argument("run", nargs="+", help="the seeds of one run: run/ID/s0 run/ID/s1 ...")
     asks.add_argument("--runs", type=Path, default=Path("runs"))
     asked = asks.parse_args()
-    print(ship([record.find(asked.runs, name) for name in asked.run]))
+    print(ship([trained.find(asked.runs, name) for name in asked.run]))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from ghostcli.data import SETS, data_root
 from ghostcli.errors import GhostError, origin, printable
 from ghostcli.machine import cores, free_disk
 from ghostcli.plan import commands
-from ghostcli.records import record
+from ghostcli.records import lease, record
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import write_bytes
 
@@ -172,8 +172,6 @@ def _trial(runs: Path) -> Iterator[Finding]:
 
 
 def _write_and_lock(folder: Path) -> str | None:
-    from filelock import FileLock, Timeout
-
     file = folder / "trial"
     for content in (b"old", b"new" * 1000):
         write_bytes(file, content, "doctor")
@@ -181,12 +179,15 @@ def _write_and_lock(folder: Path) -> str | None:
             return "the content read back is not what was written; check the disk"
     if [entry.name for entry in folder.iterdir()] != ["trial"]:
         return "a rename does not remove its source; name a folder on another file system with --runs"
-    with FileLock(folder / "trial.lock"):
+    run, rival = folder / "run", folder / "rival"
+    rival.mkdir()
+    (rival / "file").touch()
+    with lease.held(run):
         try:
-            FileLock(folder / "trial.lock").acquire(timeout=0)
-        except Timeout:
+            os.rename(rival, lease.folder_of(run))
+        except OSError:  # as leases need it
             return None
-    return "file locks do not work; name a folder on another file system with --runs"
+    return "locks do not work (a folder replaces a full one); name a folder on another file system with --runs"
 
 
 def _runs(runs: Path) -> Iterator[Finding]:

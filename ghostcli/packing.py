@@ -18,6 +18,7 @@ from dataclasses import replace
 from ghostcli import __version__
 from ghostcli.display import console
 from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.machine import cores
 from ghostcli.plan import Job, Plan
 from ghostcli.records.storage import read_or_empty, write_json
 from ghostcli.run.job import AUTO, Options, left
@@ -91,7 +92,7 @@ def together(student: str, batch: int, options: Options, count: int, seconds: fl
     """Images per second of each of `count` processes that train for `seconds` at the same time; None if one fails."""
     from ghostcli.engine.device import dealt
 
-    threads = options.place.cpus or max(1, (os.cpu_count() or 1) // count)
+    threads = options.place.cpus or max(1, cores() // count)
     words = [sys.executable, "-m", "ghostcli.packing", student, str(batch), options.device]
     words += [str(threads), str(seconds)]
     more = [{"OMP_NUM_THREADS": str(threads)} | dealt(options.device, number) for number in range(count)]
@@ -117,7 +118,7 @@ def _device(name: str) -> tuple[str, int | None]:
 
     device = pick(name)
     if device.type == "cpu":
-        return describe(device).partition(", ")[0], os.cpu_count() or 1
+        return describe(device).partition(", ")[0], cores()
     several = {next(iter(dealt(name, number).values()), None) for number in range(NUMBERS[-1])}
     return describe(device).partition(", ")[0] + (f" x {len(several)}" if len(several) > 1 else ""), None
 

@@ -52,6 +52,28 @@ def test_the_second_seed_is_tried_though_the_first_failed(ghost, tmp_path, first
     assert done.err.splitlines()[-1] == "ghost: 1 of 2 runs failed; the lines above say why"
 
 
+def test_a_fault_of_a_users_own_network_costs_no_other_run(ghost, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n\n\n"
+        "class Net(nn.Sequential):\n"
+        "    calls = 0\n\n"
+        "    def forward(self, x):\n"
+        "        Net.calls += self.training and len(x) == 16\n"
+        "        if Net.calls == 2:\n"
+        "            raise KeyError('no such layer')\n"
+        "        return super().forward(x)\n\n\n"
+        "def build(classes):\n"
+        "    return Net(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, classes))\n"
+    )
+    done = ghost("train-teacher", "py:mynet.py:build", *crash.TINY, "--runs", tmp_path, *TWO)
+    assert done.code == 1
+    rows = by_seed(done.out)
+    assert (rows[0]["status"], rows[1]["status"]) == ("failed", "done")
+    assert "KeyError: 'no such layer'" in rows[0]["error"]
+    assert 'mynet.py", line 10, in forward' in done.err, "the traceback says where it is"
+
+
 def test_what_rests_on_a_failure_is_not_started(ghost, tmp_path, first_fails):
     done = ghost(*crash.COMMANDS["kd"], *crash.TINY, "--runs", tmp_path, *TWO)
     assert done.code == 3 and done.err.count("the loss became non-finite") == 1

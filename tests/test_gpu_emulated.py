@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 from types import SimpleNamespace
 
@@ -73,6 +74,29 @@ def test_each_size_of_batch_is_captured_after_its_eager_steps(monkeypatch):
         replays = {size: replay.graph.replays for size, replay in captured.replays.items()}
         assert replays == {3: 12 - Captured.WARM, 2: 6 - Captured.WARM}
         assert captured.capture_seconds > 0
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_what_draws_random_numbers_outside_pytorch_is_not_captured(draw, monkeypatch):
+    """A graph would repeat one number for ever."""
+    with emulated.gpu(monkeypatch):
+
+        def update(index):
+            return index.sum() * int(100 * draw())
+
+        update.device, update.optimizers = emulated.CUDA, ()
+        captured = Captured(update, 3)
+        for _ in range(6):
+            captured(torch.arange(3, device="cuda"))
+        assert "random numbers outside PyTorch" in captured.refused
+        assert not any(replay.graph for replay in captured.replays.values())
+
+
+def test_products_can_be_deterministic_from_the_first_one_on(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with emulated.gpu(monkeypatch):
+        device.pick("auto")
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 @pytest.mark.parametrize("name", sorted(optimizers.OPTIMIZERS))

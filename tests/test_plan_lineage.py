@@ -33,6 +33,19 @@ def test_a_job_and_its_finished_run_have_one_lineage(strategy, tmp_path):
     assert students[0].path == students[1].path
 
 
+def test_a_key_that_changes_nothing_changes_neither_id_nor_protocol():
+    """No Ghost network has ImageNet weights. A network that has starts otherwise with the key."""
+
+    def jobs(model: str) -> list[plan.Job]:
+        recipes = [load("smoke", [f"model.pretrained={value}"]).recipe for value in ("true", "false")]
+        return [plan.plain(model, 0, recipe, "smoke") for recipe in recipes]
+
+    one, other = jobs("gns:0.1")
+    assert (one.id, one.protocol) == (other.id, other.protocol)
+    one, other = jobs("efficientnetv2")
+    assert one.id != other.id and one.protocol != other.protocol
+
+
 def test_a_student_of_an_ensemble_s_student_fills_no_printed_row(ghost, tmp_path):
     assistant = write_run(tmp_path, "resnet18", "ensemble", TEACHERS)
     run = write_run(tmp_path, "gns:1.0", "kd", ("resnet18",), teacher_runs=(assistant,))

@@ -8,9 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import crash
 import pytest
+
+from ghostcli import signals
+from ghostcli.errors import Interrupted
 
 #: Where a signal strikes (the function that is just being called) and the command it strikes in.
 PHASES = {
@@ -119,6 +123,33 @@ def test_filling_a_table_by_hand(tmp_path):
         assert done.code == 75 and "the same command goes on" in done.err and done.out == ""
     done = crash.server().run(fill, tmp_path)
     assert done.code == 0 and json.loads(done.out)["filled"] == 1.0
+
+
+def test_a_signal_is_forgotten_when_its_command_has_ended():
+    """As in a notebook: after Ctrl-C the next call does its work."""
+    with pytest.raises(Interrupted), signals.handled():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signals.received() is None
+    signals.raise_if_received()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a child")
+def test_workers_end_with_their_parent_and_save_first(tmp_path):
+    """Even if it is killed: else they would train on for hours, and the same command would wait for them."""
+    argv = [*crash.COMMANDS["plain"], *crash.TINY, "--epochs", 2000, "--seed", 0, "--seed", 1, "--jobs", 2]
+    command = crash.server().start([*argv, "--runs", "runs"], tmp_path)
+    assert command.until(lambda: len(list(tmp_path.glob("runs/*/s*/checkpoint/last*"))) == 2)
+    os.kill(command.pid, signal.SIGKILL)
+    command.wait()
+
+    def states():
+        return [json.loads(status.read_text())["status"] for status in tmp_path.glob("runs/*/s*/status.json")]
+
+    end = time.monotonic() + 60
+    while states() != ["interrupted", "interrupted"] and time.monotonic() < end:
+        time.sleep(0.1)
+    assert states() == ["interrupted", "interrupted"]
 
 
 @pytest.mark.long

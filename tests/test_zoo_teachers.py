@@ -11,7 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 from ghostcli import zoo
-from ghostcli.errors import UsageError
+from ghostcli.engine import saving
+from ghostcli.errors import Interrupted, UsageError
 
 TEACHERS = zoo.KNOWN[8:]
 COUNTS = {
@@ -191,6 +192,28 @@ def test_timm_keeps_its_own_size_and_normalisation(timm, offline) -> None:
     assert scratch.spec.note == "the weights of timm/tiny24 are not available (hub is away): it starts from scratch"
     with pytest.raises(UsageError, match="did you mean tiny24"):
         zoo.build("timm/tiny42")
+
+
+def test_weights_that_come_late_do_not_continue_a_run_that_began_without(ghost, timm, offline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("train-teacher", "timm/tiny24", "--recipe", "smoke", "--data", "digits", "--epochs", "2")
+    save = saving.Saver.save
+
+    def save_and_stop(saver: saving.Saver) -> None:
+        save(saver)
+        raise Interrupted("stopped by SIGTERM")
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(saving.Saver, "save", save_and_stop)
+        said = ghost(*words)
+    assert said.code == 75
+    assert "the weights of timm/tiny24 are not available (hub is away): it starts from scratch" in said.err
+    create = sys.modules["timm"].create_model
+    monkeypatch.setattr(sys.modules["timm"], "create_model", lambda name, pretrained, **k: create(name, False, **k))
+    said = ghost(*words)
+    assert said.code == 2 and "the initial weights have changed since this run began" in said.err
+    monkeypatch.setattr(sys.modules["timm"], "create_model", create)
+    assert ghost(*words).code == 0
 
 
 @pytest.mark.parametrize("key", ["distill.kind=at", "distill.weighting=adaptive"])

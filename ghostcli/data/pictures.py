@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ghostcli.errors import UsageError, printable
+from ghostcli.machine import cores
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -82,7 +83,7 @@ def tree(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], dict[Path, str
 @contextmanager
 def decoders() -> Iterator[ThreadPoolExecutor]:
     """Threads for `decode`. A picture with too many pixels is an error in this context, not a warning."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, cores())) as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield pool
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,11 +57,14 @@ class Captured:
         replay = self.replays.setdefault(len(index), Replay(torch.zeros_like(index)))
         if replay.graph is None and replay.seen < self.WARM:
             replay.seen += 1
+            drawn = _random_state()
             here = torch.cuda.current_stream(self.update.device)
             self.stream.wait_stream(here)
             with torch.cuda.stream(self.stream):
                 result = self.update(index)
             here.wait_stream(self.stream)
+            if _random_state() != drawn:
+                self.refused = "the network draws random numbers outside PyTorch, which a graph would repeat"
             self.waited += full * (time.perf_counter() - began)
             return result
         replay.index.copy_(index)
@@ -91,6 +96,12 @@ class Captured:
             return False
         replay.graph = graph
         return True
+
+
+def _random_state() -> tuple[object, ...]:
+    """The state of Python's and NumPy's own generators, which a replay neither reads nor changes."""
+    name, keys, position, *gauss = np.random.get_state()
+    return random.getstate(), name, keys.tobytes(), position, *gauss
 
 
 def why_eager(update: Update) -> str | None:

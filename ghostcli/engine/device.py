@@ -31,7 +31,8 @@ LARGE = 128 << 20  # blocks of at least this many bytes are still returned, beca
 def pick(name: str) -> torch.device:
     """`auto | cpu | cuda[:N] | mps` -> an existing device. UsageError if there is none.
 
-    It also sets up the process: on a CPU freed memory is kept; on a GPU convolutions use float32, not TF32.
+    It also sets up the process: on a CPU freed memory is kept; on a GPU convolutions use float32, not TF32, and matrix
+    products can be deterministic.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,6 +52,7 @@ def pick(name: str) -> torch.device:
         if device.index is None:  # set_device takes no device without a number
             device = torch.device("cuda", torch.cuda.current_device())
         torch.cuda.set_device(device)  # Triton launches on the current one
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, at the first product: too late later
         torch.backends.cudnn.allow_tf32 = False  # float32 is float32, unless a recipe asks for less
     return device
 
@@ -135,12 +137,16 @@ def arithmetic(engine: EngineSection, device: torch.device) -> Iterator[None]:
     strict = engine.deterministic and device.type == "cuda"
     wanted = before._replace(benchmark=device.type == "cuda" and not strict, tf32_products=tf32, tf32_convolutions=tf32)
     if strict:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         wanted = wanted._replace(deterministic=True, warn_only=False, fill=False)
     wanted.apply()
     try:
         yield
     except RuntimeError as error:
+        if "CUBLAS_WORKSPACE_CONFIG" in str(error):
+            raise UsageError(
+                "engine.deterministic=true: the environment variable CUBLAS_WORKSPACE_CONFIG forbids it; set it to "
+                ":4096:8, or remove the key"
+            ) from error
         if "deterministic implementation" not in str(error):
             raise
         what = str(error).partition(" does not have")[0]

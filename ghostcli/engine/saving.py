@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Saver:
     """Writes the checkpoints of a run, and says when the next one is due.
 
-    `origin` identifies job, data and teachers; all must be equal when the run continues. `longest`: the most seconds
-    between two checkpoints. At the end of an epoch one is written earlier, if the time since the last one is SHARE
-    times what that one cost: then short epochs are not spent on writing.
+    `origin` identifies job, data, teachers and start; all must be equal when the run continues. `longest`: the most
+    seconds between two checkpoints. At the end of an epoch one is written earlier, if the time since the last one is
+    SHARE times what that one cost: then short epochs are not spent on writing.
     """
 
     SHARE = 20
@@ -56,8 +56,8 @@ def resume(state: State, origin: dict[str, Any], run: RunWriter, show: Display) 
             tensors, meta = tensorfile.read(file, largest=math.inf)  # what this run could write, it can read
             if (meta["job"], meta["seed"]) != (origin["job"], origin["seed"]):
                 raise GhostError(f"{file}: belongs to another run; refused")
-            for key, what in (("data", "images"), ("teachers", "teachers' weights")):
-                if meta[key] != origin[key]:
+            for key, what in (("data", "images"), ("teachers", "teachers' weights"), ("start", "initial weights")):
+                if meta.get(key, origin[key]) != origin[key]:  # early ones have no start
                     raise UsageError(
                         f"{run.id}: the {what} have changed since this run began; restore them, or start over with "
                         "--no-resume"

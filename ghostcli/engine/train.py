@@ -200,6 +200,9 @@ def train(
     data = on_device(data, device)
     state = make_state(job, data, teachers, device, start)
     origin = {"job": job.digest, "seed": seed, "data": data.checksum, "teachers": [t.sha256 for t in teachers]}
+    origin["start"] = start_of(recipe, state.model)
+    if recipe.model.pretrained and state.model.spec.note and not state.model.spec.pretrained:
+        show.warn(f"{job.id}: {state.model.spec.note}")
     resume(state, origin, run, show)
     update = make_update(recipe, state, data, teachers, seed)
     teacher_logits, norm = update.teacher_logits, update.norm

@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe.digest import SEMANTICS, canonical, digest
-from ghostcli.recipe.models import KD, Recipe
+from ghostcli.recipe.models import KD, ModelSection, Recipe
 from ghostcli.records import record, trained
 from ghostcli.records.model import Training
 from ghostcli.records.record import RUN_ID
@@ -138,7 +138,18 @@ def network(name: str) -> str:
 
 def plain(student: str, seed: int, recipe: Recipe, recipe_name: str) -> Job:
     """A training without teachers. It ignores [distill]."""
-    return Job(network(student), seed, recipe.model_copy(update={"distill": KD()}), recipe_name)
+    return _job(student, seed, recipe.model_copy(update={"distill": KD()}), recipe_name)
+
+
+def _job(student: str, seed: int, recipe: Recipe, recipe_name: str, teachers: tuple[Job | Finished, ...] = ()) -> Job:
+    """A job of a network by name. `model.pretrained` is at its default for a network without such weights.
+
+    There it changes nothing. Its id leaves it out; so must its protocol, by which runs are compared.
+    """
+    name = network(student)
+    if not names.has_pretrained(name):
+        recipe = recipe.changed("model", pretrained=ModelSection().pretrained)
+    return Job(name, seed, recipe, recipe_name, teachers)
 
 
 def unstarted(recipe: Recipe) -> Recipe:
@@ -223,7 +234,7 @@ def _taught(name: str, stages: list[Job | Finished], seed: int, recipe: Recipe, 
     teachers = tuple(stages) if recipe.distill.dense else (stages[-1],)
     if len(teachers) == 1:  # a dense stage with one teacher is plain KD, so both are the same job
         recipe = recipe.changed("distill", dense=False, drop=0, weighting="mean", combine="logits")
-    return Job(network(name), seed, recipe, recipe_name, teachers)
+    return _job(name, seed, recipe, recipe_name, teachers)
 
 
 def ensemble(teachers: Sequence[Named], student: str, seed: int, recipe: Recipe, recipe_name: str, runs: Path) -> Job:
@@ -233,7 +244,7 @@ def ensemble(teachers: Sequence[Named], student: str, seed: int, recipe: Recipe,
     roots = tuple(root_teacher(name, recipe, recipe_name, runs) for name in teachers)
     if len({teacher.id for teacher in roots}) < len(roots):
         raise UsageError(f"{' '.join(map(printable, teachers))}: a teacher is named twice; name each teacher once")
-    return Job(network(student), seed, recipe, recipe_name, roots)
+    return _job(student, seed, recipe, recipe_name, roots)
 
 
 @dataclass(frozen=True)

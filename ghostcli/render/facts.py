@@ -21,7 +21,7 @@ def overview(run: RunRecord) -> dict[str, Any]:
         "run": run.id,
         "status": run.status,
         "epoch": result.epochs if result else last["epoch"] if last else 0,
-        "epochs": setup.recipe.train.epochs if setup else None,
+        "epochs": setup.recipe.train.last_epoch if setup else None,
         "accuracy": result.accuracy.selected if result else last["test"]["accuracy"] if last else None,
         "recipe": setup.recipe_name if setup else None,
         "data": setup.data if setup else None,

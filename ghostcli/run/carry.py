@@ -7,7 +7,6 @@ or begins it. Its outcome is written last. In a Slurm job the time limit, or SIG
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -40,7 +39,7 @@ TAKEN_AWAY = 120.0
 def run(file: Path, with_parent: bool = False) -> None:
     """Carry out a spec. `with_parent`: save and end when the process that started this one ends."""
     if with_parent:
-        _end_with_parent()
+        signals.end_with_parent()
     signals.stay()  # Slurm and Ray can send a signal several times
     given = spec.read(file)
     runs, run = Path(given.runs), given.run
@@ -144,9 +143,3 @@ def _stand_where_the_command_stood(given: Spec) -> None:
             f"({error.strerror}); mount it at the same path on all machines"
         ) from error
     os.environ["GHOST_DATA"] = given.data
-
-
-def _end_with_parent() -> None:
-    """On Linux: SIGTERM when the parent ends, however it ends. Elsewhere its caller must send it."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -6,6 +6,7 @@ Invariant: a job has one run, for any number of calls and processes. The run's s
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -95,7 +96,10 @@ def run_job(job: Job, options: Options, fresh: bool = False) -> None:
                     run.write("recipe.json", dump(setup := setup_of(job, options, record_of(job, options.runs).setup)))
                     _train(job, setup, run, options, device, show)
             except BaseException as error:
-                raise _note(error, job, run, fresh) from error
+                noted = _note(error, job, run, fresh)
+                if noted is error:
+                    raise
+                raise noted from error
 
 
 def setup_of(job: Job, options: Options, begun: RunSetup | None = None) -> RunSetup:
@@ -135,12 +139,19 @@ def _teacher_run(teacher: Job | Finished, runs: Path) -> TeacherRun:
 
 
 def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseException:
-    """Record why a run ended, if the disk allows it. Returns the error to raise."""
+    """Record why a run ended, if the disk allows it. Returns the error to raise.
+
+    A fault, of ghost or of a user's own network, is an error of this job alone. Its traceback is printed.
+    """
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted("stopped by SIGINT")
     status = "interrupted" if isinstance(error, Interrupted) else "failed"
+    said = str(error).partition("\n")[0] or type(error).__name__
+    fault = isinstance(error, Exception) and not isinstance(error, GhostError | OSError)
+    if fault:
+        traceback.print_exception(error)
+        said = f"{type(error).__name__}: {said}"
     try:
-        said = str(error).partition("\n")[0] or type(error).__name__
         run.set_status(status, error=said, exit_code=getattr(error, "exit_code", GhostError.exit_code))
         if isinstance(error, UsageError):
             run.discard_if_empty()
@@ -150,7 +161,7 @@ def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseEx
         return Interrupted(f"{job.id}: {error}{', without --no-resume' if fresh else ''}")
     if isinstance(error, OSError) and not isinstance(error, GhostError):
         return GhostError(f"{job.id}: {error}. Remove the cause and give the same command again")
-    return error
+    return GhostError(f"{job.id}: {said}") if fault else error
 
 
 def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: torch.device, show: Display) -> None:

@@ -185,4 +185,4 @@ def planned(runs: Path, run: str) -> dict[str, Any]:
         job = spec.read(spec.path(runs, run)).job
     except GhostError:
         return row
-    return row | {"epochs": job.recipe.train.epochs, "recipe": job.recipe_name, "data": job.data}
+    return row | {"epochs": job.recipe.train.last_epoch, "recipe": job.recipe_name, "data": job.data}

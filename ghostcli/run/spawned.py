@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 
 from ghostcli import signals
 from ghostcli.errors import GhostError, Interrupted
+from ghostcli.machine import cores
 from ghostcli.plan import Job
 from ghostcli.run.elsewhere import Elsewhere
 from ghostcli.run.job import Options, run_job
@@ -85,7 +86,7 @@ class Spawned(Elsewhere):
         taken = {worker.number for worker in self.workers}
         number = next(number for number in itertools.count() if number not in taken)
         context = multiprocessing.get_context("spawn")
-        threads = self.options.place.cpus or max(1, (os.cpu_count() or 1) // self.options.jobs)
+        threads = self.options.place.cpus or max(1, cores() // self.options.jobs)
         line, theirs = context.Pipe()
         process = context.Process(target=_work, args=(threads, dealt(self.options.device, number), theirs))
         process.start()
@@ -113,9 +114,10 @@ def _work(threads: int, environment: dict[str, str], line: Connection) -> None:
     """The body of a worker process: it runs the jobs that come through `line`, and answers each (exit code, message).
 
     `environment` says which GPU it sees, and is set before any is asked for. The worker ends with the code of the first
-    error, or when its parent is gone.
+    error, or with its parent: then it saves first.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # between jobs; the parent ends its workers itself
+    signals.end_with_parent()
     os.environ |= environment
     import torch
 
