@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
-from typing import Protocol
 
 from rich.text import Text
 
@@ -20,6 +19,7 @@ from ghostcli.display import Display, console
 from ghostcli.errors import GhostError, printable
 from ghostcli.plan import Job, Plan, is_done, record_of
 from ghostcli.records.record import RunRecord
+from ghostcli.run.executor import Executor
 from ghostcli.run.job import Options, is_fresh, left, reached
 from ghostcli.run.local import InProcess
 from ghostcli.run.on_slurm import Slurm
@@ -35,31 +35,6 @@ class Outcome:
 
     job: Job
     error: GhostError | None = None
-
-
-class Executor(Protocol):
-    """Runs jobs somewhere. It is a context manager; its exit stops the jobs that still run."""
-
-    show: Display
-    #: Whether jobs may be started before their teachers are done: it holds them until then.
-    ahead: bool
-
-    @property
-    def free(self) -> bool:
-        """Whether another job can start now."""
-
-    def start(self, job: Job, fresh: bool) -> None:
-        """Start a job whose teachers are done, or were started. `fresh`: do not continue an earlier attempt."""
-
-    def wait(self) -> list[tuple[Job, GhostError | None]]:
-        """The jobs that ended since the last call, each with its error. Returns after a short time, even without any.
-
-        After a signal: raises Interrupted when all jobs have saved and ended.
-        """
-
-    def __enter__(self) -> Executor: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
 
 def executor_for(plan: Plan, options: Options) -> Executor:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from ghostcli import signals
-from ghostcli.display import Display
 from ghostcli.errors import GhostError
 from ghostcli.plan import Job
+from ghostcli.run.executor import Executor
 from ghostcli.run.job import Options, run_job
 
 
-class InProcess:
-    """`start` stores a job; `wait` runs it."""
-
-    ahead = False  # a job starts only when its teachers are done
+class InProcess(Executor):
+    """`start` stores a job; `wait` runs it, with a display and signals of its own."""
 
     def __init__(self, options: Options) -> None:
-        self.options = options
-        self.show = Display(options.quiet)
+        super().__init__(options, total=1)
         self.next: tuple[Job, bool] | None = None
 
     @property
@@ -40,5 +37,5 @@ class InProcess:
     def __enter__(self) -> InProcess:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    def _end(self) -> None:
+        self.next = None

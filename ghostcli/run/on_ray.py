@@ -23,7 +23,7 @@ from ghostcli import signals
 from ghostcli.errors import GhostError, Interrupted, OutOfMemoryError, UsageError, printable
 from ghostcli.plan import Job, record_of
 from ghostcli.run import spec
-from ghostcli.run.elsewhere import Elsewhere
+from ghostcli.run.executor import Executor
 from ghostcli.run.job import Options
 
 #: Seconds between two looks at the tasks; for a cluster to answer; for a machine to answer; for jobs to save.
@@ -89,7 +89,7 @@ class Losses:
         return {node for node, count in self.nodes.items() if count >= TWICE}
 
 
-class Ray(Elsewhere):
+class Ray(Executor):
     """Ray holds as many tasks as have room, and queues the others. `--jobs K` limits them to K."""
 
     def __init__(self, options: Options, total: int) -> None:

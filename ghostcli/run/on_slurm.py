@@ -16,7 +16,7 @@ from ghostcli import signals
 from ghostcli.errors import GhostError, UsageError
 from ghostcli.plan import Job, is_done
 from ghostcli.run import queue, spec
-from ghostcli.run.elsewhere import Elsewhere
+from ghostcli.run.executor import Executor
 from ghostcli.run.job import Options
 from ghostcli.run.queue import Queued
 
@@ -26,7 +26,7 @@ PAUSE, ASK = 0.5, 3.0
 ARRIVES = 15.0
 
 
-class Slurm(Elsewhere):
+class Slurm(Executor):
     """All jobs are accepted before their teachers are done (`ahead`): Slurm holds them until then."""
 
     ahead = True

@@ -21,7 +21,7 @@ from ghostcli import signals
 from ghostcli.errors import GhostError, Interrupted
 from ghostcli.machine import cores
 from ghostcli.plan import Job
-from ghostcli.run.elsewhere import Elsewhere
+from ghostcli.run.executor import Executor
 from ghostcli.run.job import Options, run_job
 
 #: Seconds between two checks of the workers.
@@ -56,7 +56,7 @@ class Worker:
         return job, GhostError(text, code)
 
 
-class Spawned(Elsewhere):
+class Spawned(Executor):
     """Up to `options.jobs` workers. Each uses its share of the cores, and takes the next job when it is done.
 
     Where the machine has several GPUs the workers get them in turn.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from ghostcli import signals
 from ghostcli.errors import GhostError
 from ghostcli.plan import Job
-from ghostcli.run.elsewhere import Elsewhere
+from ghostcli.run.executor import Executor
 from ghostcli.run.job import Options, run_job
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ PAUSE = 0.2
 MOST = 16
 
 
-class Streams(Elsewhere):
+class Streams(Executor):
     """Up to `options.streams` threads, each for one job."""
 
     def __init__(self, options: Options, total: int) -> None:

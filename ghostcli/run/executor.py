@@ -1,4 +1,4 @@
-"""What executors have in common whose jobs run in other processes: a display, and progress read from metrics files."""
+"""The interface of all executors, and what most share: a display, and progress that is read from metrics files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from ghostcli.records.record import RunWriter
 from ghostcli.run.job import Options, reached
 
 
-class Elsewhere(ABC):
-    """The base of these executors (see `launch.Executor`). `total`: the number of jobs that are not done yet."""
+class Executor(ABC):
+    """Runs jobs somewhere. It is a context manager; its exit stops the jobs that still run.
 
+    `total`: the number of jobs that are not done yet.
+    """
+
+    #: Whether jobs may be started before their teachers are done: it holds them until then.
     ahead = False
 
     def __init__(self, options: Options, total: int) -> None:
@@ -36,6 +40,22 @@ class Elsewhere(ABC):
     def __exit__(self, *_: object) -> None:
         self._end()
         self.stack.close()
+
+    @property
+    @abstractmethod
+    def free(self) -> bool:
+        """Whether another job can start now."""
+
+    @abstractmethod
+    def start(self, job: Job, fresh: bool) -> None:
+        """Start a job whose teachers are done, or were started. `fresh`: do not continue an earlier attempt."""
+
+    @abstractmethod
+    def wait(self) -> list[tuple[Job, GhostError | None]]:
+        """The jobs that ended since the last call, each with its error. Returns after a short time, even without any.
+
+        After a signal: raises Interrupted when all jobs have saved and ended.
+        """
 
     @abstractmethod
     def _end(self) -> None:
