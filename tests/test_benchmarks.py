@@ -144,13 +144,13 @@ def test_a_crowd_of_streams_is_measured_until_one_fails(tmp_path, monkeypatch, c
         crowd.main([*words, "--processes", "2"])
 
 
-def test_wrong_arguments_of_the_scripts_are_usage_errors():
-    for words in ("engine.py --rounds 0", "gpu.py --jobs 0", "crowd.py --processes 0", "gpu.py --minutes 0"):
-        name, *arguments = words.split()
-        command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 2, words
-        assert "need" in done.stderr
+@pytest.mark.parametrize("words", ["engine --rounds 0", "gpu --jobs 0", "crowd --processes 0", "gpu --minutes 0"])
+def test_wrong_arguments_of_the_scripts_are_usage_errors(words, capsys, monkeypatch):
+    name, *arguments = words.split()
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        script(name).main()
+    assert ended.value.code == 2 and "need" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -391,7 +391,7 @@ def test_the_search_keeps_each_trial_and_goes_on_with_the_next(tmp_path, monkeyp
 
 
 def test_the_calibration_counts_verdicts_where_nothing_differs_and_where_something_does(tmp_path):
-    """Ten runs that differ by their seeds, ten that are 20 points worse: never a verdict among one, always between."""
+    """Ten runs that differ by their seeds, ten that are 20 points worse: seldom a verdict among one, always between."""
     calibration = script("calibration")
     for seed in range(10):
         write_run(tmp_path, "gns:0.25", seed=seed, accuracy=80 + 0.1 * seed, epochs=8)

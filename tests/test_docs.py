@@ -24,14 +24,12 @@ TRAIN = {"train-teacher", "distill", "assist-chain", "ensemble", "reproduce"}
 ELSEWHERE = {
     "demo": "test_cli_demo.py",
     "report --live": "test_report_page.py",
-    "plan-seeds": "test_compare_verdicts.py",
     "export": "test_deploy_export.py",
     "runs sync": "test_track.py",
     "run-job": "test_run_slurm.py",
     "push": "test_hub.py",
     "pull": "test_hub.py",
     "bench run/": "test_deploy_export.py",
-    "bench --mlperf": "test_deploy_export.py",
     "evaluate pretrained/": "test_pretrained.py",
     "predict folder/": "test_deploy_export.py",
     "evaluate folder/": "test_deploy_export.py",
@@ -52,6 +50,13 @@ def commands(page: Path) -> list[str]:
     inline = [re.sub(r"\s+", " ", found) for found in re.findall(r"`(ghost [a-z][^`]*)`", text)]
     named = [found if found.count(" ") > 1 else f"{found} --help" for found in inline]
     return list(dict.fromkeys([*lines, *named]))
+
+
+def test_what_is_run_elsewhere_is_run_there() -> None:
+    written = [command.removeprefix("ghost ") for page in PAGES for command in commands(page)]
+    for words, file in ELSEWHERE.items():
+        assert any(command.startswith(words) for command in written), words
+        assert f'"{words.split()[0]}"' in (ROOT / "tests" / file).read_text(), f"{file} runs no ghost {words}"
 
 
 ALL = [pytest.param(command, id=f"{page.stem}: {command}") for page in PAGES for command in commands(page)]

@@ -23,7 +23,7 @@ EVERY_STEP = ("-s", "engine.checkpoint_minutes=1e-9")
     ("name", "kills"), [("plain", 4), *(pytest.param(name, 8, marks=pytest.mark.long) for name in ("kd", "chain"))]
 )
 def test_random_kills(tmp_path, name, kills):
-    """24 in all; the chain has an assistant, and its last two runs are fed by tables."""
+    """20 in all; the chain has an assistant, and its last two runs are fed by tables."""
     print(f"GHOST_KILL_SEED={SEED}")
     expected, usual = crash.uninterrupted(name)
     rng = random.Random(f"{SEED} {name}")
@@ -61,7 +61,7 @@ def test_kills_of_a_new_interpreter(tmp_path):
 
 @pytest.mark.slow
 def test_the_longer_loop(tmp_path):
-    """The command whose figures the README gives, over every kind of run."""
+    """The command whose figures docs/runs.md gives, over every kind of run."""
     figures = tmp_path / "kills.json"
     loop = [sys.executable, crash.ROOT / "benchmarks" / "kill_loop.py", "--kills", "60", "--json", figures]
     done = subprocess.run(loop, env=crash.ENVIRONMENT, capture_output=True, text=True)

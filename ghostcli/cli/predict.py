@@ -30,7 +30,7 @@ def predict(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """The classes of pictures, with probabilities: one line a picture. One that cannot be read is named at the end.
+    """The classes of pictures, with probabilities: one line per picture. One that cannot be read is named at the end.
 
     ghost predict run/gns-1.0-kd-1a2b3c4d/s0 cat.jpg        ghost predict student.onnx photos/ --top 1 --json
     """

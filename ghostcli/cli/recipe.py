@@ -20,7 +20,7 @@ from ghostcli.errors import UsageError, printable
 from ghostcli.recipe import canonical, digest, files, keys, load, names
 from ghostcli.recipe.toml import dumps
 
-app = typer.Typer(help="List, show, check and copy recipes.", no_args_is_help=True)
+app = typer.Typer(help="List, show, check and copy recipes; a JSON schema for editors.", no_args_is_help=True)
 
 Name = Annotated[
     str,

@@ -63,7 +63,7 @@ def reproduce(
 
     Finished runs are reused; unfinished runs continue. The tables say if images or epochs are fewer than the paper's.
 
-    --controls adds controls: the same training with teachers that know nothing about the image.
+    --controls adds controls: the same training with teachers that see another image of the same class.
     """
     chosen = [*settings(quoted(data) if data is not None else None, limit, epochs), *overrides]
     options, runs = how.options(), how.runs

@@ -21,7 +21,9 @@ from ghostcli.records.storage import read_json, write_bytes, write_json
 from ghostcli.render.facts import overview, page
 from ghostcli.run import queue
 
-app = typer.Typer(no_args_is_help=True, help="Run directories: list, show, verify, remove.")
+app = typer.Typer(
+    no_args_is_help=True, help="Run directories: list, show, verify, remove, copy into a study, send to a tracker."
+)
 
 Id = Annotated[
     str, typer.Argument(metavar="ID", help="A run's id, as `ghost runs list` prints it.", autocompletion=complete.runs)

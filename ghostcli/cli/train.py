@@ -29,7 +29,7 @@ from ghostcli.zoo.names import KNOWN
 
 check_app = typer.Typer(
     no_args_is_help=True,
-    help="Only the teaching check, with the arguments of a training verb: ghost check distill resnet18 --student gns.",
+    help="Only the teaching check of a training verb: ghost check distill resnet18 --student gns:1.0.",
 )
 
 MODELS = ", ".join(
@@ -175,7 +175,9 @@ def register(app: typer.Typer, panel: str) -> None:
         "ensemble": ensemble,
     }
     for name, verb in verbs.items():
-        takes = f"The arguments are those of ghost {name}. Its teachers must have been trained."
+        takes = f"The arguments are those of ghost {name}."
+        if name != "train-teacher":
+            takes += " Its teachers must have been trained."
         app.command(name, rich_help_panel=panel)(verb)
         check_app.command(
             name, help=f"Check what teachers would teach in the run of the first --seed, without training.\n\n{takes}"
