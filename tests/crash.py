@@ -365,7 +365,7 @@ def place(runs: Path) -> str:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         meta = json.loads(header["__metadata__"]["ghost"])["meta"]
         at = f"checkpoint of epoch {meta['epoch']}, batch {meta['batch']}"
-    left = [path.name for path in (*now.rglob(".*.tmp"), *now.rglob("fresh*"), *runs.rglob("pending*"))]
+    left = [path.name for path in (*now.rglob(".*.tmp"), *now.rglob("fresh*"))]
     return f"{done}: {at}" + (f", {re.sub('[0-9]+[.]tmp', 'tmp', left[0])} left" if left else "")
 
 

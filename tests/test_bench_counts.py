@@ -77,6 +77,14 @@ def test_the_table_holds_every_name_and_count_on_its_line(ghost):
         (["gns:0.1", "--no-timing", "--plot", "figure.png"], "train-teacher"),
         (["gns:0.1", "--device", "abacus"], "abacus"),
         (["gns:0.1", "--batch", "0"], "--batch"),
+        (["x.onnx", "--mlperf-tiny", "--plot", "figure.png"], "--plot: has no effect with --mlperf-tiny"),
+        (["x.onnx", "--mlperf-tiny", "--formats", "all"], "--formats: has no effect with --mlperf-tiny"),
+        (["x.onnx", "--mlperf-tiny", "--device", "auto"], "--device: has no effect with --mlperf-tiny"),
+        (["x.onnx", "--mlperf-tiny", "--no-timing"], "--no-timing: has no effect with --mlperf-tiny"),
+        (["run/x", "--formats", "all", "--device", "cuda"], "--device: has no effect with --formats"),
+        (["run/x", "--formats", "all", "--batch", "64"], "--batch: has no effect with --formats"),
+        (["run/x", "--formats", "all", "--classes", "10"], "--classes: has no effect with --formats"),
+        (["gns", "--no-timing", "--markdown"], "--markdown: has no effect without --formats"),
     ],
 )
 def test_a_wrong_argument_is_one_line_and_exit_code_2(ghost, tmp_path, monkeypatch, arguments, told):

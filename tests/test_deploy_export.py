@@ -17,6 +17,7 @@ from report_runs import edit
 
 from ghostcli.deploy import about as description
 from ghostcli.deploy import int8
+from ghostcli.errors import Interrupted
 from ghostcli.records import record
 from ghostcli.zoo import weights
 
@@ -356,6 +357,18 @@ def test_a_file_that_answers_otherwise_is_never_written(ghost, run, tmp_path, mo
     assert done.code == 1
     assert "0.5" in done.err
     assert not (tmp_path / "student.safetensors").exists()
+
+
+def test_files_that_are_proven_outlive_their_timing(ghost, digits_run, digits_runs, tmp_path, monkeypatch):
+    from ghostcli.deploy import export
+
+    def stop(*arguments):
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(export, "_time", stop)
+    done = ghost("export", digits_run.id, "--out", tmp_path / "student.safetensors", "--runs", digits_runs)
+    assert done.code == 75
+    assert weights.load(tmp_path / "student.safetensors").name == weights.load(digits_run.weights).name
 
 
 def test_bench_proves_a_run_in_every_runtime_and_draws_it(ghost, digits_run, digits_runs, tmp_path):

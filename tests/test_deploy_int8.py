@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
 from ghostcli import zoo
 from ghostcli.data import Images
-from ghostcli.deploy import equalise, int8, ladder
+from ghostcli.deploy import about as room
+from ghostcli.deploy import equalise, int8, ladder, onnxwrite
 from ghostcli.deploy.program import Program
+from ghostcli.errors import GhostError
 from ghostcli.recipe.models import AugmentSection
 
 
@@ -80,8 +83,7 @@ def test_the_first_way_inside_the_margin_is_taken_or_the_best(monkeypatch, losse
 
     def ways(*arguments):
         for way, lost in zip("abc", losses, strict=False):
-            made.append(way)
-            yield way, str(lost).encode(), "9 of 9"
+            yield way, lambda way=way, lost=lost: (made.append(way) or str(lost).encode(), "9 of 9")
 
     monkeypatch.setattr(ladder, "_ways", ways)
     monkeypatch.setattr(ladder, "_accuracy", lambda content, *rest: 90.0 - float(content or 0))
@@ -90,6 +92,50 @@ def test_the_first_way_inside_the_margin_is_taken_or_the_best(monkeypatch, losse
     content, note = ladder.climb(task, b"", lambda text: None)
     assert content == str(losses["abc".index(name)]).encode() and note.startswith(f"{name};") and len(made) == tried
     assert "20 training images" in note  # the other 20 are for the ranges
+
+
+@pytest.mark.parametrize(("fails", "name"), [("c", "b"), ("b", "c"), ("abc", None)])
+def test_a_way_that_fails_costs_no_other(monkeypatch, fails, name):
+    def ways(*arguments):
+        for way, lost in zip("abc", (2.0, 0.9, 1.5), strict=True):
+            yield way, partial(make, way, lost)
+
+    def make(way, lost):
+        if way in fails:
+            raise GhostError(f"no way {way}")
+        return str(lost).encode(), "9 of 9"
+
+    monkeypatch.setattr(ladder, "_ways", ways)
+    monkeypatch.setattr(ladder, "_accuracy", lambda content, *rest: 90.0 - float(content or 0))
+    train = Images(torch.zeros(40, 32, 32, 3, dtype=torch.uint8), torch.zeros(40, dtype=torch.int64))
+    task = ladder.Task(ladder.KINDS["onnx-int8"], torch.nn.Identity(), None, train, AugmentSection())
+    if name is None:
+        with pytest.raises(GhostError, match="no way a"):
+            ladder.climb(task, b"", lambda text: None)
+        return
+    _, note = ladder.climb(task, b"", lambda text: None)
+    assert note.startswith(f"{name};") and f"{fails} failed (no way {fails})" in note
+
+
+def test_a_network_of_few_large_operators_has_its_int8_file(monkeypatch):
+    """None of its operators is so small that it may stay in float, and it has no bottlenecks."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+    program = Program(torch.nn.Sequential(*layers, torch.nn.Linear(8, 10)), ((0.5,) * 3, (0.25,) * 3)).eval()
+    norm = ((0.5,) * 3, (0.25,) * 3)
+    about = room.describe("a-plain-12345678/s0", "mine", "digits", tuple("0123456789"), 32, norm, 90.0)
+    pixels = torch.randint(256, (64, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    task = ladder.Task(
+        ladder.KINDS["onnx-int8"], program, about, Images(pixels, torch.arange(64) % 10), AugmentSection()
+    )
+    monkeypatch.setattr(ladder, "MARGIN", -1000.0)  # every way is tried
+    monkeypatch.setattr(equalise, "STEPS", 2)
+    told = []
+    content, note = ladder.climb(task, onnxwrite.encode(program, about), told.append)
+    assert content and "2 of 2 convolutions and matrix products in integers" in note
+    assert sum("points" in line for line in told) == 3
 
 
 def test_the_table_says_in_words_where_integers_are_no_gain(monkeypatch):

@@ -143,7 +143,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 def test_a_hint_is_given_where_asked_or_at_the_nearest_common_stage() -> None:
     for stage, pairs in ((1, [(1, 0), (2, 0)]), (2, [(1, 0), (2, 0)]), (3, [(2, 1), (2, 0)])):
-        terms = kinds.build(Hint(kind="hint", stage=stage, weight=100.0), STUDENT, TEACHERS, None).double()
+        terms = kinds.build(Hint(kind="hint", stage=stage, weight=100.0), STUDENT, TEACHERS).double()
         assert terms.pairs == pairs
         student, teachers = features_of(STUDENT, 3, 20), [features_of(t, 3, 30) for t in TEACHERS]
         for loss, (i, j), (conv, _), teacher in zip(
@@ -156,7 +156,7 @@ def test_a_hint_is_given_where_asked_or_at_the_nearest_common_stage() -> None:
 
 
 def test_attention_is_summed_over_the_common_stages() -> None:
-    terms = kinds.build(AT(kind="at", weight=10.0), STUDENT, TEACHERS, None)
+    terms = kinds.build(AT(kind="at", weight=10.0), STUDENT, TEACHERS)
     student, teachers = features_of(STUDENT, 3, 20), [features_of(t, 3, 30) for t in TEACHERS]
     first, second = terms(student, teachers)
     both = [f.attention(student.maps[i], teachers[0].maps[i - 1]) for i in (1, 2)]
@@ -165,7 +165,7 @@ def test_attention_is_summed_over_the_common_stages() -> None:
 
 
 def test_relations_are_weighed() -> None:
-    terms = kinds.build(RKD(kind="rkd", distance_weight=2.0, angle_weight=3.0), STUDENT, TEACHERS, None)
+    terms = kinds.build(RKD(kind="rkd", distance_weight=2.0, angle_weight=3.0), STUDENT, TEACHERS)
     student, teachers = features_of(STUDENT, 5, 20), [features_of(t, 5, 30) for t in TEACHERS]
     for loss, teacher in zip(terms(student, teachers), teachers, strict=True):
         expected = 2 * f.distance(student.pooled, teacher.pooled) + 3 * f.angle(student.pooled, teacher.pooled)
@@ -173,7 +173,8 @@ def test_relations_are_weighed() -> None:
 
 
 def test_teacher_weights_by_hand() -> None:
-    weights = TeacherWeights(5, 3, torch.Generator().manual_seed(0)).double()
+    torch.manual_seed(0)
+    weights = TeacherWeights(5, 3).double()
     pooled = draw(4, 5, seed=14)
     for row, found in zip(pooled.tolist(), weights(pooled).exp().tolist(), strict=True):
         scores = [
@@ -187,7 +188,7 @@ def test_teacher_weights_by_hand() -> None:
 @pytest.mark.parametrize("teachers", [1, 2, 3, 4, 7])
 def test_grouped_hints_use_every_stage_and_every_teacher_in_order(teachers: int) -> None:
     shapes = [TEACHERS[i % 2] for i in range(teachers)]
-    hints = GroupedHints(STUDENT, shapes, None)
+    hints = GroupedHints(STUDENT, shapes)
     assert {i for i, _, _ in hints.groups} == {0, 1, 2}
     assert {who for _, who, _ in hints.groups} == set(range(teachers))
     assert hints.groups == sorted(hints.groups)
@@ -195,7 +196,7 @@ def test_grouped_hints_use_every_stage_and_every_teacher_in_order(teachers: int)
 
 
 def test_grouped_hints_by_hand() -> None:
-    hints = GroupedHints(STUDENT, TEACHERS, None).double()
+    hints = GroupedHints(STUDENT, TEACHERS).double()
     assert hints.groups == [(0, 0, 0), (1, 0, 0), (2, 1, 0)]
     student, teachers = features_of(STUDENT, 3, 20), [features_of(t, 3, 30) for t in TEACHERS]
     total = 0.0
@@ -208,7 +209,7 @@ def test_grouped_hints_by_hand() -> None:
 def test_a_rate_that_suits_the_student_suits_its_hints() -> None:
     """However large the maps on either side are, plain descent at 0.05 on the regressor brings the hint down."""
     torch.manual_seed(0)
-    terms = kinds.build(Hint(kind="hint", stage=2), STUDENT, TEACHERS[:1], torch.Generator().manual_seed(0))
+    terms = kinds.build(Hint(kind="hint", stage=2), STUDENT, TEACHERS[:1])
     student, teacher = features_of(STUDENT, 8, 1), features_of(TEACHERS[0], 8, 2)
     student, teacher = (Features([300 * m.float() for m in x.maps], x.pooled) for x in (student, teacher))
     losses = []

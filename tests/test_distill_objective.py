@@ -56,9 +56,9 @@ def teacher_logits(teachers: int = 3) -> SimpleNamespace:
 
 
 def made(keys: DistillSection, teachers: int = 3, **more: object) -> Objective:
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
     shapes = {"student_features": STUDENT, "teacher_features": TEACHERS[:teachers]} if keys.needs_features else {}
-    return Objective(keys, teachers=teachers, generator=generator, **shapes, **more).double()
+    return Objective(keys, teachers=teachers, **shapes, **more).double()
 
 
 def ask(objective: Objective, x: SimpleNamespace, seed: int = 0, epoch: int = 0, step: int = 0):
@@ -138,7 +138,7 @@ def test_standardised_logits_wrap_any_loss_of_logits() -> None:
         "kd": losses.kd(z, t, 2.0),
         "dkd": losses.dkd(z, t, x.labels, 2.0),
         "dist": losses.dist(z, t, 2.0),
-        "at": kinds.build(section(kind="at"), STUDENT, TEACHERS[:1], None)(x.features, x.teachers)[0]
+        "at": kinds.build(section(kind="at"), STUDENT, TEACHERS[:1])(x.features, x.teachers)[0]
         + 0.5 * losses.kd(z, t, 2.0),
     }
     for kind, soft in expected.items():
@@ -272,7 +272,7 @@ def test_hint_regressors_are_trained_too() -> None:
     assert ask(objective, x).soft.item() < before
 
 
-def test_the_weights_follow_from_the_generator_and_load_again() -> None:
+def test_the_weights_follow_from_torchs_generator_and_load_again() -> None:
     keys = section(kind="hint", weighting="adaptive")
     a, b = made(keys), made(keys)
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))

@@ -26,9 +26,16 @@ Plot = Annotated[
     Path | None,
     typer.Option("--plot", metavar="FILE", help="Draw the accuracy of finished runs against MACs: .png, .pdf or .svg."),
 ]
+#: What a mode does not read: giving it is a mistake.
+UNREAD = {
+    "with --mlperf-tiny": {"batch", "rounds", "timing", "classes", "device", "plot", "formats", "as_markdown"},
+    "with --formats": {"batch", "classes", "device"},
+    "without --formats": {"as_markdown"},
+}
 
 
 def bench(
+    ctx: typer.Context,
     models: Models,
     batch: Annotated[
         int, typer.Option("--batch", min=1, help="Images in a training step and a large inference.")
@@ -53,6 +60,9 @@ def bench(
 
     ghost bench gns:1.0 gns:2.8 resnet18        ghost bench run/gns-1.0-kd-1a2b3c4d/s0 --formats all
     """
+    _refuse_unread(
+        ctx, "with --mlperf-tiny" if mlperf else "with --formats" if formats is not None else "without --formats"
+    )
     if mlperf:
         from ghostcli.cli.mlperf import compare
 
@@ -80,6 +90,15 @@ def bench(
         _print(rows)
     if plot is not None:
         _plot(rows, runs, plot)
+
+
+def _refuse_unread(ctx: typer.Context, mode: str) -> None:
+    """UsageError for a flag on the command line that has no effect in this mode."""
+    for flag in ctx.command.params:
+        source = ctx.get_parameter_source(flag.name)
+        if flag.name in UNREAD[mode] and source is not None and source.name == "COMMANDLINE":
+            name = [*flag.opts, *flag.secondary_opts][-1 if ctx.params[flag.name] is False else 0]
+            raise UsageError(f"{name}: has no effect {mode}; leave it out")
 
 
 def _formats(

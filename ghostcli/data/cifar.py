@@ -12,7 +12,7 @@ import io
 import os
 import pickle
 import tarfile
-import zlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColu
 from ghostcli import display
 from ghostcli.data import Images
 from ghostcli.errors import UsageError, origin, printable
-from ghostcli.recipe.sets import SETS
 
 #: A download fails after this many seconds without an answer.
 TIMEOUT = 30
@@ -40,7 +39,7 @@ class Archive:
         from torchvision.datasets import CIFAR10, CIFAR100
 
         source, self.labels_key = {"cifar10": (CIFAR10, "labels"), "cifar100": (CIFAR100, "fine_labels")}[name]
-        self.name, self.root, self.classes = name, root, SETS[name].classes
+        self.name, self.root = name, root
         self.url, self.filename, self.md5 = source.url, source.filename, source.tgz_md5
         self.packed, self.folder = root / source.filename, root / source.base_folder
         self.train, self.test = dict(source.train_list), dict(source.test_list)
@@ -182,34 +181,14 @@ class _Bar:
 
 def _unpack(source: Archive, wanted: list[str]) -> None:
     """Extract the `wanted` files. The archive's checksum was checked before. Other members are ignored."""
-    left = set(wanted)
-    try:
-        with tarfile.open(source.packed, "r:gz") as tar:
-            for member in tar:
-                folder, _, file = member.name.partition("/")
-                content = tar.extractfile(member) if folder == source.folder.name and file in left else None
-                if content is not None and md5_of(whole := content.read()) == source.files[file]:
-                    _write(source.folder / file, whole)
-                    left.discard(file)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise UsageError(f"{printable(source.packed)}: cannot be unpacked ({printable(error)})") from error
-    if left:
-        raise UsageError(
-            f"{printable(source.packed)}: does not hold the published {', '.join(sorted(left))}: delete it"
-        )
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    targets = {f"{source.folder.name}/{file}": source.folder / file for file in wanted}
+    source.folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=source.root) as folder, tarfile.open(source.packed, "r:gz") as tar:
+        part = Path(folder) / "part"
+        for member in tar:
+            if member.name in targets:
+                part.write_bytes(tar.extractfile(member).read())
+                part.replace(targets[member.name])
 
 
 def _problem(source: Archive, file: str) -> str | None:
@@ -243,27 +222,15 @@ def _checked_bytes(source: Archive, file: str) -> bytes:
 
 
 def _read_names(source: Archive) -> tuple[str, ...]:
-    names = _unpickle(source, source.meta).get(source.names_key)
-    if not isinstance(names, list) or len(names) != source.classes or not all(isinstance(n, str) for n in names):
-        raise _foreign(source, source.meta, f"{source.classes} class names")
-    return tuple(printable(name) for name in names)
+    return tuple(_unpickle(source, source.meta)[source.names_key])
 
 
 def _read_images(source: Archive, files: dict[str, str]) -> Images:
     planes, labels = [], []
     for file in files:
         held = _unpickle(source, file)
-        rows, of_rows = held.get("data"), held.get(source.labels_key)
-        if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (3 * 32 * 32,):
-            raise _foreign(source, file, "images of 32 x 32")
-        if (
-            not isinstance(of_rows, list)
-            or len(of_rows) != len(rows)
-            or not all(type(label) is int and 0 <= label < source.classes for label in of_rows)
-        ):
-            raise _foreign(source, file, "one label per image")
-        planes.append(rows.reshape(-1, 3, 32, 32))
-        labels += of_rows
+        planes.append(held["data"].reshape(-1, 3, 32, 32))
+        labels += held[source.labels_key]
     pixels, end = np.empty((len(labels), 32, 32, 3), np.uint8), len(labels)
     while planes:  # each is let go when it is copied
         part = planes.pop()
@@ -273,18 +240,12 @@ def _read_images(source: Archive, files: dict[str, str]) -> Images:
 
 
 def _unpickle(source: Archive, file: str) -> dict[str, Any]:
+    """The content of a published file. Its checksum has matched, so its keys and types are the authors'."""
     content = _checked_bytes(source, file)
     try:
-        held = _Unpickler(io.BytesIO(content), encoding="latin1").load()
-    except Exception as error:  # pickle raises nearly anything on a malformed stream
+        return _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    except pickle.UnpicklingError as error:
         raise UsageError(f"{printable(source.folder / file)}: refused: {printable(error)}") from error
-    if not isinstance(held, dict):
-        raise _foreign(source, file, "a dictionary")
-    return held
-
-
-def _foreign(source: Archive, file: str, expected: str) -> UsageError:
-    return UsageError(f"{printable(source.folder / file)}: does not hold {expected}, as a file of {source.name} does")
 
 
 class _Unpickler(pickle.Unpickler):

@@ -133,13 +133,13 @@ def prove(
     baseline = proof.compare(baseline, network.wanted, network.wanted, network.labels)
     tried = [_Tried(baseline, source.ask_torch(network.program))]
     for form, path in files:
-        tried += _tries(network, form, path, everywhere, say)
+        for one in _tries(network, form, path, everywhere, say):
+            if one.row.file is not None:  # before the next format and all timing, which may be interrupted
+                write_bytes(Path(one.row.file), one.content, "export")
+            tried.append(one)
     asked = [one for one in tried if one.ask is not None]
     if timing and len(asked) > 1:
         _time(network, asked, rounds, say)
-    for one in tried:
-        if one.row.file is not None:
-            write_bytes(Path(one.row.file), one.content, "export")
     return [one.row for one in tried], [one.error for one in tried if one.error is not None]
 
 
@@ -210,11 +210,11 @@ def _proven(network: Exported, form: Format, row: Proof, content: bytes) -> tupl
     if form.runtimes == ("browser",):
         wanted, labels = wanted[:BROWSED], labels[:BROWSED]
         expected = 100 * float((wanted.argmax(1) == labels).mean())
-        found, times, version = page.run(content, network.pixels[:BROWSED])
+        answers, times, version = page.run(content, network.pixels[:BROWSED])
         row = replace(row, latency_ms=latency(times / 1000))
     else:
         ask, version, _ = source.opened(f"network{form.suffix}", content, row.runtime)
-        found = network.answers(ask, form.name)
-    row = proof.compare(replace(row, bytes=len(content), runtime=version), found, wanted, labels)
+        answers = network.answers(ask, form.name)
+    row = proof.compare(replace(row, bytes=len(content), runtime=version), answers, wanted, labels)
     proof.accept(row, form, expected, wanted)
     return row, ask

@@ -20,6 +20,7 @@ from ghostcli.deploy import equalise, int8, onnxwrite, tflite, tflite8
 from ghostcli.deploy.about import About
 from ghostcli.deploy.onnxfile import Ask, ask_onnxruntime
 from ghostcli.deploy.source import as_input, logits
+from ghostcli.errors import GhostError
 from ghostcli.recipe.models import AugmentSection
 
 CALIBRATION = 256  # training images that the ranges of activations are taken from
@@ -31,6 +32,7 @@ SMALL = 0.02  # of all weights, what such an operator may hold: the file is to s
 PART = 8  # operators that are looked at together
 
 Say = Callable[[str], None]
+Make = Callable[[], tuple[bytes, str]]  # an int8 file, and how many operators are in integers
 
 
 @dataclass(frozen=True)
@@ -98,62 +100,87 @@ class Task:
 
 
 def climb(task: Task, content: bytes, say: Say) -> tuple[bytes, str]:
-    """(the int8 file, a sentence on the way that was needed) of a network, `content` its float file."""
+    """(the int8 file, a sentence on the way that was needed) of a network, `content` its float file.
+
+    A way that fails is left out, and the sentence says so. GhostError where each one fails.
+    """
     small = min(CALIBRATION, max(1, len(task.train) // 2))
     seen, _ = task.pixels(0, small)
     pixels, labels = task.pixels(small, HELD_OUT)
-    ways: list[Way] = []
     wanted = _accuracy(content, task, pixels, labels)
-    for name, made, integers in _ways(task, content, as_input(seen), as_input(pixels[:PROBED]), say):
-        lost = wanted - _accuracy(made, task, pixels, labels)
+    ways: list[Way] = []
+    failed: list[tuple[str, GhostError]] = []
+    for name, make in _ways(task, content, as_input(seen), as_input(pixels[:PROBED]), say):
+        say(f"int8: {name}")
+        try:
+            file, integers = make()
+            lost = wanted - _accuracy(file, task, pixels, labels)
+        except GhostError as error:
+            failed.append((name, error))
+            continue
         say(f"int8: {name}: {-lost:+.2f} points")
-        ways.append(Way(name, made, lost, integers))
+        ways.append(Way(name, file, lost, integers))
         if lost <= MARGIN:
             break
+    if not ways:
+        raise failed[0][1]
     best = min(ways, key=lambda way: way.lost)
     return best.content, (
         f"{best.name}; {-best.lost:+.2f} points on {len(labels):,} training images that it was not calibrated on; "
         f"{best.integers} convolutions and matrix products in integers, weights of {task.kind.bits()} bits"
+        + "".join(f"; {name} failed ({error})" for name, error in failed)
     )
 
 
-def _ways(
-    task: Task, content: bytes, images: np.ndarray, probes: np.ndarray, say: Say
-) -> Iterator[tuple[str, bytes, str]]:
-    """(name, int8 file, operators in integers) of each way; one is made only when it is asked for."""
+def _ways(task: Task, content: bytes, images: np.ndarray, probes: np.ndarray, say: Say) -> Iterator[tuple[str, Make]]:
+    """(name, what makes its int8 file) of each way that the network has."""
     kind, about = task.kind, task.about
-
-    def trimmed(made: bytes) -> tuple[bytes, str]:
-        return kind.quantise(made, about, images, kind.observe(made, images, equalise.OUTSIDE).trimmed)
-
     observed = kind.observe(content, images, equalise.OUTSIDE)
-    yield "min-max ranges", *kind.quantise(content, about, images, observed.extremes)
-    yield "percentile ranges", *kind.quantise(content, about, images, observed.trimmed)
+    small = _small(kind, content)
+
+    def trimmed(program: nn.Module) -> tuple[bytes, str]:
+        file = kind.encode(program, about)
+        return kind.quantise(file, about, images, kind.observe(file, images, equalise.OUTSIDE).trimmed)
+
+    def in_float() -> tuple[bytes, str]:
+        kept = _sensitive(task, content, images, observed.trimmed, probes, small)
+        return kind.quantise(content, about, images, observed.trimmed, kept)
+
+    yield "min-max ranges", lambda: kind.quantise(content, about, images, observed.extremes)
+    yield "percentile ranges", lambda: kind.quantise(content, about, images, observed.trimmed)
     if equalise.has_bottlenecks(task.program):
-        say("int8: equalisation")
-        level = kind.encode(equalise.equalised(task.program, torch.from_numpy(images)), about)
-        yield "equalised channels, percentile ranges", *trimmed(level)
-    if kind.weighted is not None:
-        say("int8: sensitive operators")
-        kept = _sensitive(task, content, images, observed.trimmed, probes)
-        name = f"percentile ranges, {len(kept)} operators in float"
-        yield name, *kind.quantise(content, about, images, observed.trimmed, kept)
-    taught = equalise.tuned(task.program, task.batches(), kind.bits(), lambda note: say(f"int8: fine-tuning, {note}"))
-    yield "fine-tuned under quantisation", *trimmed(kind.encode(taught, about))
+        level = "equalised channels, percentile ranges"
+        yield level, lambda: trimmed(equalise.equalised(task.program, torch.from_numpy(images)))
+    if small:
+        yield "percentile ranges, sensitive operators in float", in_float
+
+    def note(text: str) -> None:
+        say(f"int8: fine-tuning, {text}")
+
+    yield (
+        "fine-tuned under quantisation",
+        lambda: trimmed(equalise.tuned(task.program, task.batches(), kind.bits(), note)),
+    )
 
 
-def _sensitive(task: Task, content: bytes, images: np.ndarray, ranges: int8.Ranges, probes: np.ndarray) -> list[str]:
-    """The operators that change the logits most by being in integers: the worst part, and the worst in it."""
+def _small(kind: Kind, content: bytes) -> list[str]:
+    """The operators that may stay in float; none where all must be integers, or each holds much of a small network."""
+    sizes = kind.weighted(content) if kind.weighted is not None else {}
+    return [name for name, size in sizes.items() if size <= SMALL * sum(sizes.values())]
+
+
+def _sensitive(
+    task: Task, content: bytes, images: np.ndarray, ranges: int8.Ranges, probes: np.ndarray, names: list[str]
+) -> list[str]:
+    """Of `names`, those that change the logits most by being in integers: the worst part, and the worst in it."""
     kind = task.kind
     wanted = kind.ask(content, "float")[0](probes)
 
     def error(in_float: list[str]) -> float:
         signals.raise_if_received()
-        made = kind.quantise(content, task.about, images, ranges, in_float)[0]
-        return float(((kind.ask(made, "int8")[0](probes) - wanted) ** 2).mean())
+        file = kind.quantise(content, task.about, images, ranges, in_float)[0]
+        return float(((kind.ask(file, "int8")[0](probes) - wanted) ** 2).mean())
 
-    sizes = kind.weighted(content)
-    names = [name for name, size in sizes.items() if size <= SMALL * sum(sizes.values())]
     parts = [names[begin : begin + PART] for begin in range(0, len(names), PART)]
     worst = min(parts, key=error)
     return sorted(worst, key=lambda name: error([name]))[:MOST_FLOAT]
@@ -162,5 +189,5 @@ def _sensitive(task: Task, content: bytes, images: np.ndarray, ranges: int8.Rang
 def _accuracy(content: bytes, task: Task, pixels: np.ndarray, labels: np.ndarray) -> float:
     """Percent, in the file's own runtime."""
     ask = task.kind.ask(content, "int8")[0]
-    found = logits(ask, pixels, len(task.about.classes), "int8")
-    return 100 * float((found.argmax(axis=1) == labels).mean())
+    answers = logits(ask, pixels, len(task.about.classes), "int8").argmax(axis=1)
+    return 100 * float((answers == labels).mean())

@@ -84,7 +84,7 @@ def encode(program: nn.Module, about: About) -> bytes:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.onnx.export(
+            exported = torch.onnx.export(
                 spelled(program),
                 (example,),
                 input_names=[INPUT],
@@ -97,27 +97,27 @@ def encode(program: nn.Module, about: About) -> bytes:
             )
     finally:
         quiet.setLevel(level)
-    return finish(found.model_proto, about)
+    return finish(exported.model_proto, about)
 
 
 def finish(model: object, about: About) -> bytes:
     """The model's bytes: described, without the exporter's notes, each constant once, names as short as numbers."""
     import onnx
+    import onnx_ir
+    from onnx_ir.passes import Sequential, common
 
+    _pool_globally(model.graph)
+    share, drop = common.DeduplicateHashedInitializersPass(), common.RemoveUnusedNodesPass()
+    passes = Sequential(share, drop, common.ClearMetadataAndDocStringPass())
+    model = onnx_ir.to_proto(passes(onnx_ir.from_proto(model)).model)
     graph = model.graph
-    for entry in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        entry.doc_string = ""
-        if hasattr(entry, "metadata_props"):
-            del entry.metadata_props[:]
     del graph.value_info[:]
-    _pool_globally(graph)
-    _share_constants(graph)
-    _drop_unread(graph)
     _shorten(graph)
     graph.name = about.model
     model.producer_name, model.producer_version = "ghost", __version__
     onnx.helper.set_model_props(model, {room.KEY: room.encode(about)})
     for value in (*graph.input, *graph.output):
+        value.ClearField("metadata_props")  # the passes leave them
         value.type.tensor_type.shape.dim[0].Clear()
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     onnx.checker.check_model(model, full_check=True)
@@ -137,26 +137,6 @@ def _pool_globally(graph: object) -> None:
         if keeps and sorted(axis % 4 for axis in axes.tolist()) == [2, 3]:
             node.op_type = "GlobalAveragePool"
             del node.input[1:], node.attribute[:]
-
-
-def _drop_unread(graph: object) -> None:
-    """Remove the constants that no node reads."""
-    read = {name for node in graph.node for name in node.input}
-    kept = [copy.deepcopy(tensor) for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-
-
-def _share_constants(graph: object) -> None:
-    """Of initialisers of equal type, shape and value only the first is read."""
-    first: dict[bytes, str] = {}
-    same: dict[str, str] = {}
-    for tensor in graph.initializer:
-        bare = copy.deepcopy(tensor)
-        bare.name = ""
-        same[tensor.name] = first.setdefault(bare.SerializeToString(), tensor.name)
-    for node in graph.node:
-        node.input[:] = [same.get(name, name) for name in node.input]
 
 
 def _shorten(graph: object) -> None:

@@ -23,10 +23,10 @@ class TeacherWeights(nn.Module):
     the initial weights away from 0 and 1 for any feature width.
     """
 
-    def __init__(self, width: int, teachers: int, generator: torch.Generator | None) -> None:
+    def __init__(self, width: int, teachers: int) -> None:
         super().__init__()
-        self.factors = nn.Parameter(torch.randn(teachers, width, generator=generator))
-        self.score = nn.Parameter(torch.randn(width, generator=generator))
+        self.factors = nn.Parameter(torch.randn(teachers, width))
+        self.score = nn.Parameter(torch.randn(width))
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Log weights [B, teachers]."""
@@ -41,9 +41,7 @@ class GroupedHints(nn.Module):
     Both maps are unit vectors over the channels, as in the published code. The loss is the mean over all hints.
     """
 
-    def __init__(
-        self, student: FeatureShape, teachers: Sequence[FeatureShape], generator: torch.Generator | None
-    ) -> None:
+    def __init__(self, student: FeatureShape, teachers: Sequence[FeatureShape]) -> None:
         super().__init__()
         stages, n = len(student.levels), len(teachers)
         self.groups: list[tuple[int, int, int]] = []  # (student's stage, teacher, teacher's stage)
@@ -52,7 +50,7 @@ class GroupedHints(nn.Module):
             i, who = k * stages // max(stages, n), k * n // max(stages, n)
             j = nearest(teachers[who].levels, student.levels[i])
             self.groups.append((i, who, j))
-            self.regressors.append(regressor(student.channels[i], teachers[who].channels[j], generator))
+            self.regressors.append(regressor(student.channels[i], teachers[who].channels[j]))
 
     def forward(self, student: Features, teachers: Sequence[Features]) -> Tensor:
         terms = [

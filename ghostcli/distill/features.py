@@ -85,10 +85,10 @@ def _pairwise(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(apart, squares.where(apart, 1.0).sqrt(), 0.0), gram
 
 
-def regressor(in_channels: int, out_channels: int, generator: torch.Generator | None) -> nn.Conv2d:
-    """A 1x1 convolution from the student's to the teacher's channels. Weights from `generator`, variance 1 / in."""
+def regressor(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A 1x1 convolution from the student's to the teacher's channels. Torch's generator draws it, variance 1 / in."""
     conv = nn.Conv2d(in_channels, out_channels, 1)
     with torch.no_grad():
-        conv.weight.normal_(0, in_channels**-0.5, generator=generator)
+        conv.weight.normal_(0, in_channels**-0.5)
         conv.bias.zero_()
     return conv

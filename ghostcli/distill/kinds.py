@@ -31,8 +31,8 @@ class Kind(nn.Module):
         super().__init__()
         self.distill = distill
 
-    def prepare(self, student: FeatureShape, teachers: Shapes, generator: torch.Generator | None) -> None:
-        """Look up, for the shapes of the networks' features, what `forward` needs. `generator` draws its weights."""
+    def prepare(self, student: FeatureShape, teachers: Shapes) -> None:
+        """Look up, for the shapes of the networks' features, what `forward` needs. Torch's generator draws weights."""
 
     def logit_loss(self, z: Tensor, target: Tensor, labels: Tensor) -> Tensor:
         """A scalar from logits [B, C] of student and teacher and labels [B]. Feature kinds: KD times `kd_weight`."""
@@ -83,15 +83,13 @@ class Hint(Kind):
 
     section = models.Hint
 
-    def prepare(self, student: FeatureShape, teachers: Shapes, generator: torch.Generator | None) -> None:
+    def prepare(self, student: FeatureShape, teachers: Shapes) -> None:
         self.pairs = []
         for teacher in teachers:
             both = common(student, teacher)
             self.pairs.append(both[nearest([student.levels[i] for i, _ in both], self.distill.stage - 1)])
         self.regressors = nn.ModuleList(
-            nn.Sequential(
-                regressor(student.channels[i], teacher.channels[j], generator), nn.BatchNorm2d(teacher.channels[j])
-            )
+            nn.Sequential(regressor(student.channels[i], teacher.channels[j]), nn.BatchNorm2d(teacher.channels[j]))
             for (i, j), teacher in zip(self.pairs, teachers, strict=True)
         )
 
@@ -107,7 +105,7 @@ class AT(Kind):
 
     section = models.AT
 
-    def prepare(self, student: FeatureShape, teachers: Shapes, generator: torch.Generator | None) -> None:
+    def prepare(self, student: FeatureShape, teachers: Shapes) -> None:
         self.pairs = [common(student, teacher) for teacher in teachers]
 
     def forward(self, student: Features, teachers: Sequence[Features]) -> list[Tensor]:
@@ -135,11 +133,9 @@ def of(distill: DistillBase) -> type[Kind]:
     return next(kind for kind in Kind.__subclasses__() if kind.section is type(distill))
 
 
-def build(
-    distill: DistillBase, student: FeatureShape | None, teachers: Shapes, generator: torch.Generator | None
-) -> Kind:
+def build(distill: DistillBase, student: FeatureShape | None, teachers: Shapes) -> Kind:
     """The kind of a [distill] section. `student` and `teachers`: shapes of features, None and empty without any."""
     found = of(distill)(distill)
     if student is not None:
-        found.prepare(student, teachers, generator)
+        found.prepare(student, teachers)
     return found

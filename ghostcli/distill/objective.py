@@ -55,8 +55,8 @@ class Objective(nn.Module):
     """Computes `Losses` from a batch's logits, labels and teacher outputs. Without teachers: plain cross-entropy.
 
     Its parameters are trained with the student's. The saved network does not contain them. The shapes of features are
-    those of the student and of each teacher, if `distill.needs_features`. `generator` (default: torch's own) draws the
-    regressors and the adaptive weights.
+    those of the student and of each teacher, if `distill.needs_features`. Torch's generator draws the regressors and
+    the adaptive weights.
     """
 
     def __init__(
@@ -67,17 +67,16 @@ class Objective(nn.Module):
         label_smoothing: float = 0.0,
         student_features: FeatureShape | None = None,
         teacher_features: Sequence[FeatureShape] = (),
-        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.distill, self.teachers, self.label_smoothing = distill, teachers, label_smoothing
         self.needs_features = teachers > 0 and distill.needs_features
         self.kind = self.teacher_weights = self.hints = None
         if teachers:
-            self.kind = kinds.build(distill, student_features, teacher_features, generator)
+            self.kind = kinds.build(distill, student_features, teacher_features)
         if teachers and distill.weighting == "adaptive":
-            self.teacher_weights = TeacherWeights(student_features.pooled, teachers, generator)
-            self.hints = GroupedHints(student_features, teacher_features, generator)
+            self.teacher_weights = TeacherWeights(student_features.pooled, teachers)
+            self.hints = GroupedHints(student_features, teacher_features)
 
     def schedule(self, seed: int, epoch: int, step: int) -> tuple[float, ...]:
         """Weights of the soft term's parts at update `step` of the run, in `epoch` (both counted from 0).

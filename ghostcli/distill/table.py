@@ -1,7 +1,7 @@
 """The teacher table: a teacher's logits for (image, view), computed once and stored with the teacher's run.
 
-Invariants: an entry is complete or absent. New entries are journalled (atomically) before they are applied, so after a
-kill all entries of a commit are present or all are missing. An entry has the same bits whenever it is computed on one
+Invariants: an entry is complete or absent. Its value is on the disk before its mark is written, and no entry without a
+mark is read, so a kill loses entries, never parts of one. An entry has the same bits whenever it is computed on one
 kind of device (see `teacher_logits_of_views`), so a student's targets do not depend on earlier or interrupted runs.
 
 An image has (2 pad + 1)^2 crops, and twice as many with flips: 162 for CIFAR-10. A table is float16, images x views x
@@ -29,8 +29,7 @@ from ghostcli import signals
 from ghostcli.errors import GhostError, printable
 from ghostcli.recipe.digest import digest
 from ghostcli.records import lease
-from ghostcli.records.arrays import UNREADABLE
-from ghostcli.records.storage import cannot_write, fault, read_json, refuse_link, sweep, write_bytes, write_json
+from ghostcli.records.storage import cannot_write, fault, read_json, refuse_link, sweep, write_json
 from ghostcli.zoo.evaluate import compact
 
 #: Images whose missing entries are looked up together.
@@ -66,17 +65,16 @@ class TeacherTable:
                 self._create()
                 self._check()
                 self._map()
-                self._replay()
         except OSError as error:
             raise GhostError(cannot_write(self.folder, error)) from error
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[lease.Held]:
         """Keep other writers out, on any machine. What they wrote before is seen inside."""
-        with lease.held(self.folder / "table"):
+        with lease.held(self.folder / "table") as held:
             if self.mapped:
                 self._map()
-            yield
+            yield held
 
     def _map(self) -> None:
         """Open the files. A network file system shows what other machines wrote until then, but not for sure later."""
@@ -93,7 +91,6 @@ class TeacherTable:
                 file.truncate(size)
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, size)
-        (self.folder / "pending.npz").unlink(missing_ok=True)
         write_json(self.folder / "meta.json", self.meta, "table")
 
     def _check(self) -> None:
@@ -110,23 +107,7 @@ class TeacherTable:
         images, views, classes = self.shape
         return {"logits.f16": images * views * classes * 2, "filled.u8": images * views}
 
-    def _replay(self) -> None:
-        """Finish a commit that was interrupted between its journal and its last write."""
-        journal = self.folder / "pending.npz"
-        if not journal.exists():
-            return
-        try:
-            with np.load(journal, allow_pickle=False) as file:
-                images, views, logits = file["images"], file["views"], file["logits"]
-            places = np.ravel_multi_index((images, views), self.shape[:2])  # ValueError if outside the table
-            if logits.dtype != np.float16 or logits.shape != (places.size, self.shape[2]) or not places.size:
-                raise ValueError(f"{logits.dtype} {logits.shape}")
-        except UNREADABLE as error:
-            raise GhostError(f"{printable(journal)}: is damaged; delete its folder") from error
-        self._apply(places, logits)
-        journal.unlink()
-
-    def _apply(self, places: np.ndarray, logits: np.ndarray) -> None:
+    def _apply(self, held: lease.Held, places: np.ndarray, logits: np.ndarray) -> None:
         """Write entries at `places` (image * views + view): values first, then marks, so a marked entry is complete."""
         order = places.argsort()  # in file order
         rows = memoryview(logits[order].tobytes())
@@ -136,6 +117,7 @@ class TeacherTable:
                 file.seek(place * width)
                 _put(file, rows[i * width : (i + 1) * width])
         fault("table:values")
+        held.require()  # marks of another process, which took over while this one was frozen, are not overwritten
         with self._opened("filled.u8") as file:
             first, last = places[order[0]], places[order[-1]]
             file.seek(first)
@@ -153,18 +135,12 @@ class TeacherTable:
             os.fsync(file.fileno())
 
     def _commit(self, images: np.ndarray, views: np.ndarray, logits: np.ndarray) -> None:
-        """Journal and write the entries that no other process has written since."""
-        with self._locked():
-            self._replay()
+        """Write the entries that no other process has written since."""
+        with self._locked() as held:
             # The first writer wins: an entry is never written twice.
             fresh = self.filled[images, views] == 0
-            if not fresh.any():
-                return
-            content = io.BytesIO()
-            np.savez(content, images=images[fresh], views=views[fresh], logits=logits[fresh])
-            write_bytes(self.folder / "pending.npz", content.getvalue(), "journal")
-            self._apply(images[fresh] * self.shape[1] + views[fresh], logits[fresh])
-            (self.folder / "pending.npz").unlink()
+            if fresh.any():
+                self._apply(held, images[fresh] * self.shape[1] + views[fresh], logits[fresh])
 
     def fill(
         self, views: np.ndarray, compute: LogitsOfViews, batch: int, progress: Callable[[int], None] | None = None
