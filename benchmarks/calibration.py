@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ghostcli.compare.admission import admit
-from ghostcli.compare.groups import RunGroup, cohorts
-from ghostcli.compare.rows import MARGIN
-from ghostcli.compare.verdicts import UNDECIDED, judge
+from ghostcli.comparison.admission import admit
+from ghostcli.comparison.groups import RunGroup, cohorts
+from ghostcli.comparison.rows import MARGIN
+from ghostcli.comparison.verdicts import UNDECIDED, judge
 from ghostcli.records import record
 from ghostcli.records.storage import write_json
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ghostcli import plan
-from ghostcli.compare.stats import Sample, difference
+from ghostcli.comparison.stats import Sample, difference
 from ghostcli.recipe import load
 from ghostcli.run import launch
 from ghostcli.run.place import Place

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from ghostcli import zoo
-from ghostcli.compare.calibration import ece
+from ghostcli.comparison.calibration import ece
 from ghostcli.errors import UsageError
 from ghostcli.recipe.digest import digest
 from ghostcli.records import record, tensorfile, trained

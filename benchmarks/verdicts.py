@@ -27,10 +27,10 @@ import numpy as np
 from scipy import optimize, stats
 from scipy.special import ndtr, ndtri
 
-from ghostcli.compare.chance import half_width, p_value
-from ghostcli.compare.power import Spread, found
-from ghostcli.compare.stats import Difference, Sample, difference
-from ghostcli.compare.verdicts import judge
+from ghostcli.comparison.chance import half_width, p_value
+from ghostcli.comparison.power import Spread, found
+from ghostcli.comparison.stats import Difference, Sample, difference
+from ghostcli.comparison.verdicts import judge
 
 RECORD = Path(__file__).parent / "results" / "verdicts.json"
 #: Measured on runs/cifar10x4 as of commit d8eded0: gns-0.5-kd-880f40d0 (ours) and gns-0.5-plain-c53e1244 (baseline),

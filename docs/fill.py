@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ghostcli import zoo
-from ghostcli.compare import power, tables
-from ghostcli.compare.admission import admit
-from ghostcli.compare.rows import Row
-from ghostcli.compare.verdicts import UNDECIDED
+from ghostcli.comparison import power, tables
+from ghostcli.comparison.admission import admit
+from ghostcli.comparison.rows import Row
+from ghostcli.comparison.verdicts import UNDECIDED
 from ghostcli.records import record, trained
 from ghostcli.render import text_table
 

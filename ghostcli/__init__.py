@@ -5,8 +5,6 @@ As a library: `import ghostcli as ghost`, then `ghost.load`, `ghost.train`, `gho
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -23,22 +21,3 @@ def __getattr__(name: str) -> Any:
     from ghostcli import api
 
     return getattr(api, name)
-
-
-class _Callable(ModuleType):
-    """The package `ghostcli.compare`, which has the name of a function of the interface: it answers as that too."""
-
-    def __call__(self, *sides: Any, **options: Any) -> Comparison:
-        from ghostcli import api
-
-        return api.compare(*sides, **options)
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "compare" and type(value) is ModuleType:
-            value.__class__ = _Callable
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

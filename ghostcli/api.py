@@ -45,7 +45,7 @@ class Network:
         """Probabilities [N, classes] of N pictures, or of an array uint8 [N, H, W, 3]; of one picture [classes]."""
         import numpy as np
 
-        from ghostcli.compare.calibration import softmax
+        from ghostcli.comparison.calibration import softmax
         from ghostcli.deploy.ask import answers
 
         one = isinstance(images, str | Path) or not isinstance(images, Sequence | np.ndarray)
@@ -237,11 +237,11 @@ def compare(
 
     Each side is runs of one job. UsageError where a record cannot be believed, or where the test images differ.
     """
-    from ghostcli.compare import against
-    from ghostcli.compare.admission import admit
-    from ghostcli.compare.groups import cohorts
-    from ghostcli.compare.rows import MARGIN
-    from ghostcli.compare.verdicts import judge
+    from ghostcli.comparison import against
+    from ghostcli.comparison.admission import admit
+    from ghostcli.comparison.groups import cohorts
+    from ghostcli.comparison.rows import MARGIN
+    from ghostcli.comparison.verdicts import judge
 
     sides = [_records(side, Path(runs)) for side in (a, b)]
     admitted = admit([one for side in sides for one in side])

@@ -18,7 +18,7 @@ from report_runs import answers, edit, replace_predictions, scores, write_run
 from test_compare_tables import admitted, build, reasons, row
 from test_render_formats import said
 
-from ghostcli.compare.admission import admit
+from ghostcli.comparison.admission import admit
 from ghostcli.errors import NonFiniteError
 from ghostcli.records import record
 from ghostcli.records.verify import verify_run
@@ -343,7 +343,7 @@ def test_failed_baselines_count_too(runs: Path) -> None:
 
 
 def test_unshuffled_runs_are_left_out_of_what_was_also_run(tmp_path: Path) -> None:
-    from ghostcli.compare.tables import also_run
+    from ghostcli.comparison.tables import also_run
 
     write_run(tmp_path, "gns:0.5", accuracy=80.0)
     left = write_run(tmp_path, "gns:0.5", "kd", TEACHER, accuracy=90.0, distill={"shuffle": False})
@@ -370,7 +370,7 @@ def test_seeds_added_after_a_table_was_read_are_said(runs: Path) -> None:
 
 
 def test_a_users_own_network_is_shown_without_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ghostcli.compare.tables import also_run
+    from ghostcli.comparison.tables import also_run
 
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text("def make(classes): ...\n")

@@ -12,8 +12,8 @@ from report_runs import CHAIN, ENSEMBLE, edit, write_run
 from test_compare_tables import admitted, build
 from test_render_formats import data, said
 
-from ghostcli.compare import tables
-from ghostcli.compare.rows import Row, Table
+from ghostcli.comparison import tables
+from ghostcli.comparison.rows import Row, Table
 
 TEACHER = ("resnet50",)
 BLIND = {"blind": True}

@@ -7,8 +7,8 @@ from pathlib import Path
 from report_runs import CHAIN, write_run
 from test_compare_tables import admitted, build, reasons, row
 
-from ghostcli.compare import tables
-from ghostcli.compare.rows import Options
+from ghostcli.comparison import tables
+from ghostcli.comparison.rows import Options
 from ghostcli.render import data, formats, text_table
 
 OWN = {"optim": {"lr": 0.3, "momentum": 0.9}}

@@ -8,8 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ghostcli.compare import calibration, chance, stats, verdicts
-from ghostcli.compare.stats import Difference, Sample
+from ghostcli.comparison import calibration, chance, stats, verdicts
+from ghostcli.comparison.stats import Difference, Sample
 
 TIMES = 300
 

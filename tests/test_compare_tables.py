@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from report_runs import CHAIN, ENSEMBLE, edit, study, write_run
 
-from ghostcli.compare import tables
-from ghostcli.compare.admission import Admitted, admit
-from ghostcli.compare.cost import costs
-from ghostcli.compare.groups import cohorts, same_conditions
-from ghostcli.compare.rows import Options, Row, Table
+from ghostcli.comparison import tables
+from ghostcli.comparison.admission import Admitted, admit
+from ghostcli.comparison.cost import costs
+from ghostcli.comparison.groups import cohorts, same_conditions
+from ghostcli.comparison.rows import Options, Row, Table
 from ghostcli.records import record
 from ghostcli.render import data, text_table
 

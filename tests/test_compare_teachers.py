@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from ghostcli import plan
 from ghostcli.cli import app
-from ghostcli.compare.rows import Row
+from ghostcli.comparison.rows import Row
 from ghostcli.plan import Job
 from ghostcli.recipe import load
 

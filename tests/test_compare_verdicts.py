@@ -14,8 +14,8 @@ from report_runs import write_run
 from typer.testing import CliRunner
 
 from ghostcli.cli import app
-from ghostcli.compare import power, stats
-from ghostcli.compare.stats import Sample
+from ghostcli.comparison import power, stats
+from ghostcli.comparison.stats import Sample
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "verdicts.py"
 

@@ -7,7 +7,7 @@ import re
 import oracles
 import pytest
 
-from ghostcli.compare import commands
+from ghostcli.comparison import commands
 from ghostcli.errors import UsageError
 from ghostcli.paper import FAMILIES, joined, label, paper
 from ghostcli.recipe.load import load

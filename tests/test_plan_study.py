@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ghostcli.compare import commands
+from ghostcli.comparison import commands
 from ghostcli.display import Display
 from ghostcli.errors import Interrupted, NonFiniteError, UsageError
 from ghostcli.paper import FAMILIES, paper

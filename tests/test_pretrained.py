@@ -16,7 +16,7 @@ from PIL import Image
 import ghostcli
 from ghostcli import zoo
 from ghostcli.cli import complete
-from ghostcli.compare import admission
+from ghostcli.comparison import admission
 from ghostcli.errors import UsageError
 from ghostcli.plan import Finished, chain, finished
 from ghostcli.recipe import load as load_recipe

@@ -13,7 +13,7 @@ from test_compare_tables import admitted, build
 from typer.testing import CliRunner
 
 from ghostcli.cli.plot import plot
-from ghostcli.compare import tables
+from ghostcli.comparison import tables
 from ghostcli.errors import UsageError
 from ghostcli.records import record
 from ghostcli.render import figures, gather, pictures

@@ -17,10 +17,10 @@ from report_runs import CHAIN, study, write_run
 from typer.testing import CliRunner, Result
 
 from ghostcli.cli.table import _tables, table
-from ghostcli.compare import commands
-from ghostcli.compare.admission import admit
-from ghostcli.compare.rows import Options, Table
-from ghostcli.compare.tables import judged
+from ghostcli.comparison import commands
+from ghostcli.comparison.admission import admit
+from ghostcli.comparison.rows import Options, Table
+from ghostcli.comparison.tables import judged
 from ghostcli.errors import UsageError
 from ghostcli.paper import label, paper
 from ghostcli.records import record

@@ -19,7 +19,7 @@ import pytest
 from report_runs import edit, replace_predictions, study, write_run
 from test_compare_tables import admitted
 
-from ghostcli.compare import tables
+from ghostcli.comparison import tables
 from ghostcli.records import record
 from ghostcli.render import text_table
 from ghostcli.report import charts

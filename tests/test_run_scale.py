@@ -13,7 +13,7 @@ import pytest
 from report_runs import edit, write_run
 
 from ghostcli import plan
-from ghostcli.compare import admission, checked
+from ghostcli.comparison import admission, checked
 from ghostcli.errors import GhostError, NonFiniteError
 from ghostcli.recipe import load
 from ghostcli.records import record
@@ -90,7 +90,7 @@ SHARED = """
 import sys
 from pathlib import Path
 from ghostcli import signals
-from ghostcli.compare import admission, checked
+from ghostcli.comparison import admission, checked
 from ghostcli.records import record
 
 checked.MANY = int(sys.argv[2])

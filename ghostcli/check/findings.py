@@ -4,7 +4,7 @@ Invariant: each fault that is checked has one finding, with the measured figure,
 
 A check of one run cannot see: a schedule that steps too often, an epoch chosen on the test set, a single seed, a
 baseline with another protocol, swapped rows, a teacher that was trained on the test images. The comparison of runs
-guards against most of these (compare/).
+guards against most of these (comparison/).
 """
 
 from __future__ import annotations

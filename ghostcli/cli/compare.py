@@ -37,10 +37,10 @@ def compare(
     Each row says what differs from the first, by how many points the accuracy differs, and how sure that is.
     All seeds of a training are used. The statistics are those of ghost table.
     """
-    from ghostcli.compare import against, tables
-    from ghostcli.compare.admission import admit
-    from ghostcli.compare.looks import noted
-    from ghostcli.compare.rows import Options
+    from ghostcli.comparison import against, tables
+    from ghostcli.comparison.admission import admit
+    from ghostcli.comparison.looks import noted
+    from ghostcli.comparison.rows import Options
     from ghostcli.records import record
     from ghostcli.render import data, figures, text_table
 

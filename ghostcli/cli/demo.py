@@ -23,7 +23,7 @@ from ghostcli.plan import Job, record_of
 from ghostcli.run import launch
 
 if TYPE_CHECKING:
-    from ghostcli.compare.rows import Row, Table
+    from ghostcli.comparison.rows import Row, Table
     from ghostcli.recipe.load import Resolved
 
 #: Only Ghost networks: a ResNet alone would take longer than all of them.
@@ -93,9 +93,9 @@ def students(teacher: Job, few: Resolved, runs: Path) -> dict[str, list[Job]]:
 
 def compared(jobs: Sequence[Job], ways: Mapping[str, Sequence[Job]], runs: Path) -> tuple[Table, dict[str, Row]]:
     """The table of the demo's own runs, with verdicts, and the row of each way."""
-    from ghostcli.compare import tables
-    from ghostcli.compare.admission import admit
-    from ghostcli.compare.looks import noted
+    from ghostcli.comparison import tables
+    from ghostcli.comparison.admission import admit
+    from ghostcli.comparison.looks import noted
 
     admitted = admit([record_of(job, runs) for job in {job.id: job for job in jobs}.values()])
     [table] = noted(tables.judged([t for t in tables.every(admitted) if t.name == tables.ALSO]), runs)

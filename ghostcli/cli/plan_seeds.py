@@ -13,7 +13,7 @@ from ghostcli.cli.options import Json, Runs
 from ghostcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from ghostcli.compare.power import Spread
+    from ghostcli.comparison.power import Spread
 
 
 def plan_seeds(
@@ -37,7 +37,7 @@ def plan_seeds(
         raise UsageError(f"--effect {effect:g}: must be above 0 points, as in --effect 0.5")
     if spread is not None and not spread >= 0:
         raise UsageError(f"--spread {spread:g}: must be a standard deviation in points, as in --spread 0.5")
-    from ghostcli.compare.power import Spread
+    from ghostcli.comparison.power import Spread
 
     known = [("as typed", (0, 0), Spread(spread, spread))] if spread is not None else _recorded(runs)
     rows = [_row(*one, effect, comparisons) for one in known]
@@ -49,9 +49,9 @@ def _recorded(folder: Path) -> list[tuple[str, tuple[int, int], Spread]]:
 
     UsageError if there are none.
     """
-    from ghostcli.compare.admission import admit
-    from ghostcli.compare.groups import cohorts
-    from ghostcli.compare.power import Spread
+    from ghostcli.comparison.admission import admit
+    from ghostcli.comparison.groups import cohorts
+    from ghostcli.comparison.power import Spread
     from ghostcli.records import record
 
     found = []
@@ -80,7 +80,7 @@ def _recorded(folder: Path) -> list[tuple[str, tuple[int, int], Spread]]:
 
 
 def _row(name: str, runs: tuple[int, int], spread: Spread, effect: float, comparisons: int) -> dict[str, Any]:
-    from ghostcli.compare import power
+    from ghostcli.comparison import power
 
     now = None
     if min(runs) > 1:
@@ -99,7 +99,7 @@ def _row(name: str, runs: tuple[int, int], spread: Spread, effect: float, compar
 
 
 def _lines(rows: list[dict[str, Any]], effect: float, comparisons: int) -> list[str]:
-    from ghostcli.compare.power import MOST
+    from ghostcli.comparison.power import MOST
 
     compared = f"{comparisons} comparison{'s' * (comparisons != 1)}"
     lines = [f"Seeds per side that detect {effect:g} points with 80 % probability ({compared}):"]

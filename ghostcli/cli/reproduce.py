@@ -223,10 +223,10 @@ def _planned(todo: Study, job: Job, cost: Cost, runs: Path) -> dict[str, Any]:
 
 def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
     """The tables of this plan's runs. Runs that fill no printed row come last."""
-    from ghostcli.compare import tables
-    from ghostcli.compare.admission import admit
-    from ghostcli.compare.looks import noted
-    from ghostcli.compare.rows import Options
+    from ghostcli.comparison import tables
+    from ghostcli.comparison.admission import admit
+    from ghostcli.comparison.looks import noted
+    from ghostcli.comparison.rows import Options
 
     records = [record_of(job, runs) for job in todo.plan.jobs]
     admitted = admit(record for record in records if record.status != "absent")

@@ -124,7 +124,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Re-check the files of all runs: checksums, accuracy against predictions and epochs, recipe against id."""
-    from ghostcli.compare.admission import contradictions
+    from ghostcli.comparison.admission import contradictions
     from ghostcli.records.verify import verify_run
 
     known = scanned(runs)

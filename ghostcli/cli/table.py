@@ -1,6 +1,6 @@
 """`ghost table`: the paper's tables, with our numbers beside the printed ones.
 
-Invariant: it reads run records and prints. It writes only --plot's file and the log of readings (compare/looks.py).
+Invariant: it reads run records and prints. It writes only --plot's file and the log of readings (comparison/looks.py).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ghostcli.paper import FAMILIES, paper
 from ghostcli.plan import commands
 
 if TYPE_CHECKING:
-    from ghostcli.compare.admission import Admitted
-    from ghostcli.compare.rows import Options, Table
+    from ghostcli.comparison.admission import Admitted
+    from ghostcli.comparison.rows import Options, Table
     from ghostcli.records.record import RunRecord
     from ghostcli.render.text_table import TextTable
 
@@ -82,10 +82,10 @@ def table(
     A row compares runs of one protocol only. Each run that is left out is named with the reason. Without a name only
     tables with runs are printed; --format json and csv always have all.
     """
-    from ghostcli.compare.admission import admit
-    from ghostcli.compare.looks import noted
-    from ghostcli.compare.rows import Options
-    from ghostcli.compare.tables import judged
+    from ghostcli.comparison.admission import admit
+    from ghostcli.comparison.looks import noted
+    from ghostcli.comparison.rows import Options
+    from ghostcli.comparison.tables import judged
     from ghostcli.records import record
 
     form = checked(form, as_json, margin, plot)
@@ -126,7 +126,7 @@ def uncollected() -> Iterator[None]:
 
 def _tables(which: str | None, admitted: Admitted, family: str | None, options: Options) -> list[Table]:
     """The tables to print, without verdicts."""
-    from ghostcli.compare import tables
+    from ghostcli.comparison import tables
 
     if which == "main":
         printed = [t.name for t in paper().tables]
@@ -147,7 +147,7 @@ def _with_runs(shown: Sequence[Table]) -> tuple[list[Table], tuple[str, ...]]:
 def _print(
     which: str | None, shown: Sequence[Table], records: Sequence[RunRecord], form: str, cost: bool, more: bool
 ) -> None:
-    from ghostcli.compare.cost import costs
+    from ghostcli.comparison.cost import costs
     from ghostcli.render import data, text_table
 
     known = costs(records) if cost else None

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ghostcli.compare import calibration
-from ghostcli.compare.stats import accuracy_interval
+from ghostcli.comparison import calibration
+from ghostcli.comparison.stats import accuracy_interval
 from ghostcli.data import load
 from ghostcli.data.pictures import SUFFIXES, decode, decoders
 from ghostcli.deploy.source import BATCH, Network, logits, section_of

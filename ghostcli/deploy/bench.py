@@ -323,8 +323,8 @@ def two_steps(network: Network, batch: int, device: torch.device) -> None:
 
 def points(rows: Sequence[dict[str, Any]], runs: Path) -> list[Point]:
     """Accuracy against deploy-form MACs of every run group whose student was measured."""
-    from ghostcli.compare.admission import admit
-    from ghostcli.compare.groups import cohorts
+    from ghostcli.comparison.admission import admit
+    from ghostcli.comparison.groups import cohorts
     from ghostcli.paper import label
     from ghostcli.render.figures import Point
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ghostcli.compare import stats
+from ghostcli.comparison import stats
 from ghostcli.deploy import ask
 from ghostcli.deploy.bench import Network as Counted
 from ghostcli.deploy.bench import count

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ghostcli.compare import stats
+from ghostcli.comparison import stats
 from ghostcli.deploy.formats import Format
 from ghostcli.deploy.timer import measured_apart, resident_peak
 from ghostcli.errors import GhostError, printable

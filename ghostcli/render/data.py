@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ghostcli.compare.cost import Cost, of_group
-from ghostcli.compare.rows import Control, Line, Row, Table
+from ghostcli.comparison.cost import Cost, of_group
+from ghostcli.comparison.rows import Control, Line, Row, Table
 from ghostcli.paper import paper
 
 #: The protocol of a row, if the table has rows of several protocols.

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghostcli.compare.groups import Cohort, RunGroup
-from ghostcli.compare.rows import Row, Table
-from ghostcli.compare.stats import Difference, Summary
-from ghostcli.compare.verdicts import UNDECIDED
+from ghostcli.comparison.groups import Cohort, RunGroup
+from ghostcli.comparison.rows import Row, Table
+from ghostcli.comparison.stats import Difference, Summary
+from ghostcli.comparison.verdicts import UNDECIDED
 from ghostcli.errors import UsageError, printable
 from ghostcli.paper import label, paper
 from ghostcli.render import gather

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ghostcli.compare.cost import Cost, of_group
-from ghostcli.compare.groups import Cohort, RunGroup, grouped
+from ghostcli.comparison.cost import Cost, of_group
+from ghostcli.comparison.groups import Cohort, RunGroup, grouped
 from ghostcli.paper import label
 from ghostcli.records.record import RunRecord
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ghostcli.compare.groups import grouped
-from ghostcli.compare.rows import Row, Table
-from ghostcli.compare.stats import RUNS_ONLY, Difference
-from ghostcli.compare.tables import MOST_FAILED, failed
-from ghostcli.compare.verdicts import UNDECIDED
+from ghostcli.comparison.groups import grouped
+from ghostcli.comparison.rows import Row, Table
+from ghostcli.comparison.stats import RUNS_ONLY, Difference
+from ghostcli.comparison.tables import MOST_FAILED, failed
+from ghostcli.comparison.verdicts import UNDECIDED
 from ghostcli.paper import paper
 from ghostcli.recipe.models import FEW_STEPS
 

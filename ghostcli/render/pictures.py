@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ghostcli.compare import calibration
+from ghostcli.comparison import calibration
 from ghostcli.render.figures import GREY, PALETTE, canvas, styled
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ghostcli.compare import tables
-from ghostcli.compare.admission import Admitted, admit
-from ghostcli.compare.cost import costs
-from ghostcli.compare.groups import Cohort, cohorts, largest, of_family
-from ghostcli.compare.rows import Table
+from ghostcli.comparison import tables
+from ghostcli.comparison.admission import Admitted, admit
+from ghostcli.comparison.cost import costs
+from ghostcli.comparison.groups import Cohort, cohorts, largest, of_family
+from ghostcli.comparison.rows import Table
 from ghostcli.errors import UsageError
 from ghostcli.paper import paper
 from ghostcli.plan import commands

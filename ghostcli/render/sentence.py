@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ghostcli.compare.rows import Row
-from ghostcli.compare.verdicts import UNDECIDED
+from ghostcli.comparison.rows import Row
+from ghostcli.comparison.verdicts import UNDECIDED
 from ghostcli.paper import label
 
 VERDICTS = {

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ghostcli.compare.cost import Cost, of_group
-from ghostcli.compare.groups import RunGroup
-from ghostcli.compare.labels import protocol
-from ghostcli.compare.rows import Line, Row, Table
-from ghostcli.compare.stats import Difference, Summary
+from ghostcli.comparison.cost import Cost, of_group
+from ghostcli.comparison.groups import RunGroup
+from ghostcli.comparison.labels import protocol
+from ghostcli.comparison.rows import Line, Row, Table
+from ghostcli.comparison.stats import Difference, Summary
 from ghostcli.paper import joined, label
 from ghostcli.render import notes
 from ghostcli.render.notes import SINGLE, Lack, Marks

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from ghostcli.compare.calibration import calibration, ece
-from ghostcli.compare.stats import Difference
+from ghostcli.comparison.calibration import calibration, ece
+from ghostcli.comparison.stats import Difference
 from ghostcli.render.gather import Point, first_by_name, pareto
 from ghostcli.report.svg import element, log_ticks, points, scale, ticks
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from ghostcli import __version__
-from ghostcli.compare import tables
-from ghostcli.compare.admission import admit
-from ghostcli.compare.cost import costs
-from ghostcli.compare.looks import noted
+from ghostcli.comparison import tables
+from ghostcli.comparison.admission import admit
+from ghostcli.comparison.cost import costs
+from ghostcli.comparison.looks import noted
 from ghostcli.errors import printable
 from ghostcli.records.record import RunRecord
 from ghostcli.report import run, study

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ghostcli.compare.calibration import confusion, softmax
-from ghostcli.compare.cost import Cost
-from ghostcli.compare.rows import Row
-from ghostcli.compare.stats import interval_of
+from ghostcli.comparison.calibration import confusion, softmax
+from ghostcli.comparison.cost import Cost
+from ghostcli.comparison.rows import Row
+from ghostcli.comparison.stats import interval_of
 from ghostcli.display import clock
 from ghostcli.errors import GhostError
 from ghostcli.paper import label

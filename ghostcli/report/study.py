@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ghostcli.compare.admission import Admitted
-from ghostcli.compare.cost import Cost
-from ghostcli.compare.groups import Cohort, RunGroup, cohorts, grouped
-from ghostcli.compare.rows import Line, Row, Table
-from ghostcli.compare.tables import placed
+from ghostcli.comparison.admission import Admitted
+from ghostcli.comparison.cost import Cost
+from ghostcli.comparison.groups import Cohort, RunGroup, cohorts, grouped
+from ghostcli.comparison.rows import Line, Row, Table
+from ghostcli.comparison.tables import placed
 from ghostcli.display import clock
 from ghostcli.paper import label
 from ghostcli.records.record import RunRecord

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ghostcli import zoo
-from ghostcli.compare.calibration import ece
+from ghostcli.comparison.calibration import ece
 from ghostcli.data import Data
 from ghostcli.engine.train import State, final_weights, start_of
 from ghostcli.errors import GhostError, printable

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ghostcli.compare.stats import interval_of
+from ghostcli.comparison.stats import interval_of
 from ghostcli.deploy.about import LICENCES
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.paper import label

@@ -13,8 +13,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ghostcli.compare.chance import half_width
-from ghostcli.compare.stats import LEVEL, PAIRED_FROM, Difference
+from ghostcli.comparison.chance import half_width
+from ghostcli.comparison.stats import LEVEL, PAIRED_FROM, Difference
 
 POWER = 0.8
 #: The maximum number of seeds per side in a plan.

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ghostcli.compare.stats import Difference, Sample, Summary, difference, summarize
+from ghostcli.comparison.stats import Difference, Sample, Summary, difference, summarize
 from ghostcli.paper import paper
 from ghostcli.recipe.diff import teaching_changes, training_changes, typed
 from ghostcli.recipe.models import Recipe

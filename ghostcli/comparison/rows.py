@@ -1,6 +1,6 @@
 """The results of a comparison: tables of rows, and the runs that were left out.
 
-Invariant: frozen values only. `compare/tables.py` creates them and `render/` shows them.
+Invariant: frozen values only. `comparison/tables.py` creates them and `render/` shows them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghostcli.compare.groups import Cohort, Finding, RunGroup
-from ghostcli.compare.stats import Difference, Summary
+from ghostcli.comparison.groups import Cohort, Finding, RunGroup
+from ghostcli.comparison.stats import Difference, Summary
 from ghostcli.paper import PaperRow, paper
 from ghostcli.plan import commands
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-from ghostcli.compare.groups import SHARE_BASELINES, RunGroup, grouped, members
+from ghostcli.comparison.groups import SHARE_BASELINES, RunGroup, grouped, members
 from ghostcli.paper import PaperRow, paper
 from ghostcli.records.model import RunSetup
 from ghostcli.zoo.names import slug

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ghostcli.compare.groups import RunGroup
+from ghostcli.comparison.groups import RunGroup
 from ghostcli.records.record import RunRecord
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ghostcli.compare import commands
-from ghostcli.compare.groups import RunGroup, same_conditions
-from ghostcli.compare.rows import Control, Options
+from ghostcli.comparison import commands
+from ghostcli.comparison.groups import RunGroup, same_conditions
+from ghostcli.comparison.rows import Control, Options
 from ghostcli.recipe.diff import config_diff
 from ghostcli.recipe.models import UNDIGESTED
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
-from ghostcli.compare import commands, control
-from ghostcli.compare.admission import Admitted
-from ghostcli.compare.cost import Cost, costs, of_group
-from ghostcli.compare.groups import (
+from ghostcli.comparison import commands, control
+from ghostcli.comparison.admission import Admitted
+from ghostcli.comparison.cost import Cost, costs, of_group
+from ghostcli.comparison.groups import (
     Cohort,
     RunGroup,
     budget_of,
@@ -25,12 +25,12 @@ from ghostcli.compare.groups import (
     unlike,
     with_changes,
 )
-from ghostcli.compare.labels import names
-from ghostcli.compare.match import matches, may_match, ranked, rows_of
-from ghostcli.compare.power import could_find
-from ghostcli.compare.rows import MARGIN, LeftOut, Line, Options, Row, Table
-from ghostcli.compare.stats import Difference
-from ghostcli.compare.verdicts import judge
+from ghostcli.comparison.labels import names
+from ghostcli.comparison.match import matches, may_match, ranked, rows_of
+from ghostcli.comparison.power import could_find
+from ghostcli.comparison.rows import MARGIN, LeftOut, Line, Options, Row, Table
+from ghostcli.comparison.stats import Difference
+from ghostcli.comparison.verdicts import judge
 from ghostcli.paper import FAMILIES, PaperRow, PaperTable, paper
 from ghostcli.recipe.diff import config_diff, training_changes, typed, untaught
 from ghostcli.recipe.models import Recipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ghostcli.compare.groups import Cohort, RunGroup
+from ghostcli.comparison.groups import Cohort, RunGroup
 from ghostcli.paper import PaperRow
 from ghostcli.plan.commands import RUNS, settings, training
 from ghostcli.records import trained

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ghostcli.compare import checked
-from ghostcli.compare.groups import grouped, job_of, same_conditions
-from ghostcli.compare.rows import LeftOut
+from ghostcli.comparison import checked
+from ghostcli.comparison.groups import grouped, job_of, same_conditions
+from ghostcli.comparison.rows import LeftOut
 from ghostcli.plan import Finished, Job
 from ghostcli.recipe.digest import SEMANTICS
 from ghostcli.recipe.models import Recipe

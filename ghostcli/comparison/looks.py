@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ghostcli.compare.rows import Row, Table
+from ghostcli.comparison.rows import Row, Table
 from ghostcli.errors import GhostError, printable
 from ghostcli.records import lease
 from ghostcli.records.storage import read_or_empty, write_json

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ghostcli.compare.chance import half_width, p_value, quantile
+from ghostcli.comparison.chance import half_width, p_value, quantile
 
 LEVEL = 0.95
 #: The minimum number of pairs for a comparison in pairs. With fewer the lost degrees of freedom cost more.

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ghostcli.compare.admission import Admitted
-from ghostcli.compare.groups import RunGroup, budget_of, cohorts
-from ghostcli.compare.rows import Options, Row, Table
-from ghostcli.compare.tables import mixed
+from ghostcli.comparison.admission import Admitted
+from ghostcli.comparison.groups import RunGroup, budget_of, cohorts
+from ghostcli.comparison.rows import Options, Row, Table
+from ghostcli.comparison.tables import mixed
 from ghostcli.errors import UsageError, nearest, printable
 from ghostcli.paper import joined, label
 from ghostcli.recipe.diff import config_diff, untaught

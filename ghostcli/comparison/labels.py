@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ghostcli.compare.groups import RunGroup, grouped, with_changes
-from ghostcli.compare.rows import Row
+from ghostcli.comparison.groups import RunGroup, grouped, with_changes
+from ghostcli.comparison.rows import Row
 from ghostcli.paper import joined, label
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ghostcli.compare.stats import LEVEL, Difference
+from ghostcli.comparison.stats import LEVEL, Difference
 
 UNDECIDED = "not distinguished"
 
