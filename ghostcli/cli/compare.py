@@ -18,8 +18,8 @@ def compare(
     chosen: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN RUN...",
-            help="Two or more trainings by id, without a seed. The first is what the others are compared with.",
+            metavar="RUN",
+            help="Two or more trainings, each by its id without a seed. The others are compared with the first.",
             show_default=False,
             autocompletion=complete.groups,
         ),

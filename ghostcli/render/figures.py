@@ -21,6 +21,7 @@ from ghostcli.errors import UsageError, printable
 from ghostcli.paper import label, paper
 from ghostcli.render import gather
 from ghostcli.render.gather import Curve, Point
+from ghostcli.render.text_table import differences
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -230,7 +231,8 @@ def forest(tables: Sequence[Table]) -> Figure:
     shown = [(table, rows) for table, rows in shown if any(row.delta for row in rows)]
     _needs(shown, "a forest plot needs a taught run and its baseline; `ghost table` says which commands make them")
     counts = [len(rows) for _, rows in shown]
-    size = (7.0, 0.9 + sum(0.27 * n + 0.62 for n in counts))
+    chosen = any(row.differs for _, rows in shown for row in rows)  # then the title names the baseline
+    size = (7.0, 0.9 + sum((0.6 if chosen else 0.27) * n + 0.62 for n in counts))
     ratios = {"height_ratios": [n + 1.2 for n in counts]}
     figure, axes = canvas(len(shown), 1, size, sharex=True, gridspec_kw=ratios)
     colours = {"better": PALETTE[2], "worse": PALETTE[1], "equivalent": PALETTE[0], UNDECIDED: GREY, None: GREY}
@@ -248,8 +250,10 @@ def forest(tables: Sequence[Table]) -> Figure:
         panel.set_ylim(len(rows) - 0.4, -0.6)
         panel.grid(axis="y", visible=False)
         panel.tick_params(axis="y", length=0)
-        panel.set_title(table.title if table.family == "any" else f"Table {table.name} · {table.family}")
-    axes[-1, 0].set_xlabel(f"Δ accuracy against {tables[0].baseline} (points)")
+        title = f"Table {table.name} · {table.family}"
+        panel.set_title(table.title.partition(":")[0] if table.family == "any" else title)
+    against = "" if chosen else f" against {tables[0].baseline}"
+    axes[-1, 0].set_xlabel(f"Δ accuracy{against} (points)")
     _forest_legend(figure, colours, [row for _, rows in shown for row in rows], tables[0].options.margin)
     return figure
 
@@ -282,6 +286,10 @@ def _forest_legend(figure: Figure, colours: dict[str | None, str], rows: Sequenc
 
 
 def _caption(row: Row) -> str:
+    """The name of a row and its number of runs; of a row that the user chose also what differs from the baseline."""
+    if row.differs:
+        changes = textwrap.fill(differences(row.differs).replace("\n", ", "), 36, max_lines=2, placeholder=" ...")
+        return f"{row.name} ({row.ours.n})\n{changes}"
     short = row.printed and row.strategy in ("chain", "ensemble") and not (row.group and row.group.setting)
     name = f"{label(row.student)} < {row.strategy}" if short else row.name
     return f"{name} ({row.ours.n})" if row.ours else name
