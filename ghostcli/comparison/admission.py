@@ -40,7 +40,7 @@ class Admitted:
 def admit(records: Iterable[RunRecord]) -> Admitted:
     """Check each record alone, then against the other records of its job."""
     records = list(records)
-    reasons = {run.id: reason for run in records if (reason := _unfinished(run))}
+    reasons = {run.id: reason for run in records if (reason := _why_unfinished(run))}
     reasons |= contradictions(records, for_table=True)
     for runs in grouped((run for run in records if run.id not in reasons), _job_and_conditions).values():
         reasons |= _second_records(runs)
@@ -63,17 +63,17 @@ def contradictions(records: Sequence[RunRecord], for_table: bool = False) -> dic
     def check(run: RunRecord) -> list[str]:
         return [*content_problems(run, whole=not for_table), *identity_problems(run, setups)]
 
-    found = checked.problems(done, setups, check) if for_table else {r.id: p[0] for r in done if (p := check(r))}
-    for runs in grouped((run for run in done if run.id not in found), _job_and_conditions).values():
-        found |= _job_problems(runs)
-    return found
+    reasons = checked.problems(done, setups, check) if for_table else {r.id: p[0] for r in done if (p := check(r))}
+    for runs in grouped((run for run in done if run.id not in reasons), _job_and_conditions).values():
+        reasons |= _job_problems(runs)
+    return reasons
 
 
 def _job_and_conditions(run: RunRecord) -> tuple[Any, ...]:
     return *job_of(run.result), *same_conditions(run.result)
 
 
-def _unfinished(run: RunRecord) -> str | None:
+def _why_unfinished(run: RunRecord) -> str | None:
     match run.status:
         case "done":
             return None
@@ -121,12 +121,12 @@ def _job(student: str, recipe: Recipe, teachers: tuple[Finished, ...]) -> Job:
 
 def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:
     """Run id -> reason, for the runs of one job that contradict the others."""
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for same in grouped(runs, lambda run: run.result.digest).values():
         if len({tuple((t.run, t.seed) for t in run.result.teachers) for run in same}) > 1:
-            found |= {run.id: "the runs of this job name different teachers under one digest" for run in same}
+            reasons |= {run.id: "the runs of this job name different teachers under one digest" for run in same}
         elif len({tuple(t.weights for t in run.result.teachers) for run in same}) > 1:
-            found |= {run.id: "the runs of this job had teachers of one id with different weights" for run in same}
+            reasons |= {run.id: "the runs of this job had teachers of one id with different weights" for run in same}
     contents: dict[str, Callable[[RunRecord], Any]] = {
         "weights": lambda run: run.result.files.get("model.safetensors"),
         "predictions": lambda run: run.result.files.get("predictions.npz"),
@@ -136,8 +136,8 @@ def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:
         for content, same in grouped(runs, key).items():
             if content is not None and len({run.result.seed for run in same}) > 1:
                 listed = " and ".join(run.id for run in same)
-                found = {run.id: f"equal {what} under different seeds: {listed}" for run in same} | found
-    return found
+                reasons = {run.id: f"equal {what} under different seeds: {listed}" for run in same} | reasons
+    return reasons
 
 
 def _second_records(runs: Sequence[RunRecord]) -> dict[str, str]:
@@ -147,12 +147,12 @@ def _second_records(runs: Sequence[RunRecord]) -> dict[str, str]:
     """
     seeds = Counter(run.result.digest for run in runs)
     first: dict[Any, str] = {}
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for run in sorted(runs, key=lambda run: (-seeds[run.result.digest], run.id)):
-        kept = first.setdefault((run.result.seed, *(teacher.run for teacher in run.result.teachers)), run.id)
-        if kept != run.id:
-            found[run.id] = f"a second record of one seed; {kept} counts"
-    return found
+        first_run = first.setdefault((run.result.seed, *(teacher.run for teacher in run.result.teachers)), run.id)
+        if first_run != run.id:
+            reasons[run.id] = f"a second record of one seed; {first_run} counts"
+    return reasons
 
 
 def _errors(run: RunRecord) -> tuple[str, str] | None:

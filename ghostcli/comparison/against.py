@@ -29,15 +29,15 @@ def table(chosen: Sequence[str], admitted: Admitted, options: Options = Options(
     UsageError where a name stands for no run that may be compared, two names for one group, or the test images differ.
     """
     every = [group for cohort in cohorts(admitted.runs, admitted.failed) for group in cohort.groups]
-    found = [_group(name, every, admitted, options) for name in chosen]
-    base, *others = found
-    for i, group in enumerate(found):
-        if (first := found.index(group)) < i:
+    groups = [_group(name, every, admitted, options) for name in chosen]
+    base, *others = groups
+    for i, group in enumerate(groups):
+        if (first := groups.index(group)) < i:
             raise UsageError(
                 f"{printable(chosen[i])}: is the same training as {printable(chosen[first])}; name it once"
             )
     rows = (row(base, None, options), *(row(group, base, options) for group in others))
-    jobs = {run.id.rpartition("/")[0] for group in found for run in group.runs}
+    jobs = {run.id.rpartition("/")[0] for group in groups for run in group.runs}
     left_out = tuple(out for out in admitted.left_out if out.run.rpartition("/")[0] in jobs)
     title = f"Compared with {job(base)}: {label(base.student)}, {_teaching(base)}, {base.about.data}, "
     title += budget_of(base.about.train_images, base.about.epochs)
@@ -101,9 +101,9 @@ def _differences(base: RunGroup, group: RunGroup) -> Iterator[tuple[str, tuple[A
         "start": (theirs.start, ours.start),
         "epoch of the result": (theirs.accuracy.selected_by, ours.accuracy.selected_by),
     }
-    keys = config_diff(base.recipe, group.recipe)
-    shown = keys.keys() - UNDIGESTED - {"engine.branches"} if both else untaught(keys)
-    for name, pair in (*facts.items(), *((key, keys[key]) for key in keys if key in shown)):
+    diff = config_diff(base.recipe, group.recipe)
+    keys = diff.keys() - UNDIGESTED - {"engine.branches"} if both else untaught(diff)
+    for name, pair in (*facts.items(), *((key, diff[key]) for key in diff if key in keys)):
         if pair and pair[0] != pair[1]:
             yield name, pair
 

@@ -36,25 +36,25 @@ _shared: list[Any] = []
 def problems(records: Sequence[RunRecord], setups: dict[str, RunSetup], check: Check) -> dict[str, str]:
     """Run id -> the first problem that `check` finds in a record, for those that have one."""
     if len(records) < LEAST:
-        return _found(records, check)
+        return _check_all(records, check)
     place = str(records[0].path.parent.parent.resolve())
     file = cache_folder() / "checked" / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
     known, marks = read_or_empty(file, dict[str, str]), {run.id: _mark(run, setups) for run in records}
-    found = _found([run for run in records if known.get(run.id) != marks[run.id]], check)
-    whole = {run: mark for run, mark in marks.items() if run not in found}
+    first_problems = _check_all([run for run in records if known.get(run.id) != marks[run.id]], check)
+    whole = {run: mark for run, mark in marks.items() if run not in first_problems}
     if whole != known:
         with contextlib.suppress(OSError, GhostError):  # then they are checked again next time
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, whole, "checked")
-    return found
+    return first_problems
 
 
-def _found(records: Sequence[RunRecord], check: Check) -> dict[str, str]:
+def _check_all(records: Sequence[RunRecord], check: Check) -> dict[str, str]:
     """`problems` of these records. Many are checked on all cores, by forked processes that have what was read."""
     alone = sys.platform != "linux" or threading.active_count() > 1
     cores = 1 if alone or len(records) < MANY else len(os.sched_getaffinity(0))
     if cores == 1:
-        return {run.id: found[0] for run in records if (found := check(run))}
+        return {run.id: faults[0] for run in records if (faults := check(run))}
     with get_context("fork").Pool(cores, _share, (records, check)) as pool:
         firsts = pool.map(_first, range(len(records)), chunksize=max(1, len(records) // (8 * cores)))
         pool.close()
@@ -62,11 +62,11 @@ def _found(records: Sequence[RunRecord], check: Check) -> dict[str, str]:
     return {run.id: first for run, first in zip(records, firsts, strict=True) if first}
 
 
-def _share(*given: Any) -> None:
+def _share(*values: Any) -> None:
     """In a forked process: keep what `_first` needs. Ctrl-C is the parent's, which ends this one by SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _shared[:] = given
+    _shared[:] = values
 
 
 def _first(number: int) -> str | None:
@@ -79,8 +79,8 @@ def _mark(run: RunRecord, setups: dict[str, RunSetup]) -> str:
     seen: list[object] = [__version__, SEMANTICS, SCHEMA, str(run.path)]
     for name in FILES:
         try:
-            found = os.stat(f"{run.path}/{name}")
-            seen.append((found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino))
+            stat = os.stat(f"{run.path}/{name}")
+            seen.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
         except OSError:
             seen.append(None)
     for teacher in run.result.teachers:

@@ -25,11 +25,11 @@ def of(group: RunGroup, blind: Iterable[RunGroup], options: Options) -> Control 
     if group.blind:
         return None
     command = commands.of_control(group, options.runs)
-    found = next((other for other in blind if controls(other, group)), None)
-    if found is None:
+    control = next((other for other in blind if controls(other, group)), None)
+    if control is None:
         return Control(command)
-    delta = group.minus(found, options.metric)
-    return Control(command, group=found, ours=found.summary(options.metric), delta=delta)
+    delta = group.minus(control, options.metric)
+    return Control(command, group=control, ours=control.summary(options.metric), delta=delta)
 
 
 def controls(other: RunGroup, group: RunGroup) -> bool:

@@ -74,7 +74,7 @@ def costs(records: Iterable[RunRecord]) -> dict[str, Cost]:
 
 def of_group(group: RunGroup, known: dict[str, Cost]) -> Cost:
     """The mean over a group's seeds."""
-    found = [known[run.id] for run in group.runs]
+    seed_costs = [known[run.id] for run in group.runs]
     names = ("own", "full", "amortised", "trainings", "images")
-    means = (sum(getattr(cost, name) for cost in found) / len(found) for name in names)
-    return Cost(*means, whole=all(cost.whole for cost in found))
+    means = (sum(getattr(cost, name) for cost in seed_costs) / len(seed_costs) for name in names)
+    return Cost(*means, whole=all(cost.whole for cost in seed_costs))

@@ -89,8 +89,8 @@ class RunGroup:
         values = {"T": (distill.temperature, source.temperature), "α": (distill.alpha, source.alpha)}
         words = [f"{sign}={ours:g}" for sign, (ours, theirs) in values.items() if ours != theirs]
         changes = teaching_changes(self.recipe, self.family)
-        shown = SHOWN if self.one_teacher else {*SHOWN, "teacher_seed"}
-        words += [f"{key}={value}" for key, value in changes.items() if key not in shown]
+        skipped = SHOWN if self.one_teacher else {*SHOWN, "teacher_seed"}
+        words += [f"{key}={value}" for key, value in changes.items() if key not in skipped]
         return words + ["blind teachers"] * self.blind
 
     @property
@@ -175,7 +175,7 @@ class RunGroup:
         both = (self, baseline)
         # The recorded answers on the test images are those of the selected epoch.
         scores = [run.result.accuracy for group in both for run in group.runs]
-        same_epoch = all(getattr(found, f"{metric}_epoch") == found.selected_epoch for found in scores)
+        same_epoch = all(getattr(score, f"{metric}_epoch") == score.selected_epoch for score in scores)
         same_images = self.about.test.labels == baseline.about.test.labels
         ours, theirs = (
             Sample(
@@ -206,20 +206,23 @@ class RunGroup:
         """Percent of test images on which student and teacher agree, by teacher: mean over the runs that have it."""
         pairs = [pair for run in self.runs for pair in run.result.agreement.items() if pair[1] is not None]
         by_teacher = grouped(pairs, itemgetter(0))
-        return {teacher: float(np.mean([percent for _, percent in found])) for teacher, found in by_teacher.items()}
+        return {
+            teacher: float(np.mean([percent for _, percent in agreements]))
+            for teacher, agreements in by_teacher.items()
+        }
 
     @property
     def findings(self) -> tuple[Finding, ...]:
         """Warnings of the teaching check, each code once. A taught run that was not shuffled always has one."""
-        found: dict[str, Finding] = {}
+        warnings: dict[str, Finding] = {}
         for run in self.runs:
             for item in run.result.check:
                 if item.level == "warn":
-                    found.setdefault(item.code, item)
+                    warnings.setdefault(item.code, item)
         if self.teachers and not self.about.shuffled:
             message = "the training images had the same order in every epoch"
-            found.setdefault("unshuffled", Finding(code="unshuffled", level="warn", message=message))
-        return tuple(found.values())
+            warnings.setdefault("unshuffled", Finding(code="unshuffled", level="warn", message=message))
+        return tuple(warnings.values())
 
 
 @dataclass(frozen=True)
@@ -261,19 +264,19 @@ class Cohort:
     @cached_property
     def baselines(self) -> dict[str, RunGroup]:
         """Student -> its group without teachers. Of several (only with mixing): that with the least label smoothing."""
-        found: dict[str, RunGroup] = {}
+        by_student: dict[str, RunGroup] = {}
         for group in sorted(self.groups, key=lambda group: group.smoothing):
             if not group.teachers:
-                found.setdefault(group.student, group)
-        return found
+                by_student.setdefault(group.student, group)
+        return by_student
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
     """Key -> the items that have it, in their order."""
-    found: dict[Any, list[Item]] = defaultdict(list)
+    groups: dict[Any, list[Item]] = defaultdict(list)
     for item in items:
-        found[key(item)].append(item)
-    return found
+        groups[key(item)].append(item)
+    return groups
 
 
 def budget_of(images: int, epochs: int) -> str:
@@ -354,13 +357,13 @@ def cohorts(runs: Sequence[RunRecord], failed: Sequence[RunRecord] = (), mixed: 
     Untaught runs with different label smoothing are never pooled. `failed` runs go to the groups of their job.
     """
     lost = grouped(failed, lambda run: _group_of(run.setup, mixed))
-    found = []
+    all_cohorts = []
     for together in grouped(runs, lambda run: None if mixed else same_conditions(run.result)).values():
         jobs = grouped(together, lambda run: _group_of(run.result, mixed))
         ordered = {job: sorted(seeds, key=lambda run: (run.result.seed, run.id)) for job, seeds in jobs.items()}
         groups = (RunGroup(tuple(seeds), tuple(lost.get(job, ()))) for job, seeds in ordered.items())
-        found.append(Cohort(tuple(groups), mixed))
-    return found
+        all_cohorts.append(Cohort(tuple(groups), mixed))
+    return all_cohorts
 
 
 def largest(candidates: Iterable[tuple[Cohort, int]]) -> Cohort | None:

@@ -11,19 +11,19 @@ from ghostcli.paper import joined, label
 
 def names(rows: Sequence[Row]) -> list[str]:
     """A name for each row: student, teachers and method. If these are equal, also the settings that differ."""
-    found = [_plain_name(row) for row in rows]
-    for name, where in grouped(range(len(found)), found.__getitem__).items():
+    row_names = [_plain_name(row) for row in rows]
+    for name, where in grouped(range(len(row_names)), row_names.__getitem__).items():
         groups = [group for i in where if (group := rows[i].group)]
         if len(groups) < 2 or len(groups) < len(where):
             continue
         facets = [facet for facet in FACETS if len({facet(group) for group in groups}) > 1]
         for i, group in zip(where, groups, strict=True):
             words = ", ".join(word for facet in facets if (word := facet(group)))
-            found[i] = f"{name} ({words})" if words else name
+            row_names[i] = f"{name} ({words})" if words else name
     # The digest tells apart the names that are still not unique.
     return [
-        f"{name} [{row.group.about.digest[:8]}]" if row.group and found.count(name) > 1 else name
-        for name, row in zip(found, rows, strict=True)
+        f"{name} [{row.group.about.digest[:8]}]" if row.group and row_names.count(name) > 1 else name
+        for name, row in zip(row_names, rows, strict=True)
     ]
 
 
@@ -39,7 +39,7 @@ def _order(group: RunGroup) -> str:
     return "" if group.about.shuffled else "unshuffled"
 
 
-def _smoothed(group: RunGroup) -> str:
+def _smoothing(group: RunGroup) -> str:
     return f"smoothed {group.smoothing:g}" if group.smoothing else ""
 
 
@@ -58,12 +58,12 @@ FACETS: tuple[Callable[[RunGroup], str], ...] = (
     lambda group: group.about.data,
     budget,
     _order,
-    _smoothed,
+    _smoothing,
     _changes,
 )
 
 
 def protocol(group: RunGroup) -> str:
     """The whole protocol of a group, with the budget on a separate line."""
-    rest = ", ".join(word for word in (budget(group), _order(group), _smoothed(group), _changes(group)) if word)
+    rest = ", ".join(word for word in (budget(group), _order(group), _smoothing(group), _changes(group)) if word)
     return f"{group.family}: {group.about.data},\n{rest}"

@@ -33,10 +33,10 @@ def noted(tables: Sequence[Table], runs: Path) -> tuple[Table, ...]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # of a folder that is read-only
             stack.enter_context(lease.held(runs / FILE))
-        return _noted(tables, runs / FILE)
+        return _record_looks(tables, runs / FILE)
 
 
-def _noted(tables: Sequence[Table], file: Path) -> tuple[Table, ...]:
+def _record_looks(tables: Sequence[Table], file: Path) -> tuple[Table, ...]:
     before = read_or_empty(file, Looks)
     known = copy.deepcopy(before)
 
@@ -52,10 +52,10 @@ def _noted(tables: Sequence[Table], file: Path) -> tuple[Table, ...]:
             seen.append(counts)
         return replace(row, looks=earlier)
 
-    found = tuple(replace(table, rows=tuple(map(with_looks, table.rows))) for table in tables)
+    annotated = tuple(replace(table, rows=tuple(map(with_looks, table.rows))) for table in tables)
     if file.exists() and not before:
         print(f"ghost: {printable(file)}: is damaged; delete it to record readings again", file=sys.stderr)
     elif known != before:
         with contextlib.suppress(GhostError, OSError):
             write_json(file, known, "looks")
-    return found
+    return annotated

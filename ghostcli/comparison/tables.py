@@ -66,18 +66,18 @@ class Baselines:
         """The baseline of `group`, a member of `cohort`, or None with the reason or the command that makes it."""
         epochs = group.about.epochs
         if self.spent is None:
-            found = cohort.baselines.get(group.student)
+            baseline = cohort.baselines.get(group.student)
         else:
             spent = of_group(group, self.spent)
             if not spent.whole:
                 return None, f"records of {group.runs[0].id}'s teachers are missing, so its whole budget is unknown"
             epochs = round(spent.images / group.about.train_images)
-            found = self._longer(group, epochs)
-        if found is None:
+            baseline = self._longer(group, epochs)
+        if baseline is None:
             return None, f"`{commands.of_baseline(group, epochs, self.options.runs)}` makes it"
-        if reason := unlike(group, found):
+        if reason := unlike(group, baseline):
             return None, reason
-        return found, None
+        return baseline, None
 
     def _longer(self, group: RunGroup, epochs: int) -> RunGroup | None:
         """The untaught group of the same student with so many epochs that differs from `group` in nothing else."""
@@ -102,9 +102,9 @@ def families(admitted: Admitted) -> tuple[str, ...]:
 def built(names: Iterable[str], admitted: Admitted, family: str, options: Options = Options()) -> list[Table]:
     """Tables by name (I to IV) from the runs of one family, without verdicts. UsageError if there is no such table."""
     runs = of_family(admitted.runs, family)
-    found = cohorts(runs, of_family(admitted.failed, family), options.mixed)
+    family_cohorts = cohorts(runs, of_family(admitted.failed, family), options.mixed)
     refused = [out for out in admitted.left_out if out.family in ("", family)]
-    baselines = Baselines.among(found, admitted, options)
+    baselines = Baselines.among(family_cohorts, admitted, options)
     return [_build(paper().table(name), family, runs, refused, baselines) for name in names]
 
 
@@ -121,7 +121,7 @@ def _build(
         left_out += left
     left_out += [out for out in refused if any(may_match(out.run, row) for row in printed.rows)]
     left_out = tuple(sorted(set(left_out), key=lambda out: (out.reason, out.run)))
-    return Table(name, printed.title, family, _named(rows), options, cohort, left_out)
+    return Table(name, printed.title, family, _with_names(rows), options, cohort, left_out)
 
 
 def _row(row: PaperRow, family: str, cohort: Cohort | None, baselines: Baselines) -> tuple[Row, list[LeftOut]]:
@@ -129,20 +129,20 @@ def _row(row: PaperRow, family: str, cohort: Cohort | None, baselines: Baselines
     empty = Row(row.student, row.strategy, row.teachers, row.parameters, row, command=command)
     if cohort is None:
         return empty, []
-    found, left = [], []
+    groups, left = [], []
     for group in ranked([group for group in cohort.groups if matches(group.about, row)], family, row):
         if _order_differs(group, cohort):
-            left += _left(group, UNSHUFFLED)
+            left += _left_out(group, UNSHUFFLED)
         else:
-            found.append(group)
-    if not found:
+            groups.append(group)
+    if not groups:
         return empty, left
-    shown, *others = found
+    best, *others = groups
     for group in others:
-        diff = config_diff(group.recipe, shown.recipe)
+        diff = config_diff(group.recipe, best.recipe)
         changes = typed({key: ours for key, (ours, _) in diff.items()})
-        left += _left(group, f"another recipe for the same row ({changes or 'its teachers differ'})")
-    seen = measured(shown, cohort, baselines)
+        left += _left_out(group, f"another recipe for the same row ({changes or 'its teachers differ'})")
+    seen = measured(best, cohort, baselines)
     return replace(seen, teachers=row.teachers, parameters=row.parameters, printed=row, command=command), left
 
 
@@ -170,15 +170,15 @@ def measured(group: RunGroup, cohort: Cohort, baselines: Baselines) -> Row:
 
 def mixed(groups: Sequence[RunGroup]) -> tuple[str, ...]:
     """The facts of the environment that differ between compared runs: `torch 2.11.0 and 2.14.1`."""
-    found = []
+    facts = []
     runs = [run for group in groups for run in group.runs]
     for key in ENVIRONMENT:
         length = 10 if key == "commit" else None
         values = sorted({str(getattr(run.result.environment, key))[:length] for run in runs})
         if len(values) > 1:
-            found.append(f"{key} {' and '.join(values)}")
+            facts.append(f"{key} {' and '.join(values)}")
     changed = [run.id for run in runs if run.result.environment.changes]
-    return (*found, *([f"a machine that changed during {', '.join(changed)}"] if changed else []))
+    return (*facts, *([f"a machine that changed during {', '.join(changed)}"] if changed else []))
 
 
 def judged(tables: Sequence[Table]) -> tuple[Table, ...]:
@@ -193,14 +193,14 @@ def judged(tables: Sequence[Table]) -> tuple[Table, ...]:
                 deltas[row.group.ids, other.ids] = line.delta
     margin = tables[0].options.margin if tables else MARGIN
     judgements = dict(zip(deltas, judge(list(deltas.values()), margin), strict=True))
-    comparisons = sum(found.p is not None for found in judgements.values())
+    comparisons = sum(judgement.p is not None for judgement in judgements.values())
 
     def done(line: Line, group: RunGroup | None, other: RunGroup | None) -> Line:
-        found = judgements.get((group.ids, other.ids)) if line.delta else None
-        if found is None:
+        judgement = judgements.get((group.ids, other.ids)) if line.delta else None
+        if judgement is None:
             return line
         finds = could_find(line.delta, comparisons=max(1, comparisons))
-        return replace(line, p_adjusted=found.p, verdict=found.verdict, finds=finds)
+        return replace(line, p_adjusted=judgement.p, verdict=judgement.verdict, finds=finds)
 
     def both(row: Row) -> Row:
         against = row.control and done(row.control, row.group, row.control.group)
@@ -217,16 +217,16 @@ def failed(*groups: RunGroup | None) -> bool:
     )
 
 
-def _named(rows: Sequence[Row]) -> tuple[Row, ...]:
+def _with_names(rows: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(replace(row, name=name) for row, name in zip(rows, names(rows), strict=True))
 
 
 def every(admitted: Admitted, family: str | None = None, options: Options = Options()) -> list[Table]:
     """The paper's tables of one family (None: of all with runs), and last the other runs. Without verdicts."""
     names = [table.name for table in paper().tables]
-    shown = [t for f in ([family] if family else families(admitted)) for t in built(names, admitted, f, options)]
-    besides = also_run(admitted, shown, options, (family,) if family else FAMILIES)
-    return [*shown, *([besides] if besides else [])]
+    printed = [t for f in ([family] if family else families(admitted)) for t in built(names, admitted, f, options)]
+    besides = also_run(admitted, printed, options, (family,) if family else FAMILIES)
+    return [*printed, *([besides] if besides else [])]
 
 
 def also_run(
@@ -240,14 +240,14 @@ def also_run(
     elsewhere |= {out.run for table in shown for out in table.left_out if not out.reason.startswith("another recipe")}
     rows: list[Row] = []
     left_out: list[LeftOut] = []
-    found = cohorts(admitted.runs, admitted.failed)
-    baselines = Baselines.among(found, admitted, options)
-    for cohort in found:
+    all_cohorts = cohorts(admitted.runs, admitted.failed)
+    baselines = Baselines.among(all_cohorts, admitted, options)
+    for cohort in all_cohorts:
         for group in cohort.groups:
             if group.family not in only or group.ids & elsewhere:
                 continue
             if group.teachers and _order_differs(group, cohort):
-                left_out += _left(group, UNSHUFFLED)
+                left_out += _left_out(group, UNSHUFFLED)
             else:
                 rows.append(measured(group, cohort, baselines))
     below = {run for row in rows if row.control and row.control.group for run in row.control.group.ids}
@@ -257,7 +257,9 @@ def also_run(
     if not rows and not left_out:
         return None
     rows.sort(key=lambda row: (row.group.about.data, FAMILIES.index(row.group.family), row.taught, row.student))
-    return Table(ALSO, "Your runs that fill no row of the paper", "any", _named(rows), options, None, tuple(left_out))
+    return Table(
+        ALSO, "Your runs that fill no row of the paper", "any", _with_names(rows), options, None, tuple(left_out)
+    )
 
 
 def placed(tables: Iterable[Table]) -> set[str]:
@@ -270,15 +272,15 @@ def _other_protocols(runs: Sequence[RunRecord], table: str, cohort: Cohort | Non
     """Runs that belong to a row of the table but have another protocol than the one shown."""
     if cohort is None or cohort.mixed:
         return []
-    out, shown = [], cohort.about
-    conditions = same_conditions(shown)
+    out, reference = [], cohort.about
+    conditions = same_conditions(reference)
 
     @cache
     def differs(recipe: Recipe, taught: bool, budget: tuple[int, int], family: str) -> str:
         """Asked once for all seeds."""
         words = []
-        if budget == (shown.train_images, shown.epochs):
-            diff = config_diff(recipe, shown.recipe)
+        if budget == (reference.train_images, reference.epochs):
+            diff = config_diff(recipe, reference.recipe)
             keys = diff.keys() if taught else untaught(diff)
             words = [typed({key: diff[key][0] for key in diff if key in keys})]
         if not any(words):
@@ -293,7 +295,7 @@ def _other_protocols(runs: Sequence[RunRecord], table: str, cohort: Cohort | Non
     return out
 
 
-def _left(group: RunGroup, reason: str) -> list[LeftOut]:
+def _left_out(group: RunGroup, reason: str) -> list[LeftOut]:
     return [LeftOut(run.id, reason, group.family) for run in group.runs]
 
 
