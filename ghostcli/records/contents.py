@@ -54,7 +54,7 @@ def without_places(written: dict[str, Any]) -> dict[str, Any]:
     The checksum of result.json follows, unless it was wrong before. The names of the data and of networks stay, also
     where they are paths: the run's digest and id come from them.
     """
-    words = [PLACE.sub(lambda found: found[1] + Path(found[2]).name, word) for word in written.get("command", ())]
+    words = [PLACE.sub(lambda match: match[1] + Path(match[2]).name, word) for word in written.get("command", ())]
     if words == list(written.get("command", ())) or ("checksum" in written and _as_written(written)):
         return written
     content = {key: value for key, value in written.items() if key != "checksum"} | {"command": words}
@@ -62,10 +62,10 @@ def without_places(written: dict[str, Any]) -> dict[str, Any]:
 
 
 def _same_run(run: RunRecord) -> str | None:
-    found = run.result
-    own = f"{found.digest[:8]}/s{found.seed}"
-    if run.id != found.run or not run.id.endswith(f"-{own}"):
-        return f"its record belongs to {found.run}, seed {found.seed}: the folder was copied or renamed"
+    result = run.result
+    own = f"{result.digest[:8]}/s{result.seed}"
+    if run.id != result.run or not run.id.endswith(f"-{own}"):
+        return f"its record belongs to {result.run}, seed {result.seed}: the folder was copied or renamed"
     return None
 
 
@@ -97,11 +97,11 @@ def _against_metrics(run: RunRecord) -> list[str]:
         return []
     if len(rows) != run.result.epochs:
         return [f"metrics.jsonl has {len(rows)} of {run.result.epochs} epochs"]
-    found = [row["test"]["accuracy"] for row in rows]
+    accuracies = [row["test"]["accuracy"] for row in rows]
     pairs = {
-        "last": (scores.last, found[-1]),
-        "best": (scores.best, max(found)),
-        "selected": (scores.selected, found[scores.selected_epoch - 1]),
+        "last": (scores.last, accuracies[-1]),
+        "best": (scores.best, max(accuracies)),
+        "selected": (scores.selected, accuracies[scores.selected_epoch - 1]),
     }
     return [
         f"result.json says {ours:.2f} % ({name}), metrics.jsonl {theirs:.2f} %"
@@ -131,9 +131,11 @@ def _against_predictions(run: RunRecord, whole: bool) -> list[str]:
         problems.append("predictions.npz has changed since the result was written")
     elif not whole:
         return problems
-    found = predictions(content)
-    if found is None:
+    arrays = predictions(content)
+    if arrays is None:
         problems.append("predictions.npz is damaged")
-    elif len(found[0]) != len(mask) or not np.array_equal(found[0].astype(np.float32).argmax(axis=1) == found[1], mask):
+    elif len(arrays[0]) != len(mask) or not np.array_equal(
+        arrays[0].astype(np.float32).argmax(axis=1) == arrays[1], mask
+    ):
         problems.append("predictions.npz and result.json differ on the test images")
     return problems

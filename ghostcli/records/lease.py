@@ -108,7 +108,7 @@ def folder_of(path: Path) -> Path:
     return path.with_name(path.name + ".lease")
 
 
-def _found(folder: Path) -> tuple[str, bytes] | None:
+def _read(folder: Path) -> tuple[str, bytes] | None:
     """(owner, content) of a lease; None if it is free."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for name in os.listdir(folder):
@@ -117,18 +117,18 @@ def _found(folder: Path) -> tuple[str, bytes] | None:
     return None
 
 
-def _parsed(found: tuple[str, bytes] | None) -> Lease | None:
+def _parse(entry: tuple[str, bytes] | None) -> Lease | None:
     """The lease, if its owner has written it. A new owner's file has the old content for a moment."""
     with contextlib.suppress(ValidationError, ValueError, OverflowError, RecursionError):
-        lease = Lease.model_validate_json(found[1]) if found else None
-        return lease if lease and lease.owner == found[0] else None
+        lease = Lease.model_validate_json(entry[1]) if entry else None
+        return lease if lease and lease.owner == entry[0] else None
     return None
 
 
 def holder(path: Path) -> Lease | None:
     """Who works on `path`, to tell people; None if nobody does or its owner seems dead."""
     try:
-        lease = _parsed(_found(folder_of(path)))
+        lease = _parse(_read(folder_of(path)))
     except OSError:
         return None
     return lease if lease and lease.alive else None
@@ -194,28 +194,28 @@ def take(path: Path, say: Callable[[str], None] = lambda who: None) -> Held:
         since=now,
         heartbeat=now,
     )
-    folder, pause, told = folder_of(path), FIRST, False
+    folder, pause, announced = folder_of(path), FIRST, False
     seen: tuple[str, bytes] | None = None
     since = time.monotonic()
     while True:
-        found = _found(folder)
-        if found is None:
+        entry = _read(folder)
+        if entry is None:
             if _make(folder, mine):
                 break
         else:
-            if found != seen:
-                seen, since = found, time.monotonic()
-            lease = _parsed(found)
+            if entry != seen:
+                seen, since = entry, time.monotonic()
+            lease = _parse(entry)
             if lease is not None and lease.here:
                 dead = not lease.lives
             else:
                 dead = time.monotonic() - since > STALE
-            if dead and _take_over(folder, found[0], mine):
+            if dead and _take_over(folder, entry[0], mine):
                 break
-            if not dead and not told:
-                told = True
+            if not dead and not announced:
+                announced = True
                 say(str(lease or "another process"))
-        if told or found is None:
+        if announced or entry is None:
             signals.raise_if_received()
             time.sleep(pause)
             pause = min(1.5 * pause, LONGEST)
@@ -223,9 +223,9 @@ def take(path: Path, say: Callable[[str], None] = lambda who: None) -> Held:
         if OWNER.fullmatch(left.name[-32:]):
             shutil.rmtree(left, ignore_errors=True)
     _HELD.add(mine.owner)
-    held = Held(path, mine)
-    held.heart.start()
-    return held
+    handle = Held(path, mine)
+    handle.heart.start()
+    return handle
 
 
 def _make(folder: Path, mine: Lease) -> bool:

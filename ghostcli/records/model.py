@@ -273,9 +273,9 @@ def read(path: Path, kind: type[Part]) -> Part:
     """Read a part of a record. Refused if the file is damaged or of another version."""
     problem: Exception | None = None
     try:
-        found = kind.model_validate_json(path.read_bytes())
-        if found.schema_version == SCHEMA and "schema_version" in found.model_fields_set:
-            return found
+        part = kind.model_validate_json(path.read_bytes())
+        if part.schema_version == SCHEMA and "schema_version" in part.model_fields_set:
+            return part
     except (OSError, ValidationError, RecursionError) as error:
         problem = error
     value = read_json(path)  # what is wrong with it

@@ -179,11 +179,11 @@ def _values(lines: list[bytes]) -> list[Any]:
         together = from_json(b"[" + b",".join(lines) + b"]")
         if len(together) == len(lines):
             return together
-    found = []
+    values = []
     with contextlib.suppress(ValueError):
         for line in lines:
-            found.append(from_json(line))
-    return found
+            values.append(from_json(line))
+    return values
 
 
 def predictions(content: bytes) -> tuple[np.ndarray, np.ndarray] | None:
@@ -221,13 +221,13 @@ def scan(runs: Path) -> list[RunRecord]:
     """All runs under `runs`, sorted by id. Links are ignored. A missing folder counts as empty."""
     if not runs.is_dir():
         return []
-    found = []
+    records = []
     for group in _folders(runs):
         for seed in _folders(group.path):
             run_id = f"{group.name}/{seed.name}"
             if RUN_ID.fullmatch(run_id):
-                found.append(RunRecord(Path(seed.path), run_id))
-    return found
+                records.append(RunRecord(Path(seed.path), run_id))
+    return records
 
 
 def _folders(path: Path | str) -> list[os.DirEntry[str]]:
@@ -258,8 +258,8 @@ def find(runs: Path, run_id: str) -> RunRecord:
 
 def metrics_begin_with(run: Path, length: int, checksum: str) -> bool:
     """Whether the first `length` bytes of a run's metrics are those of a checkpoint."""
-    kept = _metrics(run)[:length]
-    return len(kept) == length and hashlib.sha256(kept).hexdigest() == checksum
+    beginning = _metrics(run)[:length]
+    return len(beginning) == length and hashlib.sha256(beginning).hexdigest() == checksum
 
 
 def _metrics(run: Path) -> bytes:

@@ -30,24 +30,26 @@ def checksum(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> str:
     return content.hexdigest()
 
 
-def _fetched(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _to_host(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors in the host's memory, gapless. One transfer for each type of number, because a checkpoint of
     a small network has 1,400 tensors."""
     away: dict[torch.dtype, list[str]] = {}
     for name, tensor in tensors.items():
         if not tensor.is_cpu:
             away.setdefault(tensor.dtype, []).append(name)
-    found = {}
+    on_host = {}
     for names in away.values():
         flat = [tensors[name].detach().reshape(-1) for name in names]
         parts = torch.cat(flat).cpu().split([len(tensor) for tensor in flat])
-        found |= {name: part.view(tensors[name].shape) for name, part in zip(names, parts, strict=True)}
-    return {name: found[name] if name in found else tensor.detach().contiguous() for name, tensor in tensors.items()}
+        on_host |= {name: part.view(tensors[name].shape) for name, part in zip(names, parts, strict=True)}
+    return {
+        name: on_host[name] if name in on_host else tensor.detach().contiguous() for name, tensor in tensors.items()
+    }
 
 
 def encode(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> bytes:
     """The bytes of the file; equal content gives equal bytes. Memory formats (channels_last) become contiguous."""
-    tensors = _fetched(tensors)
+    tensors = _to_host(tensors)
     # One metadata entry only: safetensors writes several in an order that differs between processes.
     header = {"ghost": json.dumps({"meta": meta, "sha256": checksum(tensors, meta)}, sort_keys=True)}
     if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):  # numpy has no such type

@@ -36,13 +36,13 @@ def find(runs: Path, name: str) -> RunRecord:
     known = shipped()
     if name.rstrip("/") not in known:
         raise UsageError(f"{printable(name)}: is no network that comes with ghost{nearest(name, known)}")
-    found = at(runs, name.rstrip("/"))
-    result = found.result
-    if result is None or not found.weights.exists():
-        raise GhostError(f"{found.id}: its files are damaged ({found.problem}); install ghost again")
-    if file_digest(found.weights) != result.files.get(found.weights.name):
-        raise GhostError(f"{found.id}: its weights are not those that ghost came with; install ghost again")
-    return found
+    run = at(runs, name.rstrip("/"))
+    result = run.result
+    if result is None or not run.weights.exists():
+        raise GhostError(f"{run.id}: its files are damaged ({run.problem}); install ghost again")
+    if file_digest(run.weights) != result.files.get(run.weights.name):
+        raise GhostError(f"{run.id}: its weights are not those that ghost came with; install ghost again")
+    return run
 
 
 def at(runs: Path, run_id: str) -> RunRecord:
