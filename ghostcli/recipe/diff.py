@@ -49,8 +49,8 @@ def training_changes(recipe: Recipe, family: str) -> Mapping[str, Any]:
     Data, budget and [distill] are ignored.
     """
     diffs = [config_diff(recipe, known) for known in shipped(family)]
-    found = [{key: diff[key][0] for key in diff if key in untaught(diff) - SHOWN_ELSEWHERE} for diff in diffs]
-    return min(found, key=len, default={})
+    changes = [{key: diff[key][0] for key in diff if key in untaught(diff) - SHOWN_ELSEWHERE} for diff in diffs]
+    return min(changes, key=len, default={})
 
 
 def teaching_changes(recipe: Recipe, family: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
     return {
         section: {
             key: _plain(values[key])
-            for key, before in _digested(section, type(getattr(recipe, section)))
+            for key, before in _digest_keys(section, type(getattr(recipe, section)))
             if before is None or getattr(getattr(recipe, section), key) != before.value
         }
         for section, values in sections.items()
@@ -43,7 +43,7 @@ def canonical(recipe: Recipe) -> dict[str, Any]:
 
 
 @cache
-def _digested(section: str, kind: type[BaseModel]) -> tuple[tuple[str, Before | None], ...]:
+def _digest_keys(section: str, kind: type[BaseModel]) -> tuple[tuple[str, Before | None], ...]:
     """The keys of a section that change the result, with the mark of those that were added later."""
     return tuple(
         (key, next((mark for mark in field.metadata if isinstance(mark, Before)), None))

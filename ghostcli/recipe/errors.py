@@ -40,7 +40,7 @@ class Problems:
         if not self._found:
             return
         files = list(dict.fromkeys(file for file, _, _ in self._found))
-        ordered = sorted(self._found, key=lambda found: (files.index(found[0]), found[1]))
+        ordered = sorted(self._found, key=lambda mistake: (files.index(mistake[0]), mistake[1]))
         lines = [place(file, line) + ": " + text for file, line, text in ordered]
         if self._more:
             lines.append(f"... and {self._more} more")

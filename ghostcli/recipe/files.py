@@ -67,13 +67,13 @@ def find(name: str) -> Source:
     if is_file_name(name):
         path = _regular(Path(name), name)
         return Source(path, path.name, name, path.parent.resolve())
-    return _shipped(name)
+    return _shipped_source(name)
 
 
 def find_parent(name: str, child: Source) -> Source:
     """The recipe that `child` extends: a name, or a file path relative to `child`."""
     if not is_file_name(name):
-        return _shipped(name)
+        return _shipped_source(name)
     label = os.path.normpath(os.path.join(os.path.dirname(child.label), name))
     path = child.path.parent / name
     inside = "\0" not in name and Path(os.path.realpath(path)).is_relative_to(child.fence)
@@ -86,7 +86,7 @@ def is_file_name(name: str) -> bool:
     return name.lower().endswith((".toml", ".json"))
 
 
-def _shipped(name: str) -> Source:
+def _shipped_source(name: str) -> Source:
     root = folder()
     if _NAME.fullmatch(name):
         family, _, variant = name.partition("/")

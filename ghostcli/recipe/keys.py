@@ -42,7 +42,7 @@ def _variants(section: str) -> Variants | None:
 
 
 #: Sections with variants: the keys of [distill] depend on `kind`, those of [optim] on `name`.
-VARIANTS: dict[str, Variants] = {name: found for name in MODELS if (found := _variants(name))}
+VARIANTS: dict[str, Variants] = {name: variants for name in MODELS if (variants := _variants(name))}
 
 #: Keys that stand above all sections.
 TOP: tuple[str, ...] = tuple(name for name in Recipe.model_fields if name not in MODELS)

@@ -130,8 +130,8 @@ def _overrides(overrides: Sequence[tuple[str, str]], problems: Problems) -> _Lay
         elif name == "extends":
             problem = "extends: stands in files only; choose a recipe with --recipe"
         elif key:
-            held = tree.get(name)
-            tree[name] = {**(held if isinstance(held, dict) else {}), key: value}
+            section = tree.get(name)
+            tree[name] = {**(section if isinstance(section, dict) else {}), key: value}
             flags[name, key] = flag
         elif name not in keys.MODELS:
             tree[name] = value
@@ -180,11 +180,11 @@ class _Merged:
             else:
                 if name in keys.VARIANTS and keys.VARIANTS[name].chooser in value:
                     self._change_variant(name, value[keys.VARIANTS[name].chooser])
-                for key, given in value.items():
+                for key, item in value.items():
                     if key in keys.FIELDS[name]:
-                        self._set(layer, (name, key), given)
+                        self._set(layer, (name, key), item)
                     else:
-                        self._refuse_unknown(layer, name, key, given)
+                        self._refuse_unknown(layer, name, key, item)
 
     def _refuse_unknown(self, layer: _Layer, section: str, key: str, value: Any) -> None:
         path = (section, key) if section else (key,)
@@ -218,8 +218,8 @@ class _Merged:
         try:
             return Recipe.model_validate(tree)
         except ValidationError as error:
-            for found in error.errors(include_url=False, include_input=False):
-                self._note(found, tree, whole)
+            for detail in error.errors(include_url=False, include_input=False):
+                self._note(detail, tree, whole)
             return None
 
     def _of_variant(self, section: str, values: dict[str, Any], whole: bool) -> dict[str, Any]:
@@ -229,24 +229,24 @@ class _Merged:
         if not isinstance(chosen, str) or chosen not in variants.models:
             self._refuse((section, variants.chooser), chosen)
             return {variants.chooser: variants.default}
-        kept = {variants.chooser: chosen}
+        variant_values = {variants.chooser: chosen}
         for key, value in values.items():
             if key in variants.models[chosen].model_fields:
-                kept[key] = value
+                variant_values[key] = value
             elif whole:
                 owners = " or ".join(name for name, model in variants.models.items() if key in model.model_fields)
                 chooser = f"{section}.{variants.chooser}"
                 text = f"{section}.{key}: belongs to {chooser} {owners}, and the {variants.chooser} here is {chosen}"
                 self.problems.add(*self._place((section, key)), text)
-        return kept
+        return variant_values
 
-    def _note(self, found: Any, tree: dict[str, Any], whole: bool) -> None:
-        cause = found.get("ctx", {}).get("error")
+    def _note(self, detail: Any, tree: dict[str, Any], whole: bool) -> None:
+        cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, Conflict):
             for names, text in cause.found if whole else ():
                 self.problems.add(*self._place(*(tuple(name.split(".")) for name in names)), f"{names[0]}: {text}")
             return
-        path = tuple(str(part) for part in found["loc"])
+        path = tuple(str(part) for part in detail["loc"])
         path = path[:1] + path[-1:] if len(path) > 1 else path  # ("distill", "kd", "alpha"): the variant is no key
         value = tree[path[0]] if len(path) == 1 else tree[path[0]][path[1]]
         self._refuse(path, value, None if cause is None else str(cause))

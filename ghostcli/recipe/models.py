@@ -345,20 +345,20 @@ class Recipe(Section):
     @property
     def why_live(self) -> dict[str, str]:
         """Key -> why teacher logits must be computed at every step. Empty if tables can hold them."""
-        distill, found = self.distill, {}
+        distill, reasons = self.distill, {}
         if distill.source == "live":
-            found["distill.source"] = "distill.source is live"
+            reasons["distill.source"] = "distill.source is live"
         if distill.weighting == "adaptive":
-            found["distill.weighting"] = "distill.weighting=adaptive needs the teacher's features"
+            reasons["distill.weighting"] = "distill.weighting=adaptive needs the teacher's features"
         if distill.features:
-            found["distill.kind"] = f"distill.kind={distill.kind} needs the teacher's features"
+            reasons["distill.kind"] = f"distill.kind={distill.kind} needs the teacher's features"
         if distill.view == "patch":
-            found["distill.view"] = "distill.view=patch: the teacher does not see the student's view"
+            reasons["distill.view"] = "distill.view=patch: the teacher does not see the student's view"
         for key in AugmentSection.model_fields:
             if self.augment.count(key) is None:
                 value = getattr(self.augment, key)
-                found[f"augment.{key}"] = f"augment.{key}={value}: these views cannot be numbered"
-        return found
+                reasons[f"augment.{key}"] = f"augment.{key}={value}: these views cannot be numbered"
+        return reasons
 
     def changed(self, section: str, **values: Any) -> Recipe:
         """A copy with other values in a section. They are not validated."""
@@ -366,8 +366,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> Recipe:
-        if found := list(_conflicts(self)):
-            raise Conflict(found)
+        if conflicts := list(_conflicts(self)):
+            raise Conflict(conflicts)
         return self
 
 
