@@ -86,8 +86,8 @@ class Job(Training):
         if not names.has_pretrained(self.student):
             del recipe["model"]["pretrained"]
         teachers = [[teacher.digest, teacher.seed] for teacher in self.teachers]
-        found = {"semantics": SEMANTICS, "student": self.student, "recipe": recipe, "teachers": teachers}
-        return found | ({"source": own.checksum(self.student)} if names.is_own(self.student) else {})
+        content = {"semantics": SEMANTICS, "student": self.student, "recipe": recipe, "teachers": teachers}
+        return content | ({"source": own.checksum(self.student)} if names.is_own(self.student) else {})
 
     @cached_property
     def digest(self) -> str:
@@ -226,11 +226,11 @@ def chain(path: Chain, student: str, seed: int, recipe: Recipe, recipe_name: str
             raise UsageError(
                 f"{printable(name)}: only the first teacher of a chain can be a trained network; name a model"
             )
-        stages.append(_taught(name, stages, recipe.distill.teacher_seed, unstarted(seeing), recipe_name))
-    return _taught(student, stages, seed, recipe, recipe_name)
+        stages.append(_stage(name, stages, recipe.distill.teacher_seed, unstarted(seeing), recipe_name))
+    return _stage(student, stages, seed, recipe, recipe_name)
 
 
-def _taught(name: str, stages: list[Job | Finished], seed: int, recipe: Recipe, recipe_name: str) -> Job:
+def _stage(name: str, stages: list[Job | Finished], seed: int, recipe: Recipe, recipe_name: str) -> Job:
     teachers = tuple(stages) if recipe.distill.dense else (stages[-1],)
     if len(teachers) == 1:  # a dense stage with one teacher is plain KD, so both are the same job
         recipe = recipe.changed("distill", dense=False, drop=0, weighting="mean", combine="logits")
@@ -257,10 +257,10 @@ class Plan:
     @cached_property
     def seeds(self) -> dict[str, tuple[int, ...]]:
         """Run group -> its planned seeds."""
-        found: dict[str, set[int]] = {}
+        by_group: dict[str, set[int]] = {}
         for job in self.jobs:
-            found.setdefault(job.group, set()).add(job.seed)
-        return {group: tuple(sorted(seeds)) for group, seeds in found.items()}
+            by_group.setdefault(job.group, set()).add(job.seed)
+        return {group: tuple(sorted(seeds)) for group, seeds in by_group.items()}
 
 
 def order(requested: Iterable[Job]) -> Plan:

@@ -60,8 +60,8 @@ def settings(name: str, recipe: Recipe, taught: bool, changed: Mapping[str, Any]
         diff = config_diff(recipe, load(name).recipe)
     except UsageError:
         diff = {}
-    known, kept = flat(recipe), diff.keys() if taught else untaught(diff)
-    return flags_of({key: known[key] for key in diff if key in kept and key in known} | dict(changed or {}))
+    known, keys = flat(recipe), diff.keys() if taught else untaught(diff)
+    return flags_of({key: known[key] for key in diff if key in keys and key in known} | dict(changed or {}))
 
 
 def flags_of(values: Mapping[str, Any]) -> tuple[str, ...]:

@@ -111,19 +111,19 @@ def sizes(section: DataSection) -> tuple[int, int, int]:
     """Training images, test images and classes for a recipe's data section."""
     known = SETS.get(section.name)
     if known is None:
-        return _counted(section)
+        return _folder_sizes(section)
     train, test, classes = known.train_images, known.test_images, known.classes
     train = min(train, section.limit or train) - section.validation
     return train, min(test, section.limit_test or test), classes
 
 
 @cache
-def _counted(section: DataSection) -> tuple[int, int, int]:
+def _folder_sizes(section: DataSection) -> tuple[int, int, int]:
     """The same for a user's own folder."""
     from ghostcli import data
 
-    found = data.load(section)
-    return len(found.train), len(found.test), len(found.classes)
+    dataset = data.load(section)
+    return len(dataset.train), len(dataset.test), len(dataset.classes)
 
 
 def costs(graph: Plan, rates: Rates, runs: Path) -> dict[str, Cost]:
@@ -163,8 +163,8 @@ def _cost(job: Job, rates: Rates, runs: Path, seen: dict[str, dict[int, int]]) -
 def copies(job: Job) -> int:
     """Number of weight-sized tensors that a run stores: the final weights, and two checkpoints with weights, momentum,
     and averaged or selected weights."""
-    kept = 2 + (job.recipe.train.ema > 0) + (job.recipe.data.validation > 0)
-    return 1 + 2 * kept
+    per_checkpoint = 2 + (job.recipe.train.ema > 0) + (job.recipe.data.validation > 0)
+    return 1 + 2 * per_checkpoint
 
 
 def _views(job: Job) -> int:

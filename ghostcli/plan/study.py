@@ -50,11 +50,11 @@ class Study:
     @cached_property
     def needed_by(self) -> dict[str, tuple[str, ...]]:
         """Job id -> the tables that need it."""
-        found: dict[str, tuple[str, ...]] = {}
+        by_job: dict[str, tuple[str, ...]] = {}
         for table in self.tables:
             for job in self.of_table(table).jobs:
-                found[job.id] = (*found.get(job.id, ()), table)
-        return found
+                by_job[job.id] = (*by_job.get(job.id, ()), table)
+        return by_job
 
     def of_table(self, table: str) -> Plan:
         """The part of the graph that a table needs."""
@@ -93,16 +93,16 @@ def study(
 
     @cache
     def resolved(recipe: str) -> Resolved:
-        found = load(recipe, list(overrides))
-        if found.recipe.model.start is not None:
+        loaded = load(recipe, list(overrides))
+        if loaded.recipe.model.start is not None:
             raise UsageError("model.start: all networks of the paper's tables begin with new weights; remove the key")
-        return found
+        return loaded
 
     plain = {row.student: row for row in paper().table("I").rows}
 
     def job_of(row: PaperRow, seed: int) -> Job:
-        found = resolved(row.recipe(family))
-        recipe, name = plan.teacher_of(found.recipe, seed, teachers), found.name
+        loaded = resolved(row.recipe(family))
+        recipe, name = plan.teacher_of(loaded.recipe, seed, teachers), loaded.name
         if not row.teachers:
             return plan.plain(row.student, seed, recipe, name)
         if row.strategy == "ensemble":
