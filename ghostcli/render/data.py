@@ -40,7 +40,7 @@ def objects(table: Table, known: dict[str, Cost] | None = None, more: bool = Fal
 def row_object(row: Row, known: dict[str, Cost] | None = None, more: bool = False) -> dict[str, Any]:
     """A row as data. `known`: what each run cost, where hours are wanted; `more`: calibration and agreement too."""
     printed, group, delta = row.printed, row.group, row.delta
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "student": row.student,
         "strategy": row.strategy,
         "teachers": list(row.teachers),
@@ -64,23 +64,23 @@ def row_object(row: Row, known: dict[str, Cost] | None = None, more: bool = Fals
         "command": row.command,
     }
     if not printed and group:
-        found |= {key: getattr(group.about, key) for key in PROTOCOL}
-        found["config_diff"] = group.changes
+        values |= {key: getattr(group.about, key) for key in PROTOCOL}
+        values["config_diff"] = group.changes
     if row.differs is not None:
-        found["differs"] = {key: list(pair) for key, pair in row.differs.items()}
+        values["differs"] = {key: list(pair) for key, pair in row.differs.items()}
     if known is not None:
-        found["hours"] = asdict(of_group(group, known)) if group else None
+        values["hours"] = asdict(of_group(group, known)) if group else None
     if more:
-        found |= {key: getattr(group, key) if group else None for key in ("ece", "nll", "agreement")}
-    return found
+        values |= {key: getattr(group, key) if group else None for key in ("ece", "nll", "agreement")}
+    return values
 
 
 def _line(line: Line) -> dict[str, Any]:
     """What a row and its control have in common."""
     delta = line.delta
     return {
-        "ours": _rounded(asdict(line.ours)) if line.ours else None,
-        "delta": _rounded({"mean": delta.mean, "low": delta.low, "high": delta.high}) if delta else None,
+        "ours": _round(asdict(line.ours)) if line.ours else None,
+        "delta": _round({"mean": delta.mean, "low": delta.low, "high": delta.high}) if delta else None,
         "verdict": line.verdict,
         "finds": line.finds,
         "p_value": delta.p if delta else None,
@@ -97,7 +97,7 @@ def _control(control: Control) -> dict[str, Any]:
     }
 
 
-def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+def _round(values: dict[str, Any]) -> dict[str, Any]:
     """Accuracies without floating-point noise in the last digits."""
     return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
 
@@ -107,11 +107,11 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> dict[str, Any]:
     rows = []
     for tables in zip(*by_family.values(), strict=True):
         for lines in zip(*(table.rows for table in tables), strict=True):
-            found = dict(zip(by_family, (row_object(line) for line in lines), strict=True))
-            row = found["paper"]
+            entries = dict(zip(by_family, (row_object(line) for line in lines), strict=True))
+            row = entries["paper"]
             keep = ("ours", "delta", "verdict", "p_value", "p_adjusted", "control", "check", "runs", "command")
             rows.append(
-                row | {"table": tables[0].name, "families": {f: {k: o[k] for k in keep} for f, o in found.items()}}
+                row | {"table": tables[0].name, "families": {f: {k: o[k] for k in keep} for f, o in entries.items()}}
             )
     budgets = {f: sorted({t.cohort.describe() for t in tables if t.cohort}) for f, tables in by_family.items()}
     return {"table": "main", "families": list(by_family), "budgets": budgets, "rows": rows}

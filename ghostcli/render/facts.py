@@ -31,7 +31,7 @@ def overview(run: RunRecord) -> dict[str, Any]:
 
 def page(run: RunRecord) -> list[tuple[str, str]]:
     """The lines of `ghost runs show`: (title, text)."""
-    setup, result, made, seen = run.setup, run.result, run.environment, overview(run)
+    setup, result, env, seen = run.setup, run.result, run.environment, overview(run)
     lines = [("run", run.id), ("status", f"{run.status}: {run.problem}" if run.problem else run.status)]
     if setup:
         weights = f", {result.parameters:,} parameters, {result.start} start" if result else ""
@@ -51,11 +51,11 @@ def page(run: RunRecord) -> list[tuple[str, str]]:
         lines.append(("time", f"{clock(result.seconds)}, on {result.environment.device}"))
     elif seen["accuracy"] is not None:
         lines.append(("test accuracy", f"{seen['accuracy']:.2f} % so far"))
-    if made:
-        versions = f"ghost {made.ghost}, python {made.python}, torch {made.torch}, kernel {made.kernel}"
+    if env:
+        versions = f"ghost {env.ghost}, python {env.python}, torch {env.torch}, kernel {env.kernel}"
         lines.append(("made with", versions))
     if result:
-        lines += [("check", f"{found.level}: {found.message}") for found in result.check]
+        lines += [("check", f"{finding.level}: {finding.message}") for finding in result.check]
         lines += [("note", note) for note in result.notes]
     if setup and setup.command:
         lines.append(("command", commands.line(*setup.command)))

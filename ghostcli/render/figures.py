@@ -143,12 +143,12 @@ def width(tables: Sequence[Table]) -> Figure:
     name = "printed (one seed, best epoch)"
     axes.plot(*zip(*printed.items(), strict=True), "--", color="black", marker="o", mfc="white", label=name)
     widths = set(printed)
-    for i, (families, found) in enumerate(_by_families(tables).items()):
-        x = [_width(student) for student in found]
+    for i, (families, summaries) in enumerate(_by_families(tables).items()):
+        x = [_width(student) for student in summaries]
         widths |= set(x)
-        mean = [ours.mean for ours in found.values()]
-        spread = [ours.sd or 0 for ours in found.values()]
-        seeds = sorted({ours.n for ours in found.values()})
+        mean = [ours.mean for ours in summaries.values()]
+        spread = [ours.sd or 0 for ours in summaries.values()]
+        seeds = sorted({ours.n for ours in summaries.values()})
         n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         name = f"{families}, {n} {'seed' if n == '1' else 'seeds'}"
         axes.errorbar(x, mean, spread, color=PALETTE[i], marker=MARKERS[i + 1], capsize=3, label=name)
@@ -162,20 +162,20 @@ def width(tables: Sequence[Table]) -> Figure:
 
 def _by_families(tables: Sequence[Table]) -> dict[str, dict[str, Summary]]:
     """The untaught GN-S of the tables' cohorts. The key names all families with the same runs."""
-    found: dict[tuple[str, ...], tuple[list[str], dict[str, Summary]]] = {}
+    by_runs: dict[tuple[str, ...], tuple[list[str], dict[str, Summary]]] = {}
     for table in tables:
         own = untaught_small(table.cohort) if table.cohort else {}
         ours = {student: group.summary(table.options.metric) for student, group in own.items()}
         if ours:
             key = tuple(run.id for group in own.values() for run in group.runs)
-            found.setdefault(key, ([], ours))[0].append(table.family)
-    return {" and ".join(families): ours for families, ours in found.values()}
+            by_runs.setdefault(key, ([], ours))[0].append(table.family)
+    return {" and ".join(families): ours for families, ours in by_runs.values()}
 
 
 def untaught_small(cohort: Cohort) -> dict[str, RunGroup]:
     """The GN-S of a cohort without a teacher, by rising width."""
-    found = {student: group for student, group in cohort.baselines.items() if student.startswith("gns:")}
-    return {student: found[student] for student in sorted(found, key=_width)}
+    groups = {student: group for student, group in cohort.baselines.items() if student.startswith("gns:")}
+    return {student: groups[student] for student in sorted(groups, key=_width)}
 
 
 def _width(student: str) -> float:
@@ -188,9 +188,9 @@ def cost_axis(axes: Axes) -> None:
 
     class Numbers(LogLocator):
         def tick_values(self, vmin: float, vmax: float) -> Any:
-            found = super().tick_values(vmin, vmax)
-            few = sum(vmin <= value <= vmax for value in found) < 3
-            return MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(vmin, vmax) if few else found
+            ticks = super().tick_values(vmin, vmax)
+            few = sum(vmin <= value <= vmax for value in ticks) < 3
+            return MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(vmin, vmax) if few else ticks
 
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(Numbers(subs=(1, 2, 5)))
@@ -227,16 +227,16 @@ def front(points: Sequence[Point], cost: str = "Parameters, train form (millions
 @styled
 def forest(tables: Sequence[Table]) -> Figure:
     """Differences with 95 % intervals, one panel per table and family. Printed differences are hollow diamonds."""
-    shown = [(table, [row for row in table.rows if row.delta or (row.taught and row.printed)]) for table in tables]
-    shown = [(table, rows) for table, rows in shown if any(row.delta for row in rows)]
-    _needs(shown, "a forest plot needs a taught run and its baseline; `ghost table` says which commands make them")
-    counts = [len(rows) for _, rows in shown]
-    chosen = any(row.differs for _, rows in shown for row in rows)  # then the title names the baseline
+    table_rows = [(table, [row for row in table.rows if row.delta or (row.taught and row.printed)]) for table in tables]
+    table_rows = [(table, rows) for table, rows in table_rows if any(row.delta for row in rows)]
+    _needs(table_rows, "a forest plot needs a taught run and its baseline; `ghost table` says which commands make them")
+    counts = [len(rows) for _, rows in table_rows]
+    chosen = any(row.differs for _, rows in table_rows for row in rows)  # then the title names the baseline
     size = (7.0, 0.9 + sum((0.6 if chosen else 0.27) * n + 0.62 for n in counts))
     ratios = {"height_ratios": [n + 1.2 for n in counts]}
-    figure, axes = canvas(len(shown), 1, size, sharex=True, gridspec_kw=ratios)
+    figure, axes = canvas(len(table_rows), 1, size, sharex=True, gridspec_kw=ratios)
     colours = {"better": PALETTE[2], "worse": PALETTE[1], "equivalent": PALETTE[0], UNDECIDED: GREY, None: GREY}
-    for panel, (table, rows) in zip(axes[:, 0], shown, strict=True):
+    for panel, (table, rows) in zip(axes[:, 0], table_rows, strict=True):
         panel.axvspan(-table.options.margin, table.options.margin, color="#F0F0F0", zorder=0, linewidth=0)
         panel.axvline(0, color="black", linewidth=0.8, zorder=1)
         for y, row in enumerate(rows):
@@ -254,7 +254,7 @@ def forest(tables: Sequence[Table]) -> Figure:
         panel.set_title(table.title.partition(":")[0] if table.family == "any" else title)
     against = "" if chosen else f" against {tables[0].baseline}"
     axes[-1, 0].set_xlabel(f"Δ accuracy{against} (points)")
-    _forest_legend(figure, colours, [row for _, rows in shown for row in rows], tables[0].options.margin)
+    _forest_legend(figure, colours, [row for _, rows in table_rows for row in rows], tables[0].options.margin)
     return figure
 
 

@@ -73,15 +73,15 @@ def _rich(table: TextTable, space: int, widths: Sequence[int]) -> RichTable:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, space, 0, 0), show_edge=False)
+    rich_table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, space, 0, 0), show_edge=False)
     for column, width in zip(table.columns, widths, strict=True):
         wraps = bool(column.wrap)
-        made.add_column(column.heading, justify=column.justify, no_wrap=not wraps, overflow="fold", width=width)
+        rich_table.add_column(column.heading, justify=column.justify, no_wrap=not wraps, overflow="fold", width=width)
     for i, row in enumerate(table.rows):
         if i in table.parts:
-            made.add_section()
-        made.add_row(*(Text(cell, _colour(cell)) for cell in _cells(table, row)))
-    return made
+            rich_table.add_section()
+        rich_table.add_row(*(Text(cell, _colour(cell)) for cell in _cells(table, row)))
+    return rich_table
 
 
 def _cells(table: TextTable, row: dict[str, str]) -> list[str]:

@@ -57,22 +57,22 @@ def _of_cohort(cohort: Cohort, ids: set[str]) -> list[Curve]:
     students = {group.student for group in cohort.groups if (named[group] if ids else group.teachers)}
     if not ids and not students:
         students = {group.student for group in cohort.groups}
-    found = []
+    cohort_curves = []
     for group in cohort.groups:
         runs = named[group] or (group.runs if not (ids and group.teachers) else [])
         accuracy = accuracies(runs) if group.student in students else None
         if accuracy is not None:
             name = taught_by(group) if group.teachers else "alone"
             panel = f"{label(group.student)}\n{cohort.families}: {cohort.describe()}"
-            found.append(Curve(panel, name, accuracy, baseline=not group.teachers))
-    return found
+            cohort_curves.append(Curve(panel, name, accuracy, baseline=not group.teachers))
+    return cohort_curves
 
 
 def accuracies(runs: Sequence[RunRecord]) -> np.ndarray | None:
     """Test accuracy [n, epochs] for the epochs that all runs have; None if there are none."""
-    found = [[row["test"]["accuracy"] for row in run.metrics()] for run in runs]
-    epochs = min(map(len, found), default=0)
-    return np.array([curve[:epochs] for curve in found]) if epochs else None
+    by_run = [[row["test"]["accuracy"] for row in run.metrics()] for run in runs]
+    epochs = min(map(len, by_run), default=0)
+    return np.array([curve[:epochs] for curve in by_run]) if epochs else None
 
 
 def taught_by(group: RunGroup) -> str:
@@ -98,12 +98,12 @@ def most_groups(found: Sequence[Cohort]) -> Cohort | None:
 
 def points(cohort: Cohort, known: dict[str, Cost], hours: bool = False) -> list[Point]:
     """Accuracy of each group against its parameters in millions (with `hours`: the hours of all its trainings)."""
-    found = []
+    group_points = []
     for group in cohort.groups:
         ours = group.summary()
         spent = of_group(group, known).full if hours else group.about.parameters / 1e6
-        found.append(Point(label(group.student), spent, ours.mean, ours.sd, group.method))
-    return found
+        group_points.append(Point(label(group.student), spent, ours.mean, ours.sd, group.method))
+    return group_points
 
 
 #: `hours` of `points` -> the label of the axis.
@@ -112,11 +112,11 @@ AXES = {False: "Parameters, train form (millions)", True: "Training hours, teach
 
 def pareto(found: Sequence[Point]) -> list[Point]:
     """The Pareto front by rising cost: points with a higher accuracy than all points of equal or lower cost."""
-    kept: list[Point] = []
+    front: list[Point] = []
     for point in sorted(found, key=lambda point: (point.cost, -point.accuracy)):
-        if not kept or point.accuracy > kept[-1].accuracy:
-            kept.append(point)
-    return kept
+        if not front or point.accuracy > front[-1].accuracy:
+            front.append(point)
+    return front
 
 
 def first_by_name(found: Iterable[Point]) -> list[Point]:

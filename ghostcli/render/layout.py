@@ -30,12 +30,12 @@ def fitted(table: TextTable, width: int) -> tuple[TextTable, int, list[int]]:
 
 def _widths(table: TextTable, width: int, space: int) -> list[int]:
     """The width of each column: its longest line. If that is too wide in total, the widest columns that wrap shrink."""
-    found = [natural(table, column) for column in table.columns]
+    widths = [natural(table, column) for column in table.columns]
     floors = [least(table, column) for column in table.columns]
-    for _ in range(sum(found) + space * (len(found) - 1) - width):
-        widest = max(range(len(found)), key=lambda i: (found[i] > floors[i], found[i]))
-        found[widest] -= found[widest] > floors[widest]
-    return found
+    for _ in range(sum(widths) + space * (len(widths) - 1) - width):
+        widest = max(range(len(widths)), key=lambda i: (widths[i] > floors[i], widths[i]))
+        widths[widest] -= widths[widest] > floors[widest]
+    return widths
 
 
 def least_width(table: TextTable, space: int) -> int:
@@ -61,7 +61,7 @@ def _lines(table: TextTable, column: Column) -> list[str]:
     return [line for cell in cells for line in cell.split("\n")]
 
 
-def _broken(key: str, old: str, new: str) -> Step:
+def _break_cells(key: str, old: str, new: str) -> Step:
     """Break the cells of a column into lines: each match of `old` becomes `new`."""
 
     def step(table: TextTable) -> TextTable:
@@ -98,19 +98,19 @@ def _under(key: str, into: str, sign: str = "") -> Step:
 
 #: The steps in order. Each is used only if the steps before it are not enough.
 STEPS: tuple[Step, ...] = (
-    _broken("verdict", "not distinguished", "not\ndistinguished"),
+    _break_cells("verdict", "not distinguished", "not\ndistinguished"),
     _under("finds", "delta", "finds "),
     _without("parameters"),
     _without("printed_delta"),
-    _broken("ours", " ±", "\n±"),
-    _broken("delta", " \\[", "\n["),
+    _break_cells("ours", " ±", "\n±"),
+    _break_cells("delta", " \\[", "\n["),
     _under("verdict", "delta"),
     _under("strategy", "student"),
     _under("teachers", "student", "< "),
     _without("trainings"),
-    _broken("protocol", r"(?<=[a-z])\.(?=[a-z])", ".\n"),  # a key after its section
-    _broken("student", " <", "\n<"),
-    *(_broken(family, r" \[", "\n[") for family in FAMILIES),
+    _break_cells("protocol", r"(?<=[a-z])\.(?=[a-z])", ".\n"),  # a key after its section
+    _break_cells("student", " <", "\n<"),
+    *(_break_cells(family, r" \[", "\n[") for family in FAMILIES),
     _without_empty,
     _under("printed", "student", "printed "),
 )

@@ -40,18 +40,18 @@ class Marks:
     def of(cls, rows: Iterable[Row]) -> Marks:
         rows = list(rows)
         printed = dict.fromkeys(row.printed.note for row in rows if row.printed and row.printed.note)
-        codes = dict.fromkeys(found.code for row in rows for found in row.findings)
-        return cls(_numbered(printed, LETTERS), _numbered(codes, DIGITS))
+        codes = dict.fromkeys(finding.code for row in rows for finding in row.findings)
+        return cls(_marks(printed, LETTERS), _marks(codes, DIGITS))
 
     def of_printed(self, row: Row) -> str:
         return self.printed.get(row.printed.note or "", "") if row.printed else ""
 
     def of_ours(self, row: Row) -> str:
         single = SINGLE if row.ours and row.ours.n == 1 else ""
-        return single + MIXED * bool(row.mixed) + "".join(self.findings[found.code] for found in row.findings)
+        return single + MIXED * bool(row.mixed) + "".join(self.findings[finding.code] for finding in row.findings)
 
 
-def _numbered(keys: Iterable[str], signs: str) -> dict[str, str]:
+def _marks(keys: Iterable[str], signs: str) -> dict[str, str]:
     return {key: signs[i] if i < len(signs) else f"({i + 1})" for i, key in enumerate(keys)}
 
 
@@ -59,9 +59,9 @@ def footnotes(tables: Sequence[Table], marks: Marks) -> Iterable[str]:
     """The meanings of the marks."""
     for note, mark in marks.printed.items():
         yield f"{mark} {paper().notes[note]}"
-    findings = [found for table in tables for row in table.rows for found in row.findings]
+    findings = [finding for table in tables for row in table.rows for finding in row.findings]
     for code, mark in marks.findings.items():
-        yield f"{mark} Check, {code}: {next(found.message for found in findings if found.code == code)}"
+        yield f"{mark} Check, {code}: {next(finding.message for finding in findings if finding.code == code)}"
     mixed = (row for table in tables for row in table.rows if row.mixed)
     for facts, rows in grouped(mixed, lambda row: row.mixed).items():
         names = dict.fromkeys(row.name for row in rows)
@@ -197,11 +197,11 @@ def _welch_disagrees(delta: Difference | None) -> bool:
 
 def _left_out(table: Table) -> Iterable[str]:
     by_reason = grouped(table.left_out, lambda out: out.reason)
-    shown = sorted(by_reason, key=lambda reason: -len(by_reason[reason]))[:REASONS]
+    reasons = sorted(by_reason, key=lambda reason: -len(by_reason[reason]))[:REASONS]
     for reason, outs in by_reason.items():
-        if reason in shown:
+        if reason in reasons:
             some = ", ".join(out.run for out in outs[:NAMED]) + ", ..." * (len(outs) > NAMED)
             yield f"Left out, {reason}: {len(outs)} ({some})"
-    if others := len(by_reason) - len(shown):
-        count = len(table.left_out) - sum(len(by_reason[reason]) for reason in shown)
+    if others := len(by_reason) - len(reasons):
+        count = len(table.left_out) - sum(len(by_reason[reason]) for reason in reasons)
         yield f"Left out, {others} other reasons: {count} runs (--format json names each)"

@@ -53,12 +53,12 @@ def reliability(runs: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
     curve, share = axes[:, 0]
     curve.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
     for (name, logits, labels), colour in zip(runs, itertools.cycle(PALETTE), strict=False):
-        found = calibration.calibration(logits, labels)
-        there = found.count > 0
+        bins = calibration.calibration(logits, labels)
+        there = bins.count > 0
         text = f"{name}, ECE {100 * calibration.ece(logits, labels):.1f} %"
-        curve.plot(found.confidence[there], found.accuracy[there], "o-", color=colour, label=text, markersize=4)
-        edges = np.linspace(0, 1, len(found.count) + 1)
-        share.stairs(100 * found.count / found.count.sum(), edges, color=colour, linewidth=1.4)
+        curve.plot(bins.confidence[there], bins.accuracy[there], "o-", color=colour, label=text, markersize=4)
+        edges = np.linspace(0, 1, len(bins.count) + 1)
+        share.stairs(100 * bins.count / bins.count.sum(), edges, color=colour, linewidth=1.4)
     curve.set_ylabel("accuracy")
     curve.set_xlim(0, 1)
     curve.set_ylim(0, 1)

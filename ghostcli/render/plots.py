@@ -46,29 +46,29 @@ class Asked:
 def learning_curves(asked: Asked) -> Figure:
     """Test accuracy by epoch of the chosen runs (none: all suitable runs) and of their students' baselines."""
     good = admit(asked.records).runs
-    found = gather.curves(asked.cohorts(good), {run.id for run in asked.chosen})
+    curves = gather.curves(asked.cohorts(good), {run.id for run in asked.chosen})
     finished = {run.id for run in good}
-    found += [
+    curves += [
         gather.Curve(run.id.partition("/")[0], f"{run.id} ({run.status})", accuracy)
         for run in asked.chosen
         if run.id not in finished and (accuracy := gather.accuracies([run])) is not None
     ]
-    return figures.curves(found)
+    return figures.curves(curves)
 
 
 def width(asked: Asked) -> Figure:
     """Fig. 1 of the paper, for the family or for all that have runs."""
     admitted, family = admit(asked.chosen or asked.records), asked.family
     families = (family,) if family else tables.families(admitted)
-    found = [_with_cohort(t, admitted) for f in families for t in tables.built(["I"], admitted, f)]
-    if (family or admitted.runs) and not any(table.cohort for table in found):
+    family_tables = [_with_cohort(t, admitted) for f in families for t in tables.built(["I"], admitted, f)]
+    if (family or admitted.runs) and not any(table.cohort for table in family_tables):
         under = f" under {family}" if family else ""
         command = commands.training("gns:1.0", recipe=family or "paper")
         raise UsageError(
             f"plot width: there is no finished GN-S baseline{under} on {paper().source.data} to compare with the "
             f"paper's; `{command}` makes one"
         )
-    return figures.width(found)
+    return figures.width(family_tables)
 
 
 def _with_cohort(table: Table, admitted: Admitted) -> Table:
@@ -76,8 +76,10 @@ def _with_cohort(table: Table, admitted: Admitted) -> Table:
     if table.cohort is not None:
         return table
 
-    found = cohorts(of_family(admitted.runs, table.family))
-    fitting = [(cohort, figures.untaught_small(cohort)) for cohort in found if cohort.about.data == paper().source.data]
+    all_cohorts = cohorts(of_family(admitted.runs, table.family))
+    fitting = [
+        (cohort, figures.untaught_small(cohort)) for cohort in all_cohorts if cohort.about.data == paper().source.data
+    ]
     return replace(table, cohort=largest((cohort, len(widths)) for cohort, widths in fitting if widths))
 
 
@@ -90,11 +92,11 @@ def _front(asked: Asked) -> Figure:
 
 
 def _forest(asked: Asked) -> Figure:
-    shown = tables.judged(tables.every(admit(asked.records), asked.family))
+    judged = tables.judged(tables.every(admit(asked.records), asked.family))
     if asked.chosen:
         ids = {run.id for run in asked.chosen}
-        shown = [tables.only(table, ids) for table in shown]
-    return figures.forest(shown)
+        judged = [tables.only(table, ids) for table in judged]
+    return figures.forest(judged)
 
 
 def _confusion(asked: Asked) -> Figure:
@@ -118,13 +120,13 @@ def _disagree(asked: Asked) -> Figure:
     teachers = [known[teacher.run] for teacher in run.setup.teachers if teacher.run in known] if run.setup else []
     if not teachers:
         raise UsageError(f"plot disagree: {run.id} has no teacher among these runs; name a taught run")
-    taught = [_predictions(teacher) for teacher in teachers]
+    outputs = [_predictions(teacher) for teacher in teachers]
     data = load(run.setup.recipe.data)
-    if not all(np.array_equal(labels, theirs) for _, theirs in taught) or data.checksum != run.result.data_checksum:
+    if not all(np.array_equal(labels, theirs) for _, theirs in outputs) or data.checksum != run.result.data_checksum:
         raise UsageError(
             f"plot disagree: {run.id} and its teacher were tested on other images than the files of {data.name} here"
         )
-    teacher = np.mean([np.asarray(theirs, dtype=np.float64) for theirs, _ in taught], axis=0)
+    teacher = np.mean([np.asarray(theirs, dtype=np.float64) for theirs, _ in outputs], axis=0)
     classes = run.result.class_names or data.classes  # an older record has no names
     title = f"{run.id} (S) and {', '.join(record.id for record in teachers)} (T)"
     return pictures.disagreement(data.test.pixels.numpy(), labels, logits, teacher, classes, title=title)
@@ -137,10 +139,10 @@ def _one(asked: Asked, kind: str) -> RunRecord:
 
 
 def _predictions(run: RunRecord) -> tuple[np.ndarray, np.ndarray]:
-    found = run.predictions()
-    if found is None:
+    predictions = run.predictions()
+    if predictions is None:
         raise UsageError(f"{run.id}: has no predictions ({run.problem or 'predictions.npz is missing'})")
-    return found
+    return predictions
 
 
 KINDS: dict[str, Callable[[Asked], Figure]] = {

@@ -102,7 +102,7 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str,
         PARAMETERS.key: f"{row.parameters / 1e6:.3f}",
         TEACHERS.key: joined(row.teachers, row.strategy) or EMPTY,
         OURS.key: accuracy(row.ours, row.group) + marks.of_ours(row),
-        **_compared(row),
+        **_comparison(row),
     }
     if row.printed:
         cells[PRINTED.key] = f"{row.printed.accuracy:.2f}{marks.of_printed(row)}"
@@ -114,7 +114,7 @@ def _lines(row: Row, marks: Marks, control_key: str) -> Iterable[tuple[dict[str,
     if (control := row.control) and control.group:
         ours = accuracy(control.ours, control.group) + SINGLE * (control.ours.n == 1)
         yield {control_key: "control: blind", OURS.key: ours}, control.group
-        yield {control_key: "taught minus control", **_compared(control)}, None
+        yield {control_key: "taught minus control", **_comparison(control)}, None
 
 
 def differences(found: dict[str, tuple[Any, Any]] | None) -> str:
@@ -122,7 +122,7 @@ def differences(found: dict[str, tuple[Any, Any]] | None) -> str:
     return EMPTY if found is None else "\n".join(f"{key}: {a} → {b}" for key, (a, b) in found.items()) or "nothing"
 
 
-def _compared(line: Line) -> dict[str, str]:
+def _comparison(line: Line) -> dict[str, str]:
     """The cells of a comparison, of a row with its baseline or with its control."""
     return {
         DELTA.key: interval(line.delta),
@@ -142,14 +142,14 @@ def _verdict_column(table: Table) -> Column:
 
 def heading(table: Table) -> str:
     name = "" if table.family == "any" else f"Table {table.name}. "
-    made = table.cohort.describe() if table.cohort else "no runs yet"
-    family = "" if table.family == "any" else f" · {table.family}: {made}"
+    description = table.cohort.describe() if table.cohort else "no runs yet"
+    family = "" if table.family == "any" else f" · {table.family}: {description}"
     return f"{name}{table.title}{family}"
 
 
 def cost(table: Table, known: dict[str, Cost]) -> TextTable:
     """Training hours of the rows that have runs."""
-    found = [(row.name, of_group(row.group, known)) for row in table.filled]
+    costs = [(row.name, of_group(row.group, known)) for row in table.filled]
     rows = tuple(
         {
             "run": name,
@@ -158,7 +158,7 @@ def cost(table: Table, known: dict[str, Cost]) -> TextTable:
             "full": _number(cost.full) + ("" if cost.whole else "*"),
             "trainings": f"{cost.trainings:g}",
         }
-        for name, cost in found
+        for name, cost in costs
     )
     general = [
         "Hours of training on one device, without evaluation, mean over seeds. Own: the run with its teachers' "
@@ -166,7 +166,7 @@ def cost(table: Table, known: dict[str, Cost]) -> TextTable:
         "again. Shared: each teacher's hours are divided among the finished runs it taught. Full: all hours of its "
         "teachers, as if this were their only student."
     ]
-    if not all(cost.whole for _, cost in found):
+    if not all(cost.whole for _, cost in costs):
         general.append("* The record of a teacher is missing, and its hours with it.")
     numbers = (Column("own", "Own"), Column("amortised", "Shared"), Column("full", "Full"))
     columns = (RUN, *numbers, Column("trainings", "Trainings"))
@@ -215,7 +215,7 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> TextTable:
     for family, tables in by_family.items():
         protocols = dict.fromkeys(table.cohort.describe() for table in tables if table.cohort)
         remarks.append(f"{family}: {'; '.join(protocols) or 'no runs yet'}.")
-        if verdicts := _counted([row for table in tables for row in table.rows]):
+        if verdicts := _count_verdicts([row for table in tables for row in table.rows]):
             remarks.append(f"Teaching under {family}: {verdicts}.")
     remarks += dict.fromkeys(note for table in every for note in notes.remarks(table))
     columns = (STUDENT, PRINTED, *(Column(family, family) for family in by_family))
@@ -231,14 +231,14 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> TextTable:
     )
 
 
-def _counted(rows: Sequence[Row]) -> str:
+def _count_verdicts(rows: Sequence[Row]) -> str:
     """The number of rows by verdict, and how many of the better rows are also better than their control."""
     counts = {name: sum(row.verdict == name for row in rows) for name in SIGNS}
-    counted = {name: f"{n} {name}" for name, n in counts.items() if n}
+    phrases = {name: f"{n} {name}" for name, n in counts.items() if n}
     controls = [row.control.verdict for row in rows if row.verdict == "better" and row.control and row.control.verdict]
     if controls:
-        counted["better"] += f" ({controls.count('better')} of them better than their control)"
-    return ", ".join(counted.values())
+        phrases["better"] += f" ({controls.count('better')} of them better than their control)"
+    return ", ".join(phrases.values())
 
 
 def _deltas(row: Row) -> str:
