@@ -137,10 +137,10 @@ def front(title: str, found: Sequence[Point], what: str) -> Chart:
     for point in found:
         colour = f"s{methods.index(point.series) % COLOURS}"
         cx, cy, error = x(point.cost), y(point.accuracy), point.error or 0
-        said = f"{point.name}, {point.series}: {point.accuracy:.2f} %" + (f" ± {error:.2f}" if error else "")
+        text = f"{point.name}, {point.series}: {point.accuracy:.2f} %" + (f" ± {error:.2f}" if error else "")
         reach = {"y1": y(point.accuracy - error), "y2": y(point.accuracy + error)}
         parts.append(element("line", x1=cx, x2=cx, **reach, class_=f"whisker {colour}"))
-        tip = f"{said} at {point.cost:.3g}"
+        tip = f"{text} at {point.cost:.3g}"
         parts.append(element("circle", cx=cx, cy=cy, r=4.5, class_=f"dot {colour}", data_tip=tip))
     for point in first_by_name(best):
         place = min(max(x(point.cost), LEFT + 30), WIDTH - RIGHT - 30)
@@ -209,9 +209,9 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Chart:
     parts = []
     for i, j in np.argwhere(counts > 0):
         x, y = left + j * cell, top + i * cell
-        said = f"{classes[i]}, taken for {classes[j]}: {counts[i, j]:,} of {totals[i, 0]:,} ({shares[i, j]:.1%})"
+        tip = f"{classes[i]}, taken for {classes[j]}: {counts[i, j]:,} of {totals[i, 0]:,} ({shares[i, j]:.1%})"
         level = "right" if i == j else f"wrong w{max(1, min(5, round(5 * shares[i, j] / most)))}"
-        parts.append(element("rect", x=x, y=y, width=cell - 1, height=cell - 1, data_tip=said, class_=level))
+        parts.append(element("rect", x=x, y=y, width=cell - 1, height=cell - 1, data_tip=tip, class_=level))
         if names:
             middle = {"x": x + cell / 2 - 0.5, "y": y + cell / 2 + 3.5, "text_anchor": "middle"}
             parts.append(element("text", f"{counts[i, j]}", **middle, class_="count"))
@@ -229,16 +229,16 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Chart:
 
 def reliability(logits: np.ndarray, labels: np.ndarray) -> Chart:
     """Accuracy against confidence in 15 bins; a well calibrated network lies on the diagonal."""
-    found = calibration(logits, labels)
+    bins = calibration(logits, labels)
     x, y = scale(0, 1, LEFT, WIDTH - RIGHT), scale(0, 1, HEIGHT - BOTTOM, TOP)
     parts = [element("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), class_="diagonal")]
-    there = np.flatnonzero(found.count)
-    xs, ys = [x(value) for value in found.confidence[there]], [y(value) for value in found.accuracy[there]]
+    there = np.flatnonzero(bins.count)
+    xs, ys = [x(value) for value in bins.confidence[there]], [y(value) for value in bins.accuracy[there]]
     parts.append(element("polyline", points=points(xs, ys), class_="line s0"))
     for i, at_x, at_y in zip(there, xs, ys, strict=True):
-        said = f"confidence {found.confidence[i]:.0%}, accuracy {found.accuracy[i]:.0%}: {found.count[i]:,} images"
-        size = 2.5 + 6 * float(np.sqrt(found.count[i] / found.count.max()))
-        parts.append(element("circle", cx=at_x, cy=at_y, r=size, class_="dot s0", data_tip=said))
+        tip = f"confidence {bins.confidence[i]:.0%}, accuracy {bins.accuracy[i]:.0%}: {bins.count[i]:,} images"
+        size = 2.5 + 6 * float(np.sqrt(bins.count[i] / bins.count.max()))
+        parts.append(element("circle", cx=at_x, cy=at_y, r=size, class_="dot s0", data_tip=tip))
     marks = ticks(0, 1)
     frame = _frame(x, y, marks, marks, "confidence (largest probability)", "accuracy")
     error = f"Expected calibration error {100 * ece(logits, labels):.2f} points (15 bins)."
@@ -251,10 +251,10 @@ def bars(title: str, values: Sequence[tuple[str, float, str]], note: str = "") -
     row, left = 20, 110
     x = scale(0, 100, left, WIDTH - 50)
     parts = []
-    for i, (name, value, said) in enumerate(values):
+    for i, (name, value, tip) in enumerate(values):
         short = name if len(name) <= 16 else name[:15] + "…"
         parts.append(element("text", short, x=left - 6, y=i * row + 15, text_anchor="end"))
         size = {"x": left, "y": i * row + 4, "width": x(value) - left, "height": row - 6}
-        parts.append(element("rect", **size, class_="bar", data_tip=said))
+        parts.append(element("rect", **size, class_="bar", data_tip=tip))
         parts.append(element("text", f"{value:.1f}", x=x(value) + 5, y=i * row + 15))
     return Chart(title, _svg(title, *parts, height=len(values) * row + 6), note=note)

@@ -50,18 +50,18 @@ def render(asked: Asked, live: bool = False) -> str:
     single = len(asked.shown) == 1 and bool(asked.chosen)
     # A run alone is compared with what lies beside it; a study's tables are of its own runs.
     admitted = admit(asked.records if single else asked.shown)
-    found = tables.judged(tables.every(admitted))
+    judged = tables.judged(tables.every(admitted))
     if asked.looked is not None:
-        found = noted(found, asked.looked)
+        judged = noted(judged, asked.looked)
     known = costs(asked.records)
     contents: dict[str, Any] = {"run": None, "study": None}
     if single:
         [one] = asked.shown
-        rows = [row for table in found for row in tables.only(table, {one.id}).rows]
+        rows = [row for table in judged for row in tables.only(table, {one.id}).rows]
         contents["run"] = run.page(one, rows, known)
         title = f"{contents['run']['title']}, {one.id}"
     else:
-        contents["study"] = study.page(asked.shown, admitted, found, known)
+        contents["study"] = study.page(asked.shown, admitted, judged, known)
         title = f"Study of {len(asked.shown)} run{'s' * (len(asked.shown) != 1)}"
     return _template().render(title=title, live=live, version=__version__, **_assets(live), **contents)
 
@@ -88,10 +88,10 @@ def _file(name: str) -> str:
 def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
-    made = Environment(
+    environment = Environment(
         autoescape=True, finalize=_plain, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return made.from_string(_file("page.html"))
+    return environment.from_string(_file("page.html"))
 
 
 def _plain(value: Any) -> Any:

@@ -38,7 +38,7 @@ def page(run: RunRecord, rows: Sequence[Row], known: dict[str, Cost]) -> dict[st
     predictions = run.predictions() if result and not problems else None
     names, pictures, note = _pictures(result, predictions)
     sentences = [f"This record is not to be trusted: {problem}." for problem in problems]
-    sentences += [f"{sentence.subject(row)}: {said}." for row in rows if (said := sentence.verdict(row))]
+    sentences += [f"{sentence.subject(row)}: {verdict}." for row in rows if (verdict := sentence.verdict(row))]
     teachers = [label(teacher.network) for teacher in setup.teachers] if setup else []
     name = label(setup.student) if setup else run.id
     changed = config_diff(setup.recipe, shipped(setup.family)[0]) if setup else {}
@@ -52,12 +52,10 @@ def page(run: RunRecord, rows: Sequence[Row], known: dict[str, Cost]) -> dict[st
         "hardest_note": note,
         "findings": result.check if result else (),
         "taught": bool(teachers),
-        "changed": [(key, _shown(ours), _shown(theirs)) for key, (ours, theirs) in changed.items()],
-        "recipe": [(key, _shown(value)) for key, value in flat(setup.recipe).items()] if setup else [],
+        "changed": [(key, _text(ours), _text(theirs)) for key, (ours, theirs) in changed.items()],
+        "recipe": [(key, _text(value)) for key, value in flat(setup.recipe).items()] if setup else [],
         "facts": facts.page(run),
-        "environment": [(key, _shown(value)) for key, value in dump(run.environment).items()]
-        if run.environment
-        else [],
+        "environment": [(key, _text(value)) for key, value in dump(run.environment).items()] if run.environment else [],
         "cost": _cost(known[run.id]) if run.id in known else [],
         "progress": None if run.status == "done" else min(1.0, seen["epoch"] / (seen["epochs"] or 1)),
     }
@@ -96,22 +94,22 @@ def _training_charts(run: RunRecord) -> list[Chart]:
         "Learning rate": (_series(rows, {"learning rate": ("lr",)}), "learning rate"),
     }
     return [
-        charts.lines(f"{name} by epoch", found, what, wide=name == "Loss")
-        for name, (found, what) in drawn.items()
-        if found
+        charts.lines(f"{name} by epoch", series, what, wide=name == "Loss")
+        for name, (series, what) in drawn.items()
+        if series
     ]
 
 
 def _series(rows: Sequence[dict[str, Any]], paths: dict[str, tuple[str, ...]]) -> list[Series]:
     """A line for each name, of the value at its path in every epoch; none where an epoch lacks it."""
-    found = []
+    lines = []
     for name, path in paths.items():
         values: list[Any] = list(rows)
         for key in path:
             values = [value.get(key) if isinstance(value, dict) else None for value in values]
         if values and all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-            found.append(Series(name, values))
-    return found
+            lines.append(Series(name, values))
+    return lines
 
 
 def _answers(predictions: Predictions | None, names: Sequence[str]) -> list[Chart]:
@@ -119,15 +117,15 @@ def _answers(predictions: Predictions | None, names: Sequence[str]) -> list[Char
         return []
     logits, labels = predictions
     counts = confusion(logits, labels)
-    found = [charts.confusion(counts, names), charts.reliability(logits, labels)]
+    answer_charts = [charts.confusion(counts, names), charts.reliability(logits, labels)]
     if len(counts) <= charts.MANY_CLASSES:
         shares = [
             (name, 100 * right / total, f"{name}: {right:,} of {total:,} test images")
             for name, right, total in zip(names, counts.diagonal(), counts.sum(axis=1), strict=False)
             if total
         ]
-        found.append(charts.bars("Accuracy by class", shares, "Percent of each class's test images."))
-    return found
+        answer_charts.append(charts.bars("Accuracy by class", shares, "Percent of each class's test images."))
+    return answer_charts
 
 
 def _pictures(
@@ -144,22 +142,22 @@ def _pictures(
     try:
         if not data.is_here(result.data):
             return names, [], f"the images of {result.data} are not on this machine"
-        found = data.load(result.recipe.data)
+        dataset = data.load(result.recipe.data)
     except GhostError as error:
         return names, [], str(error)
-    if found.checksum != result.data_checksum:
+    if dataset.checksum != result.data_checksum:
         return names, [], f"the images of {result.data} here are not those of this run"
-    names = result.class_names or found.classes  # an older record has no names
+    names = result.class_names or dataset.classes  # an older record has no names
     logits, labels = predictions
     probabilities = softmax(logits)
     order = np.argsort(probabilities[np.arange(len(labels)), labels], kind="stable")[:HARDEST]
-    pixels = found.test.pixels[order.tolist()].numpy()
-    shown = []
+    pixels = dataset.test.pixels[order.tolist()].numpy()
+    pictures = []
     for image, i in zip(pixels, order, strict=True):
-        given = int(probabilities[i].argmax())
-        share = float(probabilities[i, given])
-        shown.append({"source": _uri(image), "true": names[labels[i]], "given": names[given], "share": share})
-    return names, shown, ""
+        choice = int(probabilities[i].argmax())
+        share = float(probabilities[i, choice])
+        pictures.append({"source": _uri(image), "true": names[labels[i]], "given": names[choice], "share": share})
+    return names, pictures, ""
 
 
 def _uri(image: np.ndarray) -> str:
@@ -170,11 +168,11 @@ def _uri(image: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _shown(value: object) -> str:
+def _text(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) or "–"
+        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) or "–"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_shown, value)) or "–"
+        return ", ".join(map(_text, value)) or "–"
     if value is None or isinstance(value, bool):
         return {None: "–", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

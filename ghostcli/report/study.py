@@ -32,8 +32,8 @@ def page(
     records: Sequence[RunRecord], admitted: Admitted, shown: Sequence[Table], known: dict[str, Cost]
 ) -> dict[str, Any]:
     """What the template shows. `shown`: the judged tables of these records; `known`: what each finished run cost."""
-    found = cohorts(admitted.runs, admitted.failed)
-    groups = [(cohort, group) for cohort in found for group in cohort.groups]
+    all_cohorts = cohorts(admitted.runs, admitted.failed)
+    groups = [(cohort, group) for cohort in all_cohorts for group in cohort.groups]
     anchors = {run.id: f"group-{i}" for i, (_, group) in enumerate(groups) for run in group.runs}
     filled = [table for table in shown if table.filled]
     tables = [text_table.results(table) for table in filled]
@@ -42,23 +42,23 @@ def page(
         "sentences": _sentences(row for table in filled for row in table.filled),
         "parts": [_part(table, text, anchors) for table, text in zip(filled, tables, strict=True)],
         "general": list(dict.fromkeys(note for text in tables for note in (*text.general, *lacking(text.lacking)))),
-        "fronts": list(_fronts(found, known)),
-        "curves": list(_curves(found)),
+        "fronts": list(_fronts(all_cohorts, known)),
+        "curves": list(_curves(all_cohorts)),
         "groups": [_group(f"group-{i}", cohort, group) for i, (cohort, group) in enumerate(groups)],
-        "unfinished": [_unfinished(run) for run in records if run.status in ("running", "interrupted")],
+        "unfinished": [_progress(run) for run in records if run.status in ("running", "interrupted")],
         "left_out": _left_out(admitted, shown),
     }
 
 
 def _sentences(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
     """(verdict, who, what is said), each comparison once, what was shown first."""
-    found = {
-        (row.group.ids, row.baseline.ids): (row.verdict, sentence.subject(row), said)
+    by_pair = {
+        (row.group.ids, row.baseline.ids): (row.verdict, sentence.subject(row), text)
         for row in rows
-        if (said := sentence.verdict(row))
+        if (text := sentence.verdict(row))
     }
     order = list(sentence.VERDICTS)
-    return sorted(found.values(), key=lambda one: order.index(one[0]))
+    return sorted(by_pair.values(), key=lambda one: order.index(one[0]))
 
 
 def _part(table: Table, text: TextTable, anchors: dict[str, str]) -> dict[str, Any]:
@@ -72,10 +72,10 @@ def _part(table: Table, text: TextTable, anchors: dict[str, str]) -> dict[str, A
     scale = Forest.of([line.delta for row in compared for line in row.lines], table.options.margin, printed)
 
     def drawn(line: Line, name: str, own: float | None = None) -> dict[str, Any]:
-        said = text_table.interval(line.delta)
-        svg = scale.row(line.delta, line.verdict, own, f"{name}: {said}")
+        difference = text_table.interval(line.delta)
+        svg = scale.row(line.delta, line.verdict, own, f"{name}: {difference}")
         anchor = anchors.get(line.group.runs[0].id, "")
-        return {"name": name, "svg": svg, "difference": said, "verdict": line.verdict or "–", "anchor": anchor}
+        return {"name": name, "svg": svg, "difference": difference, "verdict": line.verdict or "–", "anchor": anchor}
 
     for row in compared:
         part["forest"].append(drawn(row, row.name, row.printed.delta if row.printed else None))
@@ -83,9 +83,9 @@ def _part(table: Table, text: TextTable, anchors: dict[str, str]) -> dict[str, A
     return part | {"axis": scale.axis()}
 
 
-def _fronts(found: Sequence[Cohort], known: dict[str, Cost]) -> Iterable[Chart]:
+def _fronts(all_cohorts: Sequence[Cohort], known: dict[str, Cost]) -> Iterable[Chart]:
     """Accuracy against parameters and against hours."""
-    cohort = gather.most_groups(found)
+    cohort = gather.most_groups(all_cohorts)
     if cohort is None:
         return
     about = f"{cohort.families}: {cohort.describe()}"
@@ -95,8 +95,8 @@ def _fronts(found: Sequence[Cohort], known: dict[str, Cost]) -> Iterable[Chart]:
             yield charts.front(f"{name} ({about})", points, gather.AXES[hours])
 
 
-def _curves(found: Sequence[Cohort]) -> Iterable[Chart]:
-    for panel, curves in list(gather.panels(gather.curves(found)).items())[:MOST_PANELS]:
+def _curves(all_cohorts: Sequence[Cohort]) -> Iterable[Chart]:
+    for panel, curves in list(gather.panels(gather.curves(all_cohorts)).items())[:MOST_PANELS]:
         lines = [
             Series(curve.name, curve.mean.tolist(), *(edge.tolist() for edge in curve.range or ()), base=curve.baseline)
             for curve in curves
@@ -127,7 +127,7 @@ def _group(anchor: str, cohort: Cohort, group: RunGroup) -> dict[str, Any]:
     }
 
 
-def _unfinished(run: RunRecord) -> dict[str, Any]:
+def _progress(run: RunRecord) -> dict[str, Any]:
     seen, accuracies, chart = facts.overview(run), gather.accuracies([run]), None
     if accuracies is not None:
         chart = charts.lines(f"{run.id} so far", [Series("test", accuracies[0].tolist())], "test accuracy (%)")
@@ -136,9 +136,9 @@ def _unfinished(run: RunRecord) -> dict[str, Any]:
     return {"id": run.id, "status": run.status, "share": share, "note": note, "chart": chart}
 
 
-def _left_out(admitted: Admitted, shown: Sequence[Table]) -> list[tuple[str, list[str]]]:
+def _left_out(admitted: Admitted, tables: Sequence[Table]) -> list[tuple[str, list[str]]]:
     """Reason -> runs that are in no row, over all tables."""
-    in_rows = placed(shown)
-    outs = (*admitted.left_out, *(out for table in shown for out in table.left_out))
+    in_rows = placed(tables)
+    outs = (*admitted.left_out, *(out for table in tables for out in table.left_out))
     reasons = grouped((out for out in outs if out.run not in in_rows), lambda out: out.reason)
     return [(reason, list(dict.fromkeys(out.run for out in same))) for reason, same in sorted(reasons.items())]

@@ -59,8 +59,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     A narrow range has fewer than three of these, and gets the values of `ticks`.
     """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
-    inside = [value for value in found if low <= value <= high]
+    values = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    inside = [value for value in values if low <= value <= high]
     if len(inside) < 3:
         return ticks(low, high)
     return inside if len(inside) <= 6 else [value for value in inside if math.log10(value) % 1 < 1e-9]
