@@ -69,8 +69,8 @@ class State:
             "optimizer": optimizers.tensors(self.optimizers),
             "best": self.best_tensors,
         }
-        found = {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
-        return found | {"log": self.log}
+        by_name = {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+        return by_name | {"log": self.log}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         self.model.load_state_dict(part_of(tensors, "model"))
@@ -128,8 +128,8 @@ def must_recompute(recipe: Recipe, model: nn.Module, size: int, device: torch.de
     """Whether to run blocks again in the backward pass: the recipe's value, or else if memory is short."""
     if recipe.engine.recompute is not None:
         return recipe.engine.recompute
-    kept = zoo.kept_bytes(model, (3, size, size)) * recipe.train.batch_size
-    return kept > MEMORY_SHARE * free_bytes(device)
+    activation_bytes = zoo.kept_bytes(model, (3, size, size)) * recipe.train.batch_size
+    return activation_bytes > MEMORY_SHARE * free_bytes(device)
 
 
 def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Teacher], seed: int) -> Update:
