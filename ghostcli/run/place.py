@@ -59,8 +59,8 @@ def place(
         raise UsageError(f"--on {printable(on)}: is no place to run. Type local, ray, ray://HOST:PORT or slurm")
     if address and not (address.rpartition(":")[0] and address.rpartition(":")[2].isdecimal()):
         raise UsageError(f"--on {printable(on)}: has no port; type ray://HOST:PORT, as in ray://head:10001")
-    named = {key: value for key, value in (flags or {}).items() if value is not None}
-    for flag in [*(f"--{key}" for key in named), *(["--slurm"] if slurm else []), *(["--detach"] if detach else [])]:
+    sbatch = {key: value for key, value in (flags or {}).items() if value is not None}
+    for flag in [*(f"--{key}" for key in sbatch), *(["--slurm"] if slurm else []), *(["--detach"] if detach else [])]:
         if name != SLURM:
             raise UsageError(f"{flag}: is for --on slurm; add it, or leave {flag} out")
     if gpus and name == LOCAL:
@@ -71,7 +71,7 @@ def place(
     if name == SLURM:
         if gpus != int(gpus):
             raise UsageError(f"--gpus-per-job {gpus:g}: Slurm gives whole GPUs; use --gres shard:N where it has shards")
-        options = configured() | ({"gres": f"gpu:{int(gpus)}"} if gpus else {}) | named
+        options = configured() | ({"gres": f"gpu:{int(gpus)}"} if gpus else {}) | sbatch
         for text in slurm:
             key, equals, value = text.partition("=")
             options[_key(key, f"--slurm {text}")] = value if equals else None
