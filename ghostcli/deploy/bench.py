@@ -128,10 +128,13 @@ def captured(update: Update) -> Update | Captured:
 
 def stepper(run: Update | Captured) -> Callable[[Tensor], Tensor]:
     """What the engine's loop does for one batch of images, to be called under the engine's `arithmetic`."""
+    from ghostcli.engine.capture import Captured
+
+    update = run.update if isinstance(run, Captured) else run
     numbers = itertools.count()
 
     def step(index: Tensor) -> Tensor:
-        run.set_rates(0.01, next(numbers))
+        update.set_rates(0.01, next(numbers))
         return run(index)
 
     return step

@@ -228,13 +228,13 @@ def train(
             epoch = state.epoch
             drawn = balanced(labels, seed, epoch) if recipe.data.balance else order(images, seed, epoch, job.shuffled)
             sequence = drawn.to(device)  # [N]
-            step_once.start_epoch(epoch, views(images, seed, epoch, recipe.augment).to(device))
+            update.start_epoch(epoch, views(images, seed, epoch, recipe.augment).to(device))
             state.teacher_seconds = teacher_logits.seconds
             mark = time.perf_counter()
             for batch in range(state.batch, batches):
                 index = sequence[batch * recipe.train.batch_size : (batch + 1) * recipe.train.batch_size]
                 step = epoch * batches + batch
-                step_once.set_rates(learning_rate(step, total, recipe.optim, extra=ahead * epoch), step)
+                update.set_rates(learning_rate(step, total, recipe.optim, extra=ahead * epoch), step)
                 state.log[batch] = step_once(index)
                 state.batch = batch + 1
                 show.advance()
