@@ -111,7 +111,7 @@ class Ray(Executor):
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.show)
             stack.enter_context(signals.polled())
-            stack.enter_context(self._connection())
+            stack.enter_context(self._connected())
             self._require_room()
             self.seen = spec.mark(self.options.runs)
             self._require_same_everywhere()
@@ -121,7 +121,7 @@ class Ray(Executor):
         return self
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[None]:
+    def _connected(self) -> Iterator[None]:
         address = self.options.place.address or os.environ.get("RAY_ADDRESS")
         _require_answer(address)
         handlers = {number: signal.getsignal(number) for number in signals.STOP}
