@@ -159,7 +159,7 @@ def epochs(setting: Setting, count: int | None, keep: Keep) -> dict[str, Any]:
 
     def ours() -> None:
         number = next(epoch)
-        run.start_epoch(number, views(len(data.train), 0, number, update.recipe.augment).to(device))
+        update.start_epoch(number, views(len(data.train), 0, number, update.recipe.augment).to(device))
         for index in order(len(data.train), 0, number).to(device).split(setting.batch):
             step(index)
 

@@ -54,15 +54,15 @@ class Network:
         if not pictures:
             raise UsageError("net(images): there is no image")
         pixels = np.stack([_pixels(picture, self.opened.about.size) for picture in pictures])
-        found = softmax(answers(self.opened, pixels))
-        return found[0] if one else found
+        probabilities = softmax(answers(self.opened, pixels))
+        return probabilities[0] if one else probabilities
 
     def predict(self, images: Picture | Sequence[Picture]) -> str | list[str]:
         """The likeliest class of each picture; of one picture its name alone."""
-        found = self(images)
-        if found.ndim == 1:
-            return self.classes[int(found.argmax())]
-        return [self.classes[int(i)] for i in found.argmax(axis=1)]
+        probabilities = self(images)
+        if probabilities.ndim == 1:
+            return self.classes[int(probabilities.argmax())]
+        return [self.classes[int(i)] for i in probabilities.argmax(axis=1)]
 
     def __repr__(self) -> str:
         return f"Network({printable(self.name)}: {self.opened.about.model}, {len(self.classes)} classes)"
@@ -166,9 +166,9 @@ def load(model: str, *, pretrained: str | None = None, runs: str | Path = RUNS) 
 
     if pretrained is not None:
         name = trained.PRETRAINED + names.slug(names.canonical(model))
-        found = trained.find(Path(runs), name).result
-        if found.data != pretrained:
-            raise UsageError(f"pretrained={pretrained!r}: {name} was trained on {found.data}; name that")
+        result = trained.find(Path(runs), name).result
+        if result.data != pretrained:
+            raise UsageError(f"pretrained={pretrained!r}: {name} was trained on {result.data}; name that")
         model = name
     folder = Path(model)
     if (folder / "status.json").is_file():
@@ -201,16 +201,16 @@ def train(
 
     names = (teachers,) if isinstance(teachers, str) else tuple(teachers)
     chosen = {**(settings or {}), **({} if start is None else {"model.start": start})}
-    found, folder = load_recipe(recipe, [f"{key}={_typed(key, value)}" for key, value in chosen.items()]), Path(runs)
-    common = (plan.started(found.recipe, folder), found.name)
+    resolved, folder = load_recipe(recipe, [f"{key}={_typed(key, value)}" for key, value in chosen.items()]), Path(runs)
+    common = (plan.started(resolved.recipe, folder), resolved.name)
 
     def job(seed: int) -> plan.Job:
         if not names:
             return plan.plain(student, seed, *common)
         return (plan.ensemble if together else plan.chain)(names, student, seed, *common, folder)
 
-    asked = plan.order(job(seed) for seed in seeds)
-    return [Run(done) for done in launch.carry_out(asked, launch.Options(folder, device, jobs=jobs))]
+    todo = plan.order(job(seed) for seed in seeds)
+    return [Run(done) for done in launch.carry_out(todo, launch.Options(folder, device, jobs=jobs))]
 
 
 def _typed(key: str, value: object) -> str:
@@ -251,12 +251,12 @@ def compare(
     groups = []
     for side in sides:
         ids = {one.id for one in side}
-        found = [group for cohort in cohorts(admitted.runs) for group in cohort.groups if group.ids & ids]
-        if len(found) != 1 or found[0].ids != ids:
+        matches = [group for cohort in cohorts(admitted.runs) for group in cohort.groups if group.ids & ids]
+        if len(matches) != 1 or matches[0].ids != ids:
             raise UsageError(
                 "compare: each side must be runs of one job, which differ in their seeds alone; and no run twice"
             )
-        groups += found
+        groups += matches
     row = against.row(*groups)
     [judged] = judge([row.delta], MARGIN)
     ids = (tuple(one.id for one in group.runs) for group in groups)
@@ -270,7 +270,7 @@ def _records(side: Iterable[Run | str] | Run | str, runs: Path) -> list[RunRecor
 
 def runs(folder: str | Path = RUNS) -> list[Run]:
     """Every run in a folder, by id."""
-    return [Run(found) for found in record.scan(Path(folder))]
+    return [Run(run) for run in record.scan(Path(folder))]
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

@@ -138,11 +138,11 @@ class _Cell:
 
         self.written = time.monotonic()
         html = f'<progress value="{share:.3f}"></progress> <code>{escape(text)}</code>'
-        shown = {"text/html": html, "text/plain": text}
+        content = {"text/html": html, "text/plain": text}
         if self.handle is None:
-            self.handle = display(shown, raw=True, display_id=True)
+            self.handle = display(content, raw=True, display_id=True)
         else:
-            self.handle.update(shown, raw=True)
+            self.handle.update(content, raw=True)
 
 
 class Display:

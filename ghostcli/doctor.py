@@ -67,24 +67,24 @@ def _versions() -> Iterator[Finding]:
     yield _version("python", platform.python_version(), "install a newer Python and ghost into it")
     for package in ("torch", "torchvision"):
         try:
-            found = metadata.version(package)
+            version = metadata.version(package)
             __import__(package)
         except Exception as error:  # a broken binary raises OSError, RuntimeError, AttributeError, ...
             text = str(error).partition("\n")[0]
             yield Finding(package, "FAIL", f"cannot be imported ({text}); pip install --force-reinstall {package}")
         else:
-            yield _version(package, found, f"pip install --upgrade {package}")
+            yield _version(package, version, f"pip install --upgrade {package}")
     try:
         yield Finding("timm", "ok", metadata.version("timm"))
     except metadata.PackageNotFoundError:
         yield Finding("timm", "note", "not installed; only timm/NAME models need it: pip install 'ghostcli[timm]'")
 
 
-def _version(name: str, found: str, mend: str) -> Finding:
-    numbers = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
+def _version(name: str, version: str, mend: str) -> Finding:
+    numbers = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
     if numbers >= OLDEST[name]:
-        return Finding(name, "ok", found)
-    return Finding(name, "FAIL", f"{found} is too old, {'.'.join(map(str, OLDEST[name]))} is needed: {mend}")
+        return Finding(name, "ok", version)
+    return Finding(name, "FAIL", f"{version} is too old, {'.'.join(map(str, OLDEST[name]))} is needed: {mend}")
 
 
 def _device() -> Iterator[Finding]:
@@ -151,7 +151,7 @@ def _disk(runs: Path) -> Iterator[Finding]:
 def _trial(runs: Path) -> Iterator[Finding]:
     """Test the file operations of a run in the run directory, then remove the files."""
     where = printable(runs)
-    made = [folder for folder in (runs, *runs.parents) if not folder.exists()]
+    new_folders = [folder for folder in (runs, *runs.parents) if not folder.exists()]
     folder = runs / f".doctor.{os.getpid()}"
     began = time.perf_counter()
     try:
@@ -161,7 +161,7 @@ def _trial(runs: Path) -> Iterator[Finding]:
         problem = f"cannot be written ({origin(error)}); name another folder with --runs"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        for empty in made:
+        for empty in new_folders:
             if empty.is_dir() and not any(empty.iterdir()):
                 empty.rmdir()
     if problem:
@@ -191,10 +191,12 @@ def _write_and_lock(folder: Path) -> str | None:
 
 
 def _runs(runs: Path) -> Iterator[Finding]:
-    found = record.scan(runs)
-    done = sum(run.status == "done" for run in found)
-    yield Finding("runs", "ok", f"{done} finished in {printable(runs)}" if found else f"none in {printable(runs)} yet")
-    for run in found:
+    records = record.scan(runs)
+    done = sum(run.status == "done" for run in records)
+    yield Finding(
+        "runs", "ok", f"{done} finished in {printable(runs)}" if records else f"none in {printable(runs)} yet"
+    )
+    for run in records:
         if run.status not in ("done", "absent"):
             yield _unfinished(run, runs)
 

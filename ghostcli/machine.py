@@ -20,8 +20,8 @@ def cpuinfo() -> str:
 
 def processor() -> str:
     """The processor's name; "" if unknown."""
-    found = re.search(r"^model name\s*:(.*)", cpuinfo(), re.MULTILINE)
-    return found[1].strip() if found else ""
+    match = re.search(r"^model name\s*:(.*)", cpuinfo(), re.MULTILINE)
+    return match[1].strip() if match else ""
 
 
 def cores() -> int:

@@ -104,8 +104,8 @@ def together(student: str, batch: int, options: Options, count: int, seconds: fl
         for process in processes:
             process.stdin.write("go\n")  # type: ignore[union-attr]
             process.stdin.flush()  # type: ignore[union-attr]
-        said = [process.stdout.readline() for process in processes]  # type: ignore[union-attr]
-        return [float(line) for line in said] if all(said) else None
+        lines = [process.stdout.readline() for process in processes]  # type: ignore[union-attr]
+        return [float(line) for line in lines] if all(lines) else None
     finally:
         for process in processes:
             process.kill()

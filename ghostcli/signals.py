@@ -33,10 +33,10 @@ def _handle(number: int, frame: FrameType | None) -> None:
         return
     _received = signal.Signals(number).name
     if _depth == 0:
-        raise _interrupted()
+        raise _interruption()
 
 
-def _interrupted() -> Interrupted:
+def _interruption() -> Interrupted:
     return Interrupted(f"stopped by {_received}. Finished work is saved, and the same command goes on from there")
 
 
@@ -103,4 +103,4 @@ def received() -> str | None:
 def raise_if_received() -> None:
     """Raise Interrupted if a signal was received."""
     if _received is not None:
-        raise _interrupted()
+        raise _interruption()

@@ -80,11 +80,11 @@ def run(once: step.Update | Captured, first: int, last: int, before: Callable[[i
             if number // update.batches != epoch:
                 epoch = number // update.batches
                 sequence = order(IMAGES, 0, epoch).to(update.device)
-                once.start_epoch(epoch, views(IMAGES, 0, epoch, update.recipe.augment).to(update.device))
+                update.start_epoch(epoch, views(IMAGES, 0, epoch, update.recipe.augment).to(update.device))
             within = number % update.batches
             index = sequence[within * BATCH : (within + 1) * BATCH]
             with before(number) if before else contextlib.nullcontext():
-                once.set_rates(0.01 * (number + 1), number)
+                update.set_rates(0.01 * (number + 1), number)
                 results.append(once(index))
     return torch.stack(results)
 

@@ -23,7 +23,7 @@ from ghostcli.check.sample import Sample, answers, look
 from ghostcli.data import Data
 from ghostcli.distill import losses
 from ghostcli.distill.teacher import Teacher
-from ghostcli.engine import train as loop
+from ghostcli.engine import train
 from ghostcli.plan import Job
 from ghostcli.recipe.models import Recipe
 from ghostcli.records import trained
@@ -89,7 +89,7 @@ def shuffling(job: Job, labels: Tensor) -> Finding:
     count = len(labels)
     if count < 8:
         return ok("unshuffled", f"{count} images are too few to distinguish an order from chance")
-    first, second = (loop.order(count, job.seed, epoch, job.shuffled).cpu() for epoch in (0, 1))
+    first, second = (train.order(count, job.seed, epoch, job.shuffled).cpu() for epoch in (0, 1))
     rho = losses.correlation(first.double(), torch.arange(count, dtype=torch.float64)).item()
     fixed = (first == second).double().mean().item()
     excess, sigma = _label_runs(labels[first])
@@ -223,10 +223,10 @@ def as_recorded(teachers: Sequence[Teacher], data: Data, size: int, device: torc
 
 def _recorded_answers(teacher: Teacher, data: Data, size: int) -> Tensor | None:
     """float32 [n <= size, C] from the teacher's predictions.npz; None if it has other labels."""
-    found = _record(teacher).predictions()
-    if found is None or found[0].shape != (len(found[1]), len(data.classes)):
+    predictions = _record(teacher).predictions()
+    if predictions is None or predictions[0].shape != (len(predictions[1]), len(data.classes)):
         return None
-    logits, labels = found
+    logits, labels = predictions
     n = min(size, len(labels), len(data.test))
     same = n > 0 and np.array_equal(labels[:n], data.test.labels[:n].cpu().numpy())
     return torch.from_numpy(logits[:n].astype(np.float32)) if same else None
@@ -260,11 +260,11 @@ def accuracy(teachers: Sequence[Teacher], seen: Sample, data: Data) -> Finding:
         noise = 100 * math.sqrt(rate * (1 - rate) * (1 / count + 1 / images))
         if there - here > DROP + ACCURACY_SIGMA * noise:
             below.append(every[-1])
-    figure, shown = min(below or every)[0], ", ".join(text for _, text in below or every)
+    figure, listing = min(below or every)[0], ", ".join(text for _, text in below or every)
     if not below:
-        return ok("teacher-accuracy", f"accuracy on the taught view: {shown}", figure)
+        return ok("teacher-accuracy", f"accuracy on the taught view: {listing}", figure)
     message = (
-        f"accuracy on the taught view: {shown}: these images differ from its training images, so it teaches errors; "
+        f"accuracy on the taught view: {listing}: these images differ from its training images, so it teaches errors; "
         "check distill.view, augment and the teacher's normalisation"
     )
     return warn("teacher-accuracy", message, figure)
@@ -352,9 +352,9 @@ def _record(teacher: Teacher) -> RunRecord:
     return trained.at(teacher.run, teacher.id) if shipped else RunRecord(teacher.run, teacher.id)
 
 
-def _names(teachers: Sequence[Teacher], found: Sequence[int]) -> str:
+def _names(teachers: Sequence[Teacher], counts: Sequence[int]) -> str:
     """The names of the teachers for which something was found."""
-    return ", ".join(teacher.name for teacher, any_found in zip(teachers, found, strict=True) if any_found)
+    return ", ".join(teacher.name for teacher, count in zip(teachers, counts, strict=True) if count)
 
 
 def _spec(teacher: Teacher, key: str) -> Any:

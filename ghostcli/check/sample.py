@@ -18,7 +18,7 @@ from ghostcli import signals, zoo
 from ghostcli.data import Data, Images
 from ghostcli.data.batches import Cropper
 from ghostcli.distill.teacher import Teacher, TeacherLogits
-from ghostcli.engine import train as loop
+from ghostcli.engine import train
 from ghostcli.plan import Job
 from ghostcli.zoo import evaluate
 from ghostcli.zoo.teachers import bare
@@ -76,13 +76,13 @@ def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device
     recipe, images = job.recipe, data.train.to(device)
     count, shape = len(images), (3, *images.pixels.shape[1:3])
     size = sample_size(count, sum(_macs(teacher, shape) for teacher in teachers), device)
-    index = loop.order(count, job.seed, 0, job.shuffled)[torch.arange(size) * count // size].to(device)
-    views = loop.views(count, job.seed, 0, recipe.augment).to(device)
+    index = train.order(count, job.seed, 0, job.shuffled)[torch.arange(size) * count // size].to(device)
+    views = train.views(count, job.seed, 0, recipe.augment).to(device)
     cropper = Cropper(images, recipe.augment)
     teacher_logits = TeacherLogits(teachers, recipe, replace(data, train=images), cropper, seed=job.seed)
     teacher_logits.draw(0, views)
     pixels = cropper.crop(index, views[index], job.seed, 0)
-    shown = teacher_logits.shown(index)
+    shown_index = teacher_logits.shown(index)
 
     before = [{name: buffer.clone() for name, buffer in teacher.model.named_buffers()} for teacher in teachers]
     sides: list[set[int]] = [set() for _ in teachers]
@@ -101,10 +101,10 @@ def look(job: Job, data: Data, teachers: Sequence[Teacher], device: torch.device
         any(not torch.equal(buffer, was[name]) for name, buffer in teacher.model.named_buffers())
         for teacher, was in zip(teachers, before, strict=True)
     )
-    seen_by_teachers = Images(cropper.crop(shown, views[shown], job.seed, 0), images.labels[shown])
+    seen_by_teachers = Images(cropper.crop(shown_index, views[shown_index], job.seed, 0), images.labels[shown_index])
     reference = torch.stack([answers(teacher, seen_by_teachers) for teacher in teachers])
     logits = evaluate.compact(torch.cat(parts, 1)).float().cpu()
-    others = ((shown != index) & (images.labels[shown] == images.labels[index])).double().mean().item()
+    others = ((shown_index != index) & (images.labels[shown_index] == images.labels[index])).double().mean().item()
     labels = images.labels[index].cpu()
     return Sample(pixels.cpu(), labels, logits, reference, tuple(map(frozenset, sides)), moved, others)
 

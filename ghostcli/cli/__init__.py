@@ -47,9 +47,9 @@ class Verbs(typer.core.TyperGroup):
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
         word = args[0]
         if word not in self.commands and not word.startswith("-"):
-            shown = [name for name, command in self.commands.items() if not command.hidden]
-            near = [name for name in shown if word and name.startswith(word)]
-            ctx.fail(f"no such command '{word}'{meant(near) if near else nearest(word, shown)}")
+            visible = [name for name, command in self.commands.items() if not command.hidden]
+            near = [name for name in visible if word and name.startswith(word)]
+            ctx.fail(f"no such command '{word}'{meant(near) if near else nearest(word, visible)}")
         return super().resolve_command(ctx, args)
 
 

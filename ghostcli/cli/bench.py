@@ -12,7 +12,7 @@ import typer
 
 from ghostcli.cli import proofs
 from ghostcli.cli.options import Device, Json, Runs
-from ghostcli.deploy import bench as room
+from ghostcli.deploy import bench as deploy_bench
 from ghostcli.deploy.bench import THROUGHPUTS
 from ghostcli.deploy.formats import choose
 from ghostcli.display import Display, table, tell
@@ -71,19 +71,19 @@ def bench(
     if formats is not None:
         _formats(models, formats, runs, timing, rounds, plot, as_markdown, as_json)
         return
-    networks = room.resolve(models, classes, runs)
+    networks = deploy_bench.resolve(models, classes, runs)
     if plot is not None:
         _drawable(plot)
-    rows = [room.count(network) for network in networks]
+    rows = [deploy_bench.count(network) for network in networks]
     if timing:
         from ghostcli.engine.device import pick
 
         where = pick(device)
         with Display() as show:
-            turns = len(networks) * (2 + len(room.FIGURES) * (rounds + 1))
+            turns = len(networks) * (2 + len(deploy_bench.FIGURES) * (rounds + 1))
             show.begin("bench", turns)
-            found = room.measure(networks, batch, where, rounds, lambda note: show.advance(note=note))
-        rows = [row | more for row, more in zip(rows, found, strict=True)]
+            measurements = deploy_bench.measure(networks, batch, where, rounds, lambda note: show.advance(note=note))
+        rows = [row | more for row, more in zip(rows, measurements, strict=True)]
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
     else:
@@ -159,13 +159,13 @@ def _print(rows: list[dict[str, Any]]) -> None:
     titles += ["batch 1\nms", "deployed\nms (p90)", "step\nMiB"]
     typer.echo()
     _tell(titles, [(row["model"], _timings(row)) for row in rows])
-    most = max((found["n"] for row in rows for found in _throughputs(row)), default=0)
+    most = max((spread["n"] for row in rows for spread in _throughputs(row)), default=0)
     typer.echo(
         f"{rows[0]['device']}, batch {rows[0]['batch']}, float32. Medians of {most} rounds, taken in turns, "
         "± half the distance of the quartiles."
     )
     for row in rows:
-        fewest = min((found["n"] for found in _throughputs(row)), default=most)
+        fewest = min((spread["n"] for spread in _throughputs(row)), default=most)
         if fewest < most:
             typer.echo(f"{row['model']}: too slow for all rounds, some figures have {fewest}")
         if row["note"]:
@@ -201,22 +201,22 @@ def _speed(row: dict[str, Any], name: str) -> str:
     return f"{row[name]:,.0f} ±{(spread['high'] - spread['low']) / 2:,.0f}"
 
 
-def _latency(found: dict[str, float] | None, p90: bool = False) -> str:
-    if found is None:
+def _latency(quantiles: dict[str, float] | None, p90: bool = False) -> str:
+    if quantiles is None:
         return "-"
-    return f"{found['median']:.2f}" + (f" ({found['p90']:.2f})" if p90 else "")
+    return f"{quantiles['median']:.2f}" + (f" ({quantiles['p90']:.2f})" if p90 else "")
 
 
 def _plot(rows: list[dict[str, Any]], runs: Path, file: Path) -> None:
     from ghostcli.render.figures import front
 
-    found = room.points(rows, runs)
-    if not found:
+    points = deploy_bench.points(rows, runs)
+    if not points:
         raise UsageError(
             f"--plot: {printable(runs)} has no finished run of {', '.join(printable(row['model']) for row in rows)}; "
             "train one first (ghost train-teacher MODEL)"
         )
-    _save(front(found, "Multiply-accumulates of the deploy form, one image (millions)"), file)
+    _save(front(points, "Multiply-accumulates of the deploy form, one image (millions)"), file)
 
 
 def _save(figure: Any, file: Path) -> None:

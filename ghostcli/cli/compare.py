@@ -48,13 +48,13 @@ def compare(
     if len(chosen) < 2:
         raise UsageError(f"compare {chosen[0]}: name at least two trainings; `ghost runs list` shows yours")
     with uncollected():
-        found = against.table(chosen, admit(record.scan(runs)), Options(margin=margin, runs=runs))
-        [shown] = noted(tables.judged([found]), runs)
+        comparison = against.table(chosen, admit(record.scan(runs)), Options(margin=margin, runs=runs))
+        [table] = noted(tables.judged([comparison]), runs)
     if form == "csv":
-        sys.stdout.write(data.comma_separated([data.objects(shown)]))
+        sys.stdout.write(data.comma_separated([data.objects(table)]))
     elif form == "json":
-        write_json(data.objects(shown))
+        write_json(data.objects(table))
     else:
-        write_text([text_table.results(shown)], form)
+        write_text([text_table.results(table)], form)
     if plot is not None:
-        figures.save(figures.forest([shown]), plot)
+        figures.save(figures.forest([table]), plot)

@@ -39,5 +39,5 @@ def models(incomplete: str) -> list[str]:
     from ghostcli.zoo.names import KNOWN
 
     known = dict.fromkeys([*WIDTHS, *(name for name in KNOWN if ":" not in name)])
-    found = [name for name in (*known, *trained.shipped()) if name.startswith(incomplete)]
-    return found + (runs(incomplete) if incomplete.startswith("run/") else ["run/"] * "run/".startswith(incomplete))
+    names = [name for name in (*known, *trained.shipped()) if name.startswith(incomplete)]
+    return names + (runs(incomplete) if incomplete.startswith("run/") else ["run/"] * "run/".startswith(incomplete))

@@ -84,26 +84,26 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
 
     ghost data inspect folder:photos
     """
-    from ghostcli.data import inspect as room
+    from ghostcli.data import inspect as inspection
 
-    found = room.inspect(_path(folder))
-    command = found.settings and commands.training("gns:1.0", flags=commands.flags_of(found.settings))
+    contents = inspection.inspect(_path(folder))
+    command = contents.settings and commands.training("gns:1.0", flags=commands.flags_of(contents.settings))
     if as_json:
-        data = {key: value for key, value in asdict(found).items() if key != "settings"}
+        data = {key: value for key, value in asdict(contents).items() if key != "settings"}
         typer.echo(json.dumps(data | {"command": command}, indent=1, ensure_ascii=False))
         return
-    view = table("class", *found.counts, numbers=True)
-    for name in dict.fromkeys(name for part in found.counts.values() for name in part):
-        view.add_row(printable(name), *(f"{part.get(name, 0):,}" for part in found.counts.values()))
-    totals = {part: sum(classes.values()) for part, classes in found.counts.items()}
+    view = table("class", *contents.counts, numbers=True)
+    for name in dict.fromkeys(name for part in contents.counts.values() for name in part):
+        view.add_row(printable(name), *(f"{part.get(name, 0):,}" for part in contents.counts.values()))
+    totals = {part: sum(classes.values()) for part, classes in contents.counts.items()}
     view.add_row("all", *(f"{total:,}" for total in totals.values()), style="bold")
     tell(view)
-    if found.sides:
-        typer.echo("shorter sides: {} to {} pixels, median {}".format(*found.sides[::2], found.sides[1]))
-    _list("cannot be read", [f"{file}: {why}" for file, why in found.broken])
-    _list("in both train and test: the accuracy will be too high", [" = ".join(files) for files in found.shared])
-    _list("equal pictures in several classes", [" = ".join(files) for files in found.contradictory])
-    for remark in found.remarks:
+    if contents.sides:
+        typer.echo("shorter sides: {} to {} pixels, median {}".format(*contents.sides[::2], contents.sides[1]))
+    _list("cannot be read", [f"{file}: {why}" for file, why in contents.broken])
+    _list("in both train and test: the accuracy will be too high", [" = ".join(files) for files in contents.shared])
+    _list("equal pictures in several classes", [" = ".join(files) for files in contents.contradictory])
+    for remark in contents.remarks:
         typer.echo(remark)
     if command:
         typer.echo(f"A first training (settings not tested on your images): {command}")
@@ -119,9 +119,9 @@ def split(
     seed: Annotated[int, typer.Option("--seed", min=0, metavar="S", help="Seed of the random choice.")] = 0,
 ) -> None:
     """Copy a folder without a test part to a new one with train/ and test/: stratified, equal pictures in one part."""
-    from ghostcli.data import inspect as room
+    from ghostcli.data import inspect as inspection
 
-    counts = room.split(_path(folder), out, share, seed)
+    counts = inspection.split(_path(folder), out, share, seed)
     typer.echo(f"{printable(out)}: {counts['train']:,} training and {counts['test']:,} test images (seed {seed})")
 
 

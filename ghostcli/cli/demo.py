@@ -59,21 +59,21 @@ def demo(
     options = launch.Options(runs, device, resume, at_a_time, command=words(), place=place)
     teacher = plan.plain(TEACHER, 0, everything.recipe, everything.name)
     ways = students(teacher, few, runs)
-    asked = plan.order([teacher, *(job for jobs in ways.values() for job in jobs)])
+    todo = plan.order([teacher, *(job for jobs in ways.values() for job in jobs)])
     if place.detach:
-        leave(asked, options)
+        leave(todo, options)
         return
-    launch.carry_out(asked, options)
+    launch.carry_out(todo, options)
     from ghostcli.render import figures
 
-    table, rows = compared(asked.jobs, ways, runs)
+    table, rows = compared(todo.jobs, ways, runs)
     forest = figures.save(figures.forest([table]), runs / "forest.png")
-    said = _classified(ways[ONE][0], runs)
+    prediction = _predict_first(ways[ONE][0], runs)
     seconds = time.perf_counter() - began
     if as_json:
-        typer.echo(json.dumps(_object(rows, seconds, forest, said), indent=1))
+        typer.echo(json.dumps(_object(rows, seconds, forest, prediction), indent=1))
     else:
-        _show(rows, few, forest, said, runs)
+        _show(rows, few, forest, prediction, runs)
         from ghostcli.display import console
 
         console.print(f"demo: {seconds:.0f} s", style="dim")
@@ -103,7 +103,7 @@ def compared(jobs: Sequence[Job], ways: Mapping[str, Sequence[Job]], runs: Path)
     return table, {way: of[first.id] for way, (first, *_) in ways.items()}
 
 
-def _classified(job: Job, runs: Path) -> dict[str, Any]:
+def _predict_first(job: Job, runs: Path) -> dict[str, Any]:
     """The first test digit as a file, and what `ghost predict` says of it; a picture of both."""
     import numpy as np
     from PIL import Image
@@ -129,15 +129,15 @@ def _classified(job: Job, runs: Path) -> dict[str, Any]:
     }
 
 
-def _object(rows: Mapping[str, Row], seconds: float, forest: Path, said: Mapping[str, Any]) -> dict[str, Any]:
+def _object(rows: Mapping[str, Row], seconds: float, forest: Path, prediction: Mapping[str, Any]) -> dict[str, Any]:
     from ghostcli.render import data, sentence
 
-    found = [{"way": way} | data.row_object(row) for way, row in rows.items()]
-    shown = {"verdict": sentence.verdict(rows[ONE]), "rows": found, "seconds": round(seconds, 1)}
-    return shown | {"forest": str(forest), "answer": dict(said)}
+    objects = [{"way": way} | data.row_object(row) for way, row in rows.items()]
+    summary = {"verdict": sentence.verdict(rows[ONE]), "rows": objects, "seconds": round(seconds, 1)}
+    return summary | {"forest": str(forest), "answer": dict(prediction)}
 
 
-def _show(rows: Mapping[str, Row], few: Resolved, forest: Path, said: Mapping[str, Any], runs: Path) -> None:
+def _show(rows: Mapping[str, Row], few: Resolved, forest: Path, prediction: Mapping[str, Any], runs: Path) -> None:
     from ghostcli.display import table, tell, wrapped
     from ghostcli.recipe.sets import SETS
     from ghostcli.render import sentence, text_table
@@ -156,14 +156,14 @@ def _show(rows: Mapping[str, Row], few: Resolved, forest: Path, said: Mapping[st
         verdict = (row.verdict or "") + " (1 run)" * bool(row.delta and row.delta.of_two_networks)
         view.add_row(way, text_table.accuracy(row.ours, row.group), against.rstrip(SINGLE), verdict)
     tell(view)
-    best = said["predictions"][0]
+    best = prediction["predictions"][0]
     answer = (
-        f"The taught student says that the digit {said['image']} is a {best['class']} "
-        f"({100 * best['probability']:.0f} %); it is a {said['true']}."
+        f"The taught student says that the digit {prediction['image']} is a {best['class']} "
+        f"({100 * best['probability']:.0f} %); it is a {prediction['true']}."
     )
     typer.echo(f"\n{wrapped(f'Verdict: {sentence.verdict(rows[ONE])}.')}\n\n{wrapped(answer)}\n")
     where = printable(runs)
-    typer.echo(f"pictures  {printable(forest)}, {printable(said['picture'])}")
+    typer.echo(f"pictures  {printable(forest)}, {printable(prediction['picture'])}")
     typer.echo(f"a page    ghost report --runs {where} --open")
-    typer.echo(f"ask it    ghost predict run/{said['run']} {printable(said['image'])} --runs {where}")
+    typer.echo(f"ask it    ghost predict run/{prediction['run']} {printable(prediction['image'])} --runs {where}")
     typer.echo("CIFAR-10  ghost distill resnet18 --student gns:1.0 --recipe smoke --data cifar10")

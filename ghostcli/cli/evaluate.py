@@ -40,17 +40,18 @@ def evaluate(
     from ghostcli.deploy import ask, source
 
     network = source.open_network(model, runs)
-    found, counts = ask.evaluate(network, data)
+    evaluation, counts = ask.evaluate(network, data)
     classes = ask.by_class(network.about.classes, counts)
     if as_json:
         more = {"confusion": counts.tolist(), "classes": network.about.classes} if confusion else {}
         more |= {"by_class": classes, "class_mean": ask.class_mean(classes)} if by_class else {}
-        typer.echo(json.dumps(asdict(found) | more, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(asdict(evaluation) | more, indent=1, ensure_ascii=False))
         return
     typer.echo(
-        f"{printable(found.model)} on {found.data} ({found.images:,} test images, {found.runtime}):\n"
-        f"accuracy {found.accuracy:.2f} % (95 % interval {found.low:.2f} to {found.high:.2f}), "
-        f"negative log-likelihood {found.nll:.4f} nats, calibration error {100 * found.ece:.2f} points"
+        f"{printable(evaluation.model)} on {evaluation.data} "
+        f"({evaluation.images:,} test images, {evaluation.runtime}):\n"
+        f"accuracy {evaluation.accuracy:.2f} % (95 % interval {evaluation.low:.2f} to {evaluation.high:.2f}), "
+        f"negative log-likelihood {evaluation.nll:.4f} nats, calibration error {100 * evaluation.ece:.2f} points"
     )
     if by_class:
         _print_classes(classes)

@@ -50,13 +50,13 @@ def export(
     chosen = trained.find(runs, run)
     files = formats.destinations(chosen.id, out, form, half, int8)
 
-    from ghostcli.deploy import export as room
+    from ghostcli.deploy.export import from_train_form, prepare, prove
 
     with Display() as show:
         show.begin("export", len(files))
-        network = room.prepare(chosen)
+        network = prepare(chosen)
         formats.make_folders(files)
-        rows, errors = room.prove(network, files, timing, say=lambda note: show.advance(0, note=note))
+        rows, errors = prove(network, files, timing, say=lambda note: show.advance(0, note=note))
     if errors and len(files) == 1:
         raise errors[0]
     if as_json:
@@ -66,7 +66,7 @@ def export(
         typer.echo(
             f"{network.about.model}, {rows[0].images:,} test images of {network.data.name}; the run recorded "
             f"{chosen.result.accuracy.selected:.2f} %. Deploy form and train form differ "
-            f"in their logits by {room.from_train_form(network):.2g} at most."
+            f"in their logits by {from_train_form(network):.2g} at most."
         )
         for row in rows:
             if row.file is not None:

@@ -23,10 +23,10 @@ def compare(models: list[str], runs: Path, as_json: bool) -> None:
             rows.append(mlperf.measure(network))
             show.advance(note=network.label)
     rows += mlperf.references()
-    said = mlperf.verdicts(rows)
+    verdicts = mlperf.verdicts(rows)
     if as_json:
-        kept = [{key: held for key, held in asdict(row).items() if key != "right"} for row in rows]
-        typer.echo(json.dumps({"networks": kept, "verdicts": said}, indent=1, ensure_ascii=False))
+        measurements = [{key: value for key, value in asdict(row).items() if key != "right"} for row in rows]
+        typer.echo(json.dumps({"networks": measurements, "verdicts": verdicts}, indent=1, ensure_ascii=False))
         return
     view = table("network", "parameters", "MACs", "200 images [95 %]", "10,000 images [95 %]", "target", numbers=True)
     for row in rows:
@@ -39,5 +39,5 @@ def compare(models: list[str], runs: Path, as_json: bool) -> None:
             "-" if row.target is None else f"{row.target:.0f}",
         )
     tell(view)
-    for sentence in said:
+    for sentence in verdicts:
         typer.echo(sentence)

@@ -185,8 +185,8 @@ class Common(Running):
         flags = [("--data", f"data.name={quoted(self.data)}")] if self.data is not None else []
         flags += [("--epochs", f"train.epochs={self.epochs}")] if self.epochs is not None else []
         flags += [("--from", f"model.start={quoted(self.start)}")] if self.start is not None else []
-        found = load(self.recipe, list(self.overrides), [*flags, *more])
-        return replace(found, recipe=plan.started(found.recipe, self.runs))
+        resolved = load(self.recipe, list(self.overrides), [*flags, *more])
+        return replace(resolved, recipe=plan.started(resolved.recipe, self.runs))
 
     @property
     def seeds(self) -> list[int]:
@@ -211,11 +211,11 @@ def with_common(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add common flags to a verb. `function(..., common: Common)` becomes a command with its own parameters and the
     flags of that dataclass."""
     parameters = list(inspect.signature(function, eval_str=True).parameters.values())
-    [given] = [p for p in parameters if is_dataclass(p.annotation)]
-    own = [p for p in parameters if p is not given]
-    hints = get_type_hints(given.annotation, include_extras=True)
+    [common] = [p for p in parameters if is_dataclass(p.annotation)]
+    own = [p for p in parameters if p is not common]
+    hints = get_type_hints(common.annotation, include_extras=True)
     # The flags of the class itself before those that it inherits, for the help.
-    declared = [field for kind in given.annotation.__mro__[:-1] for field in fields(kind) if field.name in vars(kind)]
+    declared = [field for kind in common.annotation.__mro__[:-1] for field in fields(kind) if field.name in vars(kind)]
     flags = []
     for field in declared:
         default = list(field.default) if isinstance(field.default, tuple) else field.default
@@ -226,7 +226,7 @@ def with_common(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> Any:
         chosen = {flag.name: kwargs.pop(flag.name) for flag in flags}
-        return function(*args, **{given.name: given.annotation(**chosen)}, **kwargs)
+        return function(*args, **{common.name: common.annotation(**chosen)}, **kwargs)
 
     return _as_command(command, [*own, *flags])
 

@@ -39,12 +39,12 @@ def plan_seeds(
         raise UsageError(f"--spread {spread:g}: must be a standard deviation in points, as in --spread 0.5")
     from ghostcli.comparison.power import Spread
 
-    known = [("as typed", (0, 0), Spread(spread, spread))] if spread is not None else _recorded(runs)
+    known = [("as typed", (0, 0), Spread(spread, spread))] if spread is not None else _recorded_spreads(runs)
     rows = [_row(*one, effect, comparisons) for one in known]
     typer.echo(json.dumps(rows, indent=1) if as_json else "\n".join(_lines(rows, effect, comparisons)))
 
 
-def _recorded(folder: Path) -> list[tuple[str, tuple[int, int], Spread]]:
+def _recorded_spreads(folder: Path) -> list[tuple[str, tuple[int, int], Spread]]:
     """(name, runs per side, spread) of all taught groups and their baselines, if both have at least two runs.
 
     UsageError if there are none.
@@ -54,7 +54,7 @@ def _recorded(folder: Path) -> list[tuple[str, tuple[int, int], Spread]]:
     from ghostcli.comparison.power import Spread
     from ghostcli.records import record
 
-    found = []
+    spreads = []
     for cohort in cohorts(admit(record.scan(folder)).runs):
         for ours in cohort.groups:
             baseline = cohort.baselines.get(ours.student) if ours.teachers else None
@@ -70,13 +70,13 @@ def _recorded(folder: Path) -> list[tuple[str, tuple[int, int], Spread]]:
             if delta.paired and min(sd) > 0:
                 pairs = (sd[0] ** 2 + sd[1] ** 2 - delta.units[0] * whole.down[0]) / (2 * sd[0] * sd[1])
             runs = (len(ours.runs), len(baseline.runs))
-            found.append((f"{ours.student} {ours.how}", runs, Spread(*sd, images, pairs)))
-    if not found:
+            spreads.append((f"{ours.student} {ours.how}", runs, Spread(*sd, images, pairs)))
+    if not spreads:
         raise UsageError(
             f"{folder}: no comparison has two runs per side, so no spread is known; train a pilot "
             "(--seed 0 --seed 1 --seed 2) or give a spread, as in --spread 0.5"
         )
-    return found
+    return spreads
 
 
 def _row(name: str, runs: tuple[int, int], spread: Spread, effect: float, comparisons: int) -> dict[str, Any]:

@@ -50,6 +50,6 @@ def predict(
 def _print(rows: list[dict[str, Any]]) -> None:
     view = table("image", *[""] * len(rows[0]["predictions"]))
     for row in rows:
-        said = [f"{100 * each['probability']:5.1f} % {each['class']}" for each in row["predictions"]]
-        view.add_row(printable(row["image"]), *said)
+        cells = [f"{100 * each['probability']:5.1f} % {each['class']}" for each in row["predictions"]]
+        view.add_row(printable(row["image"]), *cells)
     tell(view)

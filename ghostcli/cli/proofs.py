@@ -64,8 +64,8 @@ def tell(rows: Sequence[Proof], markdown: bool = False) -> None:
     for row in rows:
         if row.problem or row.note:
             typer.echo(f"{row.format}: {printable(row.problem or row.note)}")
-    if said := integers(rows):
-        typer.echo(said)
+    if sentence := integers(rows):
+        typer.echo(sentence)
 
 
 def integers(rows: Sequence[Proof]) -> str | None:
@@ -78,8 +78,8 @@ def integers(rows: Sequence[Proof]) -> str | None:
     for name, cost in (("batch 1", _latency), (f"batch {BATCH}", _per_image)):
         sides: list[list[tuple[float, str]]] = [[], []]
         for row in rows:
-            if (found := cost(row)) is not None:
-                sides[row.format.endswith("-int8")].append((found, row.runtime.split()[0]))
+            if (duration := cost(row)) is not None:
+                sides[row.format.endswith("-int8")].append((duration, row.runtime.split()[0]))
         if not all(sides):
             continue
         (plain, where), (whole, runtime) = map(min, sides)
@@ -87,18 +87,18 @@ def integers(rows: Sequence[Proof]) -> str | None:
         slower = slower or whole > plain
     if not parts:
         return None
-    said = f"int8 against the fastest float: {'; '.join(parts)}."
+    sentence = f"int8 against the fastest float: {'; '.join(parts)}."
     if slower:
         from ghostcli.deploy import int8
 
         why = "small layers are bound by the cost of a call, not by arithmetic"
         if int8.narrow():
             why = f"without VNNI instructions 8-bit products are hardly faster than float ones, and {why}"
-        said += (
+        sentence += (
             f" On this CPU integers are no gain everywhere: {why}. A phone or a microcontroller saves six to seven "
             "tenths of the bytes, and gains operations that need no float unit."
         )
-    return said
+    return sentence
 
 
 def _latency(row: Proof) -> float | None:

@@ -61,8 +61,8 @@ def show(
     resolved = load(name, overrides or ())
     recipe, provenance = resolved.recipe, resolved.provenance
     if as_json:
-        found = {"name": resolved.name, "digest": digest(canonical(recipe))}
-        _print_json({**found, "recipe": recipe.model_dump(mode="json"), "provenance": provenance})
+        header = {"name": resolved.name, "digest": digest(canonical(recipe))}
+        _print_json({**header, "recipe": recipe.model_dump(mode="json"), "provenance": provenance})
     else:
         typer.echo(dumps(recipe, provenance), nl=False)
 

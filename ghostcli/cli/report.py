@@ -47,8 +47,8 @@ def report(
     from ghostcli.records.storage import write_bytes
     from ghostcli.report import page
 
-    asked = gather(names or [], runs)
-    if not asked.shown and not live:
+    content = gather(names or [], runs)
+    if not content.shown and not live:
         raise UsageError(f"{printable(runs)}: holds no runs to report; `ghost demo` makes some in minutes")
     if live:
         _serve(names or [], runs, port, show)
@@ -59,7 +59,7 @@ def report(
         raise UsageError(
             f"--out {printable(out)}: there is no folder {printable(out.parent)}; make it, or name another"
         )
-    write_bytes(out, page.render(asked).encode())
+    write_bytes(out, page.render(content).encode())
     typer.echo(printable(out))
     if show and not webbrowser.open(out.resolve().as_uri()):
         typer.echo(f"no browser was found; open {printable(out)} by hand", err=True)
@@ -97,7 +97,7 @@ def _serve(names: Sequence[str], runs: Path, port: int, show: bool) -> None:
 
     def stamp() -> object:
         files = [run.path / name for run in gather(names, runs).records for name in WATCHED]
-        return [(str(file), *_changed(file)) for file in files]
+        return [(str(file), *_stamp(file)) for file in files]
 
     try:
         server = Server(port, stamp, lambda: page.render(gather(names, runs), live=True))
@@ -114,9 +114,9 @@ def _serve(names: Sequence[str], runs: Path, port: int, show: bool) -> None:
             return
 
 
-def _changed(file: Path) -> tuple[int, int]:
+def _stamp(file: Path) -> tuple[int, int]:
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return 0, 0
-    return found.st_mtime_ns, found.st_size
+    return status.st_mtime_ns, status.st_size

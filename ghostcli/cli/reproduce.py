@@ -118,8 +118,8 @@ def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet:
             launch.warn(outcome, len(failed))
         elif seconds:
             about = f", about {hours(left)} left" if left > 1 else ""
-            said = f"{_reached(todo, job, options.runs)} ({count} of {len(todo.plan.jobs)}{about})"
-            console.print(said, markup=False)
+            line = f"{_result_line(todo, job, options.runs)} ({count} of {len(todo.plan.jobs)}{about})"
+            console.print(line, markup=False)
         for jobs in waiting.values():
             jobs.discard(job.id)
         print_full()
@@ -127,7 +127,7 @@ def _run(todo: Study, options: launch.Options, expected: dict[str, Cost], quiet:
     return failed
 
 
-def _reached(todo: Study, job: Job, runs: Path) -> str:
+def _result_line(todo: Study, job: Job, runs: Path) -> str:
     """`Table II, GN-S 1.0x < ResNet-18, seed 0: 91.02 (printed 91.10)`; with the id if the job fills no row."""
     result = record_of(job, runs).result
     ours = f"{result.accuracy.selected:.2f}" if result else "no result"
@@ -197,11 +197,17 @@ def _left_out(todo: Study) -> list[str]:
 
 def _show_plan(todo: Study, expected: dict[str, Cost], options: launch.Options, as_json: bool) -> None:
     """Print the whole plan on stdout."""
-    rows = [_planned(todo, job, expected[job.id], options.runs) for job in todo.plan.jobs]
+    rows = [_plan_row(todo, job, expected[job.id], options.runs) for job in todo.plan.jobs]
     if as_json:
         total = {key: round(sum(row[key] for row in rows), 1) for key in ("seconds", "bytes")}
-        found = {"tables": list(todo.tables), "family": todo.family, "runs": rows, "left_out": _skipped(todo), **total}
-        typer.echo(json.dumps(found, indent=1))
+        document = {
+            "tables": list(todo.tables),
+            "family": todo.family,
+            "runs": rows,
+            "left_out": _skipped_rows(todo),
+            **total,
+        }
+        typer.echo(json.dumps(document, indent=1))
         return
     from rich.console import Console
     from rich.table import Table
@@ -216,7 +222,7 @@ def _show_plan(todo: Study, expected: dict[str, Cost], options: launch.Options, 
         typer.echo(line)
 
 
-def _planned(todo: Study, job: Job, cost: Cost, runs: Path) -> dict[str, Any]:
+def _plan_row(todo: Study, job: Job, cost: Cost, runs: Path) -> dict[str, Any]:
     needs = {"seconds": round(cost.seconds, 1), "bytes": cost.bytes, "basis": cost.basis}
     return planned(job, runs) | {"tables": list(todo.needed_by[job.id])} | needs
 
@@ -232,8 +238,8 @@ def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
     admitted = admit(record for record in records if record.status != "absent")
     options = Options(runs=runs)
     if _printed_data(todo):
-        shown = tables.built(todo.tables, admitted, todo.family, options)
-        return noted(tables.judged(shown), runs)
+        paper_tables = tables.built(todo.tables, admitted, todo.family, options)
+        return noted(tables.judged(paper_tables), runs)
     besides = tables.also_run(admitted, [], options, (todo.family,))  # runs on other data fill no printed row
     return noted(tables.judged([besides] if besides else []), runs)
 
@@ -247,18 +253,18 @@ def _print_table(todo: Study, name: str, runs: Path) -> None:
     from ghostcli.render import formats, text_table
 
     colour = sys.stdout.isatty()
-    shown = [text_table.results(table) for table in _tables(todo, runs) if name in ("", table.name)]
-    sys.stdout.write(formats.text(shown, colour=colour) + "\n")
+    texts = [text_table.results(table) for table in _tables(todo, runs) if name in ("", table.name)]
+    sys.stdout.write(formats.text(texts, colour=colour) + "\n")
     sys.stdout.flush()
 
 
 def _result(todo: Study, runs: Path) -> dict[str, Any]:
     from ghostcli.render.data import objects
 
-    found = [objects(table) for table in _tables(todo, runs)]
+    tables = [objects(table) for table in _tables(todo, runs)]
     done = [job.id for job in todo.plan.jobs if is_done(job, runs)]
-    return {"family": todo.family, "tables": found, "runs": done, "left_out": _skipped(todo)}
+    return {"family": todo.family, "tables": tables, "runs": done, "left_out": _skipped_rows(todo)}
 
 
-def _skipped(todo: Study) -> list[dict[str, Any]]:
+def _skipped_rows(todo: Study) -> list[dict[str, Any]]:
     return [{"table": row.table, "student": row.student, "teachers": list(row.teachers)} for row in todo.skipped]

@@ -44,15 +44,15 @@ def list_runs(runs: Runs = Path("runs"), as_json: Json = False) -> None:
 
 def with_queue(rows: list[dict[str, Any]], runs: Path) -> list[dict[str, Any]]:
     """The rows, and what Slurm says of runs that were submitted and are not done."""
-    told = queue.told(runs)
-    if not told:
+    states = queue.told(runs)
+    if not states:
         return rows
-    found = {row["run"]: row for row in rows}
-    for run, (status, phrase) in told.items():
-        row = found.setdefault(run, queue.planned(runs, run))
+    by_run = {row["run"]: row for row in rows}
+    for run, (status, phrase) in states.items():
+        row = by_run.setdefault(run, queue.planned(runs, run))
         if row["status"] not in ("running", "done"):
             row |= {"status": status, "problem": phrase}
-    return [found[run] for run in sorted(found)]
+    return [by_run[run] for run in sorted(by_run)]
 
 
 def scanned(runs: Path) -> list[RunRecord]:
@@ -101,8 +101,8 @@ def show(run: Id, runs: Runs = Path("runs"), as_json: Json = False) -> None:
     chosen = record.find(runs, run)
     if as_json:
         parts = {"result": chosen.result, "recipe": chosen.setup, "env": chosen.environment}
-        found = {name: dump(part) if part else None for name, part in parts.items()}
-        typer.echo(json.dumps(overview(chosen) | found, indent=1))
+        contents = {name: dump(part) if part else None for name, part in parts.items()}
+        typer.echo(json.dumps(overview(chosen) | contents, indent=1))
         return
     from rich.console import Console
     from rich.table import Table

@@ -97,10 +97,10 @@ def table(
     options = Options("best" if paper_metric else "selected", margin, allow_mixed, equal_budget, runs)
     with uncollected():
         records = record.scan(runs)
-        shown = noted(judged(_tables(which, admit(records), family, options)), runs)
-        _print(which, shown, records, form, cost, more)
+        tables = noted(judged(_tables(which, admit(records), family, options)), runs)
+        _print(which, tables, records, form, cost, more)
     if plot is not None:
-        _plot(which, shown, plot)
+        _plot(which, tables, plot)
 
 
 def checked(form: str, as_json: bool, margin: float, plot: Path | None) -> str:
@@ -131,45 +131,45 @@ def _tables(which: str | None, admitted: Admitted, family: str | None, options: 
     if which == "main":
         printed = [t.name for t in paper().tables]
         return [t for f in MAIN for t in tables.built(printed, admitted, f, options)]
-    found = tables.every(admitted, family, options)
+    candidates = tables.every(admitted, family, options)
     wanted = {"also": tables.ALSO}.get(which, which)
-    return [table for table in found if wanted in (None, "all", table.name)]
+    return [table for table in candidates if wanted in (None, "all", table.name)]
 
 
-def _with_runs(shown: Sequence[Table]) -> tuple[list[Table], tuple[str, ...]]:
+def _with_runs(tables: Sequence[Table]) -> tuple[list[Table], tuple[str, ...]]:
     """The tables that runs fill, then those where runs were left out, and a note on the others. Without runs: all."""
-    kept = sorted((t for t in shown if t.filled or t.left_out), key=lambda t: not t.filled) or list(shown)
-    empty = [name for name in dict.fromkeys(t.name for t in shown) if name not in {t.name for t in kept}]
-    command = commands.line("table", "all", runs=shown[0].options.runs)
-    return kept, (f"No runs yet: tables {', '.join(empty)}. `{command}` prints them too.",) if empty else ()
+    chosen = sorted((t for t in tables if t.filled or t.left_out), key=lambda t: not t.filled) or list(tables)
+    empty = [name for name in dict.fromkeys(t.name for t in tables) if name not in {t.name for t in chosen}]
+    command = commands.line("table", "all", runs=tables[0].options.runs)
+    return chosen, (f"No runs yet: tables {', '.join(empty)}. `{command}` prints them too.",) if empty else ()
 
 
 def _print(
-    which: str | None, shown: Sequence[Table], records: Sequence[RunRecord], form: str, cost: bool, more: bool
+    which: str | None, tables: Sequence[Table], records: Sequence[RunRecord], form: str, cost: bool, more: bool
 ) -> None:
     from ghostcli.comparison.cost import costs
     from ghostcli.render import data, text_table
 
     known = costs(records) if cost else None
-    columns = {f: [t for t in shown if t.family == f] for f in MAIN}
+    columns = {f: [t for t in tables if t.family == f] for f in MAIN}
     if form == "csv":
-        sys.stdout.write(data.comma_separated([data.objects(t, known, more) for t in shown]))
+        sys.stdout.write(data.comma_separated([data.objects(t, known, more) for t in tables]))
         return
     if form == "json":
-        found = [data.side_by_side(columns)] if which == "main" else [data.objects(t, known, more) for t in shown]
-        value = found[0] if len(found) == 1 and which not in (None, "all") else found
+        objects = [data.side_by_side(columns)] if which == "main" else [data.objects(t, known, more) for t in tables]
+        value = objects[0] if len(objects) == 1 and which not in (None, "all") else objects
         write_json(value)
         return
-    shown, note = _with_runs(shown) if which is None else (shown, ())
-    made = [text_table.side_by_side(columns)] if which == "main" else [text_table.results(t) for t in shown]
+    tables, note = _with_runs(tables) if which is None else (tables, ())
+    texts = [text_table.side_by_side(columns)] if which == "main" else [text_table.results(t) for t in tables]
     if known is not None:
-        made += [text_table.cost(t, known) for t in shown if t.filled]
+        texts += [text_table.cost(t, known) for t in tables if t.filled]
     if more:
-        made += [text_table.calibration(t) for t in shown if t.filled]
-    if not made:
+        texts += [text_table.calibration(t) for t in tables if t.filled]
+    if not texts:
         raise UsageError("table 'also': every run fills a row of the paper; `ghost table` prints these rows")
-    made[-1] = replace(made[-1], general=made[-1].general + note)
-    write_text(made, form)
+    texts[-1] = replace(texts[-1], general=texts[-1].general + note)
+    write_text(texts, form)
 
 
 def write_json(value: object) -> None:
@@ -188,8 +188,8 @@ def write_text(made: Sequence[TextTable], form: str) -> None:
         sys.stdout.write({"markdown": formats.markdown, "latex": formats.latex}[form](made))
 
 
-def _plot(which: str | None, shown: Sequence[Table], file: Path) -> None:
+def _plot(which: str | None, tables: Sequence[Table], file: Path) -> None:
     from ghostcli.render import figures
 
-    drawn = figures.width(shown) if which == "I" else figures.forest(shown)
+    drawn = figures.width(tables) if which == "I" else figures.forest(tables)
     figures.save(drawn, file)

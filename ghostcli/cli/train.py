@@ -107,8 +107,8 @@ def train_teacher(ctx: typer.Context, model: Model, common: Common) -> None:
 
     ghost train-teacher resnet50        ghost train-teacher gns:1.0 --seed 0 --seed 1 --seed 2
     """
-    found = common.resolve()
-    act(ctx, common, lambda seed: plan.plain(model, seed, found.recipe, found.name))
+    resolved = common.resolve()
+    act(ctx, common, lambda seed: plan.plain(model, seed, resolved.recipe, resolved.name))
 
 
 @with_common
@@ -193,12 +193,12 @@ def teach(
     *flags: tuple[str, str],
 ) -> None:
     """Act on one job per seed, planned by `build` (`plan.chain` or `plan.ensemble`). `flags`: those of the verb."""
-    found = common.resolve(*flags)
+    resolved = common.resolve(*flags)
     common.require_divided(teachers)
 
     def job_of(seed: int) -> Job:
-        recipe = plan.teacher_of(found.recipe, seed, common.teacher_seeds)
-        return build(tuple(teachers), student, seed, recipe, found.name, common.runs)
+        recipe = plan.teacher_of(resolved.recipe, seed, common.teacher_seeds)
+        return build(tuple(teachers), student, seed, recipe, resolved.name, common.runs)
 
     act(ctx, common, job_of)
 
@@ -267,22 +267,22 @@ def told(job: Job, runs: Path) -> dict[str, Any]:
     """The --json value of a run. Of one that is not done: the reason, and no accuracy."""
     run = record_of(job, runs)
     result, absent = run.result, run.status == "absent"
-    made = result or job
+    facts = result or job
     error = ("its teacher is not done" if job.taught else None) if absent else run.problem
     accuracy = result and {key: getattr(result.accuracy, key) for key in ("last", "best", "selected")}
     return {
         "run": job.id,
         "status": "not started" if absent else run.status,
         **({} if result else {"error": error}),
-        "student": made.student,
-        "strategy": made.strategy,
-        "teachers": list(made.path),
-        "data": made.data,
-        "seed": made.seed,
+        "student": facts.student,
+        "strategy": facts.strategy,
+        "teachers": list(facts.path),
+        "data": facts.data,
+        "seed": facts.seed,
         "epochs": result.epochs if result else job.recipe.train.last_epoch,
         "accuracy": accuracy,
         "seconds": result.seconds if result else None,
-        "recipe": made.recipe_name,
+        "recipe": facts.recipe_name,
         **({"check": [finding.model_dump() for finding in result.check]} if result else {}),
     }
 

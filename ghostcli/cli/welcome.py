@@ -22,26 +22,26 @@ NEW = (
 def welcome() -> None:
     """Print the next commands for this folder."""
     typer.echo("ghost trains small networks that recognise images, and measures whether a large one can teach them.\n")
-    found = {place: runs for place in PLACES if (runs := record.scan(place))}
-    for place, runs in found.items():
-        typer.echo(f"{printable(place)}: {_counted(runs)}")
-    if found:
-        _commands(_next(found))
+    runs_by_place = {place: runs for place in PLACES if (runs := record.scan(place))}
+    for place, runs in runs_by_place.items():
+        typer.echo(f"{printable(place)}: {_count_states(runs)}")
+    if runs_by_place:
+        _commands(_next(runs_by_place))
     else:
         typer.echo("No runs are here yet. Begin with one of these:\n")
         _commands(NEW)
     typer.echo("\nghost --help lists every command. ghost COMMAND -h says what it takes.")
 
 
-def _counted(runs: list[RunRecord]) -> str:
+def _count_states(runs: list[RunRecord]) -> str:
     states = [run.status for run in runs]
     counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))]
     return f"{len(runs)} run{'s' * (len(runs) != 1)} ({', '.join(counts)})"
 
 
-def _next(found: dict[Path, list[RunRecord]]) -> list[tuple[str, str]]:
+def _next(runs_by_place: dict[Path, list[RunRecord]]) -> list[tuple[str, str]]:
     """Commands for the folder with runs. The first place counts."""
-    place, runs = next(iter(found.items()))
+    place, runs = next(iter(runs_by_place.items()))
     where = "" if place == PLACES[0] else f" --runs {printable(place)}"
     rows = [
         (f"ghost report{where} --open", "a page with every curve, table and verdict"),

@@ -37,13 +37,13 @@ def balanced(labels: torch.Tensor, seed: int, epoch: int) -> torch.Tensor:
     turn, beginning with another class each epoch.
     """
     n, classes = len(labels), labels.unique()
-    found = []
+    parts = []
     for place, label in enumerate(classes):
         share = n // len(classes) + ((place + epoch) % len(classes) < n % len(classes))
         members, rng = (labels == label).nonzero().flatten(), generator(seed, f"balance {int(label)}", epoch)
         rounds = [members[torch.randperm(len(members), generator=rng)] for _ in range(-(-share // len(members)))]
-        found.append(torch.cat(rounds or [members[:0]])[:share])
-    drawn = torch.cat(found)
+        parts.append(torch.cat(rounds or [members[:0]])[:share])
+    drawn = torch.cat(parts)
     return drawn[order(n, seed, epoch)]
 
 
@@ -54,12 +54,12 @@ def views(n: int, seed: int, epoch: int, augment: AugmentSection) -> torch.Tenso
     flip is 1. Each further augmentation in `VARIANTS` adds one digit to this number.
     """
     size = augment.count("pad")
-    found = torch.randint(size, (n,), generator=generator(seed, "crop", epoch))
+    numbers = torch.randint(size, (n,), generator=generator(seed, "crop", epoch))
     for key, (draw, _) in VARIANTS.items():
         if (count := augment.count(key)) > 1:
-            found = found + size * draw(n, seed, epoch, getattr(augment, key))
+            numbers = numbers + size * draw(n, seed, epoch, getattr(augment, key))
             size *= count
-    return found
+    return numbers
 
 
 def draw_flips(n: int, seed: int, epoch: int, how: str) -> torch.Tensor:
@@ -90,7 +90,7 @@ class Cropper:
     def __init__(self, images: Images, augment: AugmentSection) -> None:
         self.augment = augment
         self.count, self.height, self.width, _ = images.pixels.shape
-        padded = _padded(images.pixels, augment)
+        padded = _pad(images.pixels, augment)
         row = padded.stride(1)
         offsets = 2 * augment.pad + 1
         # All crops of all images as a view: windows[i, dy, dx] is the crop of image i at (dy, dx). Each row of a crop
@@ -133,13 +133,13 @@ class Cropper:
 def normalise(pixels: torch.Tensor, mean: Triple, std: Triple, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """uint8 [B, H, W, 3] to `dtype` [B, 3, H, W] in channels_last: (pixels / 255 - mean) / std in float32."""
     b, h, w, _ = pixels.shape
-    tiled_mean, tiled_std = _tiled(tuple(mean), tuple(std), h * w, pixels.device)
+    tiled_mean, tiled_std = _tile(tuple(mean), tuple(std), h * w, pixels.device)
     flat = torch.div(pixels.reshape(b, h * w * 3), 255).sub_(tiled_mean).div_(tiled_std)
     return flat.view(b, h, w, 3).permute(0, 3, 1, 2).to(dtype)
 
 
 @lru_cache(maxsize=32)
-def _tiled(mean: Triple, std: Triple, repeats: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _tile(mean: Triple, std: Triple, repeats: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The channel constants, repeated for every pixel of an image, kept on the device.
 
     An inner dimension of 3 is not vectorised; the long one is 7 times as fast on a CPU.
@@ -147,21 +147,21 @@ def _tiled(mean: Triple, std: Triple, repeats: int, device: torch.device) -> tup
     return torch.tensor(mean, device=device).repeat(repeats), torch.tensor(std, device=device).repeat(repeats)
 
 
-def _padded(pixels: torch.Tensor, augment: AugmentSection) -> torch.Tensor:
+def _pad(pixels: torch.Tensor, augment: AugmentSection) -> torch.Tensor:
     """uint8 [N, H, W, 3] to [N, H + 2p, W + 2p, 3]. Zero is black before normalisation."""
     n, h, w, c = pixels.shape
     p = augment.pad
     if augment.fill == "reflect":
         if p >= min(h, w):
             raise UsageError(f"augment.pad = {p}: an image of {h} x {w} reflects at most {min(h, w) - 1} pixels")
-        rows, columns = (_reflected(side, p).to(pixels.device) for side in (h, w))
+        rows, columns = (_reflection(side, p).to(pixels.device) for side in (h, w))
         return pixels[:, rows[:, None], columns]
     padded = pixels.new_zeros((n, h + 2 * p, w + 2 * p, c))
     padded[:, p : p + h, p : p + w] = pixels
     return padded
 
 
-def _reflected(side: int, pad: int) -> torch.Tensor:
+def _reflection(side: int, pad: int) -> torch.Tensor:
     """Source index of each pixel of a side padded by reflection at its border pixels: int64 [side + 2 pad]."""
     place = torch.arange(-pad, side + pad).abs()
     return torch.where(place < side, place, 2 * (side - 1) - place)

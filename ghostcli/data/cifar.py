@@ -82,17 +82,17 @@ def checks(name: str, root: Path) -> list[tuple[str, str | None]]:
 def fetch(name: str, root: Path) -> None:
     """Write every missing or wrong file of the set. A damaged archive is downloaded again."""
     source = Archive(name, root)
-    with _owned(source):
+    with _lock(source):
         wrong = [file for file in source.files if _problem(source, file)]
         if not wrong:
             return
-        kept = source.packed.exists()
+        had_archive = source.packed.exists()
         try:
-            if not kept or problem_of_archive(name, root):
+            if not had_archive or problem_of_archive(name, root):
                 _download(source)
             _unpack(source, wrong)
         except OSError:
-            if not kept:
+            if not had_archive:
                 source.packed.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # the folder may hold good files
                 source.folder.rmdir()
@@ -118,10 +118,10 @@ def problem_of_archive(name: str, root: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _owned(source: Archive) -> Iterator[None]:
+def _lock(source: Archive) -> Iterator[None]:
     """Lock the set for one process. A folder created only for the lock is removed again."""
     root = source.root
-    made = not os.path.exists(root)
+    is_new = not os.path.exists(root)
     lock = root / f".{source.name}.lock"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ def _owned(source: Archive) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             lock.unlink(missing_ok=True)
-        if made:
+        if is_new:
             with contextlib.suppress(OSError):  # the folder may hold the download
                 root.rmdir()
 
@@ -228,9 +228,9 @@ def _read_names(source: Archive) -> tuple[str, ...]:
 def _read_images(source: Archive, files: dict[str, str]) -> Images:
     planes, labels = [], []
     for file in files:
-        held = _unpickle(source, file)
-        planes.append(held["data"].reshape(-1, 3, 32, 32))
-        labels += held[source.labels_key]
+        content = _unpickle(source, file)
+        planes.append(content["data"].reshape(-1, 3, 32, 32))
+        labels += content[source.labels_key]
     pixels, end = np.empty((len(labels), 32, 32, 3), np.uint8), len(labels)
     while planes:  # each is let go when it is copied
         part = planes.pop()

@@ -40,11 +40,11 @@ def list_images(folder: Path) -> tuple[dict[str, list[Path]], dict[str, list[Pat
         if names:
             raise UsageError(
                 f"folder:{printable(folder)}: train/ and {held_out}/ must hold the same classes; "
-                f"only {part}/ holds {_listed(sorted(names))}"
+                f"only {part}/ holds {_name_list(sorted(names))}"
             )
     if len(train) == 1:
         raise UsageError(
-            f"{printable(folder / 'train')}: only one class, {_listed(list(train))}; a classifier needs two or more"
+            f"{printable(folder / 'train')}: only one class, {_name_list(list(train))}; a classifier needs two or more"
         )
     return train, test
 
@@ -55,10 +55,10 @@ def _require_images(part: Path, classes: dict[str, list[Path]]) -> None:
             f"{printable(part)}: holds no images; it needs one folder per class, with {', '.join(sorted(SUFFIXES))}"
         )
     if empty := [name for name, files in classes.items() if not files]:
-        raise UsageError(f"{printable(part)}: no images in {_listed(empty)}: add some or remove the folder")
+        raise UsageError(f"{printable(part)}: no images in {_name_list(empty)}: add some or remove the folder")
 
 
-def _listed(names: list[str]) -> str:
+def _name_list(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(f"'{printable(name)}'" for name in names[:3]) + more
 

@@ -61,7 +61,7 @@ class _Picture:
 
 def inspect(folder: Path) -> Found:
     """Inspect all images of a folder. UsageError if it has no images in class folders."""
-    files, faults = _listed(folder)
+    files, faults = _list_pictures(folder)
     if not files and not faults:
         raise UsageError(
             f"{_nothing(folder)}; it needs train/CLASS/ and test/CLASS/, or CLASS/ alone, with "
@@ -75,7 +75,7 @@ def inspect(folder: Path) -> Found:
         counts.setdefault(picture.part, {}).setdefault(picture.label, 0)
         counts[picture.part][picture.label] += picture.problem is None
     sides = sorted(picture.side for picture in good)
-    broken = _broken(seen, faults)
+    broken = _unreadable(seen, faults)
     return Found(
         printable(folder),
         counts,
@@ -88,7 +88,7 @@ def inspect(folder: Path) -> Found:
     )
 
 
-def _listed(folder: Path) -> tuple[list[_Picture], dict[Path, str]]:
+def _list_pictures(folder: Path) -> tuple[list[_Picture], dict[Path, str]]:
     """(all images, the faults of `tree`). Without parts all are `train`."""
     parts, faults = tree(folder)
     names = {"": "train", "val": "test"}
@@ -101,7 +101,7 @@ def _listed(folder: Path) -> tuple[list[_Picture], dict[Path, str]]:
     return pictures, faults
 
 
-def _broken(seen: Sequence[_Picture], faults: dict[Path, str]) -> tuple[tuple[str, str], ...]:
+def _unreadable(seen: Sequence[_Picture], faults: dict[Path, str]) -> tuple[tuple[str, str], ...]:
     """(file, reason) of what a training cannot read."""
     unread = {picture.file: picture.problem for picture in seen if picture.problem is not None}
     return tuple((printable(file), why) for file, why in {**unread, **faults}.items())
@@ -122,8 +122,8 @@ def _equal(pictures: Sequence[_Picture], apart: Callable[[_Picture], str]) -> tu
     groups: dict[str, list[_Picture]] = defaultdict(list)
     for picture in pictures:
         groups[picture.checksum].append(picture)
-    found = (group for group in groups.values() if len({apart(picture) for picture in group}) > 1)
-    return tuple(tuple(printable(picture.file) for picture in group) for group in found)
+    mixed = (group for group in groups.values() if len({apart(picture) for picture in group}) > 1)
+    return tuple(tuple(printable(picture.file) for picture in group) for group in mixed)
 
 
 def _remarks(counts: dict[str, dict[str, int]], broken: int) -> Iterator[str]:
@@ -184,7 +184,7 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
     """
     if out.exists():
         raise UsageError(f"{printable(out)}: already exists; name a new folder")
-    files, faults = _listed(folder)
+    files, faults = _list_pictures(folder)
     if any(picture.part == "test" for picture in files):
         raise UsageError(f"folder:{printable(folder)}: already has a test part")
     if not files and not faults:
@@ -215,7 +215,7 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
 
 def _require_sound(seen: Sequence[_Picture], faults: dict[Path, str]) -> None:
     """UsageError if a file cannot be read, or if equal pictures lie in two classes: they could come to both parts."""
-    if broken := [f"{file} ({why})" for file, why in _broken(seen, faults)]:
+    if broken := [f"{file} ({why})" for file, why in _unreadable(seen, faults)]:
         raise UsageError(f"{', '.join(broken)}: cannot be read; repair or remove {'them' if broken[1:] else 'it'}")
     if doubtful := _equal(seen, lambda picture: picture.label):
         first, other = doubtful[0][0], doubtful[0][-1]

@@ -73,11 +73,11 @@ def tree(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], dict[Path, str
     parts = [name for name in ("train", "test", "val") if os.path.isdir(folder / name)]
     if "test" in parts and "val" in parts:
         parts.remove("val")
-    found = {
+    files = {
         part: {label.name: images(label) for label in below(folder / part) if os.path.isdir(label)}
         for part in parts or [""]
     }
-    return found, faults
+    return files, faults
 
 
 @contextmanager

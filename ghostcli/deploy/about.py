@@ -57,8 +57,8 @@ def encode(about: About) -> str:
 def decode(text: str | bytes, file: str) -> About:
     """UsageError naming the file where the text is no such description."""
     try:
-        held = json.loads(text)
-        about = About(**{**held, "classes": tuple(map(str, held["classes"])), "size": int(held["size"])})
+        content = json.loads(text)
+        about = About(**{**content, "classes": tuple(map(str, content["classes"])), "size": int(content["size"])})
         if not about.classes or not 8 <= about.size <= 4096:
             raise ValueError("no classes, or a size out of range")
         return about

@@ -27,11 +27,11 @@ STDIN = "-"
 
 def list_pictures(asked: Sequence[str]) -> list[str]:
     """The files that arguments name: a folder stands for every picture below it, sorted by name; `-` for itself."""
-    found: list[str] = []
+    files: list[str] = []
     for name in asked:
         path = Path(name)
         if name == STDIN or not path.is_dir():
-            found.append(name)
+            files.append(name)
             continue
         below = [
             file
@@ -42,10 +42,10 @@ def list_pictures(asked: Sequence[str]) -> list[str]:
         ]
         if not below:
             raise UsageError(f"{printable(name)}: the folder holds no images ({', '.join(sorted(SUFFIXES))})")
-        found += map(str, sorted(below))
-    if found.count(STDIN) > 1:
+        files += map(str, sorted(below))
+    if files.count(STDIN) > 1:
         raise UsageError("-: standard input holds one picture; name it once")
-    return found
+    return files
 
 
 def predict(network: Network, files: Sequence[str], top: int) -> list[dict[str, Any]]:
@@ -59,13 +59,13 @@ def predict(network: Network, files: Sequence[str], top: int) -> list[dict[str, 
         for begin in range(0, len(files), BATCH):
             part = files[begin : begin + BATCH]
             read = list(pool.map(lambda name: _read(name, size), part))
-            pixels = [found for found in read if isinstance(found, np.ndarray)]
-            said = iter(calibration.softmax(answers(network, np.stack(pixels))) if pixels else ())
-            for name, found in zip(part, read, strict=True):
-                if isinstance(found, str):
-                    rows.append({"image": name, "predictions": [], "error": found})
+            pixels = [picture for picture in read if isinstance(picture, np.ndarray)]
+            probabilities = iter(calibration.softmax(answers(network, np.stack(pixels))) if pixels else ())
+            for name, picture in zip(part, read, strict=True):
+                if isinstance(picture, str):
+                    rows.append({"image": name, "predictions": [], "error": picture})
                     continue
-                row = next(said)
+                row = next(probabilities)
                 best = np.argsort(-row, kind="stable")[:top]
                 likeliest = [{"class": classes[i], "probability": round(float(row[i]), 6)} for i in best]
                 rows.append({"image": name, "predictions": likeliest})
@@ -127,8 +127,8 @@ def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.nd
 
     UsageError where the data has other classes.
     """
-    found, labels, name = answers_on_test(network, data_name)
-    confusion = calibration.confusion(found, labels)
+    logits, labels, name = answers_on_test(network, data_name)
+    confusion = calibration.confusion(logits, labels)
     right = int(confusion.trace())
     low, high = accuracy_interval(right, len(labels))
     return Evaluation(
@@ -138,8 +138,8 @@ def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.nd
         accuracy=round(100 * right / len(labels), 4),
         low=round(low, 4),
         high=round(high, 4),
-        nll=calibration.nll(found, labels),
-        ece=calibration.ece(found, labels),
+        nll=calibration.nll(logits, labels),
+        ece=calibration.ece(logits, labels),
         runtime=network.runtime,
     ), confusion
 
@@ -147,8 +147,8 @@ def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.nd
 def by_class(classes: Sequence[str], confusion: np.ndarray) -> list[dict[str, Any]]:
     """Each class with test images, worst first: its accuracy and 95 % interval (Wilson's), in percent."""
     rows = []
-    for name, said, right in zip(classes, confusion, confusion.diagonal(), strict=True):
-        images = int(said.sum())
+    for name, counts, right in zip(classes, confusion, confusion.diagonal(), strict=True):
+        images = int(counts.sum())
         if images:
             low, high = accuracy_interval(int(right), images)
             numbers = {"accuracy": 100 * right / images, "low": low, "high": high}

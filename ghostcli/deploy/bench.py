@@ -50,11 +50,11 @@ class Network:
 
 def resolve(asked: Iterable[str], classes: int, runs: Path) -> list[Network]:
     """The networks that names and run ids stand for; UsageError for an unknown or unfinished one."""
-    found = []
+    networks = []
     for name in asked:
         parsed = names.parse(name)
         if parsed.family != "trained":
-            found.append(Network(plan.network(name), parsed.canonical, classes))
+            networks.append(Network(plan.network(name), parsed.canonical, classes))
             if parsed.family == "py":
                 own.check(parsed.canonical, classes, SIDE)
             continue
@@ -63,8 +63,8 @@ def resolve(asked: Iterable[str], classes: int, runs: Path) -> list[Network]:
             raise UsageError(f"{run.id}: cannot be measured, {run.problem}; finish it, or name its network")
         result, data = run.result, run.result.recipe.data
         side = data.size if data.name.startswith("folder:") else SIDE
-        found.append(Network(trained.named(run.id), result.student, result.classes, side))
-    return found
+        networks.append(Network(trained.named(run.id), result.student, result.classes, side))
+    return networks
 
 
 def count(network: Network) -> dict[str, Any]:
@@ -128,10 +128,13 @@ def captured(update: Update) -> Update | Captured:
 
 def stepper(run: Update | Captured) -> Callable[[Tensor], Tensor]:
     """What the engine's loop does for one batch of images, to be called under the engine's `arithmetic`."""
+    from ghostcli.engine.capture import Captured
+
+    update = run.update if isinstance(run, Captured) else run
     numbers = itertools.count()
 
     def step(index: Tensor) -> Tensor:
-        run.set_rates(0.01, next(numbers))
+        update.set_rates(0.01, next(numbers))
         return run(index)
 
     return step
@@ -264,9 +267,9 @@ def _figures(meters: dict[str, Meter], batch: int) -> dict[str, Any]:
     spreads: dict[str, Any] = dict.fromkeys(FIGURES)
     for name, meter in meters.items():
         if seconds := meter.seconds:
-            found = spread([1000 * s if name in LATENCIES else batch / s for s in seconds])
-            row[name] = latency(seconds) if name in LATENCIES else short(found.median)
-            spreads[name] = {"low": short(found.low), "high": short(found.high), "n": found.n}
+            summary = spread([1000 * s if name in LATENCIES else batch / s for s in seconds])
+            row[name] = latency(seconds) if name in LATENCIES else short(summary.median)
+            spreads[name] = {"low": short(summary.low), "high": short(summary.high), "n": summary.n}
     return row | {"spread": spreads}
 
 
@@ -329,7 +332,7 @@ def points(rows: Sequence[dict[str, Any]], runs: Path) -> list[Point]:
     from ghostcli.render.figures import Point
 
     cost = {row["model"]: row["macs"] / 1e6 for row in rows}
-    found = []
+    group_points = []
     for cohort in cohorts(admit(record.scan(runs)).runs):
         for group in cohort.groups:
             names_of = [group.student, *(f"run/{run.id}" for run in group.runs)]
@@ -337,18 +340,18 @@ def points(rows: Sequence[dict[str, Any]], runs: Path) -> list[Point]:
             if macs is not None:
                 summary = group.summary()
                 series = f"{group.strategy} ({group.family}: {cohort.describe()})"
-                found.append(Point(label(group.student), macs, summary.mean, summary.sd, series))
-    return found
+                group_points.append(Point(label(group.student), macs, summary.mean, summary.sd, series))
+    return group_points
 
 
 def _main(argument: str) -> None:
     """The body of the process that `training_peak` measures in."""
     import torch
 
-    asked = json.loads(argument)
+    request = json.loads(argument)
     cpu = torch.device("cpu")
     two_steps(Network("", "gns:0.25", 10), 4, cpu)  # what is loaded at first use is no part of a step
-    print(round(resident_peak(lambda: two_steps(Network(**asked["network"]), asked["batch"], cpu)), 1))
+    print(round(resident_peak(lambda: two_steps(Network(**request["network"]), request["batch"], cpu)), 1))
 
 
 if __name__ == "__main__":

@@ -57,12 +57,12 @@ def _equalise(block: Bottleneck, peaks: Tensor) -> None:
     s = peaks.clamp_min(SMALLEST) ** STRENGTH
     s = s / reader.double().abs().amax((0, 2, 3)).clamp_min(SMALLEST) ** (1 - STRENGTH)
     s = (s / s.log().mean().exp()).clamp(0.05, 20.0)
-    made, ghosts = block.expand.primary, block.expand.cheap
-    half = made.out_channels
+    primary, cheap = block.expand.primary, block.expand.cheap
+    half = primary.out_channels
     first, second = s[:half], torch.ones(half, dtype=s.dtype)
     second[: len(s) - half] = s[half:]  # a last channel that is cut off stays as it is
-    _scale(made, 1 / first)
-    _scale(ghosts, 1 / second, first)
+    _scale(primary, 1 / first)
+    _scale(cheap, 1 / second, first)
     if block.depthwise is not None:
         _scale(block.depthwise, 1 / s, s)
     if isinstance(block.se, SqueezeExcite):

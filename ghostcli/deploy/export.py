@@ -137,9 +137,9 @@ def prove(
             if one.row.file is not None:  # before the next format and all timing, which may be interrupted
                 write_bytes(Path(one.row.file), one.content, "export")
             tried.append(one)
-    asked = [one for one in tried if one.ask is not None]
-    if timing and len(asked) > 1:
-        _time(network, asked, rounds, say)
+    runnable = [one for one in tried if one.ask is not None]
+    if timing and len(runnable) > 1:
+        _time(network, runnable, rounds, say)
     return [one.row for one in tried], [one.error for one in tried if one.error is not None]
 
 
@@ -162,11 +162,11 @@ def _tries(network: Exported, form: Format, path: Path | None, everywhere: bool,
             if content is None:
                 say(form.name)
                 content, note = encode(network, form, say)
-                made = replace(row, file=str(path) if path else None, note=note)
+                candidate = replace(row, file=str(path) if path else None, note=note)
             else:
                 say(f"{form.name}: {runtime}")
-                made = row
-            one = _Tried(*_proven(network, form, made, content), content)
+                candidate = row
+            one = _Tried(*_prove_one(network, form, candidate, content), content)
         except Exception as error:
             why = _in_words(error, form)
             one = _Tried(replace(row, problem=str(why)), error=why)
@@ -175,14 +175,14 @@ def _tries(network: Exported, form: Format, path: Path | None, everywhere: bool,
             return
 
 
-def _time(network: Exported, asked: Sequence[_Tried], rounds: int, say: Say) -> None:
+def _time(network: Exported, runnable: Sequence[_Tried], rounds: int, say: Say) -> None:
     """Their speeds, taken in turns (latency at batch 1, throughput at `BATCH`), and the memory of each file."""
     say("timing")
     images = source.as_input(network.pixels[:BATCH])
     first = images[:1].copy()
-    turns = [(Meter(partial(one.ask, first), apart=True), Meter(partial(one.ask, images))) for one in asked]
+    turns = [(Meter(partial(one.ask, first), apart=True), Meter(partial(one.ask, images))) for one in runnable]
     interleave([meter for pair in turns for meter in pair], rounds)
-    for one, (alone, together) in zip(asked, turns, strict=True):
+    for one, (alone, together) in zip(runnable, turns, strict=True):
         if alone.seconds:
             one.row = replace(one.row, latency_ms=latency(alone.seconds))
         if together.seconds:
@@ -203,7 +203,7 @@ def _in_words(error: Exception, form: Format) -> GhostError:
     return GhostError(f"{form.name}: cannot be made ({type(error).__name__}: {reason})")
 
 
-def _proven(network: Exported, form: Format, row: Proof, content: bytes) -> tuple[Proof, Ask | None]:
+def _prove_one(network: Exported, form: Format, row: Proof, content: bytes) -> tuple[Proof, Ask | None]:
     """The row before timing, and what asks the file. GhostError where it is another network than the run's."""
     wanted, labels, ask = network.wanted, network.labels, None
     expected = network.run.result.accuracy.selected

@@ -56,15 +56,15 @@ def choose(text: str, half: bool = False, int8: bool = False) -> list[Format]:
         return list(FORMATS.values())
     if not words:
         raise UsageError(f"--format: names no format; type {', '.join(FORMATS)}, or several with commas")
-    found = []
+    formats = []
     for word in dict.fromkeys(words):
         if word not in FORMATS:
             raise UsageError(f"--format {printable(word)}: is no format{nearest(word, list(FORMATS))}")
         form = FORMATS[word]
-        found.append(FORMATS.get(f"{form.name}-float16", form) if half else form)
+        formats.append(FORMATS.get(f"{form.name}-float16", form) if half else form)
         if int8 and f"{form.name}-int8" in FORMATS:
-            found.append(FORMATS[f"{form.name}-int8"])
-    return list(dict.fromkeys(found))
+            formats.append(FORMATS[f"{form.name}-int8"])
+    return list(dict.fromkeys(formats))
 
 
 def destinations(run: str, out: Path, text: str | None, half: bool, int8: bool = False) -> list[tuple[Format, Path]]:

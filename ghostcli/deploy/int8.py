@@ -62,15 +62,15 @@ def observe(content: bytes, images: np.ndarray, outside: float) -> Observed:
     known = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     names = [name for name, kind in known.items() if kind == onnx.TensorProto.FLOAT]
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    held = session(model.SerializeToString(), "onnx")
-    last = held.get_outputs()[0].name
-    found: dict[str, list[np.ndarray]] = {name: [] for name in (INPUT, last, *names)}
+    ort_session = session(model.SerializeToString(), "onnx")
+    last = ort_session.get_outputs()[0].name
+    quantiles: dict[str, list[np.ndarray]] = {name: [] for name in (INPUT, last, *names)}
     for begin in range(0, len(images), AT_A_TIME):
         part = images[begin : begin + AT_A_TIME]
-        values = [part, *held.run([last, *names], {INPUT: part})]
-        for name, value in zip(found, values, strict=True):
-            found[name].append(np.quantile(value, [0.0, outside, 1.0 - outside, 1.0]))
-    return Observed.of(found)
+        values = [part, *ort_session.run([last, *names], {INPUT: part})]
+        for name, value in zip(quantiles, values, strict=True):
+            quantiles[name].append(np.quantile(value, [0.0, outside, 1.0 - outside, 1.0]))
+    return Observed.of(quantiles)
 
 
 def weighted(content: bytes) -> dict[str, int]:
@@ -99,7 +99,7 @@ def quantise(
     from ghostcli.deploy.onnxwrite import finish
     from ghostcli.deploy.tflite import silent
 
-    model = onnx.shape_inference.infer_shapes(_pooled_by_convolution(read(content, "onnx")[0]))
+    model = onnx.shape_inference.infer_shapes(_pool_by_convolution(read(content, "onnx")[0]))
     for node in model.graph.node:
         node.name = node.output[0]
     ranges = joined(ranges, [(*node.input, *node.output) for node in model.graph.node if node.op_type == "Concat"])
@@ -123,18 +123,18 @@ def quantise(
                 },
             },
         )
-        made = onnx.load(path)
-    used = {node.domain or "" for node in made.graph.node}
-    kept = [entry for entry in made.opset_import if entry.domain in used]
-    del made.opset_import[:]
-    made.opset_import.extend(kept)
-    _round_gemm_bias(made.graph)
-    _leave_zeros_out(made.graph)
-    finished = finish(made, about)
+        int8_model = onnx.load(path)
+    used = {node.domain or "" for node in int8_model.graph.node}
+    opsets = [entry for entry in int8_model.opset_import if entry.domain in used]
+    del int8_model.opset_import[:]
+    int8_model.opset_import.extend(opsets)
+    _round_gemm_bias(int8_model.graph)
+    _leave_zeros_out(int8_model.graph)
+    finished = finish(int8_model, about)
     return finished, _require_integers(finished, len(in_float))
 
 
-def _pooled_by_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
+def _pool_by_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
     """Means of 2 x 2 pixels as depthwise convolutions by 1/4: onnxruntime's integer pooling is several times slower."""
     import onnx
 
@@ -143,28 +143,28 @@ def _pooled_by_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
         for value in onnx.shape_inference.infer_shapes(model).graph.value_info
     }
     for node in model.graph.node:
-        given = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-        if node.op_type != "AveragePool" or given["kernel_shape"] != [2, 2] or given.get("strides") != [2, 2]:
+        attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+        if node.op_type != "AveragePool" or attributes["kernel_shape"] != [2, 2] or attributes.get("strides") != [2, 2]:
             continue
-        if any(given.get("pads", [])) or given.get("ceil_mode") or node.input[0] not in shapes:
+        if any(attributes.get("pads", [])) or attributes.get("ceil_mode") or node.input[0] not in shapes:
             continue
         channels = shapes[node.input[0]][1].dim_value
         weight = onnx.numpy_helper.from_array(np.full((channels, 1, 2, 2), 0.25, np.float32), f"{node.output[0]}_mean")
         model.graph.initializer.append(weight)
-        made = onnx.helper.make_node(
+        conv = onnx.helper.make_node(
             "Conv", [node.input[0], weight.name], list(node.output), kernel_shape=[2, 2], strides=[2, 2], group=channels
         )
-        node.CopyFrom(made)
+        node.CopyFrom(conv)
     return model
 
 
 def joined(ranges: Ranges, parts: Iterable[Sequence[str]]) -> dict[str, tuple[float, float]]:
     """One range for all `parts` of a concatenation, its result among them: with one scale it is a copy of bytes."""
-    found = dict(ranges)
+    merged = dict(ranges)
     for names in parts:
-        low, high = zip(*(found[name] for name in names), strict=True)
-        found |= dict.fromkeys(names, (min(low), max(high)))
-    return found
+        low, high = zip(*(merged[name] for name in names), strict=True)
+        merged |= dict.fromkeys(names, (min(low), max(high)))
+    return merged
 
 
 def _round_gemm_bias(graph: onnx.GraphProto) -> None:

@@ -143,8 +143,8 @@ def _ways(task: Task, content: bytes, images: np.ndarray, probes: np.ndarray, sa
         return kind.quantise(file, about, images, kind.observe(file, images, equalise.OUTSIDE).trimmed)
 
     def in_float() -> tuple[bytes, str]:
-        kept = _sensitive(task, content, images, observed.trimmed, probes, small)
-        return kind.quantise(content, about, images, observed.trimmed, kept)
+        operators = _sensitive(task, content, images, observed.trimmed, probes, small)
+        return kind.quantise(content, about, images, observed.trimmed, operators)
 
     yield "min-max ranges", lambda: kind.quantise(content, about, images, observed.extremes)
     yield "percentile ranges", lambda: kind.quantise(content, about, images, observed.trimmed)

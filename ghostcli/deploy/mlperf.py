@@ -69,10 +69,10 @@ def measure(network: Network) -> Row:
             f"{where}: was trained on {printable(network.about.data)}; MLPerf Tiny's images are CIFAR-10's, "
             "name a network that was trained on cifar10"
         )
-    found, labels, _ = ask.answers_on_test(network, DATA)
+    logits, labels, _ = ask.answers_on_test(network, DATA)
     if len(labels) != ALL:
         raise UsageError(f"{DATA}: has {len(labels):,} test images here, MLPerf Tiny counts on {ALL:,}")
-    right = found.argmax(axis=1) == labels
+    right = logits.argmax(axis=1) == labels
     try:
         cost = count(Counted(network.label, network.about.model, len(network.about.classes)))
     except GhostError:  # a network of the user's own whose file is elsewhere
@@ -103,7 +103,7 @@ def _row(model: str, on_200: float, accuracy: float, reference: bool, sizes: dic
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """For each pair with a measured network, a sentence on whether 200 images, and all, tell the two apart."""
-    said = []
+    sentences = []
     for a, b in itertools.combinations(rows, 2):
         if a.reference and b.reference:
             continue
@@ -113,10 +113,10 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         figures = f"{one.on_200:.1f} and {other.on_200:.1f} %"
         whole = f"all {ALL:,} {'do' if many else 'do not either'} ({one.accuracy:.2f} and {other.accuracy:.2f} %)"
         if few:
-            said.append(f"{names}: the 200 images tell them apart ({figures})")
+            sentences.append(f"{names}: the 200 images tell them apart ({figures})")
         else:
-            said.append(f"{names}: the 200 images cannot tell them apart ({figures}); {whole}")
-    return said
+            sentences.append(f"{names}: the 200 images cannot tell them apart ({figures}); {whole}")
+    return sentences
 
 
 def _differ(a: Row, b: Row, images: list[int] | None) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ghostcli.deploy import about as room
+from ghostcli.deploy import about as description
 from ghostcli.deploy.about import About
 from ghostcli.errors import UsageError, printable
 from ghostcli.machine import cores
@@ -37,8 +37,8 @@ def require(extra: str, *packages: str) -> None:
 
 def threads() -> int:
     """The cores that this process may use: those it is bound to, or fewer, by OMP_NUM_THREADS as in torch."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores(), int(asked)) if asked.isdecimal() and int(asked) else cores()
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores(), int(limit)) if limit.isdecimal() and int(limit) else cores()
 
 
 def read(content: bytes, file: str) -> tuple[onnx.ModelProto, About]:
@@ -56,10 +56,10 @@ def read(content: bytes, file: str) -> tuple[onnx.ModelProto, About]:
         raise UsageError(f"{where}: is no ONNX file, or one cut short; export it again") from error
     if not model.graph.node:
         raise UsageError(f"{where}: is no ONNX file, or one without operators; export it again")
-    described = [entry.value for entry in model.metadata_props if entry.key == room.KEY]
+    described = [entry.value for entry in model.metadata_props if entry.key == description.KEY]
     if not described:
         raise UsageError(f"{where}: does not say what its images and classes are; name a file that ghost export wrote")
-    about = room.decode(described[0], file)
+    about = description.decode(described[0], file)
     attributes = [entry for node in model.graph.node for entry in node.attribute]
     if model.functions or any(entry.HasField("g") or entry.graphs for entry in attributes):
         raise UsageError(f"{where}: has operators within operators, which no network of ghost's has; refused")
@@ -77,12 +77,12 @@ def read(content: bytes, file: str) -> tuple[onnx.ModelProto, About]:
 
 def _require_shapes(model: onnx.ModelProto, about: About, where: str) -> None:
     weights = {tensor.name for tensor in model.graph.initializer}
-    given = [value for value in model.graph.input if value.name not in weights]
+    inputs = [value for value in model.graph.input if value.name not in weights]
     wanted = {INPUT: (3, about.size, about.size), OUTPUT: (len(about.classes),)}
-    for values, name in ((given, INPUT), (model.graph.output, OUTPUT)):
+    for values, name in ((inputs, INPUT), (model.graph.output, OUTPUT)):
         kinds = [(value.name, value.type.tensor_type) for value in values]
-        found = [(own, kind.elem_type, [side.dim_value for side in kind.shape.dim][1:]) for own, kind in kinds]
-        if found != [(name, 1, list(wanted[name]))]:
+        shapes = [(own, kind.elem_type, [side.dim_value for side in kind.shape.dim][1:]) for own, kind in kinds]
+        if shapes != [(name, 1, list(wanted[name]))]:
             sides = ", ".join(map(str, wanted[name]))
             raise UsageError(f"{where}: its {name} are not float32 [N, {sides}] alone, as it says; export it again")
 
@@ -114,8 +114,8 @@ def session(content: bytes, file: str, optimised: str | None = None) -> Any:
 
 def ask_onnxruntime(content: bytes, file: str) -> tuple[Ask, str]:
     """(float32 [N, 3, S, S] in 0..1 -> logits [N, classes], the runtime's name and version)."""
-    held = session(content, file)
-    return lambda images: held.run([OUTPUT], {INPUT: images})[0], f"onnxruntime {version('onnxruntime')}"
+    ort_session = session(content, file)
+    return lambda images: ort_session.run([OUTPUT], {INPUT: images})[0], f"onnxruntime {version('onnxruntime')}"
 
 
 def ask_openvino(content: bytes, file: str) -> tuple[Ask, str]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghostcli import __version__
-from ghostcli.deploy import about as room
+from ghostcli.deploy import about as description
 from ghostcli.deploy.about import About
 from ghostcli.deploy.onnxfile import INPUT, OUTPUT, require
 from ghostcli.zoo.ghost import GhostModule, GhostNet, SqueezeExcite
@@ -115,7 +115,7 @@ def finish(model: object, about: About) -> bytes:
     _shorten(graph)
     graph.name = about.model
     model.producer_name, model.producer_version = "ghost", __version__
-    onnx.helper.set_model_props(model, {room.KEY: room.encode(about)})
+    onnx.helper.set_model_props(model, {description.KEY: description.encode(about)})
     for value in (*graph.input, *graph.output):
         value.ClearField("metadata_props")  # the passes leave them
         value.type.tensor_type.shape.dim[0].Clear()

@@ -32,16 +32,16 @@ def encode(content: bytes, about: About, samples: list[tuple[str, np.ndarray]]) 
 
     GhostError for a network with an operator that the page does not compute.
     """
-    held = _Held(read(content, "onnx")[0].graph)
+    graph = _Graph(read(content, "onnx")[0].graph)
     network = {
         "about": asdict(about),
         "size": about.size,
         "input": INPUT,
         "output": OUTPUT,
-        "nodes": held.nodes,
-        "constants": held.constants,
+        "nodes": graph.nodes,
+        "constants": graph.constants,
         "samples": [{"label": label, "pixels": _base64(pixels.tobytes())} for label, pixels in samples],
-        "weights": _base64(np.concatenate(held.weights).astype("<f2").tobytes()),
+        "weights": _base64(np.concatenate(graph.weights).astype("<f2").tobytes()),
     }
     text = json.dumps(network, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     page = _source("page.html").replace("@SCRIPT@", _source("network.js"))
@@ -56,7 +56,7 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-class _Held:
+class _Graph:
     """The operators of an ONNX graph as the page's list, constant inputs as plain numbers."""
 
     def __init__(self, graph: Any) -> None:
@@ -75,16 +75,16 @@ class _Held:
     def _node(self, node: Any) -> dict[str, Any]:
         import onnx
 
-        given = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+        attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         make = OPERATORS.get(node.op_type)
-        made = make(self, node, given) if make else None
-        if made is None:
+        operation = make(self, node, attributes) if make else None
+        if operation is None:
             raise GhostError(f"html: the page cannot compute the operator {node.op_type} as this network uses it")
-        made = {"op": node.op_type, "inputs": [node.input[0]]} | made
-        for name in made["inputs"]:
+        operation = {"op": node.op_type, "inputs": [node.input[0]]} | operation
+        for name in operation["inputs"]:
             if name in self.tensors and name not in self.constants:
                 self.constants[name] = self.place(name, _as_map)
-        return made | {"output": node.output[0]}
+        return operation | {"output": node.output[0]}
 
     def place(self, name: str, shaped: Callable[[np.ndarray], np.ndarray] = lambda array: array) -> dict[str, Any]:
         """Where a tensor lies among all weights; each is kept once."""
@@ -104,77 +104,93 @@ def _as_map(array: np.ndarray) -> np.ndarray:
     return array.reshape((1,) * (3 - array.ndim) + array.shape) if array.ndim < 3 else array.reshape(array.shape[-3:])
 
 
-def _conv(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any] | None:
-    if set(given.get("dilations", [1])) != {1} or given.get("auto_pad", b"NOTSET") != b"NOTSET":
+def _conv(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
+    if set(attributes.get("dilations", [1])) != {1} or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
         return None
     return {
-        "weight": held.place(node.input[1]),
-        "bias": held.optional(node, 2),
-        "group": given.get("group", 1),
-        "strides": list(given.get("strides", [1, 1])),
-        "pads": list(given.get("pads", [0, 0, 0, 0])),
+        "weight": graph.place(node.input[1]),
+        "bias": graph.optional(node, 2),
+        "group": attributes.get("group", 1),
+        "strides": list(attributes.get("strides", [1, 1])),
+        "pads": list(attributes.get("pads", [0, 0, 0, 0])),
     }
 
 
-def _gemm(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any] | None:
-    if not given.get("transB") or given.get("transA") or given.get("alpha", 1) != 1 or given.get("beta", 1) != 1:
+def _gemm(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
+    if (
+        not attributes.get("transB")
+        or attributes.get("transA")
+        or attributes.get("alpha", 1) != 1
+        or attributes.get("beta", 1) != 1
+    ):
         return None
-    return {"weight": held.place(node.input[1]), "bias": held.optional(node, 2)}
+    return {"weight": graph.place(node.input[1]), "bias": graph.optional(node, 2)}
 
 
-def _pool(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any] | None:
-    pads = list(given.get("pads", [0, 0, 0, 0]))
-    if given.get("ceil_mode") or set(given.get("dilations", [1])) != {1} or (node.op_type != "MaxPool" and any(pads)):
+def _pool(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
+    pads = list(attributes.get("pads", [0, 0, 0, 0]))
+    if (
+        attributes.get("ceil_mode")
+        or set(attributes.get("dilations", [1])) != {1}
+        or (node.op_type != "MaxPool" and any(pads))
+    ):
         return None
-    return {"kernel": list(given["kernel_shape"]), "strides": list(given.get("strides", [1, 1])), "pads": pads}
+    return {
+        "kernel": list(attributes["kernel_shape"]),
+        "strides": list(attributes.get("strides", [1, 1])),
+        "pads": pads,
+    }
 
 
-def _mean(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any] | None:
+def _mean(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
     """The mean of whole maps."""
     if node.op_type == "ReduceMean":
-        axes = given.get("axes", held.tensors[node.input[1]] if len(node.input) > 1 else ())
+        axes = attributes.get("axes", graph.tensors[node.input[1]] if len(node.input) > 1 else ())
         if sorted(int(axis) % 4 for axis in axes) != [2, 3]:
             return None
     return {"op": "AveragePool"}
 
 
-def _concat(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any] | None:
-    return {"inputs": list(node.input)} if given["axis"] in (1, -3) else None
+def _concat(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
+    return {"inputs": list(node.input)} if attributes["axis"] in (1, -3) else None
 
 
-def _slice(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any] | None:
-    begin, end, axes, *steps = (held.tensors[name].tolist() for name in node.input[1:])
+def _slice(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
+    begin, end, axes, *steps = (graph.tensors[name].tolist() for name in node.input[1:])
     if axes not in ([1], [-3]) or (steps and steps[0] != [1]) or begin[0] < 0 or end[0] < 0:
         return None
     return {"range": [begin[0], end[0]]}
 
 
-def _resize(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any] | None:
-    scales = held.tensors.get(node.input[2]) if len(node.input) > 2 else None
-    if given.get("mode") != b"nearest" or scales is None or len(scales) != 4 or (scales != scales.round()).any():
+def _resize(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
+    scales = graph.tensors.get(node.input[2]) if len(node.input) > 2 else None
+    if attributes.get("mode") != b"nearest" or scales is None or len(scales) != 4 or (scales != scales.round()).any():
         return None
     return {"factors": [int(factor) for factor in scales[2:]]}
 
 
-def _clip(held: _Held, node: Any, given: dict[str, Any]) -> dict[str, Any] | None:
-    low, high = (float(held.tensors[name]) if name else None for name in [*node.input[1:], "", ""][:2])
+def _clip(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
+    low, high = (float(graph.tensors[name]) if name else None for name in [*node.input[1:], "", ""][:2])
     return None if low is None or high is None else {"low": low, "high": high}
 
 
-OPERATORS: dict[str, Callable[[_Held, Any, dict[str, Any]], dict[str, Any] | None]] = {
+OPERATORS: dict[str, Callable[[_Graph, Any, dict[str, Any]], dict[str, Any] | None]] = {
     "Conv": _conv,
     "Gemm": _gemm,
     "MaxPool": _pool,
     "AveragePool": _pool,
     "GlobalAveragePool": _mean,
     "ReduceMean": _mean,
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), lambda held, node, given: {"inputs": list(node.input)}),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div"), lambda graph, node, attributes: {"inputs": list(node.input)}),
     "Concat": _concat,
     "Slice": _slice,
     "Resize": _resize,
-    **dict.fromkeys(("Flatten", "Reshape", "Squeeze"), lambda held, node, given: {"op": "Flatten"}),
-    **dict.fromkeys(("Relu", "Sigmoid"), lambda held, node, given: {}),
-    "HardSigmoid": lambda held, node, given: {"alpha": given.get("alpha", 0.2), "beta": given.get("beta", 0.5)},
+    **dict.fromkeys(("Flatten", "Reshape", "Squeeze"), lambda graph, node, attributes: {"op": "Flatten"}),
+    **dict.fromkeys(("Relu", "Sigmoid"), lambda graph, node, attributes: {}),
+    "HardSigmoid": lambda graph, node, attributes: {
+        "alpha": attributes.get("alpha", 0.2),
+        "beta": attributes.get("beta", 0.5),
+    },
     "Clip": _clip,
 }
 
@@ -209,10 +225,10 @@ def run(content: bytes, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, str
         except subprocess.TimeoutExpired as error:
             raise GhostError(f"html: {name} did not finish in {MOST_SECONDS} seconds") from error
         version = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60).stdout
-    found = re.search(r'\{"logits".*\}', done.stdout, re.DOTALL)
-    if not found:
+    match = re.search(r'\{"logits".*\}', done.stdout, re.DOTALL)
+    if not match:
         raise GhostError(f"html: {name} gave no answer: {(done.stderr.strip().splitlines() or ['nothing'])[-1][:160]}")
-    answer, number = json.loads(found[0]), re.search(r"\d+(\.\d+)*", version)
+    answer, number = json.loads(match[0]), re.search(r"\d+(\.\d+)*", version)
     engine = f"{name} {number[0]}" if number else name
     return np.array(answer["logits"], np.float32), np.array(answer["times"]), engine
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostcli import zoo
-from ghostcli.deploy import about as room
+from ghostcli.deploy import about as description
 from ghostcli.deploy.about import About
 from ghostcli.errors import UsageError, printable
 from ghostcli.zoo.evaluate import Norm
@@ -60,7 +60,7 @@ def encode(program: nn.Module, about: About) -> bytes:
     content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of weights in channels_last, which it keeps as they are
-        torch.export.save(exported, content, extra_files={room.ENTRY: room.encode(about)})
+        torch.export.save(exported, content, extra_files={description.ENTRY: description.encode(about)})
     return content.getvalue()
 
 
@@ -72,9 +72,9 @@ def decode(content: bytes, file: str) -> tuple[nn.Module, About]:
             entries = {name.partition("/")[2]: name for name in archive.namelist()}
             if sum(entry.file_size for entry in archive.infolist()) > MOST:
                 raise UsageError(f"{where}: would unpack to more than {MOST:,} bytes; refused")
-            if f"extra/{room.ENTRY}" not in entries:
+            if f"extra/{description.ENTRY}" not in entries:
                 raise UsageError(f"{where}: is no program that ghost export wrote; name one that is")
-            about = room.decode(archive.read(entries[f"extra/{room.ENTRY}"]), file)
+            about = description.decode(archive.read(entries[f"extra/{description.ENTRY}"]), file)
             _refuse_foreign(archive, entries, where)
         with _no_pickle(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -94,8 +94,8 @@ def _refuse_foreign(archive: zipfile.ZipFile, entries: dict[str, str], where: st
         operations = re.findall(r'"target"\s*:\s*"((?:[^"\\]|\\.)*)"', text)
         if (
             re.search(r'"use_pickle"\s*:\s*true', text)
-            or not all(SYMBOL.fullmatch(found) for found in expressions)
-            or not all(OPERATION.fullmatch(found) for found in operations)
+            or not all(SYMBOL.fullmatch(expression) for expression in expressions)
+            or not all(OPERATION.fullmatch(operation) for operation in operations)
             or "\\u" in text  # a key could be spelled so
         ):
             raise UsageError(f"{where}: holds more than torch's own operations on plain weights; refused")

@@ -72,12 +72,12 @@ def memory(content: bytes, suffix: str, runtime: str, size: int) -> float | None
         path = Path(folder) / f"network{suffix}"
         path.write_bytes(content)
         try:
-            found, _ = measured_apart(
+            peak, _ = measured_apart(
                 [sys.executable, "-m", "ghostcli.deploy.proof", str(path), runtime.split()[0], str(size)], "the file"
             )
         except (GhostError, ValueError):
             return None
-    return found
+    return peak
 
 
 def accept(row: Proof, form: Format, expected: float, wanted: np.ndarray) -> None:

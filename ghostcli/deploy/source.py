@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ghostcli import signals
-from ghostcli.deploy import about as room
+from ghostcli.deploy import about as description
 from ghostcli.deploy.about import About
 from ghostcli.deploy.onnxfile import Ask, ask_onnxruntime, ask_openvino, read
 from ghostcli.errors import UsageError, printable
@@ -143,7 +143,7 @@ def parts(run: RunRecord) -> tuple[Loaded, About]:
     result, data = run.result, run.result.recipe.data
     loaded = weights.load(run.weights, classes=result.classes, model=result.student)
     accuracy = result.accuracy.selected
-    return loaded, room.describe(run.id, loaded.name, data.name, result.names, data.size, loaded.norm, accuracy)
+    return loaded, description.describe(run.id, loaded.name, data.name, result.names, data.size, loaded.norm, accuracy)
 
 
 def ask_torch(program: object) -> Ask:
@@ -163,13 +163,13 @@ def logits(ask: Ask, pixels: np.ndarray, classes: int, name: str) -> np.ndarray:
         signals.raise_if_received()
         images = as_input(pixels[begin : begin + BATCH])
         try:
-            found = ask(images)
+            part = ask(images)
         except Exception as error:  # the runtimes' exceptions share no base
             reason = printable((str(error).splitlines() or [type(error).__name__])[0][:160])
             raise UsageError(f"{printable(name)}: cannot be run ({reason}); export it again") from error
-        if np.shape(found) != (len(images), classes):
+        if np.shape(part) != (len(images), classes):
             raise UsageError(
-                f"{printable(name)}: answers {np.shape(found)} where it says {classes} classes; export it again"
+                f"{printable(name)}: answers {np.shape(part)} where it says {classes} classes; export it again"
             )
-        parts.append(found)
+        parts.append(part)
     return np.concatenate(parts)

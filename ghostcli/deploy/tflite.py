@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ghostcli.deploy import about as room
+from ghostcli.deploy import about as description
 from ghostcli.deploy.about import About
 from ghostcli.deploy.onnxfile import Ask, require, threads
 from ghostcli.deploy.onnxwrite import spelled
@@ -53,11 +53,11 @@ def encode(program: nn.Module, about: About) -> bytes:
 
 def described(content: bytes, about: About) -> bytes:
     """A file with its description, in the place of an earlier one."""
-    held = io.BytesIO(content[: _archive(content)])
-    held.seek(0, io.SEEK_END)
-    with zipfile.ZipFile(held, "a") as archive:
-        archive.writestr(room.ENTRY, room.encode(about))
-    return held.getvalue()
+    buffer = io.BytesIO(content[: _archive(content)])
+    buffer.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(description.ENTRY, description.encode(about))
+    return buffer.getvalue()
 
 
 def _archive(content: bytes) -> int:
@@ -71,14 +71,14 @@ def about(content: bytes, file: str) -> About:
     """What a file says of itself. UsageError naming the file where that is nothing."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if archive.getinfo(room.ENTRY).file_size > LONGEST:
-                raise KeyError(room.ENTRY)
-            text = archive.read(room.ENTRY)
+            if archive.getinfo(description.ENTRY).file_size > LONGEST:
+                raise KeyError(description.ENTRY)
+            text = archive.read(description.ENTRY)
     except (zipfile.BadZipFile, KeyError, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UsageError(
             f"{printable(file)}: says nothing of its classes and its images; name a file that ghost export wrote"
         ) from error
-    return room.decode(text, file)
+    return description.decode(text, file)
 
 
 def interpreter(content: bytes, file: str, whole: bool = False) -> Any:
@@ -100,22 +100,22 @@ def ask(content: bytes, file: str) -> tuple[Ask, str]:
     A file with integers at its ends is asked in its own scales.
     """
     with silent():
-        held = interpreter(content, file)
+        runner = interpreter(content, file)
         try:
-            held.allocate_tensors()
+            runner.allocate_tensors()
         except RuntimeError as error:
             raise UsageError(f"{printable(file)}: LiteRT cannot run it ({printable(str(error)[:160])})") from error
-    source, target = held.get_input_details()[0], held.get_output_details()[0]
+    source, target = runner.get_input_details()[0], runner.get_output_details()[0]
     shape: list[tuple[int, ...]] = []
 
     def call(images: np.ndarray) -> np.ndarray:
         if shape != [images.shape]:
-            held.resize_tensor_input(source["index"], images.shape)
-            held.allocate_tensors()
+            runner.resize_tensor_input(source["index"], images.shape)
+            runner.allocate_tensors()
             shape[:] = [images.shape]
-        held.set_tensor(source["index"], _whole(images, source))
-        held.invoke()
-        return _real(held.get_tensor(target["index"]), target)
+        runner.set_tensor(source["index"], _whole(images, source))
+        runner.invoke()
+        return _real(runner.get_tensor(target["index"]), target)
 
     return call, f"litert {version('ai-edge-litert')}"
 
@@ -141,7 +141,7 @@ def silent() -> Iterator[None]:
     """Converters, quantisers and runtimes write progress to both streams, from C++ too."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [os.dup(number) for number in (1, 2)]
+    originals = [os.dup(number) for number in (1, 2)]
     with open(os.devnull, "w") as nowhere:
         try:
             for number in (1, 2):
@@ -149,6 +149,6 @@ def silent() -> Iterator[None]:
             with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
                 yield
         finally:
-            for number, before in zip((1, 2), kept, strict=True):
+            for number, before in zip((1, 2), originals, strict=True):
                 os.dup2(before, number)
                 os.close(before)

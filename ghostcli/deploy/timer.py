@@ -60,7 +60,7 @@ class Meter:
         self.prepare()
         took = 0.0
         for _ in range(self.warmup):
-            took = self._timed(1)
+            took = self._time(1)
             if took > self.budget:  # too slow to be called twice: the cold call stands
                 self.seconds.append(took)
                 return
@@ -71,11 +71,11 @@ class Meter:
             return
         self.prepare()
         if self.apart:
-            self.seconds += [self._timed(1) for _ in range(self.calls)]
+            self.seconds += [self._time(1) for _ in range(self.calls)]
         else:
-            self.seconds.append(self._timed(self.calls) / self.calls)
+            self.seconds.append(self._time(self.calls) / self.calls)
 
-    def _timed(self, calls: int) -> float:
+    def _time(self, calls: int) -> float:
         self.wait()
         began = time.perf_counter()
         for _ in range(calls):
@@ -128,8 +128,8 @@ def measured_apart(command: Sequence[str], what: str) -> tuple[float | None, str
     if done.returncode == 0:
         return float(done.stdout), None
     last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
-    if last.startswith(said := f"{UsageError.__module__}.{UsageError.__name__}: "):
-        raise UsageError(last.removeprefix(said))
+    if last.startswith(prefix := f"{UsageError.__module__}.{UsageError.__name__}: "):
+        raise UsageError(last.removeprefix(prefix))
     if done.returncode == -9 or "memory" in last.lower():
         return None, f"{what} does not fit into memory"
     raise UsageError(f"{what} failed: {last}") if "ValueError" in last else GhostError(last)

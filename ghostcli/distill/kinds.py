@@ -135,7 +135,7 @@ def of(distill: DistillBase) -> type[Kind]:
 
 def build(distill: DistillBase, student: FeatureShape | None, teachers: Shapes) -> Kind:
     """The kind of a [distill] section. `student` and `teachers`: shapes of features, None and empty without any."""
-    found = of(distill)(distill)
+    kind = of(distill)(distill)
     if student is not None:
-        found.prepare(student, teachers)
-    return found
+        kind.prepare(student, teachers)
+    return kind

@@ -88,8 +88,8 @@ class Objective(nn.Module):
         warm = self.kind.warmup(epoch)
         if not self.distill.dense:
             return (warm,)
-        kept = kept_terms(self.teachers, self.distill.drop, seed, step)
-        return tuple(warm / len(kept) if i in kept else 0.0 for i in range(self.teachers))
+        terms = kept_terms(self.teachers, self.distill.drop, seed, step)
+        return tuple(warm / len(terms) if i in terms else 0.0 for i in range(self.teachers))
 
     def forward(
         self,

@@ -60,7 +60,7 @@ class TeacherTable:
         refuse_link(self.folder.parent, self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._locked():
+            with self._lock():
                 sweep(self.folder)
                 self._create()
                 self._check()
@@ -69,12 +69,12 @@ class TeacherTable:
             raise GhostError(cannot_write(self.folder, error)) from error
 
     @contextmanager
-    def _locked(self) -> Iterator[lease.Held]:
+    def _lock(self) -> Iterator[lease.Held]:
         """Keep other writers out, on any machine. What they wrote before is seen inside."""
-        with lease.held(self.folder / "table") as held:
+        with lease.held(self.folder / "table") as lock:
             if self.mapped:
                 self._map()
-            yield held
+            yield lock
 
     def _map(self) -> None:
         """Open the files. A network file system shows what other machines wrote until then, but not for sure later."""
@@ -94,11 +94,11 @@ class TeacherTable:
         write_json(self.folder / "meta.json", self.meta, "table")
 
     def _check(self) -> None:
-        found = read_json(self.folder / "meta.json")
+        meta = read_json(self.folder / "meta.json")
         files = {name: self.folder / name for name in self._sizes()}
         there = {name: file.stat().st_size for name, file in files.items() if file.exists()}
         wrong = [name for name, size in self._sizes().items() if there.get(name) != size]
-        if found != self.meta or wrong:
+        if meta != self.meta or wrong:
             what = f"{wrong[0]} has the wrong size" if wrong else "it is of another teacher, data set or views"
             raise GhostError(f"{printable(self.folder)}: not the table of this teacher ({what}); delete that folder")
 
@@ -107,18 +107,18 @@ class TeacherTable:
         images, views, classes = self.shape
         return {"logits.f16": images * views * classes * 2, "filled.u8": images * views}
 
-    def _apply(self, held: lease.Held, places: np.ndarray, logits: np.ndarray) -> None:
+    def _apply(self, lock: lease.Held, places: np.ndarray, logits: np.ndarray) -> None:
         """Write entries at `places` (image * views + view): values first, then marks, so a marked entry is complete."""
         order = places.argsort()  # in file order
         rows = memoryview(logits[order].tobytes())
         width = logits.itemsize * logits.shape[1]
-        with self._opened("logits.f16") as file:
+        with self._synced_file("logits.f16") as file:
             for i, place in enumerate(places[order].tolist()):
                 file.seek(place * width)
                 _put(file, rows[i * width : (i + 1) * width])
         fault("table:values")
-        held.require()  # marks of another process, which took over while this one was frozen, are not overwritten
-        with self._opened("filled.u8") as file:
+        lock.require()  # marks of another process, which took over while this one was frozen, are not overwritten
+        with self._synced_file("filled.u8") as file:
             first, last = places[order[0]], places[order[-1]]
             file.seek(first)
             marks = bytearray(file.read(last - first + 1))
@@ -128,7 +128,7 @@ class TeacherTable:
         fault("table:filled")
 
     @contextmanager
-    def _opened(self, name: str) -> Iterator[io.FileIO]:
+    def _synced_file(self, name: str) -> Iterator[io.FileIO]:
         """A file for writing rows, synced at the end. Unbuffered, because each seek would flush a buffer."""
         with open(self.folder / name, "r+b", buffering=0) as file:
             yield file
@@ -136,11 +136,11 @@ class TeacherTable:
 
     def _commit(self, images: np.ndarray, views: np.ndarray, logits: np.ndarray) -> None:
         """Write the entries that no other process has written since."""
-        with self._locked() as held:
+        with self._lock() as lock:
             # The first writer wins: an entry is never written twice.
             fresh = self.filled[images, views] == 0
             if fresh.any():
-                self._apply(held, images[fresh] * self.shape[1] + views[fresh], logits[fresh])
+                self._apply(lock, images[fresh] * self.shape[1] + views[fresh], logits[fresh])
 
     def fill(
         self, views: np.ndarray, compute: LogitsOfViews, batch: int, progress: Callable[[int], None] | None = None
@@ -178,7 +178,7 @@ class TeacherTable:
     def read(self, views: np.ndarray) -> Tensor:
         """float16 [N, C]: the entry of each image i at views[i]. The entries must be filled."""
         numbers = np.arange(len(views))
-        with self._locked():  # entries that other machines filled are seen
+        with self._lock():  # entries that other machines filled are seen
             pass
         if not self.filled[numbers, views].all():
             raise GhostError(f"{printable(self.folder)}: entries that were filled are missing; delete that folder")

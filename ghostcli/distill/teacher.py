@@ -139,8 +139,8 @@ class TeacherLogits:
             return self.targets[:, index].float(), None
         index = self.shown(index)
         if self.draws is not None:
-            shown = patch(self.images, index, self.draws)
-            return torch.stack([logits_of_bare_network(teacher, shown) for teacher in self.teachers]), None
+            patches = patch(self.images, index, self.draws)
+            return torch.stack([logits_of_bare_network(teacher, patches) for teacher in self.teachers]), None
         if self.partners is not None:
             pixels = self.cropper.crop(index, self.views[index], self.seed, self.epoch)
         if self.taps:
@@ -175,9 +175,9 @@ def partners(labels: Tensor, seed: int, epoch: int) -> Tensor:
     ends = sizes.cumsum(0)
     following = torch.arange(1, len(labels) + 1)
     following[(ends - 1)[sizes > 0]] = (ends - sizes)[sizes > 0]
-    found = torch.empty_like(by_class)
-    found[by_class] = by_class[following]
-    return found
+    partner_of = torch.empty_like(by_class)
+    partner_of[by_class] = by_class[following]
+    return partner_of
 
 
 def patch(images: Images, index: Tensor, draws: Tensor) -> Tensor:

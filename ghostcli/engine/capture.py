@@ -44,12 +44,6 @@ class Captured:
         #: Seconds before the first replay of a full batch: eager steps, compilation and capture.
         self.capture_seconds: float | None = None
 
-    def start_epoch(self, epoch: int, views: Tensor) -> None:
-        self.update.start_epoch(epoch, views)
-
-    def set_rates(self, rate: float, step: int) -> None:
-        self.update.set_rates(rate, step)
-
     def __call__(self, index: Tensor) -> Tensor:
         if self.refused:
             return self.update(index)

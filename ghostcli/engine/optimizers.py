@@ -40,10 +40,10 @@ def muon(named: Sequence[Named], optim: models.Muon, device: torch.device) -> li
     dense = {name for name, p in named if is_weight(name, p) and p.ndim >= 4 and p.shape[-3] > 1}
     matrices = by_decay([(name, p) for name, p in named if name in dense], optim, optim.lr, device)
     others = by_decay([(name, p) for name, p in named if name not in dense], optim, optim.rest_lr, device)
-    made: list[Optimizer] = [Muon(matrices, optim.momentum, optim.nesterov)] if matrices else []
+    optimizers: list[Optimizer] = [Muon(matrices, optim.momentum, optim.nesterov)] if matrices else []
     if others:
-        made.append(_sgd(others, optim.rest_momentum, optim.nesterov, device))
-    return made
+        optimizers.append(_sgd(others, optim.rest_momentum, optim.nesterov, device))
+    return optimizers
 
 
 #: `optim.name` -> what makes its optimisers from (named parameters, [optim] section, device).
@@ -107,13 +107,13 @@ def set_rate(optimizers: Sequence[Optimizer], rate: float) -> None:
 
 def tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
     """The whole state of the optimisers. `0.12.exp_avg` belongs to parameter 12 of optimiser 0."""
-    found = {}
+    state_tensors = {}
     for number, optimizer in enumerate(optimizers):
         for i, state in optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 if value is not None:
-                    found[f"{number}.{i}.{key}"] = torch.as_tensor(value)
-    return found
+                    state_tensors[f"{number}.{i}.{key}"] = torch.as_tensor(value)
+    return state_tensors
 
 
 def restore(optimizers: Sequence[Optimizer], saved: dict[str, Tensor]) -> None:

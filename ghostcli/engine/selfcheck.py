@@ -34,18 +34,18 @@ class Verdict:
 
     @property
     def warnings(self) -> list[str]:
-        found = []
+        lines = []
         if self.kernels:
-            found.append(f"the compiled kernels failed the self-check, so plain PyTorch is used: {self.kernels}")
+            lines.append(f"the compiled kernels failed the self-check, so plain PyTorch is used: {self.kernels}")
         if self.graph:
-            found.append(f"a captured step failed the self-check, so steps run eagerly: {self.graph}")
-        return found
+            lines.append(f"a captured step failed the self-check, so steps run eagerly: {self.graph}")
+        return lines
 
     @property
     def record(self) -> dict[str, str]:
         """For env.json: part -> "passed", "not tried" or the fault."""
         parts = {"kernels": self.kernels, "graph": self.graph}
-        return {name: found or ("passed" if name in self.tried else "not tried") for name, found in parts.items()}
+        return {name: fault or ("passed" if name in self.tried else "not tried") for name, fault in parts.items()}
 
 
 def verdict_for(network: str, branches: str, device: torch.device) -> Verdict | None:
@@ -101,13 +101,13 @@ def _trial(device: torch.device, dtype: torch.dtype = torch.float32) -> Callable
     def step() -> dict[str, Tensor]:
         y = module(x)
         (y * weight).sum().backward()
-        found = {"output": y, "input gradient": x.grad}
-        found |= {f"gradient of {name}": p.grad for name, p in module.named_parameters()}
-        found |= {name: t for name, t in module.named_buffers() if t.is_floating_point()}
-        found = {name: t.detach().clone() for name, t in found.items()}
+        results = {"output": y, "input gradient": x.grad}
+        results |= {f"gradient of {name}": p.grad for name, p in module.named_parameters()}
+        results |= {name: t for name, t in module.named_buffers() if t.is_floating_point()}
+        results = {name: t.detach().clone() for name, t in results.items()}
         x.grad = None
         module.zero_grad(set_to_none=True)
-        return found
+        return results
 
     return step
 
@@ -118,10 +118,10 @@ def _kernel_fault(device: torch.device) -> str | None:
     exact = _trial(cpu, torch.float64)()
     with kernels.plain():
         usual = _trial(cpu)()
-    found = _trial(device)()
+    trial = _trial(device)()
     for name, value in exact.items():
         scale = value.norm().clamp(min=1e-2)
-        distance, known = (float((t[name].cpu().double() - value).norm() / scale) for t in (found, usual))
+        distance, known = (float((t[name].cpu().double() - value).norm() / scale) for t in (trial, usual))
         bound = max(LEAST, SLACK * known)
         if not distance <= bound:  # also true for NaN
             return f"the {name} of a trial step has a relative error of {distance:.1e}; {bound:.1e} is allowed"
@@ -141,9 +141,9 @@ def _graph_fault(device: torch.device) -> str | None:
     here.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream, capture_error_mode=turns.capture_mode()):
-        found = step()
+        replayed = step()
     graph.replay()
     for name, value in expected.items():
-        if not torch.allclose(found[name], value, rtol=1e-3, atol=1e-4):  # atomics can sum in another order
+        if not torch.allclose(replayed[name], value, rtol=1e-3, atol=1e-4):  # atomics can sum in another order
             return f"the {name} of a replayed trial step differs from that of the step"
     return None

@@ -69,8 +69,8 @@ class State:
             "optimizer": optimizers.tensors(self.optimizers),
             "best": self.best_tensors,
         }
-        found = {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
-        return found | {"log": self.log}
+        by_name = {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+        return by_name | {"log": self.log}
 
     def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         self.model.load_state_dict(part_of(tensors, "model"))
@@ -128,8 +128,8 @@ def must_recompute(recipe: Recipe, model: nn.Module, size: int, device: torch.de
     """Whether to run blocks again in the backward pass: the recipe's value, or else if memory is short."""
     if recipe.engine.recompute is not None:
         return recipe.engine.recompute
-    kept = zoo.kept_bytes(model, (3, size, size)) * recipe.train.batch_size
-    return kept > MEMORY_SHARE * free_bytes(device)
+    activation_bytes = zoo.kept_bytes(model, (3, size, size)) * recipe.train.batch_size
+    return activation_bytes > MEMORY_SHARE * free_bytes(device)
 
 
 def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Teacher], seed: int) -> Update:
@@ -228,13 +228,13 @@ def train(
             epoch = state.epoch
             drawn = balanced(labels, seed, epoch) if recipe.data.balance else order(images, seed, epoch, job.shuffled)
             sequence = drawn.to(device)  # [N]
-            step_once.start_epoch(epoch, views(images, seed, epoch, recipe.augment).to(device))
+            update.start_epoch(epoch, views(images, seed, epoch, recipe.augment).to(device))
             state.teacher_seconds = teacher_logits.seconds
             mark = time.perf_counter()
             for batch in range(state.batch, batches):
                 index = sequence[batch * recipe.train.batch_size : (batch + 1) * recipe.train.batch_size]
                 step = epoch * batches + batch
-                step_once.set_rates(learning_rate(step, total, recipe.optim, extra=ahead * epoch), step)
+                update.set_rates(learning_rate(step, total, recipe.optim, extra=ahead * epoch), step)
                 state.log[batch] = step_once(index)
                 state.batch = batch + 1
                 show.advance()

@@ -41,33 +41,33 @@ def run(file: Path, with_parent: bool = False) -> None:
     if with_parent:
         signals.end_with_parent()
     signals.stay()  # Slurm and Ray can send a signal several times
-    given = spec.read(file)
-    runs, run = Path(given.runs), given.run
+    request = spec.read(file)
+    runs, run = Path(request.runs), request.run
     if not file.samefile(spec.path(runs, run)):
         raise UsageError(f"{printable(file)}: is not the job of {run} in {printable(runs)}; give its command again")
-    with _outcome(runs, run), _requeued(runs, run):
+    with _outcome(runs, run), _requeue_at_limit(runs, run):
         host = socket.gethostname()
-        spec.require_seen(runs, given.seen, host)
-        spec.refuse_other_versions(given.versions, host)
-        _stand_where_the_command_stood(given)
-        job = given.job
+        spec.require_seen(runs, request.seen, host)
+        spec.refuse_other_versions(request.versions, host)
+        _stand_where_the_command_stood(request)
+        job = request.job
         spec.trust(job)
         if job.id != run:
             raise UsageError(f"{printable(file)}: gives {job.id} on {host}, not {run}: the sources of ghost differ")
-        seeds, place = {job.group: given.planned}, Place(cpus=given.threads)
-        options = Options(runs, given.device, command=given.command, seeds=seeds, place=place)
+        seeds, place = {job.group: request.planned}, Place(cpus=request.threads)
+        options = Options(runs, request.device, command=request.command, seeds=seeds, place=place)
         if is_done(job, runs):
             print(reached(job, runs, "found"), file=sys.stderr)
             return
         for teacher in job.teachers:
             _require_teacher(teacher, runs)
-        os.environ["OMP_NUM_THREADS"] = str(given.threads)  # torch is imported below
+        os.environ["OMP_NUM_THREADS"] = str(request.threads)  # torch is imported below
         prepare(Plan((job,), (job,)), options)
         run_job(job, options)
 
 
 @contextlib.contextmanager
-def _requeued(runs: Path, run: str) -> Iterator[None]:
+def _requeue_at_limit(runs: Path, run: str) -> Iterator[None]:
     """In a Slurm job at its time limit, or shortly before it: run it again. Not for ever without progress."""
     before = RunRecord(runs / run, run).saved
     try:
@@ -94,10 +94,10 @@ def _requeue() -> None:
     """Ask Slurm to run this job again. It ends this process, and jobs that depend on it go on waiting."""
     # Slurm may send SIGTERM before scontrol has answered. There is no outcome then: it is not over.
     before = signal.signal(signal.SIGTERM, lambda *_: os._exit(Interrupted.exit_code))
-    asked = _scontrol("requeue", os.environ["SLURM_JOB_ID"])
-    if asked.returncode > 0:
+    answer = _scontrol("requeue", os.environ["SLURM_JOB_ID"])
+    if answer.returncode > 0:
         signal.signal(signal.SIGTERM, before)
-        raise GhostError(f"scontrol requeue: {asked.stderr.strip()}; give the command again, and it goes on")
+        raise GhostError(f"scontrol requeue: {answer.stderr.strip()}; give the command again, and it goes on")
     time.sleep(TAKEN_AWAY)  # below 0: Slurm ended scontrol too, so it has heard the question
     os._exit(Interrupted.exit_code)
 
@@ -134,12 +134,12 @@ def _require_teacher(teacher: Job | Finished, runs: Path) -> None:
         time.sleep(1)
 
 
-def _stand_where_the_command_stood(given: Spec) -> None:
+def _stand_where_the_command_stood(request: Spec) -> None:
     try:
-        os.chdir(given.folder)
+        os.chdir(request.folder)
     except OSError as error:
         raise UsageError(
-            f"{printable(given.folder)}: {socket.gethostname()} does not see the folder of the command "
+            f"{printable(request.folder)}: {socket.gethostname()} does not see the folder of the command "
             f"({error.strerror}); mount it at the same path on all machines"
         ) from error
-    os.environ["GHOST_DATA"] = given.data
+    os.environ["GHOST_DATA"] = request.data

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 def note(run: RunWriter, now: Environment, show: Display) -> tuple[Environment, list[str]]:
     """Write env.json. Returns it, and notes on what changed since the run's last checkpoint (also printed)."""
     earlier = read_or_empty(run.path / "env.json", dict[str, Any]) if run.has_checkpoint else {}
-    noted = earlier.pop("changes", ())
-    notes = [str(note) for note in noted] if isinstance(noted, list) else []
+    previous = earlier.pop("changes", ())
+    notes = [str(note) for note in previous] if isinstance(previous, list) else []
     earlier.pop("data_checksum", None)  # other images are an error, which loading the checkpoint reports
-    found = dump(now)
-    changes = [f"{key} {earlier[key]} -> {value}" for key, value in found.items() if earlier.get(key, value) != value]
+    current = dump(now)
+    changes = [f"{key} {earlier[key]} -> {value}" for key, value in current.items() if earlier.get(key, value) != value]
     if changes:
         show.warn(f"{run.id}: the environment has changed ({', '.join(changes)}); the result will not be bit-identical")
     now = now.model_copy(update={"changes": (*notes, *changes)})
@@ -71,7 +71,7 @@ def commit() -> str | None:
     if not (here / ".git").exists():
         return None
     try:
-        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        result = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None
+    return result.stdout.strip() or None

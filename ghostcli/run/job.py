@@ -146,13 +146,13 @@ def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseEx
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted("stopped by SIGINT")
     status = "interrupted" if isinstance(error, Interrupted) else "failed"
-    said = str(error).partition("\n")[0] or type(error).__name__
+    message = str(error).partition("\n")[0] or type(error).__name__
     fault = isinstance(error, Exception) and not isinstance(error, GhostError | OSError)
     if fault:
         traceback.print_exception(error)
-        said = f"{type(error).__name__}: {said}"
+        message = f"{type(error).__name__}: {message}"
     try:
-        run.set_status(status, error=said, exit_code=getattr(error, "exit_code", GhostError.exit_code))
+        run.set_status(status, error=message, exit_code=getattr(error, "exit_code", GhostError.exit_code))
         if isinstance(error, UsageError):
             run.discard_if_empty()
     except GhostError:
@@ -161,7 +161,7 @@ def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseEx
         return Interrupted(f"{job.id}: {error}{', without --no-resume' if fresh else ''}")
     if isinstance(error, OSError) and not isinstance(error, GhostError):
         return GhostError(f"{job.id}: {error}. Remove the cause and give the same command again")
-    return GhostError(f"{job.id}: {said}") if fault else error
+    return GhostError(f"{job.id}: {message}") if fault else error
 
 
 def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: torch.device, show: Display) -> None:

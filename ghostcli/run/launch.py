@@ -151,12 +151,12 @@ def warn(outcome: Outcome, number: int = 1) -> None:
 def together(failed: Sequence[Outcome], of: int) -> GhostError:
     """One error for several failures, with the exit code of the first and the numbers of those without a line."""
     if len(failed) <= NAMED:
-        told = "the lines above say why"
+        hint = "the lines above say why"
     else:
         kinds = Counter(map(_kind, failed[NAMED:]))
         counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        told = f"the lines above name the first {NAMED}, ghost runs list those that began (the others: {counts})"
-    return GhostError(f"{len(failed)} of {of} runs failed; {told}", failed[0].error.exit_code if failed[0].error else 1)
+        hint = f"the lines above name the first {NAMED}, ghost runs list those that began (the others: {counts})"
+    return GhostError(f"{len(failed)} of {of} runs failed; {hint}", failed[0].error.exit_code if failed[0].error else 1)
 
 
 def _kind(outcome: Outcome) -> str:

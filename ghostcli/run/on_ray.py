@@ -129,8 +129,8 @@ class Ray(Executor):
             self._init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
         except Exception as error:  # Ray raises many kinds
             first, *lines = str(error).strip().splitlines() or [type(error).__name__]
-            said = printable(f"{first} {lines[-1].strip()}" if lines and first.endswith(":") else first)
-            raise UsageError(f"--on ray: no connection to {address or 'a cluster'}: {said}") from error
+            message = printable(f"{first} {lines[-1].strip()}" if lines and first.endswith(":") else first)
+            raise UsageError(f"--on ray: no connection to {address or 'a cluster'}: {message}") from error
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)  # Ray sets its own
@@ -177,11 +177,11 @@ class Ray(Executor):
 
         runs, here = self.options.runs, spec.require_seen(self.options.runs, self.seen, "this machine")
         task = self.ray.remote(num_cpus=0, max_retries=0)(look)
-        asked = {}
+        nodes = {}
         for node in self._nodes():
             there = NodeAffinitySchedulingStrategy(node, soft=False)
-            asked[task.options(scheduling_strategy=there).remote(str(runs), self.seen, spec.versions())] = node
-        for ref, node in asked.items():
+            nodes[task.options(scheduling_strategy=there).remote(str(runs), self.seen, spec.versions())] = node
+        for ref, node in nodes.items():
             try:
                 host, wrong, when = self.ray.get(ref, timeout=LOOKS)
             except self.ray.exceptions.GetTimeoutError as error:
@@ -190,8 +190,8 @@ class Ray(Executor):
                 if node not in self._nodes():  # the jobs go to the others
                     self.show.warn(f"Ray: the machine {node[:8]} was lost while it was asked")
                     continue
-                said = printable(str(error).strip().splitlines()[-1])
-                raise UsageError(f"--on ray: ghost cannot start on the machine {node[:8]}: {said}") from error
+                message = printable(str(error).strip().splitlines()[-1])
+                raise UsageError(f"--on ray: ghost cannot start on the machine {node[:8]}: {message}") from error
             if not wrong and abs(when - here) > 1:
                 wrong = f"{printable(runs)}: {host} sees another file there; mount the same file system on all machines"
             if wrong:
@@ -213,19 +213,19 @@ class Ray(Executor):
 
     def wait(self) -> list[tuple[Job, GhostError | None]]:
         ended, _ = self.ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=PAUSE)
-        found = []
+        outcomes = []
         for ref in ended:
             job = self.tasks.pop(ref)
-            error = self._ended(job, ref)
+            error = self._error_of(job, ref)
             if error is not False:
-                found.append(self._told(job, error))
+                outcomes.append(self._told(job, error))
         if time.monotonic() - self.followed > 1:
             self.followed = time.monotonic()
             self._follow(self.tasks.values())
         self._end_if_told()
-        return found
+        return outcomes
 
-    def _ended(self, job: Job, ref: Any) -> GhostError | Literal[False] | None:
+    def _error_of(self, job: Job, ref: Any) -> GhostError | Literal[False] | None:
         """The error of a task that ended; None if its job is done; False if it was submitted again."""
         errors = self.ray.exceptions
         try:
@@ -233,18 +233,18 @@ class Ray(Executor):
         except errors.OutOfMemoryError:
             return OutOfMemoryError("its machine ran out of memory, and Ray ended it; give it more with --cpus-per-job")
         except (errors.NodeDiedError, errors.WorkerCrashedError, errors.LocalRayletDiedError, errors.ObjectLostError):
-            return self._lost(job, "its machine was lost")
+            return self._submit_after_loss(job, "its machine was lost")
         except errors.RayError as error:
             return GhostError(f"Ray: {printable(str(error).strip().splitlines()[-1])}")
         if code < 0:
-            return self._lost(job, f"its process was ended by signal {-code}")
-        found = spec.outcome(self.options.runs, job.id)
-        if found is not False:
-            return found
+            return self._submit_after_loss(job, f"its process was ended by signal {-code}")
+        outcome = spec.outcome(self.options.runs, job.id)
+        if outcome is not False:
+            return outcome
         log = spec.path(self.options.runs, job.id, "log")
         return GhostError(f"ended with code {code} without a result; see {log}") if code else None
 
-    def _lost(self, job: Job, why: str) -> GhostError | Literal[False]:
+    def _submit_after_loss(self, job: Job, why: str) -> GhostError | Literal[False]:
         """Submit a job again after a loss, not to a machine that was lost under it twice, and not for ever."""
         try:
             node = spec.path(self.options.runs, job.id, "node").read_text()

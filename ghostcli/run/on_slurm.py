@@ -109,7 +109,7 @@ class Slurm(Executor):
         self._look()
         ended = []
         for job in list(self.jobs.values()):
-            error = self._ended(job)
+            error = self._error_of(job)
             if error is False:
                 continue
             del self.jobs[job.id]
@@ -134,16 +134,16 @@ class Slurm(Executor):
         queued = self._queued(job.id)
         return queued is not None and queued.state != "PENDING"
 
-    def _ended(self, job: Job) -> GhostError | Literal[False] | None:
+    def _error_of(self, job: Job) -> GhostError | Literal[False] | None:
         """The error of a job that ended; None if it is done; False while it goes on."""
         runs, number, queued = self.options.runs, self.numbers[job.id], self._queued(job.id)
-        found = spec.outcome(runs, job.id)
-        if found is None and is_done(job, runs):
+        outcome = spec.outcome(runs, job.id)
+        if outcome is None and is_done(job, runs):
             return None
-        if isinstance(found, GhostError) and (queued is None or queued.state != "PENDING"):
-            if found.exit_code == 75:  # Slurm stopped it, and not at its time limit
+        if isinstance(outcome, GhostError) and (queued is None or queued.state != "PENDING"):
+            if outcome.exit_code == 75:  # Slurm stopped it, and not at its time limit
                 return GhostError(f"stopped in Slurm (job {number}); it is saved, and the same command goes on", 75)
-            return found
+            return outcome
         if queued is not None and queued.never:
             if queued.reason != "DependencyNeverSatisfied":
                 return GhostError(f"Slurm will never start job {number}: {queued.reason}; it was cancelled", 2)
@@ -162,12 +162,12 @@ class Slurm(Executor):
             self.numbers[job.id] = queue.submit(job, runs, self.options.place, ())
             self.asked = 0.0
             return False
-        said = f"Slurm job {number} ended without a result ({what})"
+        message = f"Slurm job {number} ended without a result ({what})"
         if "CANCELLED" in what:
-            return GhostError(f"{said}; the same command submits it again", 75)
+            return GhostError(f"{message}; the same command submits it again", 75)
         log = spec.path(runs, job.id, "log")
         unseen = f"it wrote nothing: is {runs} mounted at this path on its node?"
-        return GhostError(f"{said}; {f'see {log}' if log.exists() else unseen}")
+        return GhostError(f"{message}; {f'see {log}' if log.exists() else unseen}")
 
     def _end(self) -> None:
         """Cancel the jobs of this plan and wait until those that ran have saved."""

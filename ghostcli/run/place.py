@@ -59,8 +59,8 @@ def place(
         raise UsageError(f"--on {printable(on)}: is no place to run. Type local, ray, ray://HOST:PORT or slurm")
     if address and not (address.rpartition(":")[0] and address.rpartition(":")[2].isdecimal()):
         raise UsageError(f"--on {printable(on)}: has no port; type ray://HOST:PORT, as in ray://head:10001")
-    given = {key: value for key, value in (flags or {}).items() if value is not None}
-    for flag in [*(f"--{key}" for key in given), *(["--slurm"] if slurm else []), *(["--detach"] if detach else [])]:
+    sbatch = {key: value for key, value in (flags or {}).items() if value is not None}
+    for flag in [*(f"--{key}" for key in sbatch), *(["--slurm"] if slurm else []), *(["--detach"] if detach else [])]:
         if name != SLURM:
             raise UsageError(f"{flag}: is for --on slurm; add it, or leave {flag} out")
     if gpus and name == LOCAL:
@@ -71,7 +71,7 @@ def place(
     if name == SLURM:
         if gpus != int(gpus):
             raise UsageError(f"--gpus-per-job {gpus:g}: Slurm gives whole GPUs; use --gres shard:N where it has shards")
-        options = configured() | ({"gres": f"gpu:{int(gpus)}"} if gpus else {}) | given
+        options = configured() | ({"gres": f"gpu:{int(gpus)}"} if gpus else {}) | sbatch
         for text in slurm:
             key, equals, value = text.partition("=")
             options[_key(key, f"--slurm {text}")] = value if equals else None
@@ -109,9 +109,9 @@ def configured() -> dict[str, str | None]:
         raise UsageError(f"{printable(file)}: [{printable(unknown[0])}] is no section; there is [slurm]")
     if not isinstance(section, dict):
         raise UsageError(f"{printable(file)}: slurm is no section; write [slurm] and options of sbatch below it")
-    found: dict[str, str | None] = {}
+    options: dict[str, str | None] = {}
     for key, value in section.items():
         if value is not True and (isinstance(value, bool) or not isinstance(value, str | int | float)):
             raise UsageError(f"{printable(file)}: slurm.{printable(key)} must be text, a number or true")
-        found[_key(key, f"{file}: slurm.{key}")] = None if value is True else str(value)
-    return found
+        options[_key(key, f"{file}: slurm.{key}")] = None if value is True else str(value)
+    return options

@@ -56,19 +56,19 @@ def ask(*words: str, stdin: str | None = None) -> str:
             f"--on slurm: the command {words[0]} was not found; give this command on a machine of the cluster"
         ) from error
     if done.returncode:
-        said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip()) or f"code {done.returncode}"
+        text = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip()) or f"code {done.returncode}"
         kind = Silent if words[0] == "squeue" else GhostError
-        raise kind(f"{words[0]}: {printable(said.removeprefix(words[0] + ': '))}")
+        raise kind(f"{words[0]}: {printable(text.removeprefix(words[0] + ': '))}")
     return done.stdout
 
 
 def states() -> dict[str, Queued]:
     """Slurm's number of a job -> the job, for all of this user's jobs in the queue."""
-    found = {}
+    jobs = {}
     for line in ask("squeue", "--me", "--noheader", "--format=%i|%T|%r|%j").splitlines():
         number, state, reason, name = line.split("|", 3)
-        found[number] = Queued(state, reason, name)
-    return found
+        jobs[number] = Queued(state, reason, name)
+    return jobs
 
 
 def cancel(numbers: Sequence[str]) -> None:
@@ -135,20 +135,20 @@ def submit(job: Job, runs: Path, place: Place, after: Iterable[str]) -> str:
 def number_of(runs: Path, run: str) -> str | None:
     """Slurm's number of the last job that was submitted for a run."""
     try:
-        found: Any = read_json(spec.path(runs, run, "slurm.json"))
-        return str(found["job"])
+        content: Any = read_json(spec.path(runs, run, "slurm.json"))
+        return str(content["job"])
     except (GhostError, LookupError, TypeError):
         return None
 
 
 def submitted(runs: Path) -> dict[str, str]:
     """Run id -> Slurm's number, for all runs that were ever submitted from this folder."""
-    found = {}
+    numbers = {}
     for file in sorted((runs / spec.FOLDER).glob("*/*.slurm.json")):
         run = f"{file.parent.name}/{file.name.removesuffix('.slurm.json')}"
         if record.RUN_ID.fullmatch(run) and (number := number_of(runs, run)):
-            found[run] = number
-    return found
+            numbers[run] = number
+    return numbers
 
 
 def told(runs: Path) -> dict[str, tuple[str, str]]:
@@ -164,17 +164,17 @@ def told(runs: Path) -> dict[str, tuple[str, str]]:
         there = states()
     except GhostError as error:
         return {run: ("submitted", f"Slurm job {number}; {error}") for run, number in numbers.items()}
-    found = {}
+    reports = {}
     for run, number in numbers.items():
         queued = there.get(number)
         if queued is None or queued.name != run or queued.never:
             why = ended(number) if queued is None else queued.reason
-            found[run] = "lost", f"Slurm job {number}: {why}; give its command again"
+            reports[run] = "lost", f"Slurm job {number}: {why}; give its command again"
         elif queued.state == "PENDING":
-            found[run] = "queued", f"Slurm job {number}: {queued.reason}"
+            reports[run] = "queued", f"Slurm job {number}: {queued.reason}"
         else:
-            found[run] = "running", f"Slurm job {number}: {queued.state.lower()}"
-    return found
+            reports[run] = "running", f"Slurm job {number}: {queued.state.lower()}"
+    return reports
 
 
 def planned(runs: Path, run: str) -> dict[str, Any]:

@@ -51,13 +51,13 @@ def agreements(
     if mine is None:
         return {}
     names = Counter(teacher.student for teacher in teachers)
-    found: dict[str, float | None] = {}
+    percentages: dict[str, float | None] = {}
     for teacher in teachers:
         theirs = record_of(teacher, runs).predictions()
         name = teacher.student if names[teacher.student] == 1 else teacher.id
         same = theirs is not None and theirs[0].shape == mine[0].shape and np.array_equal(theirs[1], mine[1])
-        found[name] = round(100 * float((theirs[0].argmax(1) == mine[0].argmax(1)).mean()), 4) if same else None
-    return found
+        percentages[name] = round(100 * float((theirs[0].argmax(1) == mine[0].argmax(1)).mean()), 4) if same else None
+    return percentages
 
 
 def result(
@@ -88,7 +88,7 @@ def result(
     chosen = state.best or {"epoch": last["epoch"], "test": last["test"]["accuracy"]}
     row = rows[chosen["epoch"] - 1]
     predictions = record.predictions()
-    found = RunResult(
+    run_result = RunResult(
         **dict(setup),
         environment=environment,
         start=start_of(setup.recipe, model),
@@ -117,5 +117,5 @@ def result(
         notes=tuple(note for note in [model.spec.note, *notes] if note),
         files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     )
-    content = dump(found)
+    content = dump(run_result)
     return {**content, "checksum": digest(content)}

@@ -97,10 +97,10 @@ class Spawned(Executor):
     def wait(self) -> list[tuple[Job, GhostError | None]]:
         time.sleep(PAUSE)
         self._follow(worker.job for worker in self.busy)
-        found = [self._told(*answer) for worker in self.busy if (answer := worker.answer())]
+        outcomes = [self._told(*answer) for worker in self.busy if (answer := worker.answer())]
         self.workers = [worker for worker in self.workers if worker.process.exitcode is None]
         self._end_if_told()
-        return found
+        return outcomes
 
     def _end(self) -> None:
         for worker in self.workers:

@@ -147,8 +147,8 @@ def read(file: Path) -> Spec:
 def outcome(runs: Path, run: str) -> GhostError | Literal[False] | None:
     """How the last attempt ended: None if well, its error, or False if there is no outcome (yet)."""
     try:
-        found: Any = read_json(path(runs, run, "outcome.json"))
-        code, error = int(found["code"]), str(found["error"])
+        content: Any = read_json(path(runs, run, "outcome.json"))
+        code, error = int(content["code"]), str(content["error"])
     except (GhostError, LookupError, TypeError, ValueError):
         return False
     return GhostError(error, code) if code else None

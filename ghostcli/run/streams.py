@@ -67,7 +67,7 @@ class Streams(Executor):
         self._follow(self.running.values())
         self._end_if_told()
         ended = [one for one in self.running if one.done()]
-        return [self._told(self.running.pop(one), _known(one.exception())) for one in ended]
+        return [self._told(self.running.pop(one), _job_error(one.exception())) for one in ended]
 
     def _end(self) -> None:
         with signals.stopping("the end of the command"):
@@ -75,7 +75,7 @@ class Streams(Executor):
         self.running.clear()
 
 
-def _known(error: BaseException | None) -> GhostError | None:
+def _job_error(error: BaseException | None) -> GhostError | None:
     """The error of a job. Any other is raised: it is a fault of ghost."""
     if error is None or isinstance(error, GhostError):
         return error

@@ -56,10 +56,10 @@ def push(run: RunRecord, repository: str, exported: Sequence[Path] = (), private
         use = (f"ghost pull {repository}", f"ghost predict run/{run.id} photo.jpg")
         text = card(run.result, use, exported=[file.name for file in exported])
         (folder / "README.md").write_text(text, "utf-8")
-        with _asked(repository):
+        with _refusals(repository):
             api.create_repo(repository, private=private, exist_ok=True)
-            found = api.upload_folder(repo_id=repository, folder_path=name, commit_message=f"ghost: {run.id}")
-    return str(getattr(found, "repo_url", None) or repository)
+            commit = api.upload_folder(repo_id=repository, folder_path=name, commit_message=f"ghost: {run.id}")
+    return str(getattr(commit, "repo_url", None) or repository)
 
 
 def pull(repository: str, runs: Path) -> RunRecord:
@@ -70,7 +70,7 @@ def pull(repository: str, runs: Path) -> RunRecord:
     """
     _require_repository(repository)
     api = _api()
-    with _asked(repository):
+    with _refusals(repository):
         files = list(api.list_repo_files(repository))
     for file in files:
         path = PurePosixPath(file)
@@ -86,7 +86,7 @@ def pull(repository: str, runs: Path) -> RunRecord:
         folder.mkdir()
         for file in (*NEEDED, *MORE):
             if file in files:
-                with _asked(repository):
+                with _refusals(repository):
                     source = Path(api.hf_hub_download(repository, file))
                 shutil.copyfile(source, folder / file)
         write_json(folder / "status.json", {"status": "done"})
@@ -143,7 +143,7 @@ def card(
     lines += [
         *("", "## How it was trained", ""),
         f"{taught} Recipe {_code(result.recipe_name)}, {result.epochs} epochs of {result.train_images:,} images.",
-        *(f"- Check of the {_text(found.subject)}: {_text(found.message)}" for found in result.check),
+        *(f"- Check of the {_text(finding.subject)}: {_text(finding.message)}" for finding in result.check),
         *(f"- {_text(note)}" for note in result.notes),
         *("", "## How to use it", "", "```sh", *use, "```"),
         *(f"- {_code(name)} is the deploy form for other programs." for name in exported),
@@ -173,7 +173,7 @@ def _api() -> Any:
 
 
 @contextlib.contextmanager
-def _asked(repository: str) -> Iterator[None]:
+def _refusals(repository: str) -> Iterator[None]:
     """What the hub says no with, as one line."""
     try:
         yield

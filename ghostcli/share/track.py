@@ -71,7 +71,7 @@ def sync(runs: Path, chosen: Sequence[RunRecord], place: Place) -> Iterator[tupl
     UsageError where the tracker is not installed; GhostError, naming it, where it refuses.
     """
     module = _module(place.tracker)
-    known = _known(runs)
+    known = _read_sent(runs)
     had = known.setdefault(place.key, {})
     for run in chosen:
         rows = run.metrics()
@@ -94,14 +94,14 @@ def sync(runs: Path, chosen: Sequence[RunRecord], place: Place) -> Iterator[tupl
 
 def values(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of an epoch's line by name: `test/accuracy`, `loss`, `lr`."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for key, value in row.items():
         parts = value.items() if isinstance(value, Mapping) else [("", value)]
         for part, number in parts:
             if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number):
-                found[f"{key}/{part}" if part else key] = float(number)
-    found.pop("epoch", None)
-    return found
+                numbers[f"{key}/{part}" if part else key] = float(number)
+    numbers.pop("epoch", None)
+    return numbers
 
 
 def _module(tracker: str) -> Any:
@@ -112,7 +112,7 @@ def _module(tracker: str) -> Any:
         raise UsageError(f"--to {tracker}: is not installed; type pip install 'ghostcli[{extra}]'") from error
 
 
-def _known(runs: Path) -> dict[str, dict[str, int]]:
+def _read_sent(runs: Path) -> dict[str, dict[str, int]]:
     file = runs / FILE
     value = read_json(file) if file.exists() else {}
     try:

@@ -271,13 +271,13 @@ class RepConv(nn.Module):
     ) -> None:
         named = {prefix + name: tensor.detach() for name, tensor in self.named_branches().items()}
         for key, tensor in named.items():
-            given = state_dict.get(key)
-            if given is None:
+            value = state_dict.get(key)
+            if value is None:
                 missing_keys.append(key)
-            elif given.shape != tensor.shape:
-                error_msgs.append(f"{key} has shape {tuple(given.shape)}; this network needs {tuple(tensor.shape)}.")
+            elif value.shape != tensor.shape:
+                error_msgs.append(f"{key} has shape {tuple(value.shape)}; this network needs {tuple(tensor.shape)}.")
             else:
-                tensor.copy_(given)
+                tensor.copy_(value)
         if strict:
             mine = (key for key in state_dict if key.startswith(prefix) and key not in named)
             unexpected_keys.extend(key for key in mine if not key.endswith(".num_batches_tracked"))

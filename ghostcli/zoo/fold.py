@@ -107,16 +107,16 @@ def _fold_chain(chain: nn.Sequential) -> None:
 def _fold_branches(rep: RepConv) -> FoldedConv:
     dtype = rep.weight.dtype
     weight, bias = (nn.Parameter(folded.detach().to(dtype)) for folded in rep.double().fold())
-    return _folded(rep, weight, bias, rep.relu)
+    return _folded_conv(rep, weight, bias, rep.relu)
 
 
 def _fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d, *, relu: bool = False) -> nn.Conv2d:
     dtype = conv.weight.dtype
     fused = fuse_conv_bn_eval(conv.double(), norm.double()).to(dtype)
-    return _folded(conv, fused.weight, fused.bias, relu) if relu else fused
+    return _folded_conv(conv, fused.weight, fused.bias, relu) if relu else fused
 
 
-def _folded(of: RepConv | nn.Conv2d, weight: nn.Parameter, bias: nn.Parameter, relu: bool) -> FoldedConv:
+def _folded_conv(of: RepConv | nn.Conv2d, weight: nn.Parameter, bias: nn.Parameter, relu: bool) -> FoldedConv:
     shape = (of.in_channels, of.out_channels, of.kernel_size, of.stride, of.padding)
     conv = FoldedConv(*shape, groups=of.groups, device=weight.device)
     conv.weight, conv.bias, conv.relu = weight, bias, relu

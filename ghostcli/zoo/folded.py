@@ -40,7 +40,7 @@ CHEAP = (3, 3)  # the window of the second convolution of a ghost module; the fi
 
 
 @functools.cache
-def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _disable_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compiler.disable(function)
 
 
@@ -52,7 +52,7 @@ def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        chosen = _disabled(function) if torch.compiler.is_compiling() else function
+        chosen = _disable_compiler(function) if torch.compiler.is_compiling() else function
         return chosen(*args, **kwargs)
 
     return call
@@ -167,14 +167,14 @@ class _Steps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Any, ...]:
         saved, grads, first = ctx.saved_tensors, [], ctx.needs_input_grad[0]
-        own, kept, dz = sum(ctx.counts), len(ctx.saved_tensors), dz.permute(0, 2, 3, 1)
+        own_start, kept_start, dz = sum(ctx.counts), len(ctx.saved_tensors), dz.permute(0, 2, 3, 1)
         with _no_autocast(dz):
             for place in reversed(range(len(ctx.steps))):
-                own, kept = own - ctx.counts[place], kept - ctx.kept[place]
-                parameters = saved[own : own + ctx.counts[place]]
+                own_start, kept_start = own_start - ctx.counts[place], kept_start - ctx.kept[place]
+                parameters = saved[own_start : own_start + ctx.counts[place]]
                 needed = first or place > 0
                 back = ctx.steps[place].backward
-                dz, of_step = back(ctx.ops, dz, parameters, saved[kept : kept + ctx.kept[place]], needed)
+                dz, of_step = back(ctx.ops, dz, parameters, saved[kept_start : kept_start + ctx.kept[place]], needed)
                 grads = [*of_step, *grads]
         return None if dz is None or not first else _images(dz), None, None, *grads
 
@@ -291,7 +291,7 @@ class _Scale(torch.autograd.Function):
         return kernels.of(x).total(x, gate, both.dout).to(scale.dtype), None, None
 
 
-def _applied(function: type[torch.autograd.Function], x: Tensor, *arguments: Any) -> Tensor:
+def _apply(function: type[torch.autograd.Function], x: Tensor, *arguments: Any) -> Tensor:
     """The result for `x`, under autocast for `x` in its precision."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
@@ -306,8 +306,8 @@ def run(x: Tensor, steps: Sequence[tuple[Step, Given]]) -> Tensor:
     It is in channels_last. Running statistics follow, with the unbiased variance as batch norm has it. Under autocast
     the output has its precision; moments stay float32. ValueError if there is one value per channel.
     """
-    values, given = zip(*steps, strict=True)
-    return _applied(_Steps, x, values, tuple(map(len, given)), *itertools.chain(*given))
+    values, parameters = zip(*steps, strict=True)
+    return _apply(_Steps, x, values, tuple(map(len, parameters)), *itertools.chain(*parameters))
 
 
 def ghost(
@@ -325,7 +325,7 @@ def ghost(
     Returns both outputs side by side [N, 2 O, H, W] without a copy, + `add` (not with `relu`); then `x`, for others
     that read it, and its average over 2 x 2 pixels if `pool`.
     """
-    return _applied(_Ghost, x, add, relu, pool, running, *primary, *cheap)
+    return _apply(_Ghost, x, add, relu, pool, running, *primary, *cheap)
 
 
 def weigh(x: Tensor, gate: Tensor) -> Tensor:

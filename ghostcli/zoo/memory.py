@@ -24,7 +24,7 @@ class Recomputable:
         forward = super().forward  # type: ignore[misc]
         if not (self.recompute and self.training and torch.is_grad_enabled()):  # type: ignore[attr-defined]
             return forward(*inputs)
-        again = lambda: (contextlib.nullcontext(), _untracked(self))  # noqa: E731
+        again = lambda: (contextlib.nullcontext(), _frozen_statistics(self))  # noqa: E731
         return checkpoint(forward, *inputs, use_reentrant=False, context_fn=again)
 
 
@@ -52,11 +52,11 @@ def kept_bytes(model: nn.Module, image: tuple[int, int, int]) -> int:
     """
     if not _blocks(model):
         return 0
-    kept: dict[int, int] = {}
+    storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter) and tensor.dim() == 4:
-            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            storages[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         alive.append(tensor)
         return tensor
 
@@ -64,7 +64,7 @@ def kept_bytes(model: nn.Module, image: tuple[int, int, int]) -> int:
     shadow = copy.deepcopy(model).to("meta").train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         shadow(torch.empty(2, *image, device="meta"))
-    return sum(kept.values()) // 2
+    return sum(storages.values()) // 2
 
 
 def _blocks(module: nn.Module) -> list[Recomputable]:
@@ -72,7 +72,7 @@ def _blocks(module: nn.Module) -> list[Recomputable]:
 
 
 @contextlib.contextmanager
-def _untracked(block: Any) -> Iterator[None]:
+def _frozen_statistics(block: Any) -> Iterator[None]:
     """Do not update running statistics in the second forward pass of a batch."""
     norms = [norm for norm in block.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
     before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]

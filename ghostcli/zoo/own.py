@@ -42,14 +42,14 @@ def source(name: str) -> Path:
     paths: Any = None
     parts = where.split(".")
     for depth in range(1, len(parts) + 1):
-        found = PathFinder.find_spec(".".join(parts[:depth]), paths)
-        if found is None:
+        spec = PathFinder.find_spec(".".join(parts[:depth]), paths)
+        if spec is None:
             missing = ".".join(parts[:depth])
             raise wrong(name, f"there is no module {missing} here or installed; type its name, or py:PATH.py:FUNCTION")
-        paths = found.submodule_search_locations
-    if not found.origin or not found.origin.endswith(".py"):
+        paths = spec.submodule_search_locations
+    if not spec.origin or not spec.origin.endswith(".py"):
         raise wrong(name, f"{where} has no Python source; name the module that defines the function")
-    return Path(found.origin)
+    return Path(spec.origin)
 
 
 def checksum(name: str) -> str:
@@ -95,7 +95,7 @@ def build(name: str, classes: int) -> nn.Module:
     try:
         model = function(classes)
     except Exception as error:
-        raise _raised(name, error, f"{function_name}({classes})") from error
+        raise _usage_error(name, error, f"{function_name}({classes})") from error
     if not isinstance(model, nn.Module):
         raise wrong(name, f"{function_name}({classes}) returned {type(model).__name__}, not a torch.nn.Module")
     if not any(p.requires_grad for p in model.parameters()):
@@ -119,7 +119,7 @@ def check(name: str, classes: int, side: int) -> nn.Module:
             try:
                 logits = model.train(mode)(torch.zeros(2, 3, side, side))
             except Exception as error:
-                raise _raised(name, error, f"forward, on images [2, 3, {side}, {side}],") from error
+                raise _usage_error(name, error, f"forward, on images [2, 3, {side}, {side}],") from error
             if not isinstance(logits, torch.Tensor):
                 raise wrong(name, f"forward returned {type(logits).__name__}; return logits [N, {classes}] alone")
             if tuple(logits.shape) != (2, classes):
@@ -159,10 +159,10 @@ def _module(name: str) -> ModuleType:
             raise
         return module
     except (Exception, SystemExit) as error:
-        raise _raised(name, error, "importing it") from error
+        raise _usage_error(name, error, "importing it") from error
 
 
-def _raised(name: str, error: BaseException, doing: str) -> UsageError:
+def _usage_error(name: str, error: BaseException, doing: str) -> UsageError:
     file = str(source(name))
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(file)]
     line = f"{Path(file).name}:{error.lineno}: " if isinstance(error, SyntaxError) else ""

@@ -101,10 +101,10 @@ class Tap:
                 maps[wanted[name, calls[name]]] = as_map(output)
             calls[name] += 1
 
-        with _watched(self.watched, keep_input, keep_map):
+        with _watch(self.watched, keep_input, keep_map):
             logits = self.model(x)
-        found = [maps[i] for i in range(len(self.stages))]
-        return logits, Features(found, pooled[-1] if pooled else found[-1].mean((2, 3)))
+        features = [maps[i] for i in range(len(self.stages))]
+        return logits, Features(features, pooled[-1] if pooled else features[-1].mean((2, 3)))
 
 
 def common(student: FeatureShape, teacher: FeatureShape) -> list[tuple[int, int]]:
@@ -120,7 +120,7 @@ def nearest(levels: Sequence[int], level: int) -> int:
 
 
 @contextmanager
-def _watched(modules: Mapping[str, nn.Module], before: Before, after: After) -> Iterator[None]:
+def _watch(modules: Mapping[str, nn.Module], before: Before, after: After) -> Iterator[None]:
     """Calls `before(name, arguments)` and `after(name, output)` around every call of one of `modules`."""
     handles = []
     for name, module in modules.items():
@@ -163,9 +163,9 @@ def _probe(model: nn.Module, image_size: int) -> tuple[list[Stage], str | None, 
         nonlocal depth
         depth -= name not in chains
         inside = open_calls.pop()
-        found = as_map(output)
-        if found is not None and found.shape[1] != image.shape[1]:
-            channels, size = found.shape[1:3]
+        feature_map = as_map(output)
+        if feature_map is not None and feature_map.shape[1] != image.shape[1]:
+            channels, size = feature_map.shape[1:3]
             stage = Stage(round(math.log2(image_size / size)), name, calls[name], channels, size)
             # A map inside a block that is coarser than the block's output is a side path (a gate, an excitation).
             inside = [seen for seen in inside if seen.stage.level <= stage.level]
@@ -178,16 +178,16 @@ def _probe(model: nn.Module, image_size: int) -> tuple[list[Stage], str | None, 
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), _watched(modules, enter, leave):
+        with torch.no_grad(), _watch(modules, enter, leave):
             model(image)
     finally:
         for module, mode in training.items():
             module.training = mode
-    found_stages = _choose(open_calls[0])
-    if not found_stages and not linear:
+    stages = _choose(open_calls[0])
+    if not stages and not linear:
         raise ValueError(f"{type(model).__name__} makes no features from an image of {image_size} pixels")
-    name, width = linear or (None, found_stages[-1].channels)
-    return found_stages, name, width
+    name, width = linear or (None, stages[-1].channels)
+    return stages, name, width
 
 
 def _choose(seen: list[_Seen]) -> list[Stage]:

@@ -139,12 +139,12 @@ def track(mean: Tensor, var: Tensor, count: int, running: Running) -> None:
     the unbiased one.
     """
     means, unbiased = mean.flatten(), (var * (count / (count - 1))).flatten()
-    kept, batch, at = [], [], 0
+    statistics, batch, at = [], [], 0
     for of_mean, of_var in running.norms:
         rows = slice(at, at + of_mean.numel())
-        kept += [of_mean, of_var]
+        statistics += [of_mean, of_var]
         batch += [part[rows].view_as(of_mean).to(of_mean.dtype) for part in (means, unbiased)]
         at = rows.stop
-    torch._foreach_lerp_(kept, batch, running.momentum)
+    torch._foreach_lerp_(statistics, batch, running.momentum)
     if running.batches is not None:
         running.batches.add_(1)

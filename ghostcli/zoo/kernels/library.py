@@ -52,7 +52,7 @@ def _library(lanes: int) -> tuple[ctypes.CDLL | None, str]:
     if compiler is None:
         return None, "No C++ compiler (g++ or clang++) was found, so plain PyTorch is used."
     try:
-        path = _built(compiler, lanes)
+        path = _build(compiler, lanes)
         return ctypes.CDLL(str(path)), f"Compiled by {compiler}, kept at {path}."
     except subprocess.CalledProcessError as e:
         last = (e.stderr or "").strip().splitlines()
@@ -61,7 +61,7 @@ def _library(lanes: int) -> tuple[ctypes.CDLL | None, str]:
         return None, f"The compiled kernels are not available ({e})."
 
 
-def _built(compiler: str, lanes: int) -> Path:
+def _build(compiler: str, lanes: int) -> Path:
     """The path of the library in the cache. It is built if it is missing."""
     here, flags = Path(__file__).parent, (*FLAGS, f"-DWIDTH={lanes}")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=20)
@@ -108,8 +108,8 @@ def call(name: str, *arguments: Argument, wide: bool = False) -> None:
     if function.argtypes is None:  # its first call
         function.restype = None
         function.argtypes = [*(_TYPES.get(type(a), ctypes.c_void_p) for a in arguments), ctypes.c_long]
-    given = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    function(*given, torch.get_num_threads())
+    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    function(*values, torch.get_num_threads())
 
 
 @functools.cache

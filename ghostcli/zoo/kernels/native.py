@@ -88,8 +88,8 @@ def fold(branches: Branches, mean: Tensor, cov: Tensor, running: Running | None 
     sizes, out = (b, o, t), (gain, rstd, means, vars)
     if mean.dim() == 1:
         rows_cov = mean.new_empty(b, o, t)
-        given = p.weight, p.gamma, p.beta, p.identity_gamma, p.identity_beta
-        call("dense_fold", *given, *sizes, mean, cov, kernel, bias, rows_cov, *out)
+        parameters = p.weight, p.gamma, p.beta, p.identity_gamma, p.identity_beta
+        call("dense_fold", *parameters, *sizes, mean, cov, kernel, bias, rows_cov, *out)
     else:
         rows_cov = mean.new_empty(every, o, t)
         call("depthwise_fold", *p, *sizes, mean, cov, kernel, bias, rows_cov, *out)
@@ -122,19 +122,19 @@ def unfold(
     sizes, known = (b, o, t), (fold.patch_mean, fold.rows_cov, fold.gain, fold.rstd, fold.mean)
     grads = _gradients(p, dbias)
     dweight, dgamma, _, dscale_weight, dscale, _, didentity, _ = grads
-    given = (dkernel, dbias, float(count), dweight, dgamma)
+    gradients = (dkernel, dbias, float(count), dweight, dgamma)
     if fold.patch_mean.dim() == 1:
         S, out = new(t, t), new(t)
-        call("dense_unfold", p.weight, *sizes, *known, *given, didentity, S, out)
+        call("dense_unfold", p.weight, *sizes, *known, *gradients, didentity, S, out)
     else:
         S, out = new(o, t, t), new(o, t)
-        given = (*given, dscale_weight, dscale, didentity)
-        call("depthwise_unfold", p.weight, p.scale_weight, *sizes, *known, *given, S, out)
+        gradients = (*gradients, dscale_weight, dscale, didentity)
+        call("depthwise_unfold", p.weight, p.scale_weight, *sizes, *known, *gradients, S, out)
     return grads, S, out
 
 
 def track(mean: Tensor, var: Tensor, count: int, running: Running) -> None:
-    if any(kept.dtype != mean.dtype for pair in running.norms for kept in pair):
+    if any(statistic.dtype != mean.dtype for pair in running.norms for statistic in pair):
         return algebra.track(mean, var, count, running)
     call("track", mean, var, float(running.momentum), count / (count - 1), *_norms(running))
     if running.batches is not None:
@@ -196,9 +196,9 @@ def adjoint(
     statistics = (None, None) if S is None else (S.contiguous(), t.contiguous())
     rest = (kernel.contiguous(), *statistics, *_map(add), mask, *_map(dx))
     if k == DENSE:
-        given = (None, 1, 1) if pooled is None else (pooled.contiguous(), *pytorch.window(x))
+        pool = (None, 1, 1) if pooled is None else (pooled.contiguous(), *pytorch.window(x))
         sizes = (*x.shape[1:3], x.shape[0] * x.shape[1] * x.shape[2], x.shape[3], step.dz.shape[3])
-        call("pointwise_adjoint", *maps, *sizes, *given, *rest, wide=x.shape[3] > NARROW)
+        call("pointwise_adjoint", *maps, *sizes, *pool, *rest, wide=x.shape[3] > NARROW)
     else:
         call("depthwise_adjoint", *maps, *x.shape, *k, stride, *rest, wide=_wide(x.shape[3]))
     return dx
@@ -230,14 +230,14 @@ def sum_forward(
     if k == DENSE:
         state = x.new_empty(o * (c + 1 + b * c + 4 * every) + c)
         steps = address("pointwise_moments", _wide(c)), address("pointwise_forward", o > NARROW)
-        given = *p[:3], *p[6:], b, o, momentum, *norms[:6]
-        call("pointwise_sum", *steps, *_map(x), *_rows(x), *given, relu, *_map(out), state)
+        arguments = *p[:3], *p[6:], b, o, momentum, *norms[:6]
+        call("pointwise_sum", *steps, *_map(x), *_rows(x), *arguments, relu, *_map(out), state)
     else:
         t = math.prod(k)
         state = x.new_empty(o * (t + 1 + every * t + 4 * every + t))
         steps = address("depthwise_forward", _wide(o)), address("depthwise_beside", _wide(o))
-        given = *p, b, momentum, *norms
-        call("depthwise_sum", *steps, *_map(x), *x.shape, *k, stride, *given, relu, *_map(add), *_map(out), state)
+        arguments = *p, b, momentum, *norms
+        call("depthwise_sum", *steps, *_map(x), *x.shape, *k, stride, *arguments, relu, *_map(add), *_map(out), state)
     if running.batches is not None:
         running.batches.add_(1)
     return out, state
@@ -265,9 +265,9 @@ def sum_backward(
     if k == DENSE:
         steps = address("pointwise_reduce", _wide(o, c)), address("pointwise_adjoint", c > NARROW)
         into = dweight, dgamma, didentity, dbias
-        given = (None, 1, 1) if pooled is None else (pooled.contiguous(), *pytorch.window(x))
+        pool = (None, 1, 1) if pooled is None else (pooled.contiguous(), *pytorch.window(x))
         sizes = (*x.shape[1:3], *_rows(x))
-        call("pointwise_sum_backward", *steps, *maps, *sizes, p.weight, b, o, state, *into, *given, *after)
+        call("pointwise_sum_backward", *steps, *maps, *sizes, p.weight, b, o, state, *into, *pool, *after)
     else:
         steps = address("depthwise_reduce", _wide(o)), address("depthwise_adjoint", _wide(o))
         into = dweight, dgamma, dscale_weight, dscale, didentity, dbias

@@ -132,7 +132,7 @@ def adjoint(
     if pooled is not None:
         size = window(x)
         even = F.interpolate(_images(pooled), scale_factor=[float(side) for side in size], mode="nearest")
-        odd = [side - given for side, given in zip(x.shape[1:3], even.shape[2:], strict=True)]  # not pooled: 0 or 1
+        odd = [side - other for side, other in zip(x.shape[1:3], even.shape[2:], strict=True)]  # not pooled: 0 or 1
         dx = dx.add_(_pixels(F.pad(even, (0, odd[1], 0, odd[0]))), alpha=1 / math.prod(size))
     return torch.ops.aten.threshold_backward.grad_input(dx, x, 0, grad_input=dx) if mask else dx
 
@@ -157,13 +157,13 @@ def total(x: Tensor, gate: Tensor | None, by: Tensor | None = None) -> Tensor:
 
     `x` and `by` are pixels [N, H, W, C]. The opened `gate` [N, h, w, C] is enlarged to the nearest pixel.
     """
-    gated = x if gate is None else _gated(x, gate)
+    gated = x if gate is None else _gate(x, gate)
     return (gated if by is None else gated * by).sum((1, 2), dtype=precision(x))
 
 
 def weigh(x: Tensor, gate: Tensor | None, scale: Tensor | None) -> Tensor:
     """x gate scale: pixels [N, H, W, C], an opened gate [N, h, w, C] as in `total`, a scale [N, C]."""
-    out = x if gate is None else _gated(x, gate)
+    out = x if gate is None else _gate(x, gate)
     return out if scale is None else out * scale[:, None, None]
 
 
@@ -175,8 +175,8 @@ def weigh_backward(
     d = d if dtotal is None else d + dtotal[:, None, None].to(d.dtype)
     if gate is None:
         return d, None
-    dgate = _covered(d * x, gate)
-    return _gated(d, gate), torch.ops.aten.sigmoid_backward(dgate, gate)
+    dgate = _sum_under_gate(d * x, gate)
+    return _gate(d, gate), torch.ops.aten.sigmoid_backward(dgate, gate)
 
 
 def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,7 +203,7 @@ def _tiles(x: Tensor, gate: Tensor) -> bool:
     return x.shape[1] % gate.shape[1] == 0 and x.shape[2] % gate.shape[2] == 0
 
 
-def _gated(x: Tensor, gate: Tensor) -> Tensor:
+def _gate(x: Tensor, gate: Tensor) -> Tensor:
     """x times the gate, enlarged to the nearest pixel."""
     if not _tiles(x, gate):
         return _pixels(F.interpolate(_images(gate), x.shape[1:3], mode="nearest")).mul_(x)
@@ -211,7 +211,7 @@ def _gated(x: Tensor, gate: Tensor) -> Tensor:
     return (tiled * gate[:, :, None, :, None]).view(x.shape)
 
 
-def _covered(x: Tensor, gate: Tensor) -> Tensor:
+def _sum_under_gate(x: Tensor, gate: Tensor) -> Tensor:
     """The sums of `x` over the pixels that each pixel of the gate covers."""
     n, h, w, c = gate.shape
     if not _tiles(x, gate):

@@ -20,15 +20,15 @@ Kept = tuple[Tensor | None, ...]
 
 
 @functools.cache
-def _seen(side: int, kernel: int, stride: int) -> tuple[int, int]:
+def _taps_seen(side: int, kernel: int, stride: int) -> tuple[int, int]:
     """The range (first, end) of the taps of a row or column that ever cover one of `side` pixels."""
     centres = range(0, side, stride)
     met = [any(0 <= at + tap - kernel // 2 < side for at in centres) for tap in range(kernel)]
     return met.index(True), kernel - met[::-1].index(True)
 
 
-def _all_seen(x: Tensor, k: Window, stride: int) -> bool:
-    return all(_seen(side, taps, stride) == (0, taps) for side, taps in zip(x.shape[1:3], k, strict=True))
+def _all_taps_seen(x: Tensor, k: Window, stride: int) -> bool:
+    return all(_taps_seen(side, taps, stride) == (0, taps) for side, taps in zip(x.shape[1:3], k, strict=True))
 
 
 def moments(ops: ModuleType, x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
@@ -38,12 +38,12 @@ def moments(ops: ModuleType, x: Tensor, k: Window, stride: int) -> tuple[Tensor,
     borders) would remain, and large weights would turn them into a variance.
     """
     mean, cov = ops.moments(x, k, stride)
-    if _all_seen(x, k, stride):
+    if _all_taps_seen(x, k, stride):
         return mean, cov
     for moment, first in ((mean, 1), (cov, 1), (cov, 2)):
         grid = moment.unflatten(first, k)  # a view
         for axis, side, taps in zip((first, first + 1), x.shape[1:3], k, strict=True):
-            low, high = _seen(side, taps, stride)
+            low, high = _taps_seen(side, taps, stride)
             grid.narrow(axis, 0, low).zero_()
             grid.narrow(axis, high, taps - high).zero_()
     return mean, cov
@@ -52,10 +52,10 @@ def moments(ops: ModuleType, x: Tensor, k: Window, stride: int) -> tuple[Tensor,
 def count(x: Tensor, stride: int) -> int:
     """The number of patches of [N, H, W, C] pixels. ValueError for a single one, which has no variance."""
     n, h, w, c = x.shape
-    found = n * math.ceil(h / stride) * math.ceil(w / stride)
-    if found < 2:
+    patches = n * math.ceil(h / stride) * math.ceil(w / stride)
+    if patches < 2:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size [{n}, {c}, {h}, {w}]")
-    return found
+    return patches
 
 
 def forward(
@@ -75,7 +75,7 @@ def forward(
     With `add` the output is [x, the sum's] + add, as by `beside`.
     """
     patches = count(x, stride)
-    if ops is native and native.reads(branches, running) and _all_seen(x, k, stride):
+    if ops is native and native.reads(branches, running) and _all_taps_seen(x, k, stride):
         z, state = native.sum_forward(x, branches, running, k, stride, relu, out, add)
         return z, (state,)
     fold = ops.fold(branches, *moments(ops, x, k, stride), running, patches)

@@ -70,7 +70,7 @@ def _norm_gradients(norms, every, at, from_row, db, dgamma, dbeta, own, patches)
 
 
 @triton.jit
-def _added(rows, of_part, at, there, parts, PARTS: tl.constexpr, WIDTH: tl.constexpr):
+def _sum_of_parts(rows, of_part, at, there, parts, PARTS: tl.constexpr, WIDTH: tl.constexpr):
     """The sum [WIDTH] of `parts` rows that lie `of_part` apart."""
     total = tl.zeros((PARTS, WIDTH), tl.float32)
     for first in range(0, parts, PARTS):
@@ -142,7 +142,7 @@ def _dense_branches(
     o, every = tl.program_id(0), (B + IDENTITY) * OUT
     j = tl.arange(0, WIDTH)
     m = tl.load(patch_mean + j, mask=j < T, other=0.0)
-    dk = _added(dkernel + o * of_out, of_part, j * of_tap, j < T, parts, PARTS, WIDTH)
+    dk = _sum_of_parts(dkernel + o * of_out, of_part, j * of_tap, j < T, parts, PARTS, WIDTH)
     db = _added_one(dbias + o * bias_of_out, bias_of_part, parts, 128)
     for b in tl.static_range(B):
         at = b * OUT + o
@@ -249,7 +249,7 @@ def _depthwise_unfold(
     j = tl.arange(0, WIDTH)
     i = tl.arange(0, WIDTH)
     m = tl.load(patch_mean + o * T + j, mask=j < T, other=0.0)
-    dk = _added(dkernel + o * of_out, of_part, j * of_tap, j < T, parts, PARTS, WIDTH)
+    dk = _sum_of_parts(dkernel + o * of_out, of_part, j * of_tap, j < T, parts, PARTS, WIDTH)
     db = _added_one(dbias + o * bias_of_out, bias_of_part, parts, 128)
     tile, line = tl.zeros((WIDTH, WIDTH), tl.float32), tl.zeros((WIDTH,), tl.float32)
     for b in tl.static_range(B + SCALE + IDENTITY):
@@ -286,7 +286,7 @@ def _shape(branches: Branches) -> tuple[int, int, int, bool, bool, int]:
 
 def _ours(branches: Branches, moments: Tensor, running: Running | None) -> bool:
     there = [p for p in branches if p is not None]
-    there += [] if running is None else [kept for pair in running.norms for kept in pair]
+    there += [] if running is None else [statistic for pair in running.norms for statistic in pair]
     exact = all(p.dtype == torch.float32 and p.is_contiguous() for p in there)
     return exact and moments.dtype == torch.float32 and _shape(branches)[2] <= WIDEST
 
@@ -312,9 +312,9 @@ def fold(branches: Branches, mean: Tensor, cov: Tensor, running: Running | None 
             B=b, IDENTITY=identity, **track, WIDTH=width, ROWS=max(1, AREA // width),
         )  # fmt: skip
     else:
-        given = (none if tensor is None else tensor for tensor in p)
+        parameters = (none if tensor is None else tensor for tensor in p)
         _depthwise_fold[(o,)](
-            *given, *out, *(kept for pair in pairs for kept in pair), *follow, EPS, o,
+            *parameters, *out, *(statistic for pair in pairs for statistic in pair), *follow, EPS, o,
             T=t, B=b, SCALE=scale, IDENTITY=identity, **track, WIDTH=width, num_warps=1,
         )  # fmt: skip
     return Fold(kernel, bias, None, rows_cov, *norms, mean)
@@ -334,12 +334,12 @@ def unfold(
     dweight, dgamma, dbeta, dscale_weight, dscale, dscale_beta, didentity, didentity_beta = some
     norms = fold.gain  # the first of four, one after the other
     known = (fold.patch_mean.contiguous(), fold.rows_cov, norms)
-    given = (dkernel, *dkernel.stride(), dbias, *dbias.stride(), len(dkernel))
+    gradients = (dkernel, *dkernel.stride(), dbias, *dbias.stride(), len(dkernel))
     sizes = {"B": b, "IDENTITY": identity, "WIDTH": width}
     if fold.patch_mean.dim() == 1:
         curve, slope, S, out = new(b + identity, o), new(b + identity, o), new(t, t), new(t)
         _dense_branches[(o,)](
-            p.weight, *known, *given, dweight, dgamma, dbeta, didentity, didentity_beta, curve, slope, float(count),
+            p.weight, *known, *gradients, dweight, dgamma, dbeta, didentity, didentity_beta, curve, slope, float(count),
             o, t, **sizes, PARTS=max(1, AREA // width),
         )  # fmt: skip
         tiles = triton.cdiv(t, TILE)
@@ -348,7 +348,7 @@ def unfold(
         S, out = new(o, t, t), new(o, t)
         scales = p.gamma if p.scale_weight is None else p.scale_weight
         _depthwise_unfold[(o,)](
-            p.weight, scales, *known, *given, dweight, dgamma, dbeta, dscale_weight, dscale, dscale_beta, didentity,
+            p.weight, scales, *known, *gradients, dweight, dgamma, dbeta, dscale_weight, dscale, dscale_beta, didentity,
             didentity_beta, S, out, float(count), o, **sizes, T=t, SCALE=scale, PARTS=64, num_warps=2,
         )  # fmt: skip
     return grads, S, out

@@ -63,19 +63,19 @@ def _masked(dz, dz_pitch, z, z_pitch, n, h, w, c, live, H, W, C, RELU: tl.conste
     values = _patch(dz, dz_pitch, n, h, w, c, live, H, W, C, U, V)
     if not RELU:
         return values
-    outputs, kept = _patch(z, z_pitch, n, h, w, c, live, H, W, C, U, V), ()
+    outputs, masked = _patch(z, z_pitch, n, h, w, c, live, H, W, C, U, V), ()
     for k in tl.static_range(U * V):
-        kept = kept + (tl.where(outputs[k] <= 0, 0.0, values[k]),)
-    return kept
+        masked = masked + (tl.where(outputs[k] <= 0, 0.0, values[k]),)
+    return masked
 
 
 @triton.jit
 def _coefficients(table, c, C, COUNT: tl.constexpr):
     """Those [C, COUNT] of channels c."""
-    found = ()
+    columns = ()
     for k in tl.static_range(COUNT):
-        found = found + (tl.load(table + c * COUNT + k, mask=c < C, other=0.0)[None, :],)
-    return found
+        columns = columns + (tl.load(table + c * COUNT + k, mask=c < C, other=0.0)[None, :],)
+    return columns
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -228,15 +228,15 @@ def _adjoint(
         acc = tl.zeros((P, B), tl.float32)
         for k in tl.static_range(T):
             up, left = h + U // 2 - k // V, w + V // 2 - k % V  # the patch's position, times the stride
-            held = live & (up >= 0) & (left >= 0) & (up % S == 0) & (left % S == 0) & (up < Ho * S) & (left < Wo * S)
+            inside = live & (up >= 0) & (left >= 0) & (up % S == 0) & (left % S == 0) & (up < Ho * S) & (left < Wo * S)
             if S == 1:
                 d = gradients[T - 1 - k]
             else:
-                (d,) = _masked(dz, dz_pitch, z, z_pitch, n, up // S, left // S, c, held, Ho, Wo, C, RELU, 1, 1)
+                (d,) = _masked(dz, dz_pitch, z, z_pitch, n, up // S, left // S, c, inside, Ho, Wo, C, RELU, 1, 1)
             value = slopes[k] + weights[k] * d
             for m in tl.static_range(T):
                 value += bends[k * T + m] * near[(U - 1 + m // V - k // V) * (2 * V - 1) + V - 1 + m % V - k % V]
-            acc += tl.where(held[:, None], value, 0.0)
+            acc += tl.where(inside[:, None], value, 0.0)
         if ADD:
             (more,) = _patch(add, add_pitch, n, h, w, c, live, H, W, C, 1, 1)
             acc += more

@@ -240,7 +240,7 @@ def _launch(
     count, outer = x.shape[:3].numel(), len(kernel)
     with_more, by = (x, kernel) if more is None else (more, more_kernel)
     side = _width(outer)
-    extra = [out if given is None else given for given in (add, pooled)]
+    extra = [out if tensor is None else tensor for tensor in (add, pooled)]
     _apply[(triton.cdiv(count, PIXELS), triton.cdiv(outer, side))](
         x, pitch(x), kernel, *kernel.stride(), bias, with_more, pitch(with_more), by, *by.stride(),
         extra[0], pitch(extra[0]), extra[1], *x.shape[1:3], *window(x), out, pitch(out),

@@ -24,7 +24,7 @@ SIZES = ["pitch", "by_pitch", "dout_pitch", "H", "W", "C", "tall", "wide", "coun
 
 
 @triton.jit
-def _opened(gate, n, i, j, c, there, H, W, C, tall, wide):
+def _gate_sigmoid(gate, n, i, j, c, there, H, W, C, tall, wide):
     """The sigmoid of the gate over the pixels (n, i, j)."""
     at = (n.to(tl.int64) * (H // tall) + i // tall) * (W // wide) + j // wide
     return tl.sigmoid(tl.load(gate + at[:, None] * C + c[None, :], mask=there, other=0.0).to(tl.float32))
@@ -39,7 +39,7 @@ def _weigh(
     there, n = (p < count)[:, None] & (c < C)[None, :], p // (H * W)
     value = tl.load(x + p.to(tl.int64)[:, None] * pitch + c[None, :], mask=there, other=0.0).to(tl.float32)
     if GATE:
-        value *= _opened(gate, n, p // W % H, p % W, c, there, H, W, C, tall, wide)
+        value *= _gate_sigmoid(gate, n, p // W % H, p % W, c, there, H, W, C, tall, wide)
     if SCALE:
         value *= tl.load(scale + n[:, None] * C + c[None, :], mask=there, other=0.0).to(tl.float32)
     tl.store(out + p.to(tl.int64)[:, None] * C + c[None, :], value.to(out.dtype.element_ty), mask=there)
@@ -58,7 +58,7 @@ def _total(
         there, pixel = (q < H * W)[:, None] & (c < C)[None, :], n.to(tl.int64) * H * W + q
         value = tl.load(x + pixel[:, None] * pitch + c[None, :], mask=there, other=0.0).to(tl.float32)
         if GATE:
-            value *= _opened(gate, n + tl.zeros_like(q), q // W, q % W, c, there, H, W, C, tall, wide)
+            value *= _gate_sigmoid(gate, n + tl.zeros_like(q), q // W, q % W, c, there, H, W, C, tall, wide)
         if BY:
             value *= tl.load(by + pixel[:, None] * by_pitch + c[None, :], mask=there, other=0.0).to(tl.float32)
         sums += value
