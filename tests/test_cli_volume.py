@@ -11,6 +11,7 @@ import sys
 import crash
 import pytest
 import typer.main
+from report_runs import write_run
 
 from ghostcli import display
 from ghostcli.records import record
@@ -113,6 +114,18 @@ def test_ghost_alone_says_what_to_do_first(ghost, tmp_path, monkeypatch, digits_
     assert done.code == 0 and "runs: 1 run (1 done)" in done.out and "ghost report --open" in done.out
     [command] = re.findall(r"ghost predict (run/\S+) IMAGE", done.out)
     assert ghost("runs", "show", command.removeprefix("run/")).code == 0
+    assert "ghost compare" not in done.out, "one training has none to be compared with"
+
+
+def test_ghost_alone_offers_a_comparison_of_two_trainings(ghost, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for epochs in (3, 4):
+        write_run(tmp_path / "runs", "gns:0.3", epochs=epochs)
+    [command] = re.findall(r"  ghost (compare \S+ \S+)\n", ghost().out)
+    done = ghost(*command.split(), "--json")
+    assert [len(row["runs"]) for row in json.loads(done.out)["rows"]] == [1, 1]
+    assert "compares any of these trainings" in " ".join(ghost("table", "also").out.split())
+    assert "compares any of these" not in ghost(*command.split()).out
 
 
 def test_the_result_is_on_stdout_whether_it_was_trained_or_found(ghost, tmp_path):

@@ -47,6 +47,11 @@ def _next(runs_by_place: dict[Path, list[RunRecord]]) -> list[tuple[str, str]]:
         (f"ghost report{where} --open", "a page with every curve, table and verdict"),
         (f"ghost runs list{where}", "the ids of the runs"),
     ]
+    trainings = list(dict.fromkeys(run.id.rpartition("/")[0] for run in runs if run.status == "done"))
+    if len(trainings) > 1:
+        rows.append(
+            (f"ghost compare {' '.join(trainings[:2])}{where}", "what differs, by how much, and how sure that is")
+        )
     done = next((run for run in runs if run.status == "done" and run.weights.exists()), None)
     if done is not None:
         rows.append((f"ghost predict run/{done.id} IMAGE{where}", "what a network says of a picture"))

@@ -160,6 +160,8 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
             "Equal budgets: the baseline saw as many training images as the row's run and the trainings of all its "
             "teachers in total. The sizes of the networks are not counted."
         )
+    if sum(row.printed is None and row.differs is None for row in rows) > 1:
+        yield "`ghost compare RUN RUN...` compares any of these trainings with each other."
     if rows and options.metric == "best":
         yield "Optimistic: each accuracy is of the best epoch, chosen on the test set, as in the paper."
 
