@@ -118,10 +118,11 @@ def test_an_owner_on_another_machine_is_waited_for(tmp_path):
     assert done.code == -signal.SIGKILL
     (run,) = tmp_path.glob("runs/*/s0")
     file, lease = crash.lease_file(run), crash.lease_of(run) | {"machine": "elsewhere", "host": "elsewhere"}
-    file.write_text(json.dumps(lease))
+    file.write_text(json.dumps(lease).ljust(1024))
     command = crash.server().start(PLAIN, tmp_path, before=IMPATIENT)
     for beats in range(30):
-        file.write_text(json.dumps(lease | {"beats": beats, "heartbeat": 1e9 - beats}))
+        with file.open("r+b", buffering=0) as beating:  # in one write, as an owner does: no reader finds half of it
+            beating.write(json.dumps(lease | {"beats": beats, "heartbeat": 1e9 - beats}).encode().ljust(1024))
         time.sleep(0.1)
         assert command.poll() is None and file.exists()
     assert "on elsewhere" in command.err and "waiting" in command.err
