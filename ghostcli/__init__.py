@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ghostcli.api import Comparison, Network, Run, compare, load, runs, train
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """The interface is imported when it is used: the command needs none of it."""
     if name not in __all__:

@@ -154,8 +154,8 @@ class Comparison:
         return f"<p>{escape(str(self))}</p>" + _table(sides)
 
 
-def load(model: str, *, pretrained: str | None = None, runs: str | Path = RUNS) -> Network:
-    """A trained network by run id (`run/ID`, `ID`, or its folder) or exported file, in its deploy form, on the CPU.
+def load(model: str | Run, *, pretrained: str | None = None, runs: str | Path = RUNS) -> Network:
+    """A trained network by run, id (`run/ID`, `ID`, or its folder) or exported file, in its deploy form, on the CPU.
 
     `pretrained/NAME` is one that comes with ghost; so is a model's name with the data set it was `pretrained` on, as in
     `load("gns:1.0", pretrained="cifar10")`. UsageError, with the nearest names, where there is none.
@@ -170,6 +170,9 @@ def load(model: str, *, pretrained: str | None = None, runs: str | Path = RUNS) 
         if result.data != pretrained:
             raise UsageError(f"pretrained={pretrained!r}: {name} was trained on {result.data}; name that")
         model = name
+    if isinstance(model, Run):
+        folder = model.record.path
+        return load(str(folder), runs=runs)
     folder = Path(model)
     if (folder / "status.json").is_file():
         return load(f"run/{folder.parent.name}/{folder.name}", runs=folder.parent.parent)
@@ -230,6 +233,9 @@ def _typed(key: str, value: object) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False, default=plain)
 
 
+ONE_JOB = "compare: each side must be runs of one job, which differ in their seeds alone; and no run twice"
+
+
 def compare(
     a: Iterable[Run | str] | Run | str, b: Iterable[Run | str] | Run | str, *, runs: str | Path = RUNS
 ) -> Comparison:
@@ -244,6 +250,8 @@ def compare(
     from ghostcli.comparison.verdicts import judge
 
     sides = [_records(side, Path(runs)) for side in (a, b)]
+    if len({one.id for side in sides for one in side}) < sum(map(len, sides)):
+        raise UsageError(ONE_JOB)
     admitted = admit([one for side in sides for one in side])
     if admitted.left_out:
         first = admitted.left_out[0]
@@ -253,9 +261,7 @@ def compare(
         ids = {one.id for one in side}
         matches = [group for cohort in cohorts(admitted.runs) for group in cohort.groups if group.ids & ids]
         if len(matches) != 1 or matches[0].ids != ids:
-            raise UsageError(
-                "compare: each side must be runs of one job, which differ in their seeds alone; and no run twice"
-            )
+            raise UsageError(ONE_JOB)
         groups += matches
     row = against.row(*groups)
     [judged] = judge([row.delta], MARGIN)

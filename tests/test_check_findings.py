@@ -407,6 +407,13 @@ def test_a_teacher_whose_logits_leave_float16_is_judged_all_the_same(digits, mod
         assert "near-one-hot" in warned(found)
 
 
+@pytest.mark.parametrize(("epochs", "warned_of"), [(4, True), (24, True), (40, False), (200, False)])
+def test_a_warm_up_that_is_long_for_the_training_is_named(epochs, warned_of):
+    """DKD's authors warm up for 20 of 240 epochs. In a short training the teacher would hardly be heard."""
+    found = check.warm_up(job_of("distill.kind=dkd", f"train.epochs={epochs}").recipe)
+    assert (found.level == "warn") == warned_of and f"20 of {epochs} epochs" in found.message
+
+
 def test_every_finding_has_a_subject_for_people_to_read():
     calls = [node for node in ast.walk(ast.parse(Path(check.__file__).read_text())) if isinstance(node, ast.Call)]
     makers = {"ok", "warn", "finding", "_none"}

@@ -380,3 +380,20 @@ def test_a_users_own_network_is_shown_without_its_source(tmp_path: Path, monkeyp
     Path("net.py").unlink()
     rows = also_run(admitted(tmp_path / "runs"), []).rows
     assert [(r.student, r.ours.n) for r in rows] == [("py:net.py:make", 1)] * 2
+
+
+def test_networks_that_collapsed_to_one_class_are_not_called_copies(tmp_path):
+    """Their errors are equal and their weights and logits are not. Without them the others would be a selection."""
+    labels = np.arange(1000) % 10
+    for seed in range(3):
+        run = tmp_path / write_run(tmp_path, "gns:1.0", seed=seed, epochs=3)
+        logits = np.random.default_rng(seed).normal(size=(1000, 10))
+        logits[:, 4] += 20
+        replace_predictions(run, logits.astype(np.float16), labels)
+        edit(run / "result.json", accuracy=result(run)["accuracy"] | dict.fromkeys(("last", "best", "selected"), 10.0))
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for epoch in rows:
+            epoch["test"]["accuracy"] = 10.0
+        (run / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in rows))
+    admitted = admit(record.scan(tmp_path))
+    assert len(admitted.runs) == 3 and not admitted.left_out

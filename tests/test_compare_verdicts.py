@@ -147,3 +147,13 @@ def test_what_cannot_be_planned_is_told(words: tuple[str, ...], tmp_path: Path) 
     code, text = run(*words)
     assert code != 0 and words[-2] in text
     assert "pilot" in run("--effect", "1", "--runs", str(tmp_path))[1]
+
+
+def test_seeds_for_a_typed_spread_count_the_test_images_where_they_are_given(ghost) -> None:
+    words = ("plan-seeds", "--effect", 0.1, "--spread", 0.05)
+    assert "is not counted" in ghost(*words).out
+    assert json.loads(ghost(*words, "--json").out)[0]["seeds"] == 7
+    assert json.loads(ghost(*words, "--images", 10_000, "--json").out)[0]["seeds"] is None
+    fewer = [json.loads(ghost(*words[:2], 5, *words[3:4], 3, "--images", n, "--json").out) for n in (10_000, 360)]
+    assert fewer[0][0]["seeds"] < fewer[1][0]["seeds"]
+    assert ghost("plan-seeds", "--effect", 1, "--images", 100).code == 2

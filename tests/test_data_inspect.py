@@ -33,6 +33,14 @@ def inspected(ghost, folder: Path) -> dict:
     return json.loads(done.out)
 
 
+def test_a_class_without_images_is_named_since_a_training_refuses_it(ghost, photos: Path) -> None:
+    (photos / "train" / "empty").mkdir()
+    found = inspected(ghost, photos)
+    assert found["counts"]["train"] == {"cat": 40, "dog": 5, "empty": 0}
+    assert any("No images in train/ for empty" in remark for remark in found["remarks"])
+    assert ghost("train-teacher", "gns:0.1", "--data", f"folder:{photos}", "--epochs", "1").code == 2
+
+
 def test_a_sound_folder_is_counted_and_its_command_runs(ghost, photos: Path, tmp_path, monkeypatch) -> None:
     found = inspected(ghost, photos)
     assert found["counts"] == {"train": {"cat": 40, "dog": 5}, "test": {"cat": 6, "dog": 6}}

@@ -221,6 +221,11 @@ def test_bad_input_is_one_line(ghost, digits_run, digits_runs, bad, monkeypatch,
     assert done.out == "" and sorted(path.name for path in bad.iterdir()) == before
 
 
+def test_unknown_data_are_named_as_by_a_training(ghost, digits_run, digits_runs):
+    done = ghost("evaluate", f"run/{digits_run.id}", "--runs", digits_runs, "--data", "digit")
+    assert done.code == 2 and "--data" in done.err and "digits" in done.err and done.err.count("\n") <= 2
+
+
 def test_an_unfinished_run_is_not_asked(ghost, digits_run, tmp_path, bad):
     copy = tmp_path / "runs" / digits_run.id
     shutil.copytree(digits_run.path, copy)

@@ -72,6 +72,8 @@ def test_a_comparison_is_that_of_the_table(tmp_path: Path) -> None:
     theirs = row(build(tmp_path), "gns:1.0", "resnet50")
     assert (found.mean, found.low, found.high) == (theirs.delta.mean, theirs.delta.low, theirs.delta.high)
     assert found.verdict == theirs.verdict == "better" and str(found).startswith("better: +1.80 points, 95 % interval")
+    with pytest.raises(UsageError, match="no run twice"):
+        ghostcli.compare(alone, alone, runs=tmp_path)
     with pytest.raises(UsageError, match="runs of one job"):
         ghostcli.compare([taught[0], alone[0]], alone, runs=tmp_path)
     native = [write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), s, 93.2, epochs=20, start="native") for s in range(2)]
@@ -104,6 +106,12 @@ def test_mistakes_are_the_commands_errors(digits_runs: Path, tmp_path: Path) -> 
     with pytest.raises(AttributeError):
         _ = ghostcli.nothing
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_loaded_and_names_are_listed(digits_runs: Path) -> None:
+    [run] = ghostcli.runs(digits_runs)
+    assert ghostcli.load(run).classes == ghostcli.load(run.id, runs=digits_runs).classes
+    assert {"load", "train", "compare", "runs"} <= set(dir(ghostcli)) and "annotations" not in dir(ghostcli)
 
 
 def test_importing_it_costs_nothing() -> None:

@@ -20,7 +20,7 @@ from ghostcli.cli.table import _tables, table
 from ghostcli.comparison import commands
 from ghostcli.comparison.admission import admit
 from ghostcli.comparison.rows import Options, Table
-from ghostcli.comparison.tables import judged
+from ghostcli.comparison.tables import every, judged
 from ghostcli.errors import UsageError
 from ghostcli.paper import label, paper
 from ghostcli.records import record
@@ -155,6 +155,22 @@ def test_one_run_is_called_the_same_in_tables_and_sentences(tmp_path: Path) -> N
     assert row.verdict == "not distinguished"
     assert sentence.verdict(row) == "not distinguished, because one side has one run (difference -10.00 points)"
     assert "no verdict" not in said("II", "--runs", tmp_path)
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_no_number_is_cut_however_long_the_other_cells_are(tmp_path, width):
+    """A path and a checksum have no place to break a line at."""
+    start = {"start": "run/gns-0.3-plain-1a2b3c4d/s0", "start_sha256": "ab" * 32}
+    for seed in range(3):
+        common = {"seed": seed, "epochs": 3, "data": "folder:/home/ada/" + "pictures" * 12}
+        write_run(tmp_path, "gns:0.3", accuracy=71.0 + seed, sections={"model": start}, **common)
+        write_run(tmp_path, "gns:0.3", "kd", ("gns:0.7",), accuracy=83.0 + seed, sections={"model": start}, **common)
+    tables = [text_table.results(t) for t in judged(every(admit(record.scan(tmp_path)))) if t.filled]
+    text = " ".join(formats.text(tables, width).split())
+    for number in ("72.00", "84.00", "+12.00", "better"):
+        assert number in text
+    lines = formats.text(tables, width).splitlines()
+    assert max(map(len, lines[: lines.index("")])) <= width, "the table itself; commands below it may be longer"
 
 
 def test_without_a_name_only_the_tables_with_own_runs_are_printed(tmp_path: Path) -> None:

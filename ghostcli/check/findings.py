@@ -79,9 +79,20 @@ def inspect(job: Job, data: Data, teachers: list[Teacher], device: torch.device)
     ]
     if getattr(job.recipe.distill, "kd_weight", 1.0) > 0:
         findings.append(softness(seen, job.recipe))
+    if getattr(job.recipe.distill, "warmup_epochs", 0):
+        findings.append(warm_up(job.recipe))
     if len(teachers) > 1:
         findings.append(agreement(teachers, seen))
     return findings
+
+
+def warm_up(recipe: Recipe) -> Finding:
+    """Checks whether the teacher's term has its whole weight for at least half of the training."""
+    warming, epochs = recipe.distill.warmup_epochs, recipe.train.last_epoch
+    said = f"the teacher's term grows to its whole weight over {warming} of {epochs} epochs"
+    if 2 * warming <= epochs:
+        return ok("long-warm-up", said, warming)
+    return warn("long-warm-up", f"{said}; set -s distill.warmup_epochs={epochs // 10}", warming)
 
 
 def shuffling(job: Job, labels: Tensor) -> Finding:

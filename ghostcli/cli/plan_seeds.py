@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ghostcli.comparison.power import Spread
 
 
+#: Standard error of a difference from the choice of 10,000 test images, in points, as in the studies kept in git.
+IMAGES_ERROR = 0.1
+
+
 def plan_seeds(
     effect: Annotated[
         float, typer.Option("--effect", metavar="POINTS", help="The difference to detect, in points of accuracy.")
@@ -25,6 +29,16 @@ def plan_seeds(
         float | None,
         typer.Option(
             "--spread", metavar="SD", help="Standard deviation over seeds, in points, instead of recorded ones."
+        ),
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            "--images",
+            min=1,
+            metavar="N",
+            help="With --spread: number of test images. Their choice adds about 0.1 points at 10,000 images.",
+            show_default="not counted",
         ),
     ] = None,
     comparisons: Annotated[
@@ -37,9 +51,12 @@ def plan_seeds(
         raise UsageError(f"--effect {effect:g}: must be above 0 points, as in --effect 0.5")
     if spread is not None and not spread >= 0:
         raise UsageError(f"--spread {spread:g}: must be a standard deviation in points, as in --spread 0.5")
+    if images is not None and spread is None:
+        raise UsageError("--images: is for --spread; recorded runs say how much their test images add")
     from ghostcli.comparison.power import Spread
 
-    known = [("as typed", (0, 0), Spread(spread, spread))] if spread is not None else _recorded_spreads(runs)
+    error = 0.0 if images is None else IMAGES_ERROR * math.sqrt(10_000 / images)
+    known = [("as typed", (0, 0), Spread(spread, spread, error))] if spread is not None else _recorded_spreads(runs)
     rows = [_row(*one, effect, comparisons) for one in known]
     typer.echo(json.dumps(rows, indent=1) if as_json else "\n".join(_lines(rows, effect, comparisons)))
 
@@ -111,6 +128,10 @@ def _lines(rows: list[dict[str, Any]], effect: float, comparisons: int) -> list[
         if row["finds_now"]:
             line += f"; {row['runs'][0]} and {row['runs'][1]} runs detect {row['finds_now']:.2f}"
         lines.append(printable(line + ")"))
+    if any(row["runs"] == [0, 0] and not row["images_error"] for row in rows):
+        lines.append(
+            "The choice of the test images is not counted: with few images more seeds are needed (--images N)."
+        )
     if any(min(row["runs"]) in (2, 3) for row in rows):
         lines.append(
             "A spread from three runs is itself uncertain (factor 0.5 to 6), so plan for more seeds than this."

@@ -61,7 +61,7 @@ class _Picture:
 
 def inspect(folder: Path) -> Found:
     """Inspect all images of a folder. UsageError if it has no images in class folders."""
-    files, faults = _list_pictures(folder)
+    files, faults, empty = _list_pictures(folder)
     if not files and not faults:
         raise UsageError(
             f"{_nothing(folder)}; it needs train/CLASS/ and test/CLASS/, or CLASS/ alone, with "
@@ -74,6 +74,8 @@ def inspect(folder: Path) -> Found:
     for picture in seen:
         counts.setdefault(picture.part, {}).setdefault(picture.label, 0)
         counts[picture.part][picture.label] += picture.problem is None
+    for part, label in empty:
+        counts.setdefault(part, {})[label] = 0
     sides = sorted(picture.side for picture in good)
     broken = _unreadable(seen, faults)
     return Found(
@@ -88,17 +90,14 @@ def inspect(folder: Path) -> Found:
     )
 
 
-def _list_pictures(folder: Path) -> tuple[list[_Picture], dict[Path, str]]:
-    """(all images, the faults of `tree`). Without parts all are `train`."""
+def _list_pictures(folder: Path) -> tuple[list[_Picture], dict[Path, str], list[tuple[str, str]]]:
+    """(all images, the faults of `tree`, (part, class) of folders without images). Without parts all are `train`."""
     parts, faults = tree(folder)
     names = {"": "train", "val": "test"}
-    pictures = [
-        _Picture(file, names.get(part, part), label)
-        for part, classes in parts.items()
-        for label, files in classes.items()
-        for file in files
-    ]
-    return pictures, faults
+    labels = [(names.get(part, part), label, files) for part, each in parts.items() for label, files in each.items()]
+    pictures = [_Picture(file, part, label) for part, label, files in labels for file in files]
+    empty = [(part, label) for part, label, files in labels if not files]
+    return pictures, faults, empty
 
 
 def _unreadable(seen: Sequence[_Picture], faults: dict[Path, str]) -> tuple[tuple[str, str], ...]:
@@ -148,6 +147,10 @@ def _remarks(counts: dict[str, dict[str, int]], broken: int) -> Iterator[str]:
             "hides errors in small classes: `ghost evaluate run/ID --by-class` shows each. With data.balance=true a "
             "training shows every class equally often."
         )
+    for part, classes in counts.items():
+        if empty := [name for name, n in classes.items() if n == 0]:
+            listed = ", ".join(map(printable, sorted(empty)))
+            yield f"No images in {part}/ for {listed}: add some, or remove the folder; a training stops there."
     if broken:
         yield f"{broken} file{'s' * (broken != 1)} cannot be read: a training stops at the first such file."
 
@@ -162,7 +165,7 @@ def _settings(
 ) -> dict[str, Any] | None:
     """Keys of a recipe for a first training; None if the folder cannot be used as it is."""
     train, test = counts.get("train", {}), counts.get("test", {})
-    if broken or not sides or len(train) < 2 or train.keys() != test.keys():
+    if broken or not sides or len(train) < 2 or train.keys() != test.keys() or 0 in (*train.values(), *test.values()):
         return None
     count = sum(train.values())
     size = max((side for side in SIZES if side <= median(sides)), default=SIZES[0])
@@ -184,7 +187,7 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
     """
     if out.exists():
         raise UsageError(f"{printable(out)}: already exists; name a new folder")
-    files, faults = _list_pictures(folder)
+    files, faults, _ = _list_pictures(folder)
     if any(picture.part == "test" for picture in files):
         raise UsageError(f"folder:{printable(folder)}: already has a test part")
     if not files and not faults:

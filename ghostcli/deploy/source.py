@@ -7,6 +7,7 @@ weights, its classes' names) is looked up here alone.
 from __future__ import annotations
 
 import importlib
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ghostcli.deploy import about as description
 from ghostcli.deploy.about import About
 from ghostcli.deploy.onnxfile import Ask, ask_onnxruntime, ask_openvino, read
 from ghostcli.errors import UsageError, printable
+from ghostcli.recipe.load import load
 from ghostcli.recipe.models import DataSection
 from ghostcli.records import trained
 from ghostcli.records.record import RunRecord
@@ -115,6 +117,8 @@ def warm(runtime: str) -> None:
 
 
 def section_of(data: str, size: int) -> DataSection:
+    """The section of a recipe for the data of --data. UsageError, as from a training verb, for an unknown name."""
+    load("paper", flags=[("--data", f"data.name={json.dumps(data)}")])
     return DataSection(name=data, **({"size": size} if data.startswith("folder:") else {}))
 
 

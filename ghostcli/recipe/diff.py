@@ -16,6 +16,7 @@ from ghostcli.recipe.models import UNDIGESTED, Recipe
 
 #: Keys that tables show elsewhere (data, budget) or that do not change a result.
 SHOWN_ELSEWHERE = UNDIGESTED | {"data.name", "data.limit", "data.limit_test", "train.epochs", "engine.branches"}
+SHOWN_ELSEWHERE |= {"model.start_sha256"}  # `model.start` names these weights
 
 
 @lru_cache(maxsize=20_000)

@@ -103,6 +103,7 @@ SUBJECTS = {
     "teacher-accuracy": "teachers' accuracy",
     "no-better-than-chance": "accuracy above chance",
     "near-one-hot": "softness of targets",
+    "long-warm-up": "warm-up of the teacher's term",
     "alike-teachers": "difference of teachers",
 }
 

@@ -14,6 +14,8 @@ from rich.cells import cell_len
 from ghostcli.paper import FAMILIES
 from ghostcli.render.text_table import EMPTY, Column, TextTable
 
+#: The longest word of a cell in a table that is too wide otherwise.
+LONGEST = 16
 Step = Callable[[TextTable], TextTable]
 
 
@@ -81,6 +83,17 @@ def _without_empty(table: TextTable) -> TextTable:
     return table if len(blank) == len(table.columns) else _without(*blank)(table)
 
 
+def _without_long_words(table: TextTable) -> TextTable:
+    """Break words that are longer than LONGEST, such as paths, in the columns that may wrap."""
+
+    def broken(cell: str) -> str:
+        return re.sub(rf"\S{{{LONGEST}}}(?=\S)", r"\g<0>\n", cell)
+
+    wrapping = {column.key for column in table.columns if column.wrap or column.justify == "left"}
+    rows = ({key: broken(cell) if key in wrapping else cell for key, cell in row.items()} for row in table.rows)
+    return replace(table, rows=tuple(rows))
+
+
 def _under(key: str, into: str, sign: str = "") -> Step:
     """Move the cells of one column below those of another."""
 
@@ -113,4 +126,5 @@ STEPS: tuple[Step, ...] = (
     *(_break_cells(family, r" \[", "\n[") for family in FAMILIES),
     _without_empty,
     _under("printed", "student", "printed "),
+    _without_long_words,
 )

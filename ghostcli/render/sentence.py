@@ -23,7 +23,10 @@ def verdict(row: Row) -> str | None:
     ours, theirs = len(row.group.runs), len(row.baseline.runs)
     if delta.of_two_networks:
         return f"{UNDECIDED}, because one side has one run (difference {delta.mean:+.2f} points)"
-    text = f"{VERDICTS[row.verdict]}: {delta.mean:+.2f} points, 95 % interval {delta.low:+.2f} to {delta.high:+.2f}"
+    said = VERDICTS[row.verdict]
+    if row.verdict == UNDECIDED and not delta.low <= 0 <= delta.high:
+        said += f" after the correction for all comparisons (p = {row.p_adjusted:.3f})"
+    text = f"{said}: {delta.mean:+.2f} points, 95 % interval {delta.low:+.2f} to {delta.high:+.2f}"
     seeds = f"{ours} seeds" if ours == theirs else f"{ours} seeds against {theirs}"
     if row.group.one_teacher:
         scope = "for this teacher" if len(row.group.about.teachers) == 1 else "for these teachers"
