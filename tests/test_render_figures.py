@@ -65,6 +65,14 @@ def test_the_same_records_give_the_same_file(runs: Path, tmp_path: Path) -> None
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_no_curve_leaves_its_panel_after_the_first_tenth() -> None:
+    """A run can fall far below where it began."""
+    fallen = np.array([[50.0, 60, 70, 80, 20, 81, 82, 83, 84, 85], [50.0, 61, 71, 79, 83, 5, 82, 83, 84, 86]])
+    axis = figures.curves([Curve("GN-S 1.0x", "alone", fallen)]).axes[0]
+    low, high = axis.get_ylim()
+    assert low < 5 and high > 86
+
+
 def test_curves_have_a_panel_a_student_and_the_baseline_in_grey() -> None:
     seeds = np.array([[50.0, 90.0], [54.0, 92.0]])
     found = [

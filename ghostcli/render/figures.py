@@ -112,7 +112,7 @@ def curves(found: Sequence[Curve]) -> Figure:
         for curve in own:
             _draw(axis, curve, GREY if curve.baseline else next(colours))
         # Without the first tenth of the training: otherwise the differences at the end would be too small.
-        low = min(curve.mean[len(curve.mean) // 10] for curve in own)
+        low = min(float(curve.accuracy[:, len(curve.mean) // 10 :].min()) for curve in own)
         high = max(float(curve.accuracy.max()) for curve in own)
         last = max(len(curve.mean) for curve in own)
         axis.set_ylim(low - 1, high + 0.04 * (high - low) + 0.1)

@@ -52,14 +52,14 @@ class Chart:
 def lines(
     title: str, found: Sequence[Series], what: str, zoom: bool = False, wide: bool = False, note: str = ""
 ) -> Chart:
-    """Values by epoch. With `zoom` the first tenth of a training does not set the scale.
+    """Values by epoch. With `zoom` the first tenth of a training does not set the lower end of the scale.
 
     With `wide` the axis is logarithmic if one line would hide all others: the loss of a new network can be huge.
     """
     epochs = max(len(series.values) for series in found)
     begin = [len(series.values) // 10 if zoom else 0 for series in found]
     low = min(min((series.low or series.values)[i:]) for series, i in zip(found, begin, strict=True))
-    high = max(max((series.high or series.values)[i:]) for series, i in zip(found, begin, strict=True))
+    high = max(max(series.high or series.values) for series in found)
     if log := wide and low > 0 and high / low > WIDE:
         low, high, what = low / 1.1, high * 1.1, f"{what}, logarithmic"
     else:
