@@ -99,6 +99,14 @@ def test_a_wrong_start_is_refused_in_a_line(ghost, digits_runs, words, said):
     done = ghost("train-teacher", *words, *DIGITS, "--runs", digits_runs)
     assert done.code == 2 and said.replace("{id}", f"run/{source.id}") in done.err, done.err
     assert done.err.count("\n") == 1
+    planned = ghost("train-teacher", *words, *DIGITS, "--runs", digits_runs, "--dry-run")
+    assert (planned.code, planned.err) == (2, done.err), "a dry run promises nothing that the command refuses"
+
+
+def test_a_dry_run_refuses_a_teacher_of_other_images(ghost, tmp_path):
+    words = ("distill", "pretrained/gns-0.25", "--student", "gns:0.1", *DIGITS, "--runs", tmp_path)
+    planned, done = ghost(*words, "--dry-run"), ghost(*words)
+    assert planned.code == done.code == 2 and planned.err == done.err and "was trained on cifar10" in done.err
 
 
 def test_the_papers_tables_begin_with_new_weights(ghost):

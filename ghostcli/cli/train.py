@@ -25,6 +25,7 @@ from ghostcli.recipe import Resolved
 from ghostcli.records import record, trained
 from ghostcli.run import launch
 from ghostcli.run.job import is_fresh, left
+from ghostcli.run.prepare import require_possible
 from ghostcli.zoo.names import KNOWN
 
 check_app = typer.Typer(
@@ -211,6 +212,7 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
         return
     options = common.options()
     if common.dry_run:
+        require_possible(todo, options)
         show_plan(todo, options, common.json)
         show_scripts(todo, options)
     elif options.place.detach:

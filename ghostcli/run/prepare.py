@@ -44,6 +44,15 @@ def prepare(plan: Plan, options: Options) -> None:
         _prepare_job(job, options, checked)
 
 
+def require_possible(plan: Plan, options: Options) -> None:
+    """The checks that need neither data nor torch, for --dry-run: of what a job starts from, and of its teachers."""
+    for job in plan.jobs:
+        if not is_done(job, options.runs) or is_fresh(job, plan, options):
+            _require_start(job, options.runs)
+            for teacher in job.teachers:
+                _require_teacher(teacher, job.data, options)
+
+
 def _prepare_job(job: Job, options: Options, checked: Callable[[str, int, int], nn.Module]) -> None:
     """Check one job that is to be trained. Device and memory are checked on the machine that trains it."""
     from ghostcli.engine.device import pick
@@ -61,7 +70,12 @@ def _prepare_job(job: Job, options: Options, checked: Callable[[str, int, int], 
     require_two_images(job, data)
     _require_start(job, options.runs)
     for teacher in job.teachers:
-        _require_teacher(teacher, data, options)
+        _require_teacher(teacher, job.data, options)
+        if isinstance(teacher, Finished) and teacher.classes != len(data.classes):
+            raise UsageError(
+                f"{trained.named(teacher.id)}: has {teacher.classes} classes, {data.name} has {len(data.classes)}; "
+                "name a teacher that was trained on the same classes"
+            )
 
 
 def _require_features(
@@ -100,23 +114,18 @@ def _require_start(job: Job, runs: Path) -> None:
         )
 
 
-def _require_teacher(teacher: Job | Finished, data: Data, options: Options) -> None:
-    """UsageError if a teacher's run cannot teach these images."""
+def _require_teacher(teacher: Job | Finished, data: str, options: Options) -> None:
+    """UsageError if a teacher's run has no weights, or was trained on another set than `data`."""
     run = record_of(teacher, options.runs)
     if run.status == "done" and not run.weights.exists():
         raise UsageError(
             f"{teacher.id}: cannot teach, because its record has no weights; remove it "
             f"({_remove(teacher.id, options.runs)}) to train it again, or name another folder with --runs"
         )
-    known = printable(run.result.data) if run.result else data.name
-    if known != data.name and not any(name.startswith("folder:") for name in (known, data.name)):
+    known = run.result.data if run.result else data
+    if known != data and not any(name.startswith("folder:") for name in (known, data)):
         raise UsageError(
-            f"{teacher.id}: was trained on {known}, not {data.name}; name a teacher that was trained on {data.name}"
-        )
-    if isinstance(teacher, Finished) and teacher.classes != len(data.classes):
-        raise UsageError(
-            f"{trained.named(teacher.id)}: has {teacher.classes} classes, {data.name} has {len(data.classes)}; "
-            "name a teacher that was trained on the same classes"
+            f"{teacher.id}: was trained on {printable(known)}, not {data}; name a teacher that was trained on {data}"
         )
 
 
