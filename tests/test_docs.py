@@ -103,6 +103,8 @@ def test_every_command(ghost, place: Path, monkeypatch: pytest.MonkeyPatch, comm
         words += ["--dry-run"]
         if not any(word.startswith("run/") for word in words):
             words += ["--runs", "none"]  # the records of `study` have no weights to teach with
+        elif "--from" in words:
+            words[1] = "gns:0.3"  # the network of that run
     if words[0] == "check":
         words += ["--runs", "none"]
     done = ghost(*(word for word in words if word != "--open"))
