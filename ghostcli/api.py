@@ -170,10 +170,7 @@ def load(model: str | Run, *, pretrained: str | None = None, runs: str | Path = 
         if result.data != pretrained:
             raise UsageError(f"pretrained={pretrained!r}: {name} was trained on {result.data}; name that")
         model = name
-    if isinstance(model, Run):
-        folder = model.record.path
-        return load(str(folder), runs=runs)
-    folder = Path(model)
+    folder = model.record.path if isinstance(model, Run) else Path(model)
     if (folder / "status.json").is_file():
         return load(f"run/{folder.parent.name}/{folder.name}", runs=folder.parent.parent)
     return Network(open_network(str(model), Path(runs)))

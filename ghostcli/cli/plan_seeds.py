@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ghostcli.comparison.power import Spread
 
 
-#: Standard error of a difference from the choice of 10,000 test images, in points, as in the studies kept in git.
+#: Standard error of a difference from the choice of 10,000 test images, in points: twice that of runs/studies/cifar10.
 IMAGES_ERROR = 0.1
 
 
@@ -37,7 +37,7 @@ def plan_seeds(
             "--images",
             min=1,
             metavar="N",
-            help="With --spread: number of test images. Their choice adds about 0.1 points at 10,000 images.",
+            help="With --spread: number of test images. Their choice adds 0.1 points at 10,000.",
             show_default="not counted",
         ),
     ] = None,

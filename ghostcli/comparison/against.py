@@ -7,20 +7,18 @@ images must be equal.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ghostcli.comparison.admission import Admitted
 from ghostcli.comparison.groups import RunGroup, budget_of, cohorts
 from ghostcli.comparison.rows import Options, Row, Table
-from ghostcli.comparison.tables import mixed
+from ghostcli.comparison.tables import row_of
 from ghostcli.errors import UsageError, nearest, printable
 from ghostcli.paper import joined, label
 from ghostcli.recipe.diff import config_diff, untaught
 from ghostcli.recipe.models import UNDIGESTED
 from ghostcli.records import trained
-
-#: The name of the table of named run groups.
-AGAINST = "compare"
 
 
 def table(chosen: Sequence[str], admitted: Admitted, options: Options = Options()) -> Table:
@@ -41,7 +39,7 @@ def table(chosen: Sequence[str], admitted: Admitted, options: Options = Options(
     left_out = tuple(out for out in admitted.left_out if out.run.rpartition("/")[0] in jobs)
     title = f"Compared with {job(base)}: {label(base.student)}, {_teaching(base)}, {base.about.data}, "
     title += budget_of(base.about.train_images, base.about.epochs)
-    return Table(AGAINST, title, "any", rows, options, None, left_out, job(base))
+    return Table("compare", title, "any", rows, options, None, left_out, job(base))
 
 
 def job(group: RunGroup) -> str:
@@ -71,20 +69,8 @@ def row(group: RunGroup, base: RunGroup | None, options: Options = Options()) ->
     if base and group.about.test.labels != base.about.test.labels:
         tested = [f"{job(one)} on {one.about.test_images:,} of {one.about.data}" for one in (group, base)]
         raise UsageError(f"{' and '.join(tested)}: they were tested on different images, so they are not compared")
-    return Row(
-        group.student,
-        group.strategy,
-        group.teachers,
-        group.about.parameters,
-        group=group,
-        ours=group.summary(options.metric),
-        baseline=base,
-        delta=group.minus(base, options.metric) if base else None,
-        findings=group.findings,
-        mixed=mixed([group, base]) if base else (),
-        name=job(group),
-        differs=dict(_differences(base, group)) if base else None,
-    )
+    differs = dict(_differences(base, group)) if base else None
+    return replace(row_of(group, base, options.metric), name=job(group), differs=differs)
 
 
 def _differences(base: RunGroup, group: RunGroup) -> Iterator[tuple[str, tuple[Any, Any]]]:

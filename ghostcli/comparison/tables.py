@@ -152,6 +152,11 @@ def measured(group: RunGroup, cohort: Cohort, baselines: Baselines) -> Row:
     metric = baselines.options.metric
     against = control.of(group, baselines.blind, baselines.options) if group.teachers else None
     compared = [one for one in (group, baseline, against and against.group) if one]
+    return replace(row_of(group, baseline, metric), mixed=mixed(compared), missing_baseline=missing, control=against)
+
+
+def row_of(group: RunGroup, baseline: RunGroup | None, metric: str) -> Row:
+    """The row of a group with its difference from `baseline`, without a control."""
     return Row(
         group.student,
         group.strategy,
@@ -162,9 +167,7 @@ def measured(group: RunGroup, cohort: Cohort, baselines: Baselines) -> Row:
         baseline=baseline,
         delta=group.minus(baseline, metric) if baseline else None,
         findings=group.findings,
-        mixed=mixed(compared),
-        missing_baseline=missing,
-        control=against,
+        mixed=mixed([group, baseline]) if baseline else (),
     )
 
 
