@@ -162,3 +162,18 @@ def _environment() -> dict[str, str]:
     import os
 
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+def test_keys_explains_each_key_and_finds_some() -> None:
+    listed = json.loads(ghost("keys", "--json").stdout)
+    assert [key["name"] for key in listed] == list(PATHS)
+    assert all(key["purpose"] and key["allowed"] for key in listed)
+    defaults = {key["name"]: key["default"] for key in listed}
+    assert (defaults["train.batch_size"], defaults["augment.flip"], defaults["data.limit"]) == (256, "random", None)
+    shown = ghost("keys", "momentum").stdout.splitlines()
+    assert [line.split()[0] for line in shown] == ["key", "optim.momentum", "optim.nesterov", "optim.rest_momentum"]
+    assert "sgd, muon: " in shown[1] and shown[1].endswith("muon's default is 0.95")
+    assert [key["name"] for key in json.loads(ghost("keys", "dkd", "WARM", "--json").stdout)] == [
+        "distill.warmup_epochs"
+    ]
+    assert refused("keys", "nosuch") == "no key of a recipe has nosuch; `ghost recipe keys` lists all"

@@ -35,6 +35,8 @@ def test_ids_are_whole_and_a_run_is_a_line(ghost, runs, monkeypatch):
     failed = next(line for line in lines if "/s1" in line)
     assert "failed: a long story" in failed and "..." in failed and len(failed) < 160
     assert ghost("runs", "show", lines[0].split()[0], "--runs", runs).code == 0
+    taught = {line.split()[0]: "kd by gns:0.15" in line for line in lines}
+    assert taught == {run: "-kd-" in run for run in ids(runs)}
 
 
 def test_a_run_is_a_page(ghost, runs):
@@ -60,6 +62,14 @@ def test_a_folder_that_is_none(ghost, tmp_path, monkeypatch, verb):
     for words in ([], ["--runs", "empty"]):
         done = ghost("runs", verb, *words)
         assert done.code == 0 and "no runs" in done.out
+
+
+def test_a_table_of_a_folder_that_is_none_says_so(ghost, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = ghost("table", "--runs", "typo")
+    assert done.code == 0 and "--runs typo: there is no such folder" in done.err
+    (tmp_path / "empty").mkdir()
+    assert ghost("table", "--runs", "empty").err == "" == ghost("table").err
 
 
 def test_the_beginning_of_an_id_names_the_runs_that_begin_so(ghost, runs):

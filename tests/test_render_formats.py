@@ -63,6 +63,10 @@ def test_json_has_the_contracts_keys(runs: Path) -> None:
     assert first["teachers"] == list(CHAIN)
     assert (first["paper"], first["paper_delta"], first["verdict"]) == (90.6, -0.77, "worse")
     assert set(first["ours"]) == {"mean", "sd", "n"}
+    assert sum(first["accuracies"]) / len(first["runs"]) == pytest.approx(first["ours"]["mean"])
+    assert len(first["accuracies"]) == len(first["runs"]) == first["ours"]["n"] > 1
+    best = data("III", "--runs", runs, "--family", "paper", "--paper-metric")["rows"][0]
+    assert sum(best["accuracies"]) / best["ours"]["n"] == pytest.approx(best["ours"]["mean"])
     assert set(first["delta"]) == {"mean", "low", "high"}
     assert first["delta"]["low"] < first["delta"]["mean"] < first["delta"]["high"]
     assert (empty["ours"], empty["delta"], empty["verdict"]) == (None, None, None)

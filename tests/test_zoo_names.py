@@ -64,6 +64,8 @@ def test_any_positive_width_has_one_canonical_name(width: float) -> None:
         ("", "known: gns"),
         ("timm/", "nothing follows the slash"),
         ("run/", "nothing follows the slash"),
+        ("gns-1.0-kd-1a2b3c4d", "type run/gns-1.0-kd-1a2b3c4d"),
+        ("gns-1.0-plain-1a2b3c4d/s0", "type run/gns-1.0-plain-1a2b3c4d/s0"),
     ],
 )
 def test_a_wrong_name_is_one_line_that_says_what_to_type(typed: str, says: str) -> None:

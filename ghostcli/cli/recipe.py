@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,6 +83,31 @@ def check(
             typer.echo(f"{printable(name)}: ok")
     if wrong:
         raise UsageError("\n".join(wrong))
+
+
+@app.command("keys")
+def keys_(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WORD", help="Only keys with this in their name or purpose.", show_default="all keys"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What each key of a recipe means: its purpose, allowed values and default."""
+    wanted = [word.lower() for word in words or ()]
+    chosen = [key for key in keys.explained() if all(word in f"{key.name} {key.purpose}".lower() for word in wanted)]
+    if as_json:
+        _print_json([asdict(key) for key in chosen])
+        return
+    if not chosen:
+        raise UsageError(
+            f"no key of a recipe has {' and '.join(map(printable, wanted))}; `ghost recipe keys` lists all"
+        )
+    table = Table("key", "default", "allowed", "purpose", box=None, pad_edge=False, header_style="bold")
+    for key in chosen:
+        default = "none" if key.default is None else json.dumps(key.default)
+        table.add_row(key.name, default.strip('"') or '""', key.allowed, key.purpose)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @app.command()

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghostcli.cli.options import Runs
-from ghostcli.errors import UsageError, one_of
+from ghostcli.display import console
+from ghostcli.errors import UsageError, one_of, printable
 from ghostcli.paper import FAMILIES, paper
 from ghostcli.plan import commands
 
@@ -95,6 +96,8 @@ def table(
         upper = which.upper()
         which = one_of("table", {name.upper(): name for name in NAMES}.get(upper, upper), NAMES)
     options = Options("best" if paper_metric else "selected", margin, allow_mixed, equal_budget, runs)
+    if not runs.is_dir() and runs != Path("runs"):
+        console.print(f"ghost: --runs {printable(runs)}: there is no such folder, so no runs are in the tables")
     with uncollected():
         records = record.scan(runs)
         tables = noted(judged(_tables(which, admit(records), family, options)), runs)

@@ -90,6 +90,34 @@ def expected(section: str, key: str) -> str:
     return f"{words}, or none" if optional(section, key) else words
 
 
+@dataclass(frozen=True)
+class Key:
+    """What a key is: its allowed values in words, its default (None: unset) and its purpose.
+
+    Where only some variants of a section have the key, the purpose names them, and those with another default.
+    """
+
+    name: str
+    allowed: str
+    default: Any
+    purpose: str
+
+
+def explained() -> list[Key]:
+    """Every key, in the order of a recipe file."""
+    made = []
+    for path in PATHS:
+        section, _, key = path.rpartition(".")
+        known = schema(section)[key]
+        default, purpose = known.get("default"), known.get("description", "")
+        if (variants := VARIANTS.get(section)) and key not in {variants.chooser, *variants.shared}:
+            own = {name: m.model_fields[key].default for name, m in variants.models.items() if key in m.model_fields}
+            others = [f"; {name}'s default is {value}" for name, value in own.items() if value != default]
+            purpose = f"{', '.join(own)}: {purpose}{''.join(others)}"
+        made.append(Key(path, expected(section, key), default, purpose))
+    return made
+
+
 def _words(option: dict[str, Any]) -> str:
     if "enum" in option:
         return "one of " + ", ".join(option["enum"])

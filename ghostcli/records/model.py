@@ -181,6 +181,11 @@ class Training:
         return self.recipe.data.shuffle and (not self.teachers or self.recipe.distill.shuffle)
 
     @property
+    def kind(self) -> str | None:
+        """The kind of distillation (`kd`, `dkd`, ...); None without teachers."""
+        return self.recipe.distill.kind if self.teachers else None
+
+    @property
     def data(self) -> str:
         """The name of the data set."""
         return self.recipe.data.name
@@ -217,11 +222,6 @@ class RunSetup(_Frozen, Training):
     @property
     def family(self) -> str:
         return self.recipe.family
-
-    @property
-    def kind(self) -> str | None:
-        """The kind of distillation (`kd`, `dkd`, ...); None without teachers."""
-        return self.recipe.distill.kind if self.teachers else None
 
 
 class RunResult(RunSetup):

@@ -32,13 +32,18 @@ def objects(table: Table, known: dict[str, Cost] | None = None, more: bool = Fal
         "margin": table.options.margin,
         "mixed": mixed,
         "config_diff": table.cohort.changes if table.cohort and not mixed else {},
-        "rows": [row_object(row, known, more) for row in table.rows],
+        "rows": [row_object(row, known, more, table.options.metric) for row in table.rows],
         "left_out": [asdict(out) for out in table.left_out],
     }
 
 
-def row_object(row: Row, known: dict[str, Cost] | None = None, more: bool = False) -> dict[str, Any]:
-    """A row as data. `known`: what each run cost, where hours are wanted; `more`: calibration and agreement too."""
+def row_object(
+    row: Row, known: dict[str, Cost] | None = None, more: bool = False, metric: str = "selected"
+) -> dict[str, Any]:
+    """A row as data. `known`: what each run cost, where hours are wanted; `more`: calibration and agreement too.
+
+    `accuracies` are those of `runs` by `metric`, in percent.
+    """
     printed, group, delta = row.printed, row.group, row.delta
     values: dict[str, Any] = {
         "student": row.student,
@@ -56,6 +61,7 @@ def row_object(row: Row, known: dict[str, Cost] | None = None, more: bool = Fals
         "note": paper().notes[printed.note] if printed and printed.note else None,
         "check": [{"code": finding.code, "message": finding.message} for finding in row.findings],
         "runs": [run.id for run in group.runs] if group else [],
+        "accuracies": group.accuracy(metric).tolist() if group else [],
         "failed": [run.id for run in group.failed] if group else [],
         "environment_differs": list(row.mixed),
         "teacher_trainings": group.teacher_count if group and row.taught else None,
@@ -106,10 +112,12 @@ def side_by_side(by_family: dict[str, Sequence[Table]]) -> dict[str, Any]:
     """The table by families as JSON values. `ours`, `delta` and `verdict` of a row are those of the family `paper`."""
     rows = []
     for tables in zip(*by_family.values(), strict=True):
+        metric = tables[0].options.metric
         for lines in zip(*(table.rows for table in tables), strict=True):
-            entries = dict(zip(by_family, (row_object(line) for line in lines), strict=True))
+            entries = dict(zip(by_family, (row_object(line, metric=metric) for line in lines), strict=True))
             row = entries["paper"]
-            keep = ("ours", "delta", "verdict", "p_value", "p_adjusted", "control", "check", "runs", "command")
+            keep = ("ours", "delta", "verdict", "p_value", "p_adjusted", "control", "check", "runs", "accuracies")
+            keep += ("command",)
             rows.append(
                 row | {"table": tables[0].name, "families": {f: {k: o[k] for k in keep} for f, o in entries.items()}}
             )

@@ -25,6 +25,8 @@ def overview(run: RunRecord) -> dict[str, Any]:
         "accuracy": result.accuracy.selected if result else last["test"]["accuracy"] if last else None,
         "recipe": setup.recipe_name if setup else None,
         "data": setup.data if setup else None,
+        "teachers": list(setup.path) if setup else None,
+        "kind": setup.kind if setup else None,
         "problem": run.problem,
     }
 

@@ -180,9 +180,10 @@ def told(runs: Path) -> dict[str, tuple[str, str]]:
 def planned(runs: Path, run: str) -> dict[str, Any]:
     """The row of `ghost runs list` for a run that was submitted and has not begun."""
     row: dict[str, Any] = {"run": run, "status": "absent", "epoch": 0, "epochs": None, "accuracy": None}
-    row |= {"recipe": None, "data": None, "problem": None}
+    row |= {"recipe": None, "data": None, "teachers": None, "kind": None, "problem": None}
     try:
         job = spec.read(spec.path(runs, run)).job
     except GhostError:
         return row
-    return row | {"epochs": job.recipe.train.last_epoch, "recipe": job.recipe_name, "data": job.data}
+    about = {"recipe": job.recipe_name, "data": job.data, "teachers": list(job.path), "kind": job.kind}
+    return row | about | {"epochs": job.recipe.train.last_epoch}
