@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ghostcli import zoo
-from ghostcli.comparison import power, tables
+from ghostcli.comparison import against, power, tables
 from ghostcli.comparison.admission import admit
-from ghostcli.comparison.rows import Row
+from ghostcli.comparison.rows import Options, Row
 from ghostcli.comparison.verdicts import UNDECIDED
 from ghostcli.records import record, trained
 from ghostcli.render import text_table
@@ -53,7 +53,7 @@ def accuracy(row: Row) -> str:
     return text_table.accuracy(row.ours, row.group).rstrip("†")
 
 
-def against(row: Row) -> str:
+def against_base(row: Row) -> str:
     return "" if row.delta is None else text_table.interval(row.delta).rstrip("†")
 
 
@@ -64,7 +64,9 @@ def verdict(row: Row) -> str:
 
 
 def demo() -> str:
-    rows = [[WAYS[row.group.about.strategy], accuracy(row), against(row), verdict(row)] for row in students("demo")]
+    rows = [
+        [WAYS[row.group.about.strategy], accuracy(row), against_base(row), verdict(row)] for row in students("demo")
+    ]
     return table(["how it learnt", "accuracy, %", "against alone [95 %]", "verdict"], rows)
 
 
@@ -75,7 +77,7 @@ def study(name: str = "cifar10") -> str:
     rows = []
     for row in sorted(found, key=lambda row: (row.taught, row.group.strategy)):
         how = f"taught: {row.group.how}" if row.taught else "alone"
-        rows.append([how, accuracy(row), against(row), verdict(row)])
+        rows.append([how, accuracy(row), against_base(row), verdict(row)])
         if row.control and row.control.group:
             gain = text_table.interval(row.control.delta).rstrip("†")
             rows.append(["control: a blind teacher", text_table.accuracy(row.control.ours, row.control.group), "", ""])
@@ -97,11 +99,25 @@ def together() -> str:
     )
 
 
+def compared(study: str, whole: str) -> str:
+    """The trainings of a study against the one whose command sets no key; `whole` is what that one is called."""
+    runs = record.scan(STUDIES / study)
+    jobs = {run.id.rpartition("/")[0]: "-s" in run.setup.command for run in runs if run.setup}
+    options = Options(runs=STUDIES / study)
+    [judged] = tables.judged([against.table(sorted(jobs, key=lambda job: (jobs[job], job)), admit(runs), options)])
+    base, *others = judged.rows
+    rows = [[whole, accuracy(base), "", ""]]
+    for row in sorted(others, key=lambda row: row.delta.mean):
+        keys = ", ".join(f"`{key} = {json.dumps(value)}`" for key, (_, value) in row.differs.items())
+        rows.append([keys, accuracy(row), against_base(row), verdict(row)])
+    return table(["training", "accuracy, %", "difference [95 %]", "verdict"], rows)
+
+
 def again() -> str:
     rows = []
     for study, what in AGAIN.items():
         alone, taught, *_ = students(study)
-        rows.append([what, f"`{study}`", accuracy(alone), accuracy(taught), against(taught), verdict(taught)])
+        rows.append([what, f"`{study}`", accuracy(alone), accuracy(taught), against_base(taught), verdict(taught)])
     return table(["what", "records", "alone, %", "taught, %", "difference [95 %]", "verdict"], rows)
 
 
@@ -313,6 +329,7 @@ MADE: dict[str, Callable[[], str]] = {
     "study-64": functools.partial(study, "cifar10-64"),
     "study-ways": functools.partial(study, "cifar10-ways"),
     "study-together": together,
+    "confound": functools.partial(compared, "confound", "shuffled, as the paper says"),
     "again": again,
     "certain": certain,
     "choice": choice,

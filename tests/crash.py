@@ -93,12 +93,36 @@ def serve() -> None:
     os._exit(0)
 
 
+def _fault(planned: str) -> Callable[[str, tuple[Any, ...]], None]:
+    """An audit hook that ends or fails at a stage of a write: POINT[@N]=kill|term|enospc|eacces, at the Nth time."""
+    point, _, action = planned.partition("=")
+    name, _, nth = point.partition("@")
+    left = int(nth or 1)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event != "ghost.write" or arguments != (name,):
+            return
+        left -= 1
+        if left:
+            return
+        if action == "enospc":
+            raise OSError(28, "No space left on device")
+        if action == "eacces":
+            raise PermissionError(13, "Permission denied")
+        os.kill(os.getpid(), signal.SIGTERM if action == "term" else signal.SIGKILL)
+
+    return hook
+
+
 def _child(order: dict[str, Any]) -> None:
     code = 1
     try:
         os.setsid()
         os.chdir(order["cwd"])
         os.environ.update(order["env"])
+        if planned := os.environ.get("GHOST_FAULT"):
+            sys.addaudithook(_fault(planned))
         nothing = os.open(os.devnull, os.O_RDWR)
         out = os.open(order["out"] + ".out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         err = os.open(order["out"] + ".err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

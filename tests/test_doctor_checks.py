@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -58,10 +59,13 @@ def test_a_run_directory_that_cannot_be_one_fails(ghost, tmp_path):
     assert "--runs" in message
 
 
-@pytest.mark.parametrize(("fault", "word"), [("enospc", "space"), ("eacces", "ermission")])
-def test_a_full_or_locked_disk_fails_and_nothing_is_left_behind(ghost, tmp_path, monkeypatch, fault, word):
-    monkeypatch.setattr(storage.fault, "passes", 0)
-    monkeypatch.setenv("GHOST_FAULT", f"doctor:written={fault}")
+@pytest.mark.parametrize(("code", "word"), [(errno.ENOSPC, "space"), (errno.EACCES, "ermission")])
+def test_a_full_or_locked_disk_fails_and_nothing_is_left_behind(ghost, tmp_path, monkeypatch, code, word):
+    def reached(point):
+        if point == "doctor:written":
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(storage, "reached", reached)
     done = ghost("doctor", "--runs", tmp_path / "runs", "--json")
     assert done.code == 1
     level, message = levels(done)["run directory"]

@@ -29,7 +29,7 @@ from ghostcli import signals
 from ghostcli.errors import GhostError, printable
 from ghostcli.recipe.digest import digest
 from ghostcli.records import lease
-from ghostcli.records.storage import cannot_write, fault, read_json, refuse_link, sweep, write_json
+from ghostcli.records.storage import cannot_write, reached, read_json, refuse_link, sweep, write_json
 from ghostcli.zoo.evaluate import compact
 
 #: Images whose missing entries are looked up together.
@@ -116,7 +116,7 @@ class TeacherTable:
             for i, place in enumerate(places[order].tolist()):
                 file.seek(place * width)
                 _put(file, rows[i * width : (i + 1) * width])
-        fault("table:values")
+        reached("table:values")
         lock.require()  # marks of another process, which took over while this one was frozen, are not overwritten
         with self._synced_file("filled.u8") as file:
             first, last = places[order[0]], places[order[-1]]
@@ -125,7 +125,7 @@ class TeacherTable:
             np.frombuffer(marks, np.uint8)[places - first] = 1
             file.seek(first)
             _put(file, marks)
-        fault("table:filled")
+        reached("table:filled")
 
     @contextmanager
     def _synced_file(self, name: str) -> Iterator[io.FileIO]:

@@ -1,7 +1,6 @@
 """Writes files atomically: no reader sees a partly written file, even after a crash or with a full disk.
 
-Invariant: a path given to `write_bytes` has its old content or its new content at any time, always complete. Each stage
-of a write is a named fault point, where tests can kill the program.
+Invariant: a path given to `write_bytes` has its old content or its new content at any time, always complete.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,29 +21,9 @@ from ghostcli.errors import GhostError, UsageError, printable
 Kind = TypeVar("Kind")
 
 
-def fault(point: str) -> None:
-    """End the process or fail here if the environment variable GHOST_FAULT=POINT[@N]=kill|enospc|eacces|term says so.
-
-    N counts the calls (1 is the first). The crash tests use it to kill the program at each write.
-    """
-    planned = os.environ.get("GHOST_FAULT")
-    if not planned:
-        return
-    name, _, action = planned.partition("=")
-    name, _, nth = name.partition("@")
-    if name != point:
-        return
-    fault.passes += 1  # type: ignore[attr-defined]
-    if fault.passes != int(nth or 1):  # type: ignore[attr-defined]
-        return
-    if action == "enospc":
-        raise OSError(28, "No space left on device")
-    if action == "eacces":
-        raise PermissionError(13, "Permission denied")
-    os.kill(os.getpid(), signal.SIGTERM if action == "term" else signal.SIGKILL)
-
-
-fault.passes = 0  # type: ignore[attr-defined]
+def reached(point: str) -> None:
+    """Announce a stage of a write, as an event of `sys.audit`. The crash tests kill the program there."""
+    sys.audit("ghost.write", point)
 
 
 def sync_folder(folder: Path) -> None:
@@ -64,17 +43,17 @@ def write_bytes(path: Path, content: bytes | memoryview, what: str = "file") -> 
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        fault(f"{what}:before")
+        reached(f"{what}:before")
         with open(temporary, "wb") as out:
             half = len(content) // 2
             out.write(content[:half])
-            fault(f"{what}:half")
+            reached(f"{what}:half")
             out.write(content[half:])
             out.flush()
             os.fsync(out.fileno())
-        fault(f"{what}:written")
+        reached(f"{what}:written")
         os.replace(temporary, path)
-        fault(f"{what}:renamed")
+        reached(f"{what}:renamed")
         sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
