@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -89,7 +90,7 @@ def test_an_own_network_trains_teaches_and_loads_again(ghost, net, monkeypatch):
 
     monkeypatch.setattr(own, "_TRUSTED", set())  # another process, which knows it from the cache
     assert ghost("export", result["run"], "--out", "net.safetensors").code == 0
-    (net.parent / "cache" / "own-networks").unlink()
+    shutil.rmtree(net.parent / "cache" / "own-networks")
     monkeypatch.setattr(own, "_TRUSTED", set())
     told = ghost(*chain, "--no-resume")
     assert told.code == 2 and "name it yourself" in told.err
@@ -99,6 +100,29 @@ def test_an_own_network_trains_teaches_and_loads_again(ghost, net, monkeypatch):
     assert told.code == 2 and "the source has changed" in told.err and told.err.strip().count("\n") == 0
     again = json.loads(ghost("train-teacher", "py:net.py:tiny", "--dry-run", "--json", *TINY).out)
     assert again[0]["state"] == "trained"
+
+
+@pytest.mark.parametrize("name", ["py:net.py:tiny", "py:shop.nets:tiny"])
+def test_a_trained_network_keeps_its_source_when_the_file_changes(ghost, net, monkeypatch, name):
+    (net.parent / "shop").mkdir()
+    (net.parent / "shop" / "__init__.py").write_text("")
+    (net.parent / "shop" / "sizes.py").write_text("WIDTH = 8\n")
+    source = NET if name.startswith("py:net") else NET.replace("import nn\n", "import nn\nfrom .sizes import WIDTH\n")
+    file = net if name.startswith("py:net") else net.parent / "shop" / "nets.py"
+    file.write_text(source)
+    run = json.loads(ghost("train-teacher", name, *TINY, "--json").out)["run"]
+    before = json.loads(ghost("evaluate", f"run/{run}", "--json").out)
+
+    monkeypatch.setattr(own, "_TRUSTED", set())
+    for changed in (source.replace("8, 3, 2, 1", "9, 3, 2, 1").replace("BatchNorm2d(8)", "BatchNorm2d(9)"), None):
+        file.write_text(changed) if changed else file.unlink()
+        done = ghost("evaluate", f"run/{run}", "--json")
+        assert done.code == 0, done.err
+        assert json.loads(done.out)["accuracy"] == before["accuracy"]
+        taught = ghost("distill", f"run/{run}", "--student", "gns:0.1", *TINY, "--no-resume", "-s", "distill.kind=rkd")
+        assert taught.code == 0, taught.err
+        told = ghost("bench", f"run/{run}", "--no-timing")
+        assert told.code == 2 and ("its network's source has changed" in told.err or not changed), told.err
 
 
 @pytest.mark.parametrize(
@@ -134,7 +158,7 @@ def test_an_mlp_has_no_maps_to_compare_and_nothing_is_trained(ghost, net, role, 
 def test_each_own_network_is_built_once_before_the_first_run(net, monkeypatch):
     """For both seeds, and for the comparison of features too."""
     built, real = [], own.build
-    monkeypatch.setattr(own, "build", lambda name, classes: built.append(name) or real(name, classes))
+    monkeypatch.setattr(own, "build", lambda name, *rest: built.append(name) or real(name, *rest))
     found = load("smoke", ["data.name=digits", "distill.kind=rkd"])
     names = ("py:net.py:wide", "py:net.py:tiny")
     jobs = [plan.chain(names, "py:net.py:wide", seed, found.recipe, found.name, net.parent) for seed in (0, 1)]

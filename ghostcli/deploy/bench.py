@@ -62,6 +62,11 @@ def resolve(asked: Iterable[str], classes: int, runs: Path) -> list[Network]:
         if run.result is None:
             raise UsageError(f"{run.id}: cannot be measured, {run.problem}; finish it, or name its network")
         result, data = run.result, run.result.recipe.data
+        if names.is_own(result.student) and own.checksum(result.student) != result.source:
+            raise UsageError(
+                f"{run.id}: its network's source has changed; to measure it as it is now, type ghost bench "
+                f"{result.student}"
+            )
         side = data.size if data.name.startswith("folder:") else SIDE
         networks.append(Network(trained.named(run.id), result.student, result.classes, side))
     return networks

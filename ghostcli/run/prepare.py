@@ -53,7 +53,7 @@ def require_possible(plan: Plan, options: Options) -> None:
                 _require_teacher(teacher, job.data, options)
 
 
-def _prepare_job(job: Job, options: Options, checked: Callable[[str, int, int], nn.Module]) -> None:
+def _prepare_job(job: Job, options: Options, checked: Callable[..., nn.Module]) -> None:
     """Check one job that is to be trained. Device and memory are checked on the machine that trains it."""
     from ghostcli.engine.device import pick
     from ghostcli.engine.train import require_room, require_two_images
@@ -63,7 +63,7 @@ def _prepare_job(job: Job, options: Options, checked: Callable[[str, int, int], 
         require_room(job.student, len(data.classes), pick(options.device))
     shape = len(data.classes), data.train.pixels.shape[1]
     if names.is_own(job.student):
-        checked(job.student, *shape)
+        checked(job.student, *shape, None)
     if job.taught and job.recipe.distill.needs_features:
         for one in (job, *job.teachers):
             _require_features(job, one, shape, options.runs, checked)
@@ -79,7 +79,7 @@ def _prepare_job(job: Job, options: Options, checked: Callable[[str, int, int], 
 
 
 def _require_features(
-    job: Job, one: Job | Finished, shape: tuple[int, int], runs: Path, checked: Callable[[str, int, int], nn.Module]
+    job: Job, one: Job | Finished, shape: tuple[int, int], runs: Path, checked: Callable[..., nn.Module]
 ) -> None:
     """UsageError if `one` lacks the features that `job` compares. Users' own networks and timm's may, ghost's have all.
 
@@ -90,9 +90,8 @@ def _require_features(
     classes, side = shape
     match names.parse(one.student).family:
         case "py":
-            if isinstance(one, Finished):
-                own.require_trusted(one.student, record_of(one, runs).result.source)
-            network = checked(one.student, classes, side)
+            recorded = record_of(one, runs).result.source if isinstance(one, Finished) else None
+            network = checked(one.student, classes, side, recorded and own.trained_source(one.student, recorded))
         case "timm":
             network = zoo.build_shapes(one.student, classes)
         case _:

@@ -1,7 +1,8 @@
 """A user's own networks: `py:path/to/file.py:function` and `py:package.module:function`.
 
 Invariant: the user's code is imported only when a network is built. Code that only a record names is not run: the user
-must have named this source on a command line before (`trust`).
+must have named this source on a command line before (`trust`). A trained network is built from the source that it was
+trained with.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ghostcli.errors import UsageError, nearest, printable
+from ghostcli.errors import GhostError, UsageError, nearest, printable
+from ghostcli.records.storage import write_bytes
 from ghostcli.zoo.names import Spec, parts_of_own
 
 if TYPE_CHECKING:
@@ -54,40 +56,67 @@ def source(name: str) -> Path:
 
 def checksum(name: str) -> str:
     """sha256 of the source file. Files that it imports are not included."""
+    return hashlib.sha256(_read(name)).hexdigest()
+
+
+def _read(name: str) -> bytes:
     try:
-        return hashlib.sha256(source(name).read_bytes()).hexdigest()
+        return source(name).read_bytes()
     except OSError as error:
         raise wrong(name, f"the file cannot be read ({error.strerror})") from error
 
 
 def trust(name: str) -> None:
-    """Remember that the user named this source on a command line, so its runs may load it again."""
-    digest, known = checksum(name), cache_folder() / "own-networks"
+    """Keep a copy of this source, which the user named on a command line. So its runs may load it again.
+
+    They may also if the file changes: a run's network is built from the source that it was trained with.
+    """
+    content = _read(name)
+    digest = hashlib.sha256(content).hexdigest()
     _TRUSTED.add(digest)
     try:
-        if not known.exists() or digest not in known.read_text().split():
-            known.parent.mkdir(parents=True, exist_ok=True)
-            with known.open("a") as file:
-                file.write(digest + "\n")
-    except OSError:
+        if not _copy(digest).exists():
+            _copy(digest).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(_copy(digest), content)
+    except (OSError, GhostError):
         pass  # then the user names the network with each command
 
 
-def require_trusted(name: str, recorded: str | None) -> None:
-    """UsageError if the source has changed since training, or if this user never named it."""
-    digest, known = checksum(name), cache_folder() / "own-networks"
-    if digest != recorded:
+def _copy(digest: str) -> Path:
+    """Where the copy of a source is kept."""
+    return cache_folder() / "own-networks" / f"{digest}.py"
+
+
+def trained_source(name: str, recorded: str | None) -> Path | None:
+    """The copy of a trained network's source, where the user's file has changed since; None where it has not.
+
+    UsageError if this user never named it, or if it has changed and there is no copy.
+    """
+    digest, copy = str(recorded), _copy(str(recorded))
+    kept = copy.is_file() and hashlib.sha256(copy.read_bytes()).hexdigest() == digest
+    try:
+        same = checksum(name) == digest
+    except UsageError:
+        if not kept:
+            raise
+        same = False
+    if not same and not kept:
         raise wrong(name, "the source has changed since these weights were trained; put it back, or train again")
-    if digest not in _TRUSTED and not (known.is_file() and digest in known.read_text().split()):
+    if not kept and digest not in _TRUSTED:
         raise wrong(name, f"only a record names this code; to run it, name it yourself once: ghost bench {name}")
+    return None if same else copy
 
 
-def build(name: str, classes: int) -> nn.Module:
-    """Call the user's function with the number of classes. UsageError for any error in it."""
+def build(name: str, classes: int, source_file: Path | None = None) -> nn.Module:
+    """Call the user's function with the number of classes. UsageError for any error in it.
+
+    `source_file`: a copy of the source, to be used in place of the file that the name says (see `trained_source`).
+    """
     from torch import nn
 
     _, function_name = parts_of_own(name)
-    module = _module(name)
+    file = source_file or source(name)
+    module = _module(name, file, is_copy=source_file is not None)
     function = getattr(module, function_name, None)
     if not callable(function):
         there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -95,18 +124,18 @@ def build(name: str, classes: int) -> nn.Module:
     try:
         model = function(classes)
     except Exception as error:
-        raise _usage_error(name, error, f"{function_name}({classes})") from error
+        raise _usage_error(name, file, error, f"{function_name}({classes})") from error
     if not isinstance(model, nn.Module):
         raise wrong(name, f"{function_name}({classes}) returned {type(model).__name__}, not a torch.nn.Module")
     if not any(p.requires_grad for p in model.parameters()):
         raise wrong(name, "the network has no parameter to train")
     if "spec" in dir(model) and not isinstance(model.spec, Spec):
         raise wrong(name, "the network has an attribute `spec`, which ghost uses for its own notes; rename it")
-    model.spec = Spec(name, classes, source=checksum(name))
+    model.spec = Spec(name, classes, source=hashlib.sha256(file.read_bytes()).hexdigest())
     return model
 
 
-def check(name: str, classes: int, side: int) -> nn.Module:
+def check(name: str, classes: int, side: int, source_file: Path | None = None) -> nn.Module:
     """The network, after it was run on two images of `side` pixels, in train mode and in eval mode.
 
     UsageError if it raises, or if its result is not logits [2, classes].
@@ -114,12 +143,14 @@ def check(name: str, classes: int, side: int) -> nn.Module:
     import torch
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        model = build(name, classes)
+        model = build(name, classes, source_file)
         for mode in (True, False):
             try:
                 logits = model.train(mode)(torch.zeros(2, 3, side, side))
             except Exception as error:
-                raise _usage_error(name, error, f"forward, on images [2, 3, {side}, {side}],") from error
+                raise _usage_error(
+                    name, source_file or source(name), error, f"forward, on images [2, 3, {side}, {side}],"
+                ) from error
             if not isinstance(logits, torch.Tensor):
                 raise wrong(name, f"forward returned {type(logits).__name__}; return logits [N, {classes}] alone")
             if tuple(logits.shape) != (2, classes):
@@ -140,16 +171,18 @@ def _importable(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _module(name: str) -> ModuleType:
-    file = source(name)
+def _module(name: str, file: Path, is_copy: bool) -> ModuleType:
     where, _ = parts_of_own(name)
+    is_file = where.endswith(".py")
     try:
-        if not where.endswith(".py"):
+        if not is_file and not is_copy:
             return importlib.import_module(where)
-        key = f"ghost_own_{checksum(name)[:16]}"
+        # A copy of a package's module still belongs to the package, for its relative imports.
+        key = f"ghost_own_{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+        key = key if is_file else f"{where.rpartition('.')[0]}.{key}".lstrip(".")
         if key in sys.modules:
             return sys.modules[key]
-        _importable(file.resolve().parent)
+        _importable(Path(where).expanduser().resolve().parent if is_file else Path.cwd())
         spec = importlib.util.spec_from_file_location(key, file)
         module = sys.modules[key] = importlib.util.module_from_spec(spec)
         try:
@@ -159,13 +192,12 @@ def _module(name: str) -> ModuleType:
             raise
         return module
     except (Exception, SystemExit) as error:
-        raise _usage_error(name, error, "importing it") from error
+        raise _usage_error(name, file, error, "importing it") from error
 
 
-def _usage_error(name: str, error: BaseException, doing: str) -> UsageError:
-    file = str(source(name))
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(file)]
-    line = f"{Path(file).name}:{error.lineno}: " if isinstance(error, SyntaxError) else ""
-    line = f"{Path(file).name}:{lines[-1]}: " if lines else line
+def _usage_error(name: str, file: Path, error: BaseException, doing: str) -> UsageError:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(str(file))]
+    line = f"{file.name}:{error.lineno}: " if isinstance(error, SyntaxError) else ""
+    line = f"{file.name}:{lines[-1]}: " if lines else line
     text = str(error).partition("\n")[0]
     return wrong(name, f"{doing} raised {type(error).__name__}: {line}{text}")

@@ -6,6 +6,7 @@ Invariant: a weights file contains its model, classes, form and normalisation. A
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -80,14 +81,13 @@ def load(
     if classes is not None and count != classes:
         raise GhostError(f"{where}: was trained for {count} classes, not {classes}; name a run on the same data")
     own_network = names.is_own(name)
-    if own_network:
-        own.require_trusted(name, meta.get("source"))
+    build = partial(own.build, source_file=own.trained_source(name, meta.get("source"))) if own_network else zoo.build
     try:
         with torch.device("meta"):  # needs no memory, so a forged name or class count cannot exhaust it
             parameters = 0 if own_network else zoo.count_parameters(zoo.build(name, count))
         if parameters > 4 * sum(tensor.numel() for tensor in tensors.values()):
             raise ValueError(f"{parameters} parameters")
-        network = zoo.build(name, count)
+        network = build(name, count)
         network = zoo.deploy(network) if form == "deploy" else network
         network.load_state_dict(tensors)
     except (UsageError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
