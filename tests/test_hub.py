@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sys
@@ -10,9 +11,10 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+import torch
 from report_runs import edit, write_run
 
-from ghostcli.records import record
+from ghostcli.records import record, tensorfile
 from ghostcli.share.hub import card
 
 
@@ -86,6 +88,20 @@ def test_no_path_of_the_machine_is_published(
         ]
     assert ghost("pull", "ada/digits", "--runs", tmp_path / "mine").code == 0
     assert ghost("runs", "verify", "--runs", tmp_path / "mine").code == 0
+
+
+def test_a_folder_of_the_machine_is_published_only_if_asked(ghost, hub: type[Hub], tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", data="folder:/home/ada/photos", predictions=True)
+    folder = tmp_path / "runs" / run
+    weights = tensorfile.encode({"weight": torch.zeros(1)}, {})
+    (folder / "model.safetensors").write_bytes(weights)
+    known = json.loads((folder / "result.json").read_text())["files"]
+    edit(folder / "result.json", files=known | {"model.safetensors": hashlib.sha256(weights).hexdigest()})
+    told = ghost("push", run, "ada/own", "--runs", tmp_path / "runs")
+    assert told.code == 2 and "would publish folder:/home/ada/photos; add --paths" in told.err, told
+    assert not (hub.root / "ada").exists()
+    for flag in ("--private", "--paths"):
+        assert ghost("push", run, "ada/own", "--runs", tmp_path / "runs", flag).code == 0
 
 
 def test_names_in_a_card_are_code_as_they_are(tmp_path: Path) -> None:

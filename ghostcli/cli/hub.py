@@ -21,6 +21,9 @@ def push(
         list[Path] | None, typer.Option("--onnx", metavar="FILE", help="Exported .onnx files to send too; repeatable.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    paths: Annotated[
+        bool, typer.Option("--paths", help="Publish a record that names folders of this machine, as folder:/home/...")
+    ] = False,
     runs: Runs = Path("runs"),
 ) -> None:
     """Upload a finished run to a model hub: weights, record, and a model card written from the record.
@@ -30,7 +33,7 @@ def push(
     from ghostcli.records import record
     from ghostcli.share import hub
 
-    typer.echo(printable(hub.push(record.find(runs, run), repository, onnx or (), private)))
+    typer.echo(printable(hub.push(record.find(runs, run), repository, onnx or (), private, paths)))
 
 
 def pull(repository: Repository, runs: Runs = Path("runs")) -> None:

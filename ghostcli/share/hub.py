@@ -32,16 +32,24 @@ PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".dill"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
-def push(run: RunRecord, repository: str, exported: Sequence[Path] = (), private: bool = False) -> str:
+def push(
+    run: RunRecord, repository: str, exported: Sequence[Path] = (), private: bool = False, paths: bool = False
+) -> str:
     """Upload a finished run with its card and exported .onnx files; returns the address. It replaces what was there.
 
-    UsageError where the run is not finished or does not pass its checks; GhostError where the hub refuses.
+    UsageError where the run is not finished, does not pass its checks, or names folders of this machine (but for
+    `private` or `paths`); GhostError where the hub refuses.
     """
     _require_repository(repository)
     if run.status != "done" or run.result is None or not run.weights.exists():
         raise UsageError(f"{run.id}: cannot be pushed, {run.problem or 'its weights are not here'}; finish it first")
     if problems := verify_run(run):
         raise UsageError(f"{run.id}: cannot be pushed, {problems[0]}")
+    if (named := _places(run.result)) and not (private or paths):
+        raise UsageError(
+            f"{run.id}: its record would publish {', '.join(map(printable, named))}; add --paths if everybody may see "
+            "it, or --private. A run of a relative path, such as folder:photos, does not name other folders"
+        )
     for file in exported:
         if file.suffix != ".onnx" or not file.is_file():
             raise UsageError(f"--onnx {printable(file)}: is no .onnx file; `ghost export` writes one")
@@ -102,6 +110,12 @@ def pull(repository: str, runs: Path) -> RunRecord:
         place.parent.mkdir(exist_ok=True)
         os.rename(folder, place)
     return RunRecord(place, result.run)
+
+
+def _places(result: RunResult) -> list[str]:
+    """The absolute paths in a record, as the names of data and networks. An id comes from them, so they stay."""
+    names = (result.data, result.student, *result.path)
+    return [name for name in dict.fromkeys(names) if name.startswith(("folder:/", "py:/"))]
 
 
 def _require_repository(name: str) -> None:
