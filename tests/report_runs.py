@@ -144,7 +144,8 @@ def answers(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     parts = [(sure > k / 15) & (sure <= (k + 1) / 15) for k in range(15)]
     ece = sum(abs(sure[part].sum() - right[part].sum()) for part in parts) / len(labels)
     correct = base64.b64encode(np.packbits(right).tobytes()).decode()
-    return {"images": len(labels), "labels": sha(labels.tolist()), "correct": correct, "ece": float(ece)}
+    about = {"images": len(labels), "labels": sha(labels.tolist()), "answered": len(np.unique(logits.argmax(1)))}
+    return {**about, "correct": correct, "ece": float(ece)}
 
 
 def replace_predictions(folder: Path, logits: np.ndarray, labels: np.ndarray) -> None:

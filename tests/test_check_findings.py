@@ -125,6 +125,7 @@ def test_clean_teaching_passes_every_check(source, digits, models, tmp_path):
         "teacher-gradients",
         "teacher-changes",
         "unlike-record",
+        "other-classes",
         "teacher-accuracy",
         "no-better-than-chance",
         "near-one-hot",
@@ -420,3 +421,21 @@ def test_every_finding_has_a_subject_for_people_to_read():
     first = [call.args[0] for call in calls if getattr(call.func, "id", "") in makers]
     codes = {given.value for given in first if isinstance(given, ast.Constant)}
     assert codes == SUBJECTS.keys() and len(set(SUBJECTS.values())) == len(codes) > 8
+
+
+def test_a_teacher_of_other_pictures_is_compared_with_nothing_and_its_classes_are_named(digits, models, tmp_path):
+    """Two folders with as many images in each class have equal labels."""
+    teacher = teacher_of(models[0], digits, tmp_path / "t")
+    file = tmp_path / "t" / teacher.run.relative_to(tmp_path / "t") / "result.json"
+    known = json.loads(file.read_text())
+    edit(file, test=known["test"] | {"pixels": "0" * 64}, class_names=["cat", *digits.classes[1:]])
+    np.savez(
+        file.parent / "predictions.npz",
+        logits=-teacher.model.eval()(torch.zeros(len(digits.test), 3, 32, 32)).numpy(),
+        labels=digits.test.labels.numpy(),
+    )
+    found = warned(check.inspect(job_of(SOFT), digits, [teacher], CPU))
+    assert set(found) == {"other-classes"} and "small" in found["other-classes"].message
+    assert "(cat, 1, 2, 3, ...) than those of the data (0, 1, 2, 3, ...)" in found["other-classes"].message
+    edit(file, test=known["test"] | {"pixels": digits.test.checksum})
+    assert set(warned(check.inspect(job_of(SOFT), digits, [teacher], CPU))) == {"other-classes", "unlike-record"}

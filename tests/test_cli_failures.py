@@ -11,9 +11,11 @@ import sys
 import crash
 import pytest
 
-from ghostcli.errors import NonFiniteError
+from ghostcli.errors import NonFiniteError, UsageError
+from ghostcli.render import figures
 from ghostcli.run import job
 
+ONE = ("train-teacher", "gns:0.1", *crash.TINY, "--epochs", "1")
 TWO = ("--seed", "0", "--seed", "1", "--json")
 
 
@@ -167,3 +169,40 @@ def test_every_typo_gets_the_nearest_names_in_the_same_words(ghost, tmp_path, mo
     told = ghost(*words.split())
     assert told.code == 2 and told.err.strip().count("\n") == 0
     assert f"; did you mean {name}" in told.err
+
+
+def test_a_copied_run_is_not_taken_for_a_seed_that_was_never_trained(ghost, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = json.loads(ghost(*ONE, "--json").out)["run"]
+    copied = run.removesuffix("s0") + "s1"
+    shutil.copytree(tmp_path / "runs" / run, tmp_path / "runs" / copied)
+    told = ghost(*ONE, "--seed", "1", "--json")
+    assert told.code == 2 and told.out == "" and f"{copied}: its record is that of {run}" in told.err
+    told = ghost("distill", f"run/{copied}", "--student", "gns:0.1", *ONE[2:])
+    assert told.code == 2 and f"{copied}: its record is that of {run}" in told.err
+    assert ghost("runs", "rm", copied, "--yes").code == 0
+    assert ghost(*ONE, "--seed", "1").code == 0
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_result(ghost, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*_):
+        raise UsageError("curves.png: cannot be written (Read-only file system); name another file")
+
+    monkeypatch.setattr(figures, "save", refuse)
+    done = ghost(*ONE, "--epochs", "2", "--json")
+    assert done.code == 0 and json.loads(done.out)["status"] == "done"
+    assert "no learning curve was drawn: curves.png: cannot be written" in done.err
+
+
+def test_after_a_stop_of_a_fresh_start_the_advised_command_trains_every_seed(tmp_path):
+    argv = [*crash.COMMANDS["plain"], *crash.TINY, "--seed", "0", "--seed", "1", "--runs", "runs"]
+    assert crash.server().run(argv, tmp_path).code == 0
+    before = {file.parent.name: file.stat().st_ino for file in tmp_path.glob("runs/*/*/result.json")}
+    done = crash.server().run([*argv, "--no-resume"], tmp_path, {"GHOST_FAULT": "metrics:after=term"})
+    assert done.code == 75 and "without --no-resume" in done.err
+    assert crash.server().run(argv, tmp_path).code == 0
+    after = {file.parent.name: file.stat().st_ino for file in tmp_path.glob("runs/*/*/result.json")}
+    assert {seed for seed in before if after[seed] != before[seed]} == {"s0", "s1"}
+    assert {after[f"{seed}.old1"] for seed in before} == set(before.values())

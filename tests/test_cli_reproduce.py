@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
+from report_runs import CHAIN, write_run
 
 from ghostcli.cli import reproduce as cli
 from ghostcli.errors import Interrupted
+from ghostcli.records import record
 from ghostcli.run import launch, local
 
 ROW = ["--skip", "efficientnetv2", "--skip", "vgg13", "--skip", "resnet50", "--skip", "gns:2.8"]  # leaves one of II
@@ -197,3 +200,22 @@ def test_all_four_tables_on_real_images(family, ghost, cifar10, tmp_path):
     assert filled == {"I": 13, "II": 7, "III": 4, "IV": 0}
     codes = {item["code"] for row in tables["III"] for item in row["check"]}
     assert ("unshuffled" in codes) == (family == "published")
+
+
+def test_reading_one_table_is_no_look_at_the_others(tmp_path, monkeypatch, capsys):
+    """Each printed table was judged with all others, and their rows were noted as read."""
+    for seed in range(3):
+        for name, how, teachers in (
+            ("gns:1.0", "plain", ()),
+            ("gns:1.0", "kd", ("resnet50",)),
+            ("gns:1.0", "chain", CHAIN),
+        ):
+            if seed < 2 or how != "chain":
+                write_run(tmp_path, name, how, teachers, seed=seed, accuracy=91.0 + seed / 5 + len(teachers))
+    jobs = [SimpleNamespace(id=run.id, data="cifar10") for run in record.scan(tmp_path)]
+    todo = SimpleNamespace(plan=SimpleNamespace(jobs=jobs), tables=("I", "II", "III", "IV"), family="paper")
+    cli._print_table(todo, "II", tmp_path)
+    write_run(tmp_path, "gns:1.0", "chain", CHAIN, seed=2, accuracy=92.4)
+    todo.plan.jobs = [SimpleNamespace(id=run.id, data="cifar10") for run in record.scan(tmp_path)]
+    cli._print_table(todo, "III", tmp_path)
+    assert "Seeds were added" not in capsys.readouterr().out

@@ -103,3 +103,11 @@ def test_a_study_holds_what_its_tables_need_and_no_more(ghost, runs, tmp_path):
     failed = next(run for run in ids(runs) if run.endswith("s1"))
     refused = ghost("runs", "study", failed, "--runs", runs, "--out", out)
     assert refused.code == 2 and "cannot be part of a study" in refused.err
+
+
+def test_a_study_is_no_folder_of_the_runs_themselves(ghost, runs):
+    (student,) = (run for run in ids(runs) if "-kd-" in run and run.endswith("s0"))
+    before = (runs / student / "result.json").read_bytes()
+    told = ghost("runs", "study", student, "--runs", runs, "--out", f"{runs}/.")
+    assert told.code == 2 and "is the folder of the runs" in told.err
+    assert (runs / student / "result.json").read_bytes() == before

@@ -397,3 +397,13 @@ def test_networks_that_collapsed_to_one_class_are_not_called_copies(tmp_path):
         (run / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in rows))
     admitted = admit(record.scan(tmp_path))
     assert len(admitted.runs) == 3 and not admitted.left_out
+    for file in tmp_path.glob("*/*/predictions.npz"):  # a study holds no logits
+        file.unlink()
+    admitted = admit(record.scan(tmp_path))
+    assert len(admitted.runs) == 3 and not admitted.left_out
+
+
+def test_networks_that_are_wrong_everywhere_are_not_called_copies(tmp_path):
+    for seed in range(3):
+        write_run(tmp_path, "gns:1.0", seed=seed, accuracy=0.0, test_images=12, epochs=2)
+    assert not admit(record.scan(tmp_path)).left_out

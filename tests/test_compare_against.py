@@ -144,3 +144,42 @@ def test_runs_that_are_left_out_are_named(ghost, study) -> None:
     value = json.loads(ghost("compare", *names[:2], "--runs", runs, "--json").out)
     assert value["rows"][1]["ours"]["n"] == 3
     assert [out["run"] for out in value["left_out"]] == [f"{names[1]}/s3"]
+
+
+def test_other_pictures_with_equal_labels_are_not_compared(ghost, tmp_path: Path) -> None:
+    """The labels of two folders with as many images in each class are equal."""
+    names = []
+    for folder, pixels in (("folder:cats", "a" * 64), ("folder:cars", "b" * 64), ("folder:copy", "a" * 64)):
+        for seed in range(2):
+            run = write_run(tmp_path, "gns:1.0", seed=seed, data=folder, accuracy=90 + seed)
+            file = tmp_path / run / "result.json"
+            edit(file, test=json.loads(file.read_text())["test"] | {"pixels": pixels})
+        names.append(job(run))
+    cats, cars, copy = names
+    told = ghost("compare", cats, cars, "--runs", tmp_path)
+    assert told.code == 2 and "they were tested on different images" in told.err
+    assert compared(ghost, tmp_path, cats, copy)[1]["delta"] is not None
+
+
+def test_seeds_of_one_id_on_other_images_are_passed_over_by_name(ghost, tmp_path: Path) -> None:
+    """An image was added to the folder between two seeds, and the id stayed."""
+
+    def train(accuracy: float, images: str, seeds: range, **settings) -> str:
+        for seed in seeds:
+            made = {"accuracy": accuracy + seed / 10, "data_checksum": images, "data": "folder:photos", **settings}
+            run = write_run(tmp_path, "gns:1.0", seed=seed, **made)
+        return job(run)
+
+    for images, seeds, gain in (("a" * 64, range(2), 4.0), ("b" * 64, range(2, 6), -3.0)):
+        base = train(90.0, images, seeds)
+        other = train(90.0 + gain, images, seeds, train={"ema": 0.9})
+    found = json.loads(ghost("compare", base, other, "--runs", tmp_path, "--json").out)
+    assert [row["ours"]["n"] for row in found["rows"]] == [4, 4]
+    assert found["rows"][1]["delta"]["mean"] == pytest.approx(-3.0, abs=0.2)
+    left = {(out["run"], out["reason"]) for out in found["left_out"]}
+    assert left == {
+        (f"{name}/s{seed}", "other images than the compared runs") for name in (base, other) for seed in (0, 1)
+    }
+    alone = train(91.0, "c" * 64, range(2), train={"ema": 0.5})
+    told = ghost("compare", alone, base, "--runs", tmp_path)
+    assert told.code == 2 and f"{base}: its runs were not all trained on the same images" in told.err

@@ -6,13 +6,15 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from report_runs import CHAIN, ENSEMBLE, edit, write_run
 from test_compare_tables import admitted, build
 from test_render_formats import data, said
 
-from ghostcli.comparison import tables
+from ghostcli.comparison import control, tables
+from ghostcli.comparison.groups import Cohort, RunGroup, cohorts, unlike
 from ghostcli.comparison.rows import Row, Table
 
 TEACHER = ("resnet50",)
@@ -177,3 +179,27 @@ def test_a_smoothed_run_says_so_among_what_was_also_run(tmp_path: Path) -> None:
     assert "smoothed 0.1" in " ".join(said("also", "--runs", tmp_path).split())
     found = {cohort.describe() for cohort in tables.cohorts(admitted(tmp_path).runs)}
     assert found == {"cifar10, 50,000 images × 200 epochs" + end for end in ("", ", labels smoothed by 0.1")}
+
+
+def of_source(group: RunGroup, source: str) -> RunGroup:
+    """The group as if its network had come from this source."""
+    runs = [
+        SimpleNamespace(id=f"{source}-{run.id}", result=run.result.model_copy(update={"source": source}))
+        for run in group.runs
+    ]
+    return RunGroup(tuple(runs))
+
+
+def test_the_network_of_a_baseline_and_of_a_control_has_the_same_source(runs: Path) -> None:
+    """A user's own network changes under one name."""
+    [cohort] = cohorts(admitted(runs).runs)
+    plain, taught, blind = (
+        next(group for group in cohort.groups if (bool(group.teachers), group.blind) == kind)
+        for kind in ((False, False), (True, False), (True, True))
+    )
+    assert control.controls(blind, taught)
+    old, new = (of_source(taught, source) for source in ("old", "new"))
+    assert control.controls(of_source(blind, "new"), new) and not control.controls(of_source(blind, "old"), new)
+    both = Cohort((of_source(plain, "old"), of_source(plain, "new"), new))
+    assert both.baseline(new).about.source == "new" and both.baseline(old).about.source == "old"
+    assert unlike(new, Cohort((of_source(plain, "old"), new)).baseline(new)) is not None, "the reason is told"

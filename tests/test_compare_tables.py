@@ -368,3 +368,17 @@ def test_the_groups_of_a_cohort_share_their_conditions(runs: Path) -> None:
         for group in cohort.groups:
             seeds = [run.result.seed for run in group.runs]
             assert seeds == sorted(set(seeds))
+
+
+def test_runs_of_one_job_whose_weights_started_differently_are_not_pooled(tmp_path: Path) -> None:
+    """ImageNet weights that could not be had: such a run starts from scratch, under the same id."""
+    for seed, start in enumerate(("pretrained", "pretrained", "kaiming")):
+        write_run(tmp_path, "efficientnetv2", seed=seed, accuracy=95.0 if seed < 2 else 70.0, start=start)
+    found = build(tmp_path, "I")
+    best = row(found, "efficientnetv2")
+    assert (best.ours.n, best.ours.mean) == (2, pytest.approx(95.0, abs=0.1))
+    assert reasons(found) == {"another recipe for the same row (a kaiming start)": 1}
+    besides = tables.also_run(admitted(tmp_path), [found])
+    assert [r.ours.n for r in besides.rows] == [1]
+    names = [r.name for r in tables.also_run(admitted(tmp_path), []).rows]
+    assert len(set(names)) == 2 and any("kaiming start" in name for name in names)

@@ -138,3 +138,23 @@ def test_an_attempt_that_goes_on_keeps_the_plan_it_began_with(tmp_path: Path) ->
     (run / "status.json").write_text(json.dumps(status | {"status": "interrupted"}))
     assert CliRunner().invoke(app, command).exit_code == 0
     assert json.loads((run / "result.json").read_text())["planned"] == [0, 1]
+
+
+def test_a_plan_of_seeds_with_several_teachers_asks_for_teachers(ghost, tmp_path: Path) -> None:
+    """The seeds of one teacher share its luck, so more of them do not help."""
+    row = study(tmp_path, 2)
+    [planned] = json.loads(ghost("plan-seeds", "--effect", 1, "--runs", tmp_path, "--json").out)
+    assert (planned["teachers"], planned["seeds"]) == (2, None)
+    assert planned["finds_now"] == pytest.approx(row.finds, abs=0.001)
+    text = ghost("plan-seeds", "--effect", 1, "--runs", tmp_path).out
+    assert "more teachers instead of seeds, since 2 teachers are its units" in text
+
+
+def test_a_mean_over_teachers_with_unequal_seeds_is_explained(tmp_path: Path) -> None:
+    def note(seeds: int) -> bool:
+        study(tmp_path / f"{seeds}", 2, seeds=seeds)
+        return "is a mean over teachers, which have unequal numbers" in " ".join(
+            said("II", "--runs", tmp_path / f"{seeds}").split()
+        )
+
+    assert note(5) and not note(6)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pytest
 import torch
 
 from ghostcli import zoo
@@ -14,6 +17,7 @@ from ghostcli.data.batches import VARIANTS, Cropper, generator, normalise
 from ghostcli.distill.teacher import Teacher, fill_table, open_table, teacher_logits_of_views
 from ghostcli.distill.teacher import load as load_teacher
 from ghostcli.engine.device import Settings
+from ghostcli.errors import GhostError
 from ghostcli.recipe.models import AugmentSection, Before, DataSection, Views
 from ghostcli.zoo import weights
 
@@ -100,3 +104,19 @@ def test_no_setting_of_a_run_rounds_the_answers_in_a_table():
     finally:
         before.apply()
     assert [(now.tf32_products, now.tf32_convolutions) for now in seen] == [(False, False)]
+
+
+def test_a_table_without_room_leaves_nothing_and_says_how_large_it_is(tmp_path, monkeypatch):
+    """What was allocated filled the disk for every other run."""
+
+    def allocate(handle, begin, size):
+        if size > 1000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    digits = load(DataSection(name="digits", limit=20, limit_test=10))
+    network = zoo.build("gns:0.1", 10).eval().requires_grad_(False)
+    teacher = Teacher("teacher/s0", "gns:0.1", tmp_path, network, (digits.mean, digits.std), "0" * 64)
+    with pytest.raises(GhostError, match=r"no room for this table of \S+ GB; make room, or .*distill.source=live"):
+        open_table(teacher, digits, AugmentSection(pad=4))
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from report_runs import write_run
 
 from ghostcli import plan
+from ghostcli.comparison import commands as of_tables
+from ghostcli.plan import commands
 from ghostcli.recipe import load
+from ghostcli.recipe.diff import config_diff, untaught
 
 TEACHERS = ("resnet50", "vgg13")
 MADE = {
@@ -53,3 +57,28 @@ def test_a_student_of_an_ensemble_s_student_fills_no_printed_row(ghost, tmp_path
     assert not any(row["runs"] for row in rows)
     also = json.loads(ghost("table", "also", "--format", "json", "--runs", tmp_path).out)["rows"]
     assert [run] in [row["runs"] for row in also]
+
+
+def test_a_printed_command_starts_from_the_same_weights_and_needs_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('extends = "ghost/fast"\n[optim]\nlr = 0.3\n')
+    changes = ["model.start=run/gns-1.0-plain-1a2b3c4d/s0", f"model.start_sha256={'0' * 64}", "train.epochs=50"]
+    recipe = load("mine.toml", changes).recipe
+    there = commands.settings(commands.source("mine.toml", recipe), recipe, taught=False)
+    assert there == ("--from", "run/gns-1.0-plain-1a2b3c4d/s0", "--epochs", "50")
+    monkeypatch.chdir(tmp_path.parent)
+    name = commands.source("mine.toml", recipe)
+    words = commands.settings(name, recipe, taught=False)
+    assert name == "ghost" and "mine.toml" not in words
+    keys = [word for flag, word in pairwise(words) if flag == "-s"]
+    again = load(name, [*keys, *changes]).recipe
+    assert untaught(config_diff(again, recipe)) == set()
+
+
+def test_the_value_of_from_names_no_teacher():
+    named = {
+        "distill resnet18 --student gns:1.0 --from run/gns-1.0-plain-1a2b3c4d/s0": False,
+        "distill run/resnet18-plain-1a2b3c4d/s0 --student gns:1.0": True,
+        "ensemble pretrained/gns-1.0 resnet18 --student gns:0.5": True,
+    }
+    assert {command: of_tables._named_by_id(command.split()) for command in named} == named

@@ -6,7 +6,9 @@ import base64
 import hashlib
 import http.client
 import io
+import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -344,3 +346,25 @@ def test_the_numbers_on_every_cell_of_a_confusion_can_be_read_in_both_themes():
         for cell in (right, *(share * wrong + (1 - share) * card for share in shares)):
             darker, lighter = sorted((luminance(cell), luminance(ink)))
             assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+
+
+def test_a_run_that_lies_in_two_folders_counts_once(ghost, runs: Path, tmp_path: Path) -> None:
+    from ghostcli.cli.report import gather
+
+    copied = tmp_path / "copy"
+    shutil.copytree(runs, copied)
+    assert [run.id for run in gather([str(runs), str(copied)], runs).records] == [
+        run.id for run in gather([str(runs)], runs).records
+    ]
+    half = next(copied.glob("*/s*/status.json"))
+    half.write_text(json.dumps({"status": "interrupted"}))
+    for order in ([runs, copied], [copied, runs]):
+        found = {run.id: run for run in gather(list(map(str, order)), runs).records}
+        assert found[f"{half.parent.parent.name}/{half.parent.name}"].path.is_relative_to(runs)
+
+
+def test_the_folder_of_a_training_names_its_seeds(ghost, runs: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(runs.parent)
+    folder = next(runs.glob("*/s0")).parent
+    done = ghost("report", folder.relative_to(runs.parent), "--runs", runs.name, "-o", tmp_path / "page.html")
+    assert done.code == 0 and folder.name in (tmp_path / "page.html").read_text()

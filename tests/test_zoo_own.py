@@ -12,6 +12,8 @@ from PIL import Image
 
 from ghostcli import plan
 from ghostcli.recipe import load
+from ghostcli.records import record, tensorfile
+from ghostcli.run import job, local
 from ghostcli.run.job import Options
 from ghostcli.run.prepare import prepare
 from ghostcli.zoo import own
@@ -216,6 +218,24 @@ def test_the_source_is_part_of_the_id_and_the_spelling_of_the_path_is_not(ghost,
     assert planned("py:./net.py:tiny") == first != planned("py:net.py:more")
     net.write_text(NET.replace("8, 3, 2, 1", "9, 3, 2, 1"))
     assert planned("py:net.py:tiny") != first
+
+
+def test_the_seeds_of_a_command_train_the_source_that_it_began_with(ghost, net, monkeypatch):
+    """The file was read again for each seed, so a change in between went into runs of the old id."""
+    real, changed = job.run_job, NET.replace("8, 3, 2, 1", "9, 3, 2, 1").replace("BatchNorm2d(8)", "BatchNorm2d(9)")
+
+    def and_then_edit(*arguments, **more):
+        real(*arguments, **more)
+        net.write_text(changed.replace("Linear(32", "Linear(36"))
+
+    monkeypatch.setattr(local, "run_job", and_then_edit)
+    done = ghost("train-teacher", "py:net.py:tiny", *TINY, "--seed", "0", "--seed", "1", "--json")
+    assert done.code == 0, done.err
+    first, second = (record.find(net.parent / "runs", run["run"]) for run in json.loads(done.out))
+    sources = [tensorfile.read(run.weights)[1]["source"] for run in (first, second)]
+    assert sources == [first.result.source, second.result.source] and len(set(sources)) == 1
+    assert first.result.parameters == second.result.parameters
+    assert json.loads(ghost("runs", "verify", "--json").out)[0]["problems"] == []
 
 
 def test_planning_imports_neither_torch_nor_the_users_code(net):

@@ -74,6 +74,7 @@ def inspect(job: Job, data: Data, teachers: list[Teacher], device: torch.device)
         *mode,
         untouched(teachers, seen),
         as_recorded(teachers, data, len(seen.labels), device),
+        own_classes(teachers, data),
         accuracy(teachers, seen, data),
         above_chance(teachers, seen),
     ]
@@ -232,6 +233,21 @@ def as_recorded(teachers: Sequence[Teacher], data: Data, size: int, device: torc
     return warn("unlike-record", message, worst or None)
 
 
+def own_classes(teachers: Sequence[Teacher], data: Data) -> Finding:
+    """Checks that each teacher was trained on the classes of the data."""
+    for teacher in teachers:
+        result = _record(teacher).result
+        theirs = result.class_names if result else ()
+        if theirs and theirs != data.classes:
+            mine, other = (", ".join(names[:4]) + ", ..." * (len(names) > 4) for names in (data.classes, theirs))
+            message = (
+                f"{teacher.name}: was trained on other classes ({other}) than those of the data ({mine}), so its "
+                "answers mean something else; name a teacher that was trained on these classes"
+            )
+            return warn("other-classes", message)
+    return ok("other-classes", "teachers were trained on the classes of the data")
+
+
 def _recorded_answers(teacher: Teacher, data: Data, size: int) -> Tensor | None:
     """float32 [n <= size, C] from the teacher's predictions.npz; None if it has other labels."""
     predictions = _record(teacher).predictions()
@@ -240,6 +256,11 @@ def _recorded_answers(teacher: Teacher, data: Data, size: int) -> Tensor | None:
     logits, labels = predictions
     n = min(size, len(labels), len(data.test))
     same = n > 0 and np.array_equal(labels[:n], data.test.labels[:n].cpu().numpy())
+    result = _record(teacher).result
+    if same and result and result.test and result.test.pixels and len(labels) == len(data.test):
+        same = result.test.pixels == data.test.checksum
+    elif same and result:
+        same = result.data == data.name
     return torch.from_numpy(logits[:n].astype(np.float32)) if same else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from ghostcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from ghostcli.comparison.power import Spread
+    from ghostcli.comparison.stats import Difference
 
 
 #: Standard error of a difference from the choice of 10,000 test images, in points: twice that of runs/studies/cifar10.
@@ -56,26 +58,33 @@ def plan_seeds(
     from ghostcli.comparison.power import Spread
 
     error = 0.0 if images is None else IMAGES_ERROR * math.sqrt(10_000 / images)
-    known = [("as typed", (0, 0), Spread(spread, spread, error))] if spread is not None else _recorded_spreads(runs)
-    rows = [_row(*one, effect, comparisons) for one in known]
+    typed = [Pilot("as typed", (0, 0), Spread(spread, spread, error))] if spread is not None else []
+    rows = [_row(pilot, effect, comparisons) for pilot in typed or _recorded(runs)]
     typer.echo(json.dumps(rows, indent=1) if as_json else "\n".join(_lines(rows, effect, comparisons)))
 
 
-def _recorded_spreads(folder: Path) -> list[tuple[str, tuple[int, int], Spread]]:
-    """(name, runs per side, spread) of all taught groups and their baselines, if both have at least two runs.
+@dataclass(frozen=True)
+class Pilot:
+    """A comparison whose spreads are known. `runs` per side; `delta` is set if its units are several teachers."""
 
-    UsageError if there are none.
-    """
+    name: str
+    runs: tuple[int, int]
+    spread: Spread
+    delta: Difference | None = None
+
+
+def _recorded(folder: Path) -> list[Pilot]:
+    """All taught groups and their baselines, if both have at least two runs. UsageError if there are none."""
     from ghostcli.comparison.admission import admit
-    from ghostcli.comparison.groups import cohorts
+    from ghostcli.comparison.groups import cohorts, unlike
     from ghostcli.comparison.power import Spread
     from ghostcli.records import record
 
-    spreads = []
+    pilots = []
     for cohort in cohorts(admit(record.scan(folder)).runs):
         for ours in cohort.groups:
-            baseline = cohort.baselines.get(ours.student) if ours.teachers else None
-            if baseline is None or min(len(ours.runs), len(baseline.runs)) < 2:
+            baseline = cohort.baseline(ours) if ours.teachers else None
+            if baseline is None or unlike(ours, baseline) or min(len(ours.runs), len(baseline.runs)) < 2:
                 continue
             delta = ours.minus(baseline)
             if not delta.parts:
@@ -87,31 +96,35 @@ def _recorded_spreads(folder: Path) -> list[tuple[str, tuple[int, int], Spread]]
             if delta.paired and min(sd) > 0:
                 pairs = (sd[0] ** 2 + sd[1] ** 2 - delta.units[0] * whole.down[0]) / (2 * sd[0] * sd[1])
             runs = (len(ours.runs), len(baseline.runs))
-            spreads.append((f"{ours.student} {ours.how}", runs, Spread(*sd, images, pairs)))
-    if not spreads:
+            by_teacher = delta if ours.teacher_count > 1 else None
+            pilots.append(Pilot(f"{ours.student} {ours.how}", runs, Spread(*sd, images, pairs), by_teacher))
+    if not pilots:
         raise UsageError(
             f"{folder}: no comparison has two runs per side, so no spread is known; train a pilot "
             "(--seed 0 --seed 1 --seed 2) or give a spread, as in --spread 0.5"
         )
-    return spreads
+    return pilots
 
 
-def _row(name: str, runs: tuple[int, int], spread: Spread, effect: float, comparisons: int) -> dict[str, Any]:
+def _row(pilot: Pilot, effect: float, comparisons: int) -> dict[str, Any]:
     from ghostcli.comparison import power
 
-    now = None
-    if min(runs) > 1:
-        now = round(power.smallest(*spread.design(*runs), comparisons=comparisons), 3)
+    spread, now = pilot.spread, None
+    if pilot.delta is not None:
+        now = power.could_find(pilot.delta, comparisons)
+    elif min(pilot.runs) > 1:
+        now = power.smallest(*spread.design(*pilot.runs), comparisons=comparisons)
     return {
-        "comparison": name,
-        "runs": list(runs),
+        "comparison": pilot.name,
+        "runs": list(pilot.runs),
+        "teachers": pilot.delta.units[0] if pilot.delta else None,
         "sd": [round(sd, 3) for sd in (spread.ours, spread.baseline)],
         "images_error": round(spread.images, 3),
         "effect": effect,
         "power": power.POWER,
         "comparisons": comparisons,
-        "seeds": power.plan_seeds(effect, spread, comparisons=comparisons),
-        "finds_now": now,
+        "seeds": None if pilot.delta else power.plan_seeds(effect, spread, comparisons=comparisons),
+        "finds_now": None if now is None else round(now, 3),
     }
 
 
@@ -123,6 +136,10 @@ def _lines(rows: list[dict[str, Any]], effect: float, comparisons: int) -> list[
     for row in rows:
         seeds = row["seeds"]
         line = f"{row['comparison']}: {seeds} seeds" if seeds else f"{row['comparison']}: {MOST} seeds are not enough"
+        if row["teachers"]:
+            line = (
+                f"{row['comparison']}: more teachers instead of seeds, since {row['teachers']} teachers are its units"
+            )
         line += f" (SD {row['sd'][0]:.2f} and {row['sd'][1]:.2f}"
         line += f", test images ±{row['images_error']:.2f}" if row["images_error"] else ""
         if row["finds_now"]:

@@ -14,6 +14,7 @@ from ghostcli.cli.options import Runs
 from ghostcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
+    from ghostcli.records.record import RunRecord
     from ghostcli.report.page import Asked
 
 #: What changes in a run's folder while it is trained.
@@ -66,16 +67,24 @@ def report(
 
 
 def gather(names: Sequence[str], runs: Path) -> Asked:
-    """The records that `names` stand for: folders of runs, and ids within `runs`. Without names: all of `runs`."""
+    """The records that `names` stand for: folders of runs, and ids within `runs`. Without names: all of `runs`.
+
+    A run that lies in several folders counts once: a finished record before others, then that of the first folder.
+    """
     from ghostcli.cli.plot import named
     from ghostcli.cli.runs import scanned
+    from ghostcli.records.record import RUN_ID
     from ghostcli.report.page import Asked
 
-    folders = [Path(name) for name in names if Path(name).is_dir() and not (Path(name) / "status.json").exists()]
+    folders = [Path(name) for name in names if Path(name).is_dir() and not RUN_ID.fullmatch(_id_of(name, runs))]
     ids = [name for name in names if Path(name) not in folders]
     places = [*folders, *([runs] if ids or not names else [])]
     records = [run for place in places for run in scanned(place)]
-    unique = tuple({run.path.resolve(): run for run in records}.values())
+    by_id: dict[str, RunRecord] = {}
+    for run in records:
+        if run.id not in by_id or (by_id[run.id].status != "done" and run.status == "done"):
+            by_id[run.id] = run
+    unique = tuple(by_id.values())
     if not ids:
         return Asked(unique, looked=places[0] if len(places) == 1 else None)
     chosen = {run.id for name in ids for run in named(_id_of(name, runs), unique, runs)}

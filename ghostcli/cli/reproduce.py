@@ -231,7 +231,6 @@ def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
     """The tables of this plan's runs. Runs that fill no printed row come last."""
     from ghostcli.comparison import tables
     from ghostcli.comparison.admission import admit
-    from ghostcli.comparison.looks import noted
     from ghostcli.comparison.rows import Options
 
     records = [record_of(job, runs) for job in todo.plan.jobs]
@@ -239,9 +238,9 @@ def _tables(todo: Study, runs: Path) -> tuple[Any, ...]:
     options = Options(runs=runs)
     if _printed_data(todo):
         paper_tables = tables.built(todo.tables, admitted, todo.family, options)
-        return noted(tables.judged(paper_tables), runs)
+        return tables.judged(paper_tables)
     besides = tables.also_run(admitted, [], options, (todo.family,))  # runs on other data fill no printed row
-    return noted(tables.judged([besides] if besides else []), runs)
+    return tables.judged([besides] if besides else [])
 
 
 def _printed_data(todo: Study) -> bool:
@@ -250,18 +249,21 @@ def _printed_data(todo: Study) -> bool:
 
 def _print_table(todo: Study, name: str, runs: Path) -> None:
     """Print one table (empty `name`: that of all runs). Verdicts are corrected over all tables that have runs."""
+    from ghostcli.comparison.looks import noted
     from ghostcli.render import formats, text_table
 
     colour = sys.stdout.isatty()
-    texts = [text_table.results(table) for table in _tables(todo, runs) if name in ("", table.name)]
+    printed = [table for table in _tables(todo, runs) if name in ("", table.name)]
+    texts = [text_table.results(table) for table in noted(printed, runs)]
     sys.stdout.write(formats.text(texts, colour=colour) + "\n")
     sys.stdout.flush()
 
 
 def _result(todo: Study, runs: Path) -> dict[str, Any]:
+    from ghostcli.comparison.looks import noted
     from ghostcli.render.data import objects
 
-    tables = [objects(table) for table in _tables(todo, runs)]
+    tables = [objects(table) for table in noted(_tables(todo, runs), runs)]
     done = [job.id for job in todo.plan.jobs if is_done(job, runs)]
     return {"family": todo.family, "tables": tables, "runs": done, "left_out": _skipped_rows(todo)}
 

@@ -161,6 +161,8 @@ def study(
     for run in chosen:
         if run.status != "done":
             raise UsageError(f"{run.id}: cannot be part of a study ({run.problem}); finish it first")
+    if out.resolve() == runs.resolve():
+        raise UsageError(f"--out {printable(out)}: is the folder of the runs; name another, as runs/studies/NAME")
     for run in chosen:
         folder = out / run.id
         try:

@@ -18,6 +18,7 @@ from ghostcli import plan
 from ghostcli.cli import complete
 from ghostcli.cli.check import report
 from ghostcli.cli.options import TRAINING, Common, with_common, without
+from ghostcli.display import console
 from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.packing import packed
 from ghostcli.plan import Job, commands, record_of
@@ -220,13 +221,14 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
         show_results(todo, common)
     else:
         try:
-            draw_curves(launch.carry_out(todo, packed(todo, options)), common.runs)
+            done = launch.carry_out(todo, packed(todo, options))
         except UsageError:
             raise
         except (GhostError, Interrupted):
             show_results(todo, common)
             raise
         show_results(todo, common)
+        draw_curves(done, common.runs)
 
 
 def leave(todo: plan.Plan, options: launch.Options) -> None:
@@ -290,7 +292,10 @@ def told(job: Job, runs: Path) -> dict[str, Any]:
 
 
 def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
-    """Draw curves.png for each run of several epochs: its learning curve, and its baseline's if there is one."""
+    """Draw curves.png for each run of several epochs: its learning curve, and its baseline's if there is one.
+
+    A folder that cannot be written costs the picture and a warning, not the result.
+    """
     done = [run for run in done if run.result.epochs > 1 and not (run.path / "curves.png").exists()]
     if not done:
         return
@@ -300,8 +305,12 @@ def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
     known = record.scan(runs)
     for run in done:
         drawn = run.path / f".curves.{os.getpid()}.png"  # renamed when complete, so a kill leaves no partial file
-        save(learning_curves(Asked(known, [run])), drawn)
-        os.replace(drawn, run.path / "curves.png")
+        try:
+            save(learning_curves(Asked(known, [run])), drawn)
+            os.replace(drawn, run.path / "curves.png")
+        except (GhostError, OSError) as error:
+            console.print(printable(f"ghost: no learning curve was drawn: {error}"), style="yellow", markup=False)
+            return
 
 
 #: Status of a run -> what a plan does with it. Every other run is continued.

@@ -24,8 +24,8 @@ from ghostcli.records.record import RunRecord
 from ghostcli.zoo import names
 
 NON_FINITE = "non-finite"
-#: Two networks with fewer errors on the test images can make exactly the same errors by chance.
-FEW_ERRORS = 10
+#: Two networks with fewer errors, or fewer right answers, can make exactly the same errors by chance.
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,17 @@ def _job_problems(runs: Sequence[RunRecord]) -> dict[str, str]:
     for what, key in contents.items():
         for content, same in grouped(runs, key).items():
             if content is not None and len({run.result.seed for run in same}) > 1:
-                if key is _errors and all(map(_says_one_class, same)):
+                if key is _errors and all(map(_collapsed, same)):
                     continue  # networks that collapsed to one class make the same errors
                 listed = " and ".join(run.id for run in same)
                 reasons = {run.id: f"equal {what} under different seeds: {listed}" for run in same} | reasons
     return reasons
 
 
-def _says_one_class(run: RunRecord) -> bool:
-    """Whether a network gives all test images one class, as far as its logits are there."""
+def _collapsed(run: RunRecord) -> bool:
+    """Whether a network gives all test images one class. An older record says so with its logits alone."""
+    if (answered := run.result.test.answered) is not None:
+        return answered == 1
     predictions = run.predictions()
     return predictions is not None and len(set(predictions[0].argmax(axis=1).tolist())) == 1
 
@@ -166,5 +168,5 @@ def _second_records(runs: Sequence[RunRecord]) -> dict[str, str]:
 def _errors(run: RunRecord) -> tuple[str, str] | None:
     """The errors on the test images, if there are enough to identify a network."""
     answers = run.result.test
-    wrong = (~answers.mask()).sum()
-    return (answers.labels, answers.correct) if wrong >= FEW_ERRORS else None
+    right = int(answers.mask().sum())
+    return (answers.labels, answers.correct) if min(right, answers.images - right) >= FEW else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from ghostcli.comparison.admission import Admitted
 from ghostcli.comparison.groups import RunGroup, budget_of, cohorts
-from ghostcli.comparison.rows import Options, Row, Table
+from ghostcli.comparison.rows import LeftOut, Options, Row, Table
 from ghostcli.comparison.tables import row_of
 from ghostcli.errors import UsageError, nearest, printable
 from ghostcli.paper import joined, label
@@ -27,7 +27,7 @@ def table(chosen: Sequence[str], admitted: Admitted, options: Options = Options(
     UsageError where a name stands for no run that may be compared, two names for one group, or the test images differ.
     """
     every = [group for cohort in cohorts(admitted.runs, admitted.failed) for group in cohort.groups]
-    groups = [_group(name, every, admitted, options) for name in chosen]
+    groups, passed_over = _alike(chosen, [_named(name, every, admitted, options) for name in chosen])
     base, *others = groups
     for i, group in enumerate(groups):
         if (first := groups.index(group)) < i:
@@ -36,7 +36,7 @@ def table(chosen: Sequence[str], admitted: Admitted, options: Options = Options(
             )
     rows = (row(base, None, options), *(row(group, base, options) for group in others))
     jobs = {run.id.rpartition("/")[0] for group in groups for run in group.runs}
-    left_out = tuple(out for out in admitted.left_out if out.run.rpartition("/")[0] in jobs)
+    left_out = tuple(out for out in admitted.left_out if out.run.rpartition("/")[0] in jobs) + tuple(passed_over)
     title = f"Compared with {job(base)}: {label(base.student)}, {_teaching(base)}, {base.about.data}, "
     title += budget_of(base.about.train_images, base.about.epochs)
     return Table("compare", title, "any", rows, options, None, left_out, job(base))
@@ -47,13 +47,15 @@ def job(group: RunGroup) -> str:
     return group.runs[0].id.rpartition("/")[0]
 
 
-def _group(name: str, groups: Sequence[RunGroup], admitted: Admitted, options: Options) -> RunGroup:
-    """The group with runs of this id. A path in the runs folder is an id too, as a shell completes it."""
+def _named(name: str, groups: Sequence[RunGroup], admitted: Admitted, options: Options) -> list[RunGroup]:
+    """The groups with runs of this id: several if its images or its starts changed between seeds.
+
+    A path in the runs folder is an id too, as a shell completes it.
+    """
     wanted = name.removeprefix(trained.RUN).removeprefix(f"{options.runs}/").rstrip("/")
+    if found := [group for group in groups if wanted in {run.id.rpartition("/")[0] for run in group.runs}]:
+        return found
     for group in groups:
-        jobs = {run.id.rpartition("/")[0] for run in group.runs}
-        if wanted in jobs:
-            return group
         if wanted in group.ids:
             raise UsageError(f"{printable(name)}: is one seed; all seeds are compared, so name {job(group)}")
     for out in admitted.left_out:
@@ -64,9 +66,41 @@ def _group(name: str, groups: Sequence[RunGroup], admitted: Admitted, options: O
     raise UsageError(f"{printable(name)}: there are no runs with this id{hint}")
 
 
+def _alike(chosen: Sequence[str], named: Sequence[Sequence[RunGroup]]) -> tuple[list[RunGroup], list[LeftOut]]:
+    """One group for each name, and the runs that are passed over.
+
+    Where an id has several groups, the images that all names have count, of several the ones with the most runs.
+    UsageError if there are none.
+    """
+    if all(len(groups) == 1 for groups in named):
+        return [group for [group] in named], []
+    shared = set.intersection(*({group.about.data_checksum for group in groups} for groups in named))
+    if not shared:
+        name, groups = next((name, groups) for name, groups in zip(chosen, named, strict=True) if len(groups) > 1)
+        apart = " and ".join(", ".join(sorted(group.ids)) for group in groups)
+        raise UsageError(
+            f"{printable(name)}: its runs were not all trained on the same images ({apart}), and no images are those "
+            "of all compared trainings; remove the runs that are not meant, with ghost runs rm"
+        )
+
+    def runs_on(images: str) -> int:
+        return sum(len(group.runs) for groups in named for group in groups if group.about.data_checksum == images)
+
+    images = max(sorted(shared), key=runs_on)
+    taken, passed_over = [], []
+    for groups in named:
+        on_these = [group for group in groups if group.about.data_checksum == images]
+        taken.append(max(on_these, key=lambda group: len(group.runs)))
+        for group in groups:
+            if group is not taken[-1]:
+                why = f"a {group.about.start} start" if group in on_these else "other images than the compared runs"
+                passed_over += [LeftOut(run.id, why, group.family) for run in group.runs]
+    return taken, passed_over
+
+
 def row(group: RunGroup, base: RunGroup | None, options: Options = Options()) -> Row:
     """The row of a group, compared with `base` (None: it is the first). UsageError if their test images differ."""
-    if base and group.about.test.labels != base.about.test.labels:
+    if base and not group.about.tested_like(base.about):
         tested = [f"{job(one)} on {one.about.test_images:,} of {one.about.data}" for one in (group, base)]
         raise UsageError(f"{' and '.join(tested)}: they were tested on different images, so they are not compared")
     differs = dict(_differences(base, group)) if base else None

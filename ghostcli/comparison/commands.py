@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from ghostcli.comparison.groups import Cohort, RunGroup
 from ghostcli.paper import PaperRow
-from ghostcli.plan.commands import RUNS, settings, training
+from ghostcli.plan.commands import RUNS, settings, source, training
 from ghostcli.records import trained
 
 
@@ -20,8 +22,10 @@ def of_row(row: PaperRow, family: str, cohort: Cohort | None, runs: Path = RUNS)
 
 def of_baseline(group: RunGroup, epochs: int, runs: Path = RUNS) -> str:
     """The command for the baseline of `group`, with `epochs` and the same seeds."""
-    changed = {"train.epochs": epochs} if epochs != group.about.epochs else {}
-    recipe = group.about.recipe_name
+    changed: dict[str, int | None] = {"train.epochs": epochs} if epochs != group.about.epochs else {}
+    if changed and group.recipe.train.stop is not None:
+        changed["train.stop"] = None
+    recipe = source(group.about.recipe_name, group.recipe)
     flags = settings(recipe, group.recipe, taught=False, changed=changed)
     return training(group.student, recipe=recipe, flags=flags, seeds=dict.fromkeys(group.seeds), runs=runs)
 
@@ -29,14 +33,21 @@ def of_baseline(group: RunGroup, epochs: int, runs: Path = RUNS) -> str:
 def of_control(group: RunGroup, runs: Path = RUNS) -> str:
     """The command for the control of a taught group: the same training with image-blind teachers."""
     about = group.about
-    by_id = any(map(trained.is_trained, about.command))
-    teachers = tuple(trained.named(teacher.run) for teacher in about.teachers) if by_id else group.teachers
+    teachers = group.teachers
+    if _named_by_id(about.command):  # in a dense chain only the first may be; the others are trained
+        ids = [trained.named(teacher.run) for teacher in about.teachers]
+        teachers = (ids[0], *teachers[1:]) if about.strategy == "dense" else tuple(ids)
     recipe, shared = group.recipe, _teacher_seeds(group)
     if shared:  # the flag sets this key
         recipe = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"teacher_seed": 0})})
-    name = about.recipe_name
+    name = source(about.recipe_name, recipe)
     flags = (*settings(name, recipe, taught=True, changed={"distill.blind": True}), *shared)
     return training(group.student, about.strategy, teachers, name, flags, dict.fromkeys(group.seeds), runs)
+
+
+def _named_by_id(command: Sequence[str]) -> bool:
+    """Whether a teacher of this command is a trained network. The value of --from is none."""
+    return any(trained.is_trained(word) and before != "--from" for before, word in pairwise(("", *command)))
 
 
 def _teacher_seeds(group: RunGroup) -> tuple[str, ...]:

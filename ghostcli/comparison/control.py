@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ghostcli.comparison import commands
-from ghostcli.comparison.groups import RunGroup, same_conditions
+from ghostcli.comparison.groups import RunGroup, same_conditions, unlike
 from ghostcli.comparison.rows import Control, Options
 from ghostcli.recipe.diff import config_diff
 from ghostcli.recipe.models import UNDIGESTED
@@ -37,6 +37,6 @@ def controls(other: RunGroup, group: RunGroup) -> bool:
     if not other.blind or group.blind or (other.student, other.strategy) != (group.student, group.strategy):
         return False
     same = same_conditions(other.about) == same_conditions(group.about)
-    same = same and other.lessons == group.lessons and other.about.start == group.about.start
+    same = same and other.lessons == group.lessons and unlike(group, other) is None
     other_keys = UNDIGESTED | {"engine.branches", "distill.teacher_seed"}  # the seed is in `lessons`
     return same and config_diff(other.recipe, group.recipe).keys() - other_keys == {BLIND}

@@ -158,10 +158,9 @@ class RunGroup:
     @cached_property
     def correct(self) -> np.ndarray | None:
         """Whether each test image was classified correctly, bool [n, N]; None if the runs' test images differ."""
-        answers = [run.result.test for run in self.runs]
-        if len({(answer.labels, answer.images) for answer in answers}) > 1:
+        if not all(run.result.tested_like(self.about) for run in self.runs):
             return None
-        return np.stack([answer.mask() for answer in answers])
+        return np.stack([run.result.test.mask() for run in self.runs])
 
     def accuracy(self, metric: str = "selected") -> np.ndarray:
         """Test accuracies [n] in percent."""
@@ -176,7 +175,7 @@ class RunGroup:
         # The recorded answers on the test images are those of the selected epoch.
         scores = [run.result.accuracy for group in both for run in group.runs]
         same_epoch = all(getattr(score, f"{metric}_epoch") == score.selected_epoch for score in scores)
-        same_images = self.about.test.labels == baseline.about.test.labels
+        same_images = self.about.tested_like(baseline.about)
         ours, theirs = (
             Sample(
                 group.accuracy(metric),
@@ -262,13 +261,18 @@ class Cohort:
         return min((group.changes for group in self.groups), key=len)
 
     @cached_property
-    def baselines(self) -> dict[str, RunGroup]:
-        """Student -> its group without teachers. Of several (only with mixing): that with the least label smoothing."""
-        by_student: dict[str, RunGroup] = {}
-        for group in sorted(self.groups, key=lambda group: group.smoothing):
-            if not group.teachers:
-                by_student.setdefault(group.student, group)
-        return by_student
+    def untaught(self) -> dict[str, list[RunGroup]]:
+        """Student -> its groups without teachers, those with the least label smoothing first.
+
+        There are several with mixing, and of a user's own network: one of each source.
+        """
+        plain = [group for group in self.groups if not group.teachers]
+        return grouped(sorted(plain, key=lambda group: group.smoothing), lambda group: group.student)
+
+    def baseline(self, group: RunGroup) -> RunGroup | None:
+        """The untaught group of the same network; of another network by the same name, if there is no other."""
+        there = self.untaught.get(group.student, [])
+        return next((other for other in there if unlike(group, other) is None), there[0] if there else None)
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
@@ -354,14 +358,16 @@ def _group_of(about: RunSetup, mixed: bool) -> tuple[Any, ...]:
 def cohorts(runs: Sequence[RunRecord], failed: Sequence[RunRecord] = (), mixed: bool = False) -> list[Cohort]:
     """One cohort per protocol. If mixing is allowed: one cohort of all runs, whose groups also pool recipes.
 
-    Untaught runs with different label smoothing are never pooled. `failed` runs go to the groups of their job.
+    Untaught runs with different label smoothing are never pooled, nor are runs of one job whose weights started
+    differently: a network whose ImageNet weights could not be had starts from scratch. `failed` runs go to the groups
+    of their job.
     """
     lost = grouped(failed, lambda run: _group_of(run.setup, mixed))
     all_cohorts = []
     for together in grouped(runs, lambda run: None if mixed else same_conditions(run.result)).values():
-        jobs = grouped(together, lambda run: _group_of(run.result, mixed))
-        ordered = {job: sorted(seeds, key=lambda run: (run.result.seed, run.id)) for job, seeds in jobs.items()}
-        groups = (RunGroup(tuple(seeds), tuple(lost.get(job, ()))) for job, seeds in ordered.items())
+        jobs = grouped(together, lambda run: (_group_of(run.result, mixed), None if mixed else run.result.start))
+        ordered = [(job, sorted(seeds, key=lambda run: (run.result.seed, run.id))) for (job, _), seeds in jobs.items()]
+        groups = (RunGroup(tuple(seeds), tuple(lost.get(job, ()))) for job, seeds in ordered)
         all_cohorts.append(Cohort(tuple(groups), mixed))
     return all_cohorts
 

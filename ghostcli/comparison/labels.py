@@ -56,6 +56,7 @@ def budget(group: RunGroup) -> str:
 FACETS: tuple[Callable[[RunGroup], str], ...] = (
     lambda group: group.family,
     lambda group: group.about.data,
+    lambda group: f"{group.about.start} start",
     budget,
     _order,
     _smoothing,

@@ -66,7 +66,7 @@ class Baselines:
         """The baseline of `group`, a member of `cohort`, or None with the reason or the command that makes it."""
         epochs = group.about.epochs
         if self.spent is None:
-            baseline = cohort.baselines.get(group.student)
+            baseline = cohort.baseline(group)
         else:
             spent = of_group(group, self.spent)
             if not spent.whole:
@@ -80,16 +80,18 @@ class Baselines:
         return baseline, None
 
     def _longer(self, group: RunGroup, epochs: int) -> RunGroup | None:
-        """The untaught group of the same student with so many epochs that differs from `group` in nothing else."""
+        """The untaught group of the same network with so many epochs that differs from `group` in nothing else."""
         for other in self._untaught.get((group.student, group.about.data_checksum, epochs), ()):
-            if untaught(config_diff(other.recipe, group.recipe)) <= {"train.epochs"}:
+            if untaught(config_diff(other.recipe, group.recipe)) <= {"train.epochs", "train.stop"} and not unlike(
+                group, other
+            ):
                 return other
         return None
 
     @cached_property
     def _untaught(self) -> dict[tuple[str, str, int], list[RunGroup]]:
         """The baselines of all cohorts by student, images and epochs."""
-        every = (group for cohort in self.cohorts for group in cohort.baselines.values())
+        every = (group for cohort in self.cohorts for groups in cohort.untaught.values() for group in groups)
         return grouped(every, lambda group: (group.student, group.about.data_checksum, group.about.epochs))
 
 
@@ -140,8 +142,9 @@ def _row(row: PaperRow, family: str, cohort: Cohort | None, baselines: Baselines
     best, *others = groups
     for group in others:
         diff = config_diff(group.recipe, best.recipe)
-        changes = typed({key: ours for key, (ours, _) in diff.items()})
-        left += _left_out(group, f"another recipe for the same row ({changes or 'its teachers differ'})")
+        start = f"a {group.about.start} start" if group.about.start != best.about.start else ""
+        what = typed({key: ours for key, (ours, _) in diff.items()}) or start or "its teachers differ"
+        left += _left_out(group, f"another recipe for the same row ({what})")
     seen = measured(best, cohort, baselines)
     return replace(seen, teachers=row.teachers, parameters=row.parameters, printed=row, command=command), left
 
@@ -304,7 +307,7 @@ def _left_out(group: RunGroup, reason: str) -> list[LeftOut]:
 
 def _order_differs(group: RunGroup, cohort: Cohort) -> bool:
     """Whether a taught group was not shuffled but its baseline was. In `published` this is intended."""
-    baseline = cohort.baselines.get(group.student)
+    baseline = cohort.baseline(group)
     allowed = cohort.mixed or group.family == "published"
     return not allowed and baseline is not None and group.about.shuffled != baseline.about.shuffled
 

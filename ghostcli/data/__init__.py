@@ -38,6 +38,11 @@ class Images:
     def to(self, device: torch.device | str) -> Images:
         return Images(self.pixels.to(device), self.labels.to(device))
 
+    @property
+    def checksum(self) -> str:
+        """sha256 of the pixels."""
+        return hashlib.sha256(self.pixels.cpu().contiguous().numpy()).hexdigest()
+
 
 @dataclass(frozen=True, eq=False)
 class Data:

@@ -86,11 +86,22 @@ class TeacherTable:
         # meta.json is written last. If it is missing, the other files may be incomplete and are made again.
         if (self.folder / "meta.json").exists():
             return
-        for name, size in self._sizes().items():
-            with open(self.folder / name, "wb") as file:
-                file.truncate(size)
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
+        try:
+            for name, size in self._sizes().items():
+                with open(self.folder / name, "wb") as file:
+                    file.truncate(size)
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            for name in self._sizes():  # what was allocated would fill the disk for all other runs
+                (self.folder / name).unlink(missing_ok=True)
+            if error.errno == errno.ENOSPC:
+                needed = f"{sum(self._sizes().values()) / 1e9:.2g} GB"
+                raise GhostError(
+                    f"{printable(self.folder)}: the disk has no room for this table of {needed}; make room, or compute "
+                    "the teacher at each step with -s distill.source=live"
+                ) from error
+            raise
         write_json(self.folder / "meta.json", self.meta, "table")
 
     def _check(self) -> None:

@@ -98,8 +98,9 @@ def make_state(
         seed = generator(seed, "generation", job.generation).initial_seed()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        # The file of a user's own network may have changed since the plan: its id stands for the source it had then.
         how = {"branches": recipe.engine.branches, "pretrained": recipe.model.pretrained}
-        model = zoo.build(job.student, len(data.classes), **how)
+        model = zoo.build(job.student, len(data.classes), source=job.content.get("source"), **how)
         if recipe.model.init == "kaiming" and not model.spec.pretrained:
             zoo.init_kaiming(model, torch.Generator().manual_seed(seed))
         if start is not None:

@@ -18,7 +18,7 @@ from ghostcli.recipe.models import Recipe
 #: The default runs folder.
 RUNS = Path("runs")
 #: Keys that have a flag of their own.
-FLAGS = {"train.epochs": "--epochs", "data.name": "--data"}
+FLAGS = {"train.epochs": "--epochs", "data.name": "--data", "model.start": "--from"}
 
 
 def line(*words: str, runs: Path = RUNS) -> str:
@@ -51,16 +51,24 @@ def _verb(strategy: str, teachers: int) -> str:
     return "distill" if teachers == 1 else "assist-chain"
 
 
-def settings(name: str, recipe: Recipe, taught: bool, changed: Mapping[str, Any] | None = None) -> tuple[str, ...]:
-    """The flags that turn the recipe `name` into `recipe` with the values of `changed`.
-
-    Keys of [distill] are left out unless `taught`. A recipe file that is missing counts as equal.
-    """
+def source(name: str, recipe: Recipe) -> str:
+    """The name of the recipe that a command begins with: `name`, or the family's where that file is not here."""
     try:
-        diff = config_diff(recipe, load(name).recipe)
+        load(name)
     except UsageError:
-        diff = {}
-    known, keys = flat(recipe), diff.keys() if taught else untaught(diff)
+        return recipe.family
+    return name
+
+
+def settings(name: str, recipe: Recipe, taught: bool, changed: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The flags that turn the recipe `name` (see `source`) into `recipe` with the values of `changed`.
+
+    Keys of [distill] are left out unless `taught`.
+    """
+    diff = config_diff(recipe, load(name).recipe)
+    known, keys = flat(recipe), set(diff) if taught else untaught(diff)
+    if "model.start_sha256" in keys:  # --from sets both
+        keys = keys - {"model.start_sha256"} | {"model.start"}
     return flags_of({key: known[key] for key in diff if key in keys and key in known} | dict(changed or {}))
 
 

@@ -101,6 +101,7 @@ SUBJECTS = {
     "teacher-changes": "teachers' statistics",
     "unlike-record": "recorded logits",
     "teacher-accuracy": "teachers' accuracy",
+    "other-classes": "teachers' classes",
     "no-better-than-chance": "accuracy above chance",
     "near-one-hot": "softness of targets",
     "long-warm-up": "warm-up of the teacher's term",
@@ -125,25 +126,40 @@ class Finding(_Frozen):
 class Answers(_Frozen):
     """The answers on the test images at the selected epoch, as far as tables need them.
 
-    `correct`: one bit per image, packed, in base64. `labels`: sha256 of the labels; equal if two runs were tested on
-    the same images. `ece`: expected calibration error, a fraction.
+    `correct`: one bit per image, packed, in base64. `labels`, `pixels`: sha256 of the labels and of the images.
+    `answered`: the number of classes that were answered. `ece`: expected calibration error, a fraction. Older records
+    have neither `pixels` nor `answered`.
     """
 
     images: int
     labels: str
     correct: str
     ece: float
+    pixels: str | None = None
+    answered: int | None = None
 
     @classmethod
-    def of(cls, logits: np.ndarray, labels: np.ndarray, ece: float) -> Answers:
-        """From logits [N, C] and labels [N]."""
+    def of(cls, logits: np.ndarray, labels: np.ndarray, ece: float, pixels: str | None = None) -> Answers:
+        """From logits [N, C], labels [N] and the checksum of the images."""
         import numpy as np
 
-        bits = np.packbits(np.asarray(logits).argmax(axis=1) == labels)
-        checksum = hashlib.sha256(np.asarray(labels, dtype="<i8").tobytes()).hexdigest()
+        classes = np.asarray(logits).argmax(axis=1)
+        bits = np.packbits(classes == labels)
         return cls(
-            images=len(labels), labels=checksum, correct=base64.b64encode(bits.tobytes()).decode(), ece=round(ece, 6)
+            images=len(labels),
+            labels=hashlib.sha256(np.asarray(labels, dtype="<i8").tobytes()).hexdigest(),
+            correct=base64.b64encode(bits.tobytes()).decode(),
+            ece=round(ece, 6),
+            pixels=pixels,
+            answered=len(np.unique(classes)),
         )
+
+    def same_images(self, other: Answers, same_data: bool) -> bool:
+        """Whether both are on the same images. `same_data`: whether the data have one name, which decides in older
+        records."""
+        if (self.images, self.labels) != (other.images, other.labels):
+            return False
+        return self.pixels == other.pixels if self.pixels and other.pixels else same_data
 
     def mask(self) -> np.ndarray | None:
         """Whether each test image was classified correctly, bool [N]. None if the number of bits is wrong."""
@@ -254,6 +270,10 @@ class RunResult(RunSetup):
     @property
     def data_checksum(self) -> str:
         return self.environment.data_checksum
+
+    def tested_like(self, other: RunResult) -> bool:
+        """Whether both were tested on the same images."""
+        return bool(self.test and other.test and self.test.same_images(other.test, self.data == other.data))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -22,6 +22,8 @@ def verify_run(run: RunRecord) -> list[str]:
             try:
                 _, meta = tensorfile.read(path, tensorfile.MAX_BYTES if path == run.weights else math.inf)
                 marks += [meta["metrics"]] if "metrics" in meta else []
+                if path == run.weights and run.result is not None and meta.get("source") != run.result.source:
+                    problems.append(f"{path.name} is of another source of its network than result.json")
             except GhostError as error:
                 problems.append(str(error))
     if marks and not metrics_begin_with(run.path, *marks[0]):

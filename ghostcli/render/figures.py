@@ -174,8 +174,8 @@ def _by_families(tables: Sequence[Table]) -> dict[str, dict[str, Summary]]:
 
 def untaught_small(cohort: Cohort) -> dict[str, RunGroup]:
     """The GN-S of a cohort without a teacher, by rising width."""
-    groups = {student: group for student, group in cohort.baselines.items() if student.startswith("gns:")}
-    return {student: groups[student] for student in sorted(groups, key=_width)}
+    small = {student: groups[0] for student, groups in cohort.untaught.items() if student.startswith("gns:")}
+    return {student: small[student] for student in sorted(small, key=_width)}
 
 
 def _width(student: str) -> float:

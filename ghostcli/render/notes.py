@@ -18,6 +18,7 @@ SINGLE, MIXED = "†", "‡"
 #: Reasons of left-out runs that get a line of their own, those with the most runs; and runs that a line names.
 REASONS = 20
 NAMED = 4
+VISIBLE = 0.005  # points; what two digits show
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,15 @@ def remarks(table: Table) -> Iterable[str]:
 
 
 def _remarks(table: Table) -> Iterable[str]:
-    rows = table.filled
+    rows, metric = table.filled, table.options.metric
     for row in rows:
         if _welch_disagrees(row.delta):
             yield f"Welch's test disagrees on {row.name} (p = {row.delta.welch:.3f}, not {row.delta.p:.3f})."
+        if row.delta and abs(row.delta.mean - (row.ours.mean - row.baseline.summary(metric).mean)) > VISIBLE:
+            yield (
+                f"Δ of {row.name} is a mean over teachers, which have unequal numbers of seeds: it is not the "
+                "difference of the accuracies, which are means over seeds."
+            )
         if row.delta and failed(row.group, row.baseline):
             yield (
                 f"No verdict for {row.name}: more than {MOST_FAILED:.0%} of the seeds of one side became non-finite, "

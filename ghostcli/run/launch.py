@@ -18,7 +18,7 @@ from ghostcli import signals
 from ghostcli.display import Display, console
 from ghostcli.errors import GhostError, printable
 from ghostcli.plan import Job, Plan, is_done, record_of
-from ghostcli.records.record import RunRecord
+from ghostcli.records.record import RunRecord, RunWriter
 from ghostcli.run.executor import Executor
 from ghostcli.run.job import Options, is_fresh, left, reached
 from ghostcli.run.local import InProcess
@@ -60,6 +60,8 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
     """
     options = replace(options, seeds=plan.seeds)
     prepare(plan, options)
+    if not options.resume:
+        _set_aside(plan, options)
     number = {job.id: place for place, job in enumerate(plan.jobs)}
     failed: dict[str, GhostError] = {}
     ready: list[int] = []  # a heap of places in the plan
@@ -91,6 +93,18 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
                     failed[job.id] = error
                 graph.done(job.id)
                 yield Outcome(job, error)
+
+
+def _set_aside(plan: Plan, options: Options) -> None:
+    """Rename the earlier runs of all requested jobs (--no-resume) before the first job starts.
+
+    So after a stop the same command without --no-resume trains all of them, and finds none of the earlier ones.
+    """
+    for job in plan.requested:
+        run = RunWriter(options.runs, job.id)
+        if run.path.exists():
+            with run.locked(lambda text: console.print(text, markup=False)):
+                console.print(f"{job.id}: the earlier run was renamed to {run.set_aside()}", markup=False)
 
 
 def detach(plan: Plan, options: Options) -> int:

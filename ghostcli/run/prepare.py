@@ -36,6 +36,8 @@ def prepare(plan: Plan, options: Options) -> None:
             raise UsageError(f"{printable(job.student)}: is not usable in a folder name; name a model as timm/NAME")
         refuse_link((options.runs / job.id).parent, options.runs / job.id)
         done = is_done(job, options.runs) and not is_fresh(job, plan, options)
+        if done:
+            _require_own_record(job, options.runs)
         if done and not job.data.startswith("folder:"):
             continue  # the files of all other data sets have fixed checksums
         if done:
@@ -116,6 +118,7 @@ def _require_start(job: Job, runs: Path) -> None:
 def _require_teacher(teacher: Job | Finished, data: str, options: Options) -> None:
     """UsageError if a teacher's run has no weights, or was trained on another set than `data`."""
     run = record_of(teacher, options.runs)
+    _require_own_record(teacher, options.runs)
     if run.status == "done" and not run.weights.exists():
         raise UsageError(
             f"{teacher.id}: cannot teach, because its record has no weights; remove it "
@@ -125,6 +128,17 @@ def _require_teacher(teacher: Job | Finished, data: str, options: Options) -> No
     if known != data and not any(name.startswith("folder:") for name in (known, data)):
         raise UsageError(
             f"{teacher.id}: was trained on {printable(known)}, not {data}; name a teacher that was trained on {data}"
+        )
+
+
+def _require_own_record(job: Job | Finished, runs: Path) -> None:
+    """UsageError if a finished run's folder is a copy of another run's: its seed was never trained."""
+    run = record_of(job, runs)
+    theirs = run.result.run if run.result else job.id
+    if theirs != job.id and not job.id.startswith(trained.PRETRAINED):
+        raise UsageError(
+            f"{job.id}: its record is that of {printable(theirs)}, so the folder was copied or renamed; remove it "
+            f"({_remove(job.id, runs)}), or give it its name back"
         )
 
 

@@ -41,22 +41,22 @@ def predictions(logits: Tensor, labels: Tensor) -> bytes:
 
 
 def agreements(
-    mine: tuple[np.ndarray, np.ndarray] | None, teachers: Sequence[Job | Finished], runs: Path
+    logits: np.ndarray, answers: Answers, data: str, teachers: Sequence[Job | Finished], runs: Path
 ) -> dict[str, float | None]:
     """Percent of test images on which student and teacher have the same top-1 class, by teacher.
 
-    `mine`: the student's logits [n, C] and labels [n]. The key is the name of the teacher's network, or its run id if
-    two teachers have the same network. The value is None if the teacher saw other test images.
+    `logits` [n, C] and `answers` are the student's, `data` the name of its data. The key is the name of the teacher's
+    network, or its run id if two teachers have the same network. The value is None if the teacher saw other images.
     """
-    if mine is None:
-        return {}
     names = Counter(teacher.student for teacher in teachers)
     percentages: dict[str, float | None] = {}
     for teacher in teachers:
-        theirs = record_of(teacher, runs).predictions()
+        known = record_of(teacher, runs)
+        result, theirs = known.result, known.predictions()
         name = teacher.student if names[teacher.student] == 1 else teacher.id
-        same = theirs is not None and theirs[0].shape == mine[0].shape and np.array_equal(theirs[1], mine[1])
-        percentages[name] = round(100 * float((theirs[0].argmax(1) == mine[0].argmax(1)).mean()), 4) if same else None
+        same = result and result.test and answers.same_images(result.test, result.data == data)
+        same = same and theirs is not None and theirs[0].shape == logits.shape
+        percentages[name] = round(100 * float((theirs[0].argmax(1) == logits.argmax(1)).mean()), 4) if same else None
     return percentages
 
 
@@ -88,6 +88,7 @@ def result(
     chosen = state.best or {"epoch": last["epoch"], "test": last["test"]["accuracy"]}
     row = rows[chosen["epoch"] - 1]
     predictions = record.predictions()
+    answers = Answers.of(*predictions, ece(*predictions), data.test.checksum) if predictions is not None else None
     run_result = RunResult(
         **dict(setup),
         environment=environment,
@@ -108,8 +109,8 @@ def result(
             selected_by="validation" if state.best else "last",
         ),
         nll=row["test"]["loss"],
-        test=Answers.of(*predictions, ece(*predictions)) if predictions is not None else None,
-        agreement=agreements(predictions, job.teachers, run.runs),
+        test=answers,
+        agreement=agreements(predictions[0], answers, job.data, job.teachers, run.runs) if answers else {},
         seconds=round(state.seconds + state.teacher_seconds, 3),
         train_seconds=round(state.seconds, 3),
         teacher_seconds=round(state.teacher_seconds, 3),

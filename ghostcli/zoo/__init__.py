@@ -34,13 +34,20 @@ def __getattr__(name: str) -> Any:
 
 
 def build(
-    name: str, classes: int = 10, *, branches: Literal["plain", "folded"] = "folded", pretrained: bool = False
+    name: str,
+    classes: int = 10,
+    *,
+    branches: Literal["plain", "folded"] = "folded",
+    pretrained: bool = False,
+    source: str | None = None,
 ) -> nn.Module:
     """The network of that name on the CPU in float32, in training mode, with its `Spec` as `.spec`.
 
     Torch's global generator draws its weights by the network's own rule (for the students' rule see `init_kaiming`).
     `branches` is how a Ghost network trains its sums of branches. `pretrained` requests ImageNet weights for networks
-    that work at ImageNet's size. ValueError for a trained network (`run/ID`): it is built from its record.
+    that work at ImageNet's size. `source`: sha256 of the source of a user's own network, which is used also if the file
+    has changed since (see `own.trained_source`); None: the file as it is. ValueError for a trained network (`run/ID`):
+    it is built from its record.
     """
     parsed = parse(name)
     if parsed.family in ("timm", "teacher"):
@@ -51,7 +58,7 @@ def build(
     if parsed.family == "py":
         from ghostcli.zoo import own
 
-        return own.build(parsed.canonical, classes)
+        return own.build(parsed.canonical, classes, source and own.trained_source(parsed.canonical, source))
     if parsed.width is None:
         raise ValueError(f"{name} is a run: build its record's student, then load its weights")
     from ghostcli.zoo.ghost import ROWS, GhostNet

@@ -6,7 +6,6 @@ Invariant: a weights file contains its model, classes, form and normalisation. A
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,9 +43,9 @@ def encode(model: nn.Module, norm: Norm, form: str = "train") -> bytes:
     return tensorfile.encode(dict(model.state_dict()), meta)
 
 
-def last_layer(name: str, classes: int) -> set[str]:
-    """The tensors of a network whose shape follows the number of classes."""
-    here, other = (zoo.build(name, n).state_dict() for n in (classes, classes + 1))
+def last_layer(name: str, classes: int, source: str | None = None) -> set[str]:
+    """The tensors of a network whose shape follows the number of classes. `source`: as in `zoo.build`."""
+    here, other = (zoo.build(name, n, source=source).state_dict() for n in (classes, classes + 1))
     return {key for key, tensor in here.items() if other[key].shape != tensor.shape}
 
 
@@ -55,7 +54,7 @@ def begin_from(model: nn.Module, start: Loaded) -> None:
 
     It also keeps that network's normalisation, so that its first layers see what they were trained on.
     """
-    fresh = last_layer(start.name, model.spec.classes)
+    fresh = last_layer(start.name, model.spec.classes, model.spec.source)
     mine, theirs = model.state_dict(), start.model.state_dict()
     model.load_state_dict({key: mine[key] if key in fresh else theirs[key] for key in mine})
     model.spec = replace(model.spec, mean=start.norm[0], std=start.norm[1])
@@ -81,13 +80,15 @@ def load(
     if classes is not None and count != classes:
         raise GhostError(f"{where}: was trained for {count} classes, not {classes}; name a run on the same data")
     own_network = names.is_own(name)
-    build = partial(own.build, source_file=own.trained_source(name, meta.get("source"))) if own_network else zoo.build
+    source = str(meta.get("source")) if own_network else None
+    if own_network:
+        own.trained_source(name, source)
     try:
         with torch.device("meta"):  # needs no memory, so a forged name or class count cannot exhaust it
             parameters = 0 if own_network else zoo.count_parameters(zoo.build(name, count))
         if parameters > 4 * sum(tensor.numel() for tensor in tensors.values()):
             raise ValueError(f"{parameters} parameters")
-        network = build(name, count)
+        network = zoo.build(name, count, source=source)
         network = zoo.deploy(network) if form == "deploy" else network
         network.load_state_dict(tensors)
     except (UsageError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
