@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ghostcli.deploy.source import Network as Opened
 
 RUNS = Path("runs")
-#: A picture: a file, an image of Pillow's, or pixels as uint8 [H, W, 3].
+#: A picture: a file, an image of Pillow's, or pixels as uint8 [H, W, 3] (grey: [H, W]).
 Picture = Union[str, Path, "Image", "np.ndarray"]
 
 
@@ -41,23 +41,26 @@ class Network:
     def classes(self) -> tuple[str, ...]:
         return self.opened.about.classes
 
-    def __call__(self, images: Picture | Sequence[Picture]) -> np.ndarray:
+    def __call__(self, images: Picture | Iterable[Picture]) -> np.ndarray:
         """Probabilities [N, classes] of N pictures, or of an array uint8 [N, H, W, 3]; of one picture [classes]."""
         import numpy as np
+        from PIL.Image import Image
 
         from ghostcli.comparison.calibration import softmax
+        from ghostcli.data.pictures import decoders
         from ghostcli.deploy.ask import answers
 
-        one = isinstance(images, str | Path) or not isinstance(images, Sequence | np.ndarray)
-        one = one or (isinstance(images, np.ndarray) and images.ndim == 3)
+        one = isinstance(images, str | bytes | Path | Image) or not isinstance(images, Iterable)
+        one = one or (isinstance(images, np.ndarray) and images.ndim <= 3)
         pictures = [images] if one else list(images)
         if not pictures:
             raise UsageError("net(images): there is no image")
-        pixels = np.stack([_pixels(picture, self.opened.about.size) for picture in pictures])
+        with decoders():
+            pixels = np.stack([_pixels(picture, self.opened.about.size) for picture in pictures])
         probabilities = softmax(answers(self.opened, pixels))
         return probabilities[0] if one else probabilities
 
-    def predict(self, images: Picture | Sequence[Picture]) -> str | list[str]:
+    def predict(self, images: Picture | Iterable[Picture]) -> str | list[str]:
         """The likeliest class of each picture; of one picture its name alone."""
         probabilities = self(images)
         if probabilities.ndim == 1:
@@ -78,12 +81,20 @@ def _pixels(picture: Picture, size: int) -> np.ndarray:
     if isinstance(picture, str | Path):
         return decode(Path(picture), size)
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+        if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[-1] == 3)):
             raise UsageError(
                 f"net(images): an array must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}"
             )
         picture = Image.fromarray(picture)
-    return fitted(picture, size, "net(images): an image")
+    if not isinstance(picture, Image.Image):
+        raise UsageError(
+            f"net(images): an image is {type(picture).__name__}; give a file's name, an image of Pillow's, or an array "
+            "uint8 [H, W, 3]"
+        )
+    try:
+        return fitted(picture, size, "net(images): an image")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"net(images): an image cannot be read ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -165,12 +176,14 @@ def load(model: str | Run, *, pretrained: str | None = None, runs: str | Path = 
     from ghostcli.zoo import names
 
     if pretrained is not None:
+        if isinstance(model, Run):
+            raise UsageError(f"pretrained={pretrained!r}: goes with a model's name, not with a run; leave it out")
         name = trained.PRETRAINED + names.slug(names.canonical(model))
         result = trained.find(Path(runs), name).result
         if result.data != pretrained:
             raise UsageError(f"pretrained={pretrained!r}: {name} was trained on {result.data}; name that")
         model = name
-    folder = model.record.path if isinstance(model, Run) else Path(model)
+    folder = (model.record.path if isinstance(model, Run) else Path(model)).resolve()
     if (folder / "status.json").is_file():
         return load(f"run/{folder.parent.name}/{folder.name}", runs=folder.parent.parent)
     return Network(open_network(str(model), Path(runs)))
@@ -182,7 +195,7 @@ def train(
     *,
     recipe: str = "paper",
     settings: Mapping[str, object] | None = None,
-    seeds: Sequence[int] = (0,),
+    seeds: int | Sequence[int] = (0,),
     together: bool = False,
     start: str | None = None,
     runs: str | Path = RUNS,
@@ -199,6 +212,9 @@ def train(
     from ghostcli.recipe import load as load_recipe
     from ghostcli.run import launch
 
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UsageError(f"seeds={seeds}: must be different whole numbers from 0, as in [0, 1, 2]")
     names = (teachers,) if isinstance(teachers, str) else tuple(teachers)
     chosen = {**(settings or {}), **({} if start is None else {"model.start": start})}
     resolved, folder = load_recipe(recipe, [f"{key}={_typed(key, value)}" for key, value in chosen.items()]), Path(runs)

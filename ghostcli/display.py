@@ -7,7 +7,9 @@ Invariant: on a terminal no progress line is wider than the terminal. Only the l
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 import textwrap
 import time
@@ -68,6 +70,13 @@ def tell(view: Table) -> None:
     out = Console(highlight=False, soft_wrap=True)
     needed = out.measure(view, options=out.options.update(max_width=10_000)).maximum
     Console(highlight=False, soft_wrap=True, width=max(needed, out.width)).print(view)
+
+
+def tell_json(value: Any) -> None:
+    """Print a JSON value on standard output. Letters stay as they are, but for halves of a character: a file's name
+    may hold such, and no encoding does."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")
 
 
 def wrapped(sentence: str) -> str:

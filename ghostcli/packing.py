@@ -1,8 +1,8 @@
 """`--jobs auto`: how many runs at a time are fastest on this machine, from a curve that was measured once.
 
-Invariant: the curve is of training steps of the plan's most frequent network with its batch size, in as many processes
-as are compared. It is kept in the user's cache folder under the machine's name, and measured again for another device,
-network, batch size, number of threads or version.
+Invariant: the curve is of training steps of the plan's most frequent network with its batch and image size, in as many
+processes as are compared. It is kept in the user's cache folder under the machine's name, and measured again for
+another device, network, batch or image size, number of threads or version.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from ghostcli import __version__
 from ghostcli.display import console
-from ghostcli.errors import GhostError, UsageError, printable
+from ghostcli.errors import GhostError, printable
 from ghostcli.machine import cores
 from ghostcli.plan import Job, Plan
 from ghostcli.records.storage import read_or_empty, write_json
@@ -26,6 +26,7 @@ from ghostcli.zoo.own import cache_folder
 
 #: Numbers of processes to compare, as far as there are cores, or without that limit on a GPU.
 NUMBERS = (1, 2, 3, 4, 6, 8, 12, 16)
+SIDE = 32  # pixels of the images of the named data sets
 #: Seconds of steps in each process, after two that warm up.
 SECONDS = 4.0
 #: A number of processes must be faster by this share to be chosen instead of a smaller one, or to try a larger one.
@@ -47,14 +48,17 @@ def choose(jobs: list[Job], options: Options) -> tuple[int, str]:
     """The number of runs at a time for these jobs, and a line that says why."""
     if len(jobs) < 2:
         return 1, "--jobs auto: 1 at a time, since one run is left"
-    (student, batch), _ = Counter((job.student, job.recipe.train.batch_size) for job in jobs).most_common(1)[0]
+    (student, batch, side), _ = Counter(map(_steps, jobs)).most_common(1)[0]
     device, cores = _device(options.device)
-    key = f"{device}, {student}, batch {batch}, {options.place.cpus or 'shared'} threads, ghost {__version__}"
+    images = f"batch {batch}" + f" of {side} pixels" * (side != SIDE)
+    key = f"{device}, {student}, {images}, {options.place.cpus or 'shared'} threads, ghost {__version__}"
     file, host = cache_folder() / "packing.json", socket.gethostname()
     known = read_or_empty(file, dict[str, dict[str, Curve]])
     curve, how = known.get(host, {}).get(key), "measured earlier"
     if not curve:
-        curve, how = measured(student, batch, options, cores), "measured now"
+        curve, how = measured(student, batch, side, options, cores), "measured now"
+        if not curve:
+            return 1, f"--jobs auto: 1 at a time, since the speed of {printable(student)} could not be measured here"
         known.setdefault(host, {})[key] = curve
         with contextlib.suppress(OSError, GhostError):  # then it is measured again next time
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -67,33 +71,39 @@ def choose(jobs: list[Job], options: Options) -> tuple[int, str]:
     )
 
 
+def _steps(job: Job) -> tuple[str, int, int]:
+    """What decides the speed of a job's steps: network, batch size, side of an image in pixels."""
+    recipe = job.recipe
+    return job.student, recipe.train.batch_size, recipe.data.size if job.data.startswith("folder:") else SIDE
+
+
 def best(curve: Curve) -> int:
     """The smallest number of processes with (almost) the largest throughput."""
     most = max(curve.values())
     return min(count for count, rate in curve.items() if rate * (1 + SHARE) >= most)
 
 
-def measured(student: str, batch: int, options: Options, cores: int | None) -> Curve:
+def measured(student: str, batch: int, side: int, options: Options, cores: int | None) -> Curve:
     """Measure until more processes are no longer faster, or one of them fails, as without memory."""
     curve: Curve = {}
     for count in (number for number in NUMBERS if cores is None or number <= cores):
-        rates, most = together(student, batch, options, count), max(curve.values(), default=0.0)
+        rates, most = together(student, batch, side, options, count), max(curve.values(), default=0.0)
         if rates is None:
             break
         curve[count] = round(sum(rates), 1)
         if curve[count] < (1 + SHARE) * most:
             break
-    if not curve:
-        raise UsageError(f"--jobs auto: {printable(student)} cannot be trained here; give a number to see why")
     return curve
 
 
-def together(student: str, batch: int, options: Options, count: int, seconds: float = SECONDS) -> list[float] | None:
+def together(
+    student: str, batch: int, side: int, options: Options, count: int, seconds: float = SECONDS
+) -> list[float] | None:
     """Images per second of each of `count` processes that train for `seconds` at the same time; None if one fails."""
     from ghostcli.engine.device import dealt
 
     threads = options.place.cpus or max(1, cores() // count)
-    words = [sys.executable, "-m", "ghostcli.packing", student, str(batch), options.device]
+    words = [sys.executable, "-m", "ghostcli.packing", student, str(batch), str(side), options.device]
     words += [str(threads), str(seconds)]
     more = [{"OMP_NUM_THREADS": str(threads)} | dealt(options.device, number) for number in range(count)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -134,9 +144,9 @@ def main() -> None:
         print("ready", flush=True)
         sys.stdin.readline()
 
-    student, batch, device, threads, seconds = sys.argv[1:]
+    student, batch, side, device, threads, seconds = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    print(training_speed(student, int(batch), pick(device), float(seconds), ready), flush=True)
+    print(training_speed(student, int(batch), pick(device), float(seconds), ready, int(side)), flush=True)
 
 
 if __name__ == "__main__":

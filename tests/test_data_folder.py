@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, ImageOps
 from torchvision.transforms import functional as F
 
 from ghostcli.data import load
 from ghostcli.data.folder import read_folder
+from ghostcli.data.pictures import decode
 from ghostcli.errors import UsageError
 from ghostcli.recipe.models import DataSection
 
@@ -281,3 +282,21 @@ def test_a_postscript_file_never_reaches_ghostscript(pets, monkeypatch):
 def test_a_file_name_cannot_drive_the_terminal(pets):
     (pets / "train/cat/\x1b]0;owned\x07.png").write_bytes(b"junk")
     assert "\\x1b]0;owned\\x07.png" in refused(pets)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_photo_with_an_odd_tag_is_turned_upright_all_the_same(tmp_path: Path, turn: int) -> None:
+    """Pillow's own way writes all tags again, and fails at a resolution in letters, which it reads."""
+    orientation, resolution = struct.pack("<HHIHH", 0x0112, 3, 1, turn, 0), struct.pack("<HHI4s", 0x011A, 2, 3, b"72")
+    shown = Image.new("RGB", (40, 30), (200, 0, 0))
+    shown.paste((0, 0, 200), (0, 0, 20, 10))
+    for name, tags in (("plain", [orientation]), ("odd", [orientation, resolution])):
+        head = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(tags))
+        shown.save(tmp_path / f"{name}.png", exif=head + b"".join(tags) + struct.pack("<I", 0))
+    with Image.open(tmp_path / "plain.png") as plain, Image.open(tmp_path / "odd.png") as odd:
+        expected = np.asarray(ImageOps.fit(ImageOps.exif_transpose(plain), (16, 16), Image.Resampling.BILINEAR))
+        if turn > 1:
+            with pytest.raises(TypeError):
+                ImageOps.exif_transpose(odd)
+    for name in ("plain", "odd"):
+        np.testing.assert_array_equal(decode(tmp_path / f"{name}.png", 16), expected)

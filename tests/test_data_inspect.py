@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +193,54 @@ def test_what_is_transparent_is_white_and_what_is_opaque_keeps_its_bits(tmp_path
     for mode in ("RGBA", "RGB"):
         Image.fromarray(rgb).convert(mode).save(tmp_path / "whole.png")
         assert np.array_equal(decode(tmp_path / "whole.png", 32), rgb)
+
+
+def test_what_a_training_passes_over_is_named(ghost, tmp_path: Path) -> None:
+    for part in ("train", "test", "val", "valid"):
+        for name in ("cat", "dog"):
+            picture(
+                tmp_path / part / name / "a.jfif" if part == "train" else tmp_path / part / name / "a.png",
+                hash((part, name)) % 1000,
+            )
+    for name in ("b.HEIC", "c.HEIC", "notes.txt", ".hidden"):
+        (tmp_path / "train" / "cat" / name).write_bytes(b"")
+    picture(tmp_path / "train" / "dog" / "2019" / "old.png", 5)
+    said = ghost("data", "inspect", tmp_path).out
+    assert "Not used: valid/, val/. A training reads train/ and test/" in said
+    assert "Files of other kinds are not read: .heic (2), .txt (1)." in said
+    assert "1 pictures in folders inside a class are not read, as in" in said and "2019" in said
+    assert json.loads(ghost("data", "inspect", tmp_path, "--json").out)["counts"]["train"] == {"cat": 1, "dog": 1}
+
+
+def test_a_split_is_there_once_it_is_whole(ghost, tmp_path: Path, monkeypatch) -> None:
+    for name in ("cat", "dog"):
+        for i in range(4):
+            picture(tmp_path / "flat" / name / f"{i}.png", 10 * i + len(name) + (name == "dog"))
+    real, copied = shutil.copyfile, []
+
+    def fail_later(source, target):
+        copied.append(target)
+        if len(copied) == 3:
+            raise OSError(28, "No space left on device")
+        return real(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", fail_later)
+    told = ghost("data", "split", tmp_path / "flat", "--out", tmp_path / "made")
+    assert told.code == 2 and "No space left" in told.err and [p.name for p in tmp_path.iterdir()] == ["flat"]
+    told = ghost("data", "split", tmp_path / "flat", "--out", tmp_path / "flat" / "made")
+    assert told.code == 2 and "is in the folder that is split" in told.err
+    monkeypatch.setattr(shutil, "copyfile", real)
+    assert ghost("data", "split", tmp_path / "flat", "--out", tmp_path / "made").code == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["flat", "made"]
+
+
+def test_verify_names_every_bad_file_of_a_folder(ghost, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            picture(tmp_path / part / name / "a.png", len(part + name))
+    bad = [tmp_path / "train" / "cat" / "b.png", tmp_path / "test" / "dog" / "b.png"]
+    for file in bad:
+        file.write_bytes(b"no picture")
+    done = ghost("data", "verify", f"folder:{tmp_path}", "--json")
+    found = json.loads(done.out)
+    assert done.code == 2 and not found["ok"] and {row["file"] for row in found["files"]} == set(map(str, bad))

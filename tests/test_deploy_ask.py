@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ghostcli.deploy import ask
 from ghostcli.records import record
 
 
@@ -234,3 +236,41 @@ def test_an_unfinished_run_is_not_asked(ghost, digits_run, tmp_path, bad):
     for words in (("predict", digits_run.id, bad / "good.png"), ("evaluate", digits_run.id)):
         done = ghost(*words, "--runs", tmp_path / "runs")
         assert done.code == 2 and "unfinished" in done.err and len(done.err.strip().splitlines()) == 1
+
+
+def test_a_data_set_may_be_named_with_any_character(ghost, tmp_path, monkeypatch):
+    """JSON wrote an emoji as two halves, which are no TOML."""
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "test"):
+        for shade, name in enumerate(("cat", "dog")):
+            (tmp_path / "foto😀" / part / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (32, 32), (90 * shade + i, 60, 100)).save(
+                    tmp_path / "foto😀" / part / name / f"{i}.png"
+                )
+    tiny = ("--recipe", "smoke", "--epochs", "1", "-s", "train.batch_size=8", "--device", "cpu")
+    run = json.loads(ghost("train-teacher", "gns:0.1", "--data", "folder:foto😀", *tiny, "--json").out)["run"]
+    assert ghost("export", run, "--out", "net.pt2", "--no-timing").code == 0
+    for asked in (["evaluate", "net.pt2"], ["evaluate", f"run/{run}", "--data", "folder:foto😀"]):
+        done = ghost(*asked, "--json")
+        assert done.code == 0 and json.loads(done.out)["images"] == 8, done.err
+    shutil.rmtree(tmp_path / "foto😀" / "test")
+    assert ghost("predict", "net.pt2", "foto😀/train/cat/0.png").code == 0, "predicting needs no data set"
+
+
+def test_a_name_that_is_no_utf_8_is_printed_as_json(ghost, digits_run, digits_runs, tmp_path):
+    odd = tmp_path / os.fsdecode(b"pic\xe9.png")
+    Image.new("RGB", (32, 32)).save(odd)
+    done = ghost("predict", f"run/{digits_run.id}", odd, "--runs", digits_runs, "--json")
+    assert done.code == 0, done
+    done.out.encode("utf-8")  # a terminal's encoding refuses halves of a character
+    assert json.loads(done.out)[0]["image"] == str(odd)
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "real" / "deep" / "a.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "round").symlink_to(tmp_path / "photos")
+    assert ask.list_pictures([str(tmp_path / "photos")]) == [str(tmp_path / "photos" / "link" / "deep" / "a.png")]

@@ -28,7 +28,12 @@ class Hub:
     def create_repo(self, repository: str, private: bool, exist_ok: bool) -> None:
         (self.root / repository).mkdir(parents=True, exist_ok=exist_ok)
 
-    def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> SimpleNamespace:
+    def upload_folder(
+        self, repo_id: str, folder_path: str, commit_message: str, delete_patterns: list[str]
+    ) -> SimpleNamespace:
+        for pattern in delete_patterns:
+            for file in (self.root / repo_id).glob(pattern):
+                file.unlink()
         shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
         return SimpleNamespace(repo_url=f"https://hub.example/{repo_id}")
 
@@ -150,3 +155,23 @@ def test_a_hub_that_is_not_installed(ghost, digits_runs: Path, digits_run, monke
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     done = ghost("push", digits_run.id, "ada/digits", "--runs", digits_runs)
     assert done.code == 2 and "pip install 'ghostcli[hub]'" in done.err
+
+
+def test_an_exported_file_is_of_the_run_and_an_older_one_goes(
+    ghost, digits_runs: Path, digits_run, hub: type[Hub], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    export = ("export", f"run/{digits_run.id}", "--runs", digits_runs, "--no-timing", "--out")
+    assert ghost(*export, tmp_path / "net.onnx").code == 0
+    push = ("push", f"run/{digits_run.id}", "ada/digits", "--runs", digits_runs)
+    assert ghost(*push, "--onnx", tmp_path / "net.onnx").code == 0
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "net.onnx", tmp_path / "other")
+    told = ghost(*push, "--onnx", tmp_path / "net.onnx", "--onnx", tmp_path / "other" / "net.onnx")
+    assert told.code == 2 and "two files have one name" in told.err
+    assert ghost(*push).code == 0 and not list((hub.root / "ada" / "digits").glob("*.onnx"))
+    content = (tmp_path / "net.onnx").read_bytes()
+    other = digits_run.id[:-1] + "7"
+    (tmp_path / "net.onnx").write_bytes(content.replace(digits_run.id.encode(), other.encode()))
+    told = ghost(*push, "--onnx", tmp_path / "net.onnx")
+    assert told.code == 2 and f"is the network of {other}, not of {digits_run.id}" in told.err

@@ -98,7 +98,7 @@ def test_mistakes_are_the_commands_errors(digits_runs: Path, tmp_path: Path) -> 
         ghostcli.train("gns:1.0", settings={"train.epoch": 3}, runs=tmp_path)
     [run] = ghostcli.runs(digits_runs)
     net = run.network()
-    for wrong in (np.zeros((32, 32), np.uint8), np.zeros((32, 32, 3), np.float32)):
+    for wrong in (np.zeros((32, 32, 4), np.uint8), np.zeros((32, 32, 3), np.float32)):
         with pytest.raises(UsageError, match="must be uint8"):
             net([wrong])
     with pytest.raises(UsageError, match="there is no image"):
@@ -137,3 +137,32 @@ def test_settings_may_be_numbers_of_numpy_and_paths() -> None:
     assert (_typed("a", Path("b/c")), _typed("a", None)) == ('"b/c"', "none")
     with pytest.raises(UsageError, match=r"settings\['train.epochs'\]: is set; give"):
         ghostcli.train("gns:0.1", settings={"train.epochs": {3}})
+
+
+def test_pictures_come_in_every_usual_way(digits_runs: Path, tmp_path: Path, monkeypatch) -> None:
+    [run] = ghostcli.runs(digits_runs)
+    net = ghostcli.load(run)
+    for i in range(3):
+        Image.new("RGB", (40, 30), (80 * i, 30, 40)).save(tmp_path / f"{i}.png")
+    files = sorted(tmp_path.glob("*.png"))
+    expected = net(files)
+    np.testing.assert_array_equal(net(file for file in files), expected)
+    np.testing.assert_array_equal(net(map(Image.open, files)), expected)
+    grey = np.full((32, 32), 70, np.uint8)
+    np.testing.assert_array_equal(net(grey), net(np.stack([grey] * 3, axis=-1)))
+    monkeypatch.chdir(run.record.path.parent)
+    np.testing.assert_array_equal(ghostcli.load("s0")(files), expected)
+
+
+def test_what_is_no_picture_and_no_seed_is_a_line(digits_runs: Path, tmp_path: Path) -> None:
+    net = ghostcli.load(ghostcli.runs(digits_runs)[0])
+    shut = Image.new("RGB", (8, 8))
+    shut.close()
+    for wrong, said in ((b"abc", "is bytes"), ([{}], "is dict"), (shut, "cannot be read"), (7, "is int")):
+        with pytest.raises(UsageError, match=said):
+            net(wrong)
+    with pytest.raises(UsageError, match="goes with a model's name"):
+        ghostcli.load(ghostcli.runs(digits_runs)[0], pretrained="digits")
+    for seeds in ([-1], [0.0], [], [0, 0], [True]):
+        with pytest.raises(UsageError, match="different whole numbers from 0"):
+            ghostcli.train("gns:0.1", recipe="smoke", seeds=seeds, runs=tmp_path)

@@ -31,7 +31,7 @@ def test_a_curve_is_measured_once_and_kept_with_the_machines_name(tmp_path, monk
     monkeypatch.setenv("GHOST_CACHE", str(tmp_path))
     asked, known = [], {1: 100.0, 2: 180.0, 3: 170.0}
 
-    def together(student, batch, options, count):
+    def together(student, batch, side, options, count):
         asked.append(count)
         return [known[count] / count] * count
 
@@ -73,3 +73,26 @@ def test_it_says_what_it_chose(tmp_path):
     [curves] = json.loads((tmp_path / "cache" / "packing.json").read_text()).values()
     [(key, curve)] = curves.items()
     assert "gns:0.1, batch 16" in key and all(rate > 0 for rate in curve.values()) and "1" in curve
+
+
+def test_the_measured_images_are_those_of_the_runs_and_a_failure_means_one_at_a_time(tmp_path, monkeypatch):
+    """A network for another size could not be measured, and the command refused to train it."""
+    sides = []
+
+    def together(student, batch, side, options, count):
+        sides.append(side)
+        return None
+
+    monkeypatch.setattr(packing, "together", together)
+    monkeypatch.setattr(packing, "cache_folder", lambda: tmp_path)
+    for data, side in (("folder:photos", 64), ("digits", 32)):
+        recipe = load("smoke", [f"data.name={data}", "data.size=64"]).recipe
+        jobs = [plan.plain("gns:0.1", seed, recipe, "smoke") for seed in (0, 1)]
+        count, said = packing.choose(jobs, Options(tmp_path, "cpu"))
+        assert (count, sides.pop()) == (1, side) and "could not be measured" in said
+
+
+@pytest.mark.slow
+def test_a_process_that_measures_takes_the_size(tmp_path):
+    [rate] = packing.together("gns:0.1", 8, 64, Options(tmp_path, "cpu"), 1, seconds=0.1)
+    assert rate > 0

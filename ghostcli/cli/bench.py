@@ -15,7 +15,7 @@ from ghostcli.cli.options import Device, Json, Runs
 from ghostcli.deploy import bench as deploy_bench
 from ghostcli.deploy.bench import THROUGHPUTS
 from ghostcli.deploy.formats import choose
-from ghostcli.display import Display, table, tell
+from ghostcli.display import Display, table, tell, tell_json
 from ghostcli.errors import UsageError, printable
 from ghostcli.records import trained
 
@@ -130,7 +130,7 @@ def _formats(
             network, files, timing, everywhere=True, rounds=rounds, say=lambda note: show.advance(0, note=note)
         )
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False))
+        tell_json([asdict(row) for row in rows])
     else:
         proofs.tell(rows, as_markdown)
     if plot is not None:

@@ -10,7 +10,8 @@ import typer
 
 from ghostcli.cli import complete
 from ghostcli.cli.options import Runs
-from ghostcli.cli.table import AsJson, Form, Margin, checked, uncollected, write_json, write_text
+from ghostcli.cli.table import AsJson, Form, Margin, checked, uncollected, write_text
+from ghostcli.display import tell_json
 from ghostcli.errors import UsageError
 
 
@@ -53,7 +54,7 @@ def compare(
     if form == "csv":
         sys.stdout.write(data.comma_separated([data.objects(table)]))
     elif form == "json":
-        write_json(data.objects(table))
+        tell_json(data.objects(table))
     else:
         write_text([text_table.results(table)], form)
     if plot is not None:

@@ -14,7 +14,7 @@ import typer
 
 from ghostcli.cli.options import Json
 from ghostcli.data import SETS, data_root, folder_of
-from ghostcli.display import table, tell
+from ghostcli.display import table, tell, tell_json
 from ghostcli.errors import UsageError, printable
 from ghostcli.plan import commands
 
@@ -90,7 +90,7 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
     command = contents.settings and commands.training("gns:1.0", flags=commands.flags_of(contents.settings))
     if as_json:
         data = {key: value for key, value in asdict(contents).items() if key != "settings"}
-        typer.echo(json.dumps(data | {"command": command}, indent=1, ensure_ascii=False))
+        tell_json(data | {"command": command})
         return
     view = table("class", *contents.counts, numbers=True)
     for name in dict.fromkeys(name for part in contents.counts.values() for name in part):
@@ -155,8 +155,11 @@ def _checks(name: str) -> list[dict[str, str | None]]:
     folder = folder_of(name)
     if folder is None:
         return [{"file": file, "problem": problem} for file, problem in SETS[name].checks(data_root())]
+    from ghostcli.data import inspect as inspection
     from ghostcli.data.folder import read_folder
 
+    if broken := inspection.inspect(folder).broken:
+        return [{"file": file, "problem": f"{file}: {why}"} for file, why in broken]
     classes, train, test = read_folder(folder, size=8)
     summary = f"{len(classes)} classes, {len(train):,} training and {len(test):,} test images"
     return [{"file": f"{printable(folder)}: {summary}", "problem": None}]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from ghostcli.cli.options import Json, Runs
 from ghostcli.cli.predict import Model
-from ghostcli.display import table, tell
+from ghostcli.display import table, tell, tell_json
 from ghostcli.errors import printable
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def evaluate(
     if as_json:
         more = {"confusion": counts.tolist(), "classes": network.about.classes} if confusion else {}
         more |= {"by_class": classes, "class_mean": ask.class_mean(classes)} if by_class else {}
-        typer.echo(json.dumps(asdict(evaluation) | more, indent=1, ensure_ascii=False))
+        tell_json(asdict(evaluation) | more)
         return
     typer.echo(
         f"{printable(evaluation.model)} on {evaluation.data} "

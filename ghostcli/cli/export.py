@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 from ghostcli.cli import proofs
 from ghostcli.cli.options import Json, Runs
 from ghostcli.deploy import formats
-from ghostcli.display import Display
+from ghostcli.display import Display, tell_json
 from ghostcli.errors import printable
 from ghostcli.records import trained
 
@@ -60,7 +59,7 @@ def export(
     if errors and len(files) == 1:
         raise errors[0]
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows[1:]], indent=1, ensure_ascii=False))
+        tell_json([asdict(row) for row in rows[1:]])
     else:
         proofs.tell(rows, as_markdown)
         typer.echo(

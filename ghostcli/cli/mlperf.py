@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import typer
 
 from ghostcli.deploy import mlperf, source
-from ghostcli.display import Display, table, tell
+from ghostcli.display import Display, table, tell, tell_json
 from ghostcli.errors import printable
 
 
@@ -26,7 +25,7 @@ def compare(models: list[str], runs: Path, as_json: bool) -> None:
     verdicts = mlperf.verdicts(rows)
     if as_json:
         measurements = [{key: value for key, value in asdict(row).items() if key != "right"} for row in rows]
-        typer.echo(json.dumps({"networks": measurements, "verdicts": verdicts}, indent=1, ensure_ascii=False))
+        tell_json({"networks": measurements, "verdicts": verdicts})
         return
     view = table("network", "parameters", "MACs", "200 images [95 %]", "10,000 images [95 %]", "target", numbers=True)
     for row in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ import typer
 
 from ghostcli.cli import complete
 from ghostcli.cli.options import Json, Runs
-from ghostcli.display import table, tell
+from ghostcli.display import table, tell, tell_json
 from ghostcli.errors import UsageError, printable
 
 Model = Annotated[
@@ -40,7 +39,7 @@ def predict(
     rows = ask.predict(source.open_network(model, runs), files, top)
     unread = [row["error"] for row in rows if "error" in row]
     if as_json:
-        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        tell_json(rows)
     elif len(unread) < len(rows):
         _print([row for row in rows if "error" not in row])
     if unread:

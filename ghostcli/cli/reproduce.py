@@ -17,7 +17,7 @@ import typer
 from ghostcli import signals
 from ghostcli.cli.options import Data, Epochs, Running, Set, quoted, with_common
 from ghostcli.cli.train import TeacherSeeds, leave, planned, show_scripts
-from ghostcli.display import console
+from ghostcli.display import console, tell_json
 from ghostcli.errors import UsageError
 from ghostcli.machine import free_disk
 from ghostcli.packing import packed
@@ -90,7 +90,7 @@ def reproduce(
             return
         failed = _run(todo, packed(todo.plan, options), expected, how.json)
     if how.json:
-        typer.echo(json.dumps(_result(todo, runs), indent=1, ensure_ascii=False, allow_nan=False))
+        tell_json(_result(todo, runs))
     if failed:
         raise launch.together(failed, len(todo.plan.jobs))
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghostcli.cli.options import Runs
-from ghostcli.display import console
+from ghostcli.display import console, tell_json
 from ghostcli.errors import UsageError, one_of, printable
 from ghostcli.paper import FAMILIES, paper
 from ghostcli.plan import commands
@@ -161,7 +160,7 @@ def _print(
     if form == "json":
         objects = [data.side_by_side(columns)] if which == "main" else [data.objects(t, known, more) for t in tables]
         value = objects[0] if len(objects) == 1 and which not in (None, "all") else objects
-        write_json(value)
+        tell_json(value)
         return
     tables, note = _with_runs(tables) if which is None else (tables, ())
     texts = [text_table.side_by_side(columns)] if which == "main" else [text_table.results(t) for t in tables]
@@ -173,10 +172,6 @@ def _print(
         raise UsageError("table 'also': every run fills a row of the paper; `ghost table` prints these rows")
     texts[-1] = replace(texts[-1], general=texts[-1].general + note)
     write_text(texts, form)
-
-
-def write_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(made: Sequence[TextTable], form: str) -> None:

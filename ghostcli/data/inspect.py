@@ -6,6 +6,7 @@ Invariant: a folder with faults is described, and each fault is named. It is an 
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import shutil
 from collections import Counter, defaultdict
@@ -17,7 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from ghostcli.data.pictures import FORMATS, SUFFIXES, decode, decoders, tree
+from ghostcli import signals
+from ghostcli.data.pictures import FORMATS, PARTS, SUFFIXES, decode, decoders, entries, tree
 from ghostcli.errors import UsageError, printable
 
 #: Images are compared at this side in pixels, so copies of a picture in two formats are equal.
@@ -85,7 +87,7 @@ def inspect(folder: Path) -> Found:
         broken,
         _equal(good, lambda picture: picture.part),
         _equal(good, lambda picture: picture.label),
-        tuple(_remarks(counts, len(broken))),
+        (*_remarks(counts, len(broken)), *_passed_over(folder)),
         _settings(folder, counts, sides, bool(broken)),
     )
 
@@ -155,6 +157,37 @@ def _remarks(counts: dict[str, dict[str, int]], broken: int) -> Iterator[str]:
         yield f"{broken} file{'s' * (broken != 1)} cannot be read: a training stops at the first such file."
 
 
+def _passed_over(folder: Path) -> Iterator[str]:
+    """What a training does not see: other kinds of files, pictures in deeper folders, folders that are no part."""
+    parts = [name for name in PARTS if (folder / name).is_dir()]
+    if parts:
+        others = [path.name for path in entries(folder) if path.is_dir() and path.name not in parts]
+        others += ["val"] if {"test", "val"} <= set(parts) else []
+        if others:
+            listed = ", ".join(f"{printable(name)}/" for name in others)
+            yield f"Not used: {listed}. A training reads train/ and test/, or val/ where there is no test/."
+    kinds: Counter[str] = Counter()
+    deeper: Counter[Path] = Counter()
+    labels = [label for name in parts or [""] for label in entries(folder / name) if label.is_dir()]
+    for label in labels:
+        for path in entries(label):
+            if path.is_dir():
+                deeper[path] += sum(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
+            elif path.suffix.lower() not in SUFFIXES:
+                kinds[path.suffix.lower() or path.name] += 1
+    if kinds:
+        listed = ", ".join(f"{printable(kind)} ({n:,})" for kind, n in kinds.most_common(5)) + ", ..." * (
+            len(kinds) > 5
+        )
+        yield f"Files of other kinds are not read: {listed}. Convert pictures among them, for example to .png or .jpg."
+    if sum(deeper.values()):
+        first = next(path for path, n in deeper.items() if n)
+        yield (
+            f"{sum(deeper.values()):,} pictures in folders inside a class are not read, as in {printable(first)}: move "
+            "them into the folder of their class."
+        )
+
+
 def _small(train: dict[str, int]) -> dict[str, int]:
     """The classes with few images, beside the largest."""
     return {name: n for name, n in train.items() if n < UNEVEN * max(train.values())}
@@ -182,8 +215,9 @@ def _settings(
 def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
     """Copy a folder of classes to `out`/train and `out`/test. `share` of each class (at least one image) goes to test.
 
-    Equal pictures go to the same part. Returns the number of images of each part. UsageError if `out` exists, if files
-    cannot be read, if equal pictures lie in two classes, or if a class has too few pictures.
+    Equal pictures go to the same part. `out` is there once it is whole. Returns the number of images of each part.
+    UsageError if `out` exists, if files cannot be read, if equal pictures lie in two classes, or if a class has too few
+    pictures.
     """
     if out.exists():
         raise UsageError(f"{printable(out)}: already exists; name a new folder")
@@ -192,6 +226,8 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
         raise UsageError(f"folder:{printable(folder)}: already has a test part")
     if not files and not faults:
         raise UsageError(_nothing(folder))
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(f"{printable(out)}: is in the folder that is split; name one beside it")
     with decoders() as pool:
         seen = list(pool.map(_look, files))
     _require_sound(seen, faults)
@@ -206,14 +242,19 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
         random.Random(f"{seed} {label}").shuffle(order)
         count = min(len(order) - 1, max(1, round(share * len(order))))
         for i, files in enumerate(order):
-            copies += [(file, out / ("test" if i < count else "train") / label / file.name) for file in files]
+            copies += [(file, Path("test" if i < count else "train", label, file.name)) for file in files]
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         for source, target in copies:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            signals.raise_if_received()
+            (unfinished / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, unfinished / target)
+        os.rename(unfinished, out)
     except OSError as error:
         raise UsageError(f"{printable(out)}: cannot be written ({error.strerror or error})") from error
-    return Counter(target.parent.parent.name for _, target in copies)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return Counter(target.parts[0] for _, target in copies)
 
 
 def _require_sound(seen: Sequence[_Picture], faults: dict[Path, str]) -> None:

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ghostcli.errors import UsageError, printable
 from ghostcli.machine import cores
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+)
+PARTS = ("train", "test", "val")
 
 #: Pillow's plain decoders: without this list a file named .png could start Ghostscript.
 #: JPEG's opens MPO too, which is no name of Pillow's own.
@@ -70,7 +73,7 @@ def tree(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], dict[Path, str
         faults.update(dict.fromkeys(odd, "is named as an image but is not a file: remove it"))
         return [path for path in named if path not in odd]
 
-    parts = [name for name in ("train", "test", "val") if os.path.isdir(folder / name)]
+    parts = [name for name in PARTS if os.path.isdir(folder / name)]
     if "test" in parts and "val" in parts:
         parts.remove("val")
     files = {
@@ -84,6 +87,7 @@ def tree(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], dict[Path, str
 def decoders() -> Iterator[ThreadPoolExecutor]:
     """Threads for `decode`. A picture with too many pixels is an error in this context, not a warning."""
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, cores())) as pool:
+        warnings.simplefilter("ignore", UserWarning)  # of odd tags, with paths of Pillow's own
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield pool
 
@@ -112,9 +116,30 @@ def fitted(image: Image.Image, size: int, where: str) -> np.ndarray:
     """What `decode` makes of a picture that is open. UsageError, which names `where`, if it has too many bits."""
     if image.mode.startswith(("I", "F")):
         raise UsageError(f"{where}: has more than 8 bits a channel: convert it to 8 bits")
-    upright = ImageOps.exif_transpose(image)
+    upright = _upright(image)
     if upright.mode.endswith(("A", "a")) or "transparency" in upright.info:
         # Without this the colour that the file hides under transparent pixels would be seen.
         upright = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
     return np.asarray(ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.BILINEAR))
+
+
+#: The orientation of EXIF -> what turns the picture upright.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF orientation says. Pillow's own way writes the tags again, and fails at odd ones."""
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # tags that cannot be read say nothing
+        turn = None
+    return image if turn is None else image.transpose(turn)

@@ -17,7 +17,7 @@ import numpy as np
 from ghostcli.comparison import calibration
 from ghostcli.comparison.stats import accuracy_interval
 from ghostcli.data import load
-from ghostcli.data.pictures import SUFFIXES, decode, decoders
+from ghostcli.data.pictures import SUFFIXES, decode, decoders, entries
 from ghostcli.deploy.source import BATCH, Network, logits, section_of
 from ghostcli.display import console
 from ghostcli.errors import UsageError, printable
@@ -33,19 +33,25 @@ def list_pictures(asked: Sequence[str]) -> list[str]:
         if name == STDIN or not path.is_dir():
             files.append(name)
             continue
-        below = [
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and not file.is_dir()
-        ]
+        below = _pictures(path)
         if not below:
             raise UsageError(f"{printable(name)}: the folder holds no images ({', '.join(sorted(SUFFIXES))})")
         files += map(str, sorted(below))
     if files.count(STDIN) > 1:
         raise UsageError("-: standard input holds one picture; name it once")
     return files
+
+
+def _pictures(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
+    """The pictures below a folder, without hidden ones. A link to a folder is followed, but not to one `above` it."""
+    above |= {folder.resolve()}
+    found: list[Path] = []
+    for path in entries(folder):
+        if path.is_dir():
+            found += _pictures(path, above) if path.resolve() not in above else []
+        elif path.suffix.lower() in SUFFIXES:
+            found.append(path)
+    return found
 
 
 def predict(network: Network, files: Sequence[str], top: int) -> list[dict[str, Any]]:

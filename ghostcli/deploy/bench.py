@@ -146,11 +146,16 @@ def stepper(run: Update | Captured) -> Callable[[Tensor], Tensor]:
 
 
 def training_speed(
-    student: str, batch: int, device: torch.device, seconds: float, ready: Callable[[], None] = lambda: None
+    student: str,
+    batch: int,
+    device: torch.device,
+    seconds: float,
+    ready: Callable[[], None] = lambda: None,
+    side: int = SIDE,
 ) -> float:
-    """Images per second of training steps on noise. A few steps warm up; after `ready` the others go on for `seconds`.
+    """Images per second of training steps on noise of `side` pixels.
 
-    At least three steps count.
+    A few steps warm up; after `ready` the others go on for `seconds`. At least three steps count.
     """
     import torch
 
@@ -158,7 +163,7 @@ def training_speed(
 
     recipe = bench_recipe(batch)
     with arithmetic(recipe.engine, device):
-        step = stepper(captured(make_update(student, recipe, noise(batch, 10), device)))
+        step = stepper(captured(make_update(student, recipe, noise(batch, 10, side), device)))
         index, wait = torch.arange(batch, device=device), waiter(device)
         for _ in range(4 if device.type == "cuda" else 2):
             step(index)
@@ -250,7 +255,7 @@ def _meters(network: Network, batch: int, device: torch.device, train: bool) -> 
     update = make_update(network.model, bench_recipe(batch), noise(batch, network.classes, side), device)
     step, index = stepper(captured(update)), torch.arange(batch, device=device)
     apart = train_form(update.model)
-    deployed = zoo.deploy(apart).to(memory_format=torch.channels_last)
+    deployed = zoo.laid_out(zoo.deploy(apart))
     images = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
     one = images[:1].clone(memory_format=torch.channels_last)
     calls = {

@@ -102,7 +102,13 @@ def quantise(
     model = onnx.shape_inference.infer_shapes(_pool_by_convolution(read(content, "onnx")[0]))
     for node in model.graph.node:
         node.name = node.output[0]
-    ranges = joined(ranges, [(*node.input, *node.output) for node in model.graph.node if node.op_type == "Concat"])
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    fixed = {
+        name: (float(a.min()), float(a.max())) for name, a in constants.items() if a.dtype == np.float32 and a.size
+    }
+    parts = [(*node.input, *node.output) for node in model.graph.node if node.op_type == "Concat"]
+    # What has no range holds whole numbers, such as a shape.
+    ranges = joined(ranges, [part for part in parts if all(name in ranges or name in fixed for name in part)], fixed)
     batches = iter([{INPUT: images[:AT_A_TIME]}])
     with tempfile.TemporaryDirectory() as folder, silent():
         path = Path(folder) / "int8.onnx"
@@ -158,12 +164,15 @@ def _pool_by_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def joined(ranges: Ranges, parts: Iterable[Sequence[str]]) -> dict[str, tuple[float, float]]:
-    """One range for all `parts` of a concatenation, its result among them: with one scale it is a copy of bytes."""
+def joined(ranges: Ranges, parts: Iterable[Sequence[str]], fixed: Ranges) -> dict[str, tuple[float, float]]:
+    """One range for all `parts` of a concatenation, its result among them: with one scale it is a copy of bytes.
+
+    `fixed`: the ranges of constants, which get no range of their own.
+    """
     merged = dict(ranges)
     for names in parts:
-        low, high = zip(*(merged[name] for name in names), strict=True)
-        merged |= dict.fromkeys(names, (min(low), max(high)))
+        low, high = zip(*(merged[name] if name in merged else fixed[name] for name in names), strict=True)
+        merged |= {name: (min(low), max(high)) for name in names if name in merged}
     return merged
 
 

@@ -20,7 +20,7 @@ from ghostcli.deploy import equalise, int8, onnxwrite, tflite, tflite8
 from ghostcli.deploy.about import About
 from ghostcli.deploy.onnxfile import Ask, ask_onnxruntime
 from ghostcli.deploy.source import as_input, logits
-from ghostcli.errors import GhostError
+from ghostcli.errors import GhostError, Interrupted
 from ghostcli.recipe.models import AugmentSection
 
 CALIBRATION = 256  # training images that the ranges of activations are taken from
@@ -109,13 +109,15 @@ def climb(task: Task, content: bytes, say: Say) -> tuple[bytes, str]:
     pixels, labels = task.pixels(small, HELD_OUT)
     wanted = _accuracy(content, task, pixels, labels)
     ways: list[Way] = []
-    failed: list[tuple[str, GhostError]] = []
+    failed: list[tuple[str, Exception]] = []
     for name, make in _ways(task, content, as_input(seen), as_input(pixels[:PROBED]), say):
         say(f"int8: {name}")
         try:
             file, integers = make()
             lost = wanted - _accuracy(file, task, pixels, labels)
-        except GhostError as error:
+        except (Interrupted, MemoryError):
+            raise
+        except Exception as error:  # the quantisers' exceptions share no base
             failed.append((name, error))
             continue
         say(f"int8: {name}: {-lost:+.2f} points")
@@ -123,7 +125,8 @@ def climb(task: Task, content: bytes, say: Say) -> tuple[bytes, str]:
         if lost <= MARGIN:
             break
     if not ways:
-        raise failed[0][1]
+        first = failed[0][1]
+        raise first if isinstance(first, GhostError) else GhostError(f"{type(first).__name__}: {first}") from first
     best = min(ways, key=lambda way: way.lost)
     return best.content, (
         f"{best.name}; {-best.lost:+.2f} points on {len(labels):,} training images that it was not calibrated on; "

@@ -26,10 +26,12 @@ from ghostcli.zoo.evaluate import Norm
 if TYPE_CHECKING:
     from ghostcli.zoo.weights import Loaded
 
-#: The only expression that a program of ours holds. torch evaluates these strings, so no other is let through.
-SYMBOL = re.compile(r"Symbol\('[a-z]\d+', positive=True, integer=True\)")
-#: The only operations: torch's own.
-OPERATION = re.compile(r"torch\.ops\.aten\.[a-z0-9_]+\.[A-Za-z0-9_]+")
+#: The only expressions that a program of ours holds: the number of images, whole numbers, and their sums and products.
+#: torch evaluates these strings, so no other is let through.
+TERM = r"(?:Symbol\('[a-z]\d+', positive=True, integer=True\)|Integer\(-?\d+\))"
+SYMBOL = re.compile(rf"{TERM}|(?:Add|Mul)\({TERM}(?:, {TERM})*\)")
+#: The only operations: torch's own, and those of whole numbers.
+OPERATION = re.compile(r"torch\.ops\.aten\.[a-z0-9_]+\.[A-Za-z0-9_]+|_operator\.(?:add|sub|mul|floordiv|getitem)")
 MOST = 1 << 30  # bytes that an archive may unpack to
 
 
@@ -49,7 +51,7 @@ class Program(nn.Module):
 
 def deployed(network: Loaded) -> Program:
     """A trained network in its deploy form."""
-    return Program(zoo.deploy(network.model).to(memory_format=torch.channels_last), network.norm).eval()
+    return Program(zoo.laid_out(zoo.deploy(network.model)), network.norm).eval()
 
 
 def encode(program: nn.Module, about: About) -> bytes:

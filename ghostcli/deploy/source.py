@@ -34,17 +34,23 @@ BATCH = 250  # images that a network is asked about at a time
 
 @dataclass(frozen=True)
 class Network:
-    """A network in its runtime. `label` is what the person called it, `section` the data it was tested on.
+    """A network in its runtime. `label` is what the person called it.
 
-    `checksum`: of that data, "" if the network does not say.
+    `tested_on`: the data of a run, None for a file, which knows the name alone. `checksum`: of that data, "" if the
+    network does not say.
     """
 
     label: str
     about: About
     runtime: str
     ask: Ask
-    section: DataSection
+    tested_on: DataSection | None = None
     checksum: str = ""
+
+    @property
+    def section(self) -> DataSection:
+        """The data it was tested on. UsageError if this ghost does not know that set."""
+        return self.tested_on or section_of(self.about.data, self.about.size)
 
 
 def as_input(pixels: np.ndarray) -> np.ndarray:
@@ -64,7 +70,7 @@ def open_network(asked: str, runs: Path) -> Network:
         except OSError as error:
             raise UsageError(f"{printable(file)}: cannot be read ({error.strerror})") from error
         ask, runtime, about = opened(asked, content)
-        return Network(asked, about, runtime, ask, section_of(about.data, about.size))
+        return Network(asked, about, runtime, ask)
     if file.is_file():
         raise UsageError(
             f"{printable(asked)}: is no model; type run/ID, pretrained/NAME or a file that ends in "
@@ -118,7 +124,7 @@ def warm(runtime: str) -> None:
 
 def section_of(data: str, size: int) -> DataSection:
     """The section of a recipe for the data of --data. UsageError, as from a training verb, for an unknown name."""
-    load("paper", flags=[("--data", f"data.name={json.dumps(data)}")])
+    load("paper", flags=[("--data", f"data.name={json.dumps(data, ensure_ascii=False)}")])  # TOML has no surrogates
     return DataSection(name=data, **({"size": size} if data.startswith("folder:") else {}))
 
 

@@ -62,7 +62,7 @@ def load(run_id: str, runs: Path, classes: int, device: torch.device) -> Teacher
     except GhostError as error:
         remedy = f"ghost runs verify, or ghost runs rm {run_id} to train it again"
         raise GhostError(f"{error} ({remedy})") from error
-    network = zoo.deploy(loaded.model).to(device, memory_format=torch.channels_last)
+    network = zoo.laid_out(zoo.deploy(loaded.model), device)
     return Teacher(run_id, loaded.name, runs / run_id, network, loaded.norm, loaded.sha256)
 
 

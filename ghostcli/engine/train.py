@@ -109,7 +109,7 @@ def make_state(
         objective = distill.build_for(recipe, model, [t.model for t in teachers], size)
     if must_recompute(recipe, model, size, device):
         zoo.recompute(model)
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = zoo.laid_out(model, device).train()
     objective = objective.to(device)
     ema = copy.deepcopy(model) if recipe.train.ema else None
     batches = math.ceil(len(data.train) / recipe.train.batch_size)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ghostcli.comparison.stats import interval_of
 from ghostcli.deploy.about import LICENCES
+from ghostcli.deploy.onnxfile import read
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.paper import label
 from ghostcli.records.contents import without_places
@@ -53,6 +54,10 @@ def push(
     for file in exported:
         if file.suffix != ".onnx" or not file.is_file():
             raise UsageError(f"--onnx {printable(file)}: is no .onnx file; `ghost export` writes one")
+        if (theirs := read(file.read_bytes(), str(file))[1].run) != run.id:
+            raise UsageError(f"--onnx {printable(file)}: is the network of {printable(theirs)}, not of {run.id}")
+    if len({file.name for file in exported}) < len(exported):
+        raise UsageError("--onnx: two files have one name; rename one")
     api = _api()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -66,7 +71,12 @@ def push(
         (folder / "README.md").write_text(text, "utf-8")
         with _refusals(repository):
             api.create_repo(repository, private=private, exist_ok=True)
-            commit = api.upload_folder(repo_id=repository, folder_path=name, commit_message=f"ghost: {run.id}")
+            commit = api.upload_folder(
+                repo_id=repository,
+                folder_path=name,
+                commit_message=f"ghost: {run.id}",
+                delete_patterns=["*.onnx", *NEEDED, *MORE],  # of the run that was there; what is uploaded stays
+            )
     return str(getattr(commit, "repo_url", None) or repository)
 
 

@@ -20,6 +20,7 @@ _HOME = {
     "count_parameters": "count",
     "deploy": "fold",
     "init_kaiming": "init",
+    "laid_out": "layout",
     "kept_bytes": "memory",
     "recompute": "memory",
     "recomputing": "memory",

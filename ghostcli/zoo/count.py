@@ -1,6 +1,7 @@
 """Costs of a network: parameters and multiply-accumulates.
 
-Invariant: a count depends only on the network's shape and the image size. No forward pass is computed.
+Invariant: a count depends only on the network's shape and the image size. No forward pass is computed, but for a
+user's own network, whose code need not know the meta device.
 """
 
 from __future__ import annotations
@@ -46,10 +47,12 @@ def count_macs(model: nn.Module, image: tuple[int, int, int] = (3, 32, 32)) -> i
     The train form counts every branch; the deploy form counts its one convolution. By convention biases, norms, pooling
     and activations do not count.
     """
-    shadow = copy.deepcopy(model).to("meta").eval()
+    spec = getattr(model, "spec", None)
+    device = "cpu" if spec is not None and is_own(spec.name) else "meta"
+    shadow = copy.deepcopy(model).to(device).eval()
     for module in shadow.modules():
         if isinstance(module, RepConv):
             module.mode = "plain"
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(torch.empty(1, *image, device="meta", dtype=next(shadow.parameters()).dtype))
+        shadow(torch.zeros(1, *image, device=device, dtype=next(shadow.parameters()).dtype))
     return counter.get_total_flops() // 2

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import sys
 import traceback
+from contextlib import redirect_stdout
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -84,7 +85,7 @@ def trust(name: str) -> None:
 
 def _copy(digest: str) -> Path:
     """Where the copy of a source is kept."""
-    return cache_folder() / "own-networks" / f"{digest}.py"
+    return cache_folder() / "sources" / f"{digest}.py"
 
 
 def trained_source(name: str, recorded: str | None) -> Path | None:
@@ -122,7 +123,8 @@ def build(name: str, classes: int, source_file: Path | None = None) -> nn.Module
         there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise wrong(name, f"the file has no function {function_name}{nearest(function_name, there) if there else ''}")
     try:
-        model = function(classes)
+        with redirect_stdout(sys.stderr):  # standard output is for results
+            model = function(classes)
     except Exception as error:
         raise _usage_error(name, file, error, f"{function_name}({classes})") from error
     if not isinstance(model, nn.Module):
@@ -132,7 +134,13 @@ def build(name: str, classes: int, source_file: Path | None = None) -> nn.Module
     if "spec" in dir(model) and not isinstance(model.spec, Spec):
         raise wrong(name, "the network has an attribute `spec`, which ghost uses for its own notes; rename it")
     model.spec = Spec(name, classes, source=hashlib.sha256(file.read_bytes()).hexdigest())
+    model.register_forward_pre_hook(_contiguous)
     return model
+
+
+def _contiguous(model: nn.Module, images: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The images in PyTorch's usual layout: a user's code may reshape its maps with `view`, which needs it."""
+    return tuple(each.contiguous() if hasattr(each, "contiguous") else each for each in images)
 
 
 def check(name: str, classes: int, side: int, source_file: Path | None = None) -> nn.Module:
@@ -146,7 +154,8 @@ def check(name: str, classes: int, side: int, source_file: Path | None = None) -
         model = build(name, classes, source_file)
         for mode in (True, False):
             try:
-                logits = model.train(mode)(torch.zeros(2, 3, side, side))
+                with redirect_stdout(sys.stderr):
+                    logits = model.train(mode)(torch.zeros(2, 3, side, side))
             except Exception as error:
                 raise _usage_error(
                     name, source_file or source(name), error, f"forward, on images [2, 3, {side}, {side}],"
@@ -176,7 +185,8 @@ def _module(name: str, file: Path, is_copy: bool) -> ModuleType:
     is_file = where.endswith(".py")
     try:
         if not is_file and not is_copy:
-            return importlib.import_module(where)
+            with redirect_stdout(sys.stderr):
+                return importlib.import_module(where)
         # A copy of a package's module still belongs to the package, for its relative imports.
         key = f"ghost_own_{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
         key = key if is_file else f"{where.rpartition('.')[0]}.{key}".lstrip(".")
@@ -186,7 +196,8 @@ def _module(name: str, file: Path, is_copy: bool) -> ModuleType:
         spec = importlib.util.spec_from_file_location(key, file)
         module = sys.modules[key] = importlib.util.module_from_spec(spec)
         try:
-            spec.loader.exec_module(module)
+            with redirect_stdout(sys.stderr):
+                spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[key]
             raise

@@ -94,5 +94,5 @@ def load(
     except (UsageError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise GhostError(f"{where}: its tensors are not those of {printable(name)}; refused") from error
     sha256 = tensorfile.checksum(tensors, meta)
-    network = network.to(device, memory_format=torch.channels_last).eval()
+    network = zoo.laid_out(network, device).eval()
     return Loaded(network, name, count, norm, sha256)  # type: ignore[arg-type]
