@@ -69,7 +69,7 @@ def measured(result: RunResult, file: Path) -> RunResult:
             "class_names": data.classes,
             "accuracy": result.accuracy.model_copy(update={"selected": now["accuracy"]}),
             "nll": now["loss"],
-            "test": Answers.of(*stored, ece(*stored)),
+            "test": Answers.of(*stored, ece(*stored), images.checksum),
             "notes": (*result.notes, note),
             "files": {file.name: record.file_digest(file)},
         }
