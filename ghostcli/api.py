@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -212,8 +213,9 @@ def train(
     from ghostcli.recipe import load as load_recipe
     from ghostcli.run import launch
 
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+    seeds = [seeds] if isinstance(seeds, Integral) else list(seeds)
+    whole = all(isinstance(seed, Integral) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds={seeds}: must be different whole numbers from 0, as in [0, 1, 2]")
     names = (teachers,) if isinstance(teachers, str) else tuple(teachers)
     chosen = {**(settings or {}), **({} if start is None else {"model.start": start})}
@@ -225,7 +227,7 @@ def train(
             return plan.plain(student, seed, *common)
         return (plan.ensemble if together else plan.chain)(names, student, seed, *common, folder)
 
-    todo = plan.order(job(seed) for seed in seeds)
+    todo = plan.order(job(int(seed)) for seed in seeds)
     return [Run(done) for done in launch.carry_out(todo, launch.Options(folder, device, jobs=jobs))]
 
 

@@ -75,7 +75,7 @@ def tell(view: Table) -> None:
 def tell_json(value: Any) -> None:
     """Print a JSON value on standard output. Letters stay as they are, but for halves of a character: a file's name
     may hold such, and no encoding does."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, indent=1, ensure_ascii=False)
     sys.stdout.write(re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")
 
 

@@ -92,8 +92,12 @@ def _require_features(
     classes, side = shape
     match names.parse(one.student).family:
         case "py":
-            recorded = record_of(one, runs).result.source if isinstance(one, Finished) else None
-            network = checked(one.student, classes, side, recorded and own.trained_source(one.student, recorded))
+            copy = None
+            if isinstance(one, Finished):
+                source = str(record_of(one, runs).result.source)
+                own.require_trusted(one.student, source)
+                copy = own.copy_of(one.student, source)
+            network = checked(one.student, classes, side, copy)
         case "timm":
             network = zoo.build_shapes(one.student, classes)
         case _:

@@ -47,7 +47,7 @@ def build(
     Torch's global generator draws its weights by the network's own rule (for the students' rule see `init_kaiming`).
     `branches` is how a Ghost network trains its sums of branches. `pretrained` requests ImageNet weights for networks
     that work at ImageNet's size. `source`: sha256 of the source of a user's own network, which is used also if the file
-    has changed since (see `own.trained_source`); None: the file as it is. ValueError for a trained network (`run/ID`):
+    has changed since (see `own.copy_of`); None: the file as it is. ValueError for a trained network (`run/ID`):
     it is built from its record.
     """
     parsed = parse(name)
@@ -59,7 +59,7 @@ def build(
     if parsed.family == "py":
         from ghostcli.zoo import own
 
-        return own.build(parsed.canonical, classes, source and own.trained_source(parsed.canonical, source))
+        return own.build(parsed.canonical, classes, source and own.copy_of(parsed.canonical, source))
     if parsed.width is None:
         raise ValueError(f"{name} is a run: build its record's student, then load its weights")
     from ghostcli.zoo.ghost import ROWS, GhostNet

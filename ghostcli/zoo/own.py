@@ -88,30 +88,41 @@ def _copy(digest: str) -> Path:
     return cache_folder() / "sources" / f"{digest}.py"
 
 
-def trained_source(name: str, recorded: str | None) -> Path | None:
-    """The copy of a trained network's source, where the user's file has changed since; None where it has not.
+def copy_of(name: str, digest: str) -> Path | None:
+    """The copy of the source with this sha256, where the user's file has changed since; None where it has not.
 
-    UsageError if this user never named it, or if it has changed and there is no copy.
+    UsageError if it has changed and there is no copy.
     """
-    digest, copy = str(recorded), _copy(str(recorded))
-    kept = copy.is_file() and hashlib.sha256(copy.read_bytes()).hexdigest() == digest
     try:
-        same = checksum(name) == digest
+        if checksum(name) == digest:
+            return None
     except UsageError:
-        if not kept:
+        if not _kept(digest):
             raise
-        same = False
-    if not same and not kept:
+    if not _kept(digest):
         raise wrong(name, "the source has changed since these weights were trained; put it back, or train again")
-    if not kept and digest not in _TRUSTED:
+    return _copy(digest)
+
+
+def require_trusted(name: str, digest: str) -> None:
+    """UsageError if this user never named the source that a record names."""
+    if digest not in _TRUSTED and not _kept(digest):
+        copy_of(name, digest)  # a source that has changed is the first thing to say
         raise wrong(name, f"only a record names this code; to run it, name it yourself once: ghost bench {name}")
-    return None if same else copy
+
+
+def _kept(digest: str) -> bool:
+    """Whether there is a whole copy of the source."""
+    try:
+        return hashlib.sha256(_copy(digest).read_bytes()).hexdigest() == digest
+    except OSError:
+        return False
 
 
 def build(name: str, classes: int, source_file: Path | None = None) -> nn.Module:
     """Call the user's function with the number of classes. UsageError for any error in it.
 
-    `source_file`: a copy of the source, to be used in place of the file that the name says (see `trained_source`).
+    `source_file`: a copy of the source, to be used in place of the file that the name says (see `copy_of`).
     """
     from torch import nn
 

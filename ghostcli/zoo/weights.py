@@ -82,7 +82,8 @@ def load(
     own_network = names.is_own(name)
     source = str(meta.get("source")) if own_network else None
     if own_network:
-        own.trained_source(name, source)
+        own.require_trusted(name, source)
+        own.copy_of(name, source)
     try:
         with torch.device("meta"):  # needs no memory, so a forged name or class count cannot exhaust it
             parameters = 0 if own_network else zoo.count_parameters(zoo.build(name, count))
