@@ -52,7 +52,7 @@ class Network:
         from ghostcli.deploy.ask import answers
 
         one = isinstance(images, str | bytes | Path | Image) or not isinstance(images, Iterable)
-        one = one or (isinstance(images, np.ndarray) and images.ndim <= 3)
+        one = one or (isinstance(images, np.ndarray) and images.ndim in (2, 3))
         pictures = [images] if one else list(images)
         if not pictures:
             raise UsageError("net(images): there is no image")
@@ -84,7 +84,7 @@ def _pixels(picture: Picture, size: int) -> np.ndarray:
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[-1] == 3)):
             raise UsageError(
-                f"net(images): an array must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}"
+                f"net(images): an array must be uint8 [H, W, 3] or [H, W], got {picture.dtype} {list(picture.shape)}"
             )
         picture = Image.fromarray(picture)
     if not isinstance(picture, Image.Image):
@@ -213,7 +213,7 @@ def train(
     from ghostcli.recipe import load as load_recipe
     from ghostcli.run import launch
 
-    seeds = [seeds] if isinstance(seeds, Integral) else list(seeds)
+    seeds = list(seeds) if isinstance(seeds, Iterable) else [seeds]
     whole = all(isinstance(seed, Integral) and not isinstance(seed, bool) and seed >= 0 for seed in seeds)
     if not seeds or not whole or len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds={seeds}: must be different whole numbers from 0, as in [0, 1, 2]")

@@ -8,6 +8,7 @@ Invariant: on a terminal no progress line is wider than the terminal. Only the l
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -73,10 +74,20 @@ def tell(view: Table) -> None:
 
 
 def tell_json(value: Any) -> None:
-    """Print a JSON value on standard output. Letters stay as they are, but for halves of a character: a file's name
-    may hold such, and no encoding does."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
+    """Print a JSON value on standard output. Characters stay as they are, but for lone surrogates.
+
+    A file's name may hold such, and no encoding has them. NaN and infinities become null.
+    """
+    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
     sys.stdout.write(re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def wrapped(sentence: str) -> str:

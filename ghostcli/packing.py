@@ -58,7 +58,8 @@ def choose(jobs: list[Job], options: Options) -> tuple[int, str]:
     if not curve:
         curve, how = measured(student, batch, side, options, cores), "measured now"
         if not curve:
-            return 1, f"--jobs auto: 1 at a time, since the speed of {printable(student)} could not be measured here"
+            why = f"the speed of {printable(student)} could not be measured (--jobs 2 shows why)"
+            return 1, f"--jobs auto: 1 at a time, since {why}"
         known.setdefault(host, {})[key] = curve
         with contextlib.suppress(OSError, GhostError):  # then it is measured again next time
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -140,13 +141,15 @@ def main() -> None:
     from ghostcli.deploy.bench import training_speed
     from ghostcli.engine.device import pick
 
+    out, sys.stdout = sys.stdout, sys.stderr  # a user's own network may print
+
     def ready() -> None:
-        print("ready", flush=True)
+        print("ready", file=out, flush=True)
         sys.stdin.readline()
 
     student, batch, side, device, threads, seconds = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    print(training_speed(student, int(batch), pick(device), float(seconds), ready, int(side)), flush=True)
+    print(training_speed(student, int(batch), pick(device), float(seconds), ready, int(side)), file=out, flush=True)
 
 
 if __name__ == "__main__":

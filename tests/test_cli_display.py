@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -14,7 +15,7 @@ import termios
 import crash
 import pytest
 
-from ghostcli.display import clock, shorten
+from ghostcli.display import clock, shorten, tell_json
 
 RUN = "gns-0.25-plain-b6b03212/s0"
 ROW = {"lr": 0.05, "loss": 3.9101, "hard": 2.0, "soft": 1.9, "train_accuracy": 55.5, "test": {"accuracy": 54.25}}
@@ -90,3 +91,10 @@ def test_no_cell_of_a_table_is_cut(columns, monkeypatch, capsys):
     view.add_row("via an assistant", "69.67 ± 2.59 (5)", "+17.72 [+11.49, +23.95]")
     tell(view)
     assert "via an assistant  69.67 ± 2.59 (5)  +17.72 [+11.49, +23.95]" in capsys.readouterr().out
+
+
+def test_json_has_neither_infinities_nor_halves_of_a_character(capsys):
+    tell_json({"a\udce9": [float("nan"), (float("inf"), 1.5)], "é": {"x": "\ud83d"}})
+    out = capsys.readouterr().out
+    out.encode("utf-8")
+    assert "é" in out and json.loads(out) == {"a\udce9": [None, [None, 1.5]], "é": {"x": "\ud83d"}}

@@ -206,3 +206,13 @@ def test_after_a_stop_of_a_fresh_start_the_advised_command_trains_every_seed(tmp
     after = {file.parent.name: file.stat().st_ino for file in tmp_path.glob("runs/*/*/result.json")}
     assert {seed for seed in before if after[seed] != before[seed]} == {"s0", "s1"}
     assert {after[f"{seed}.old1"] for seed in before} == set(before.values())
+
+
+def test_a_fresh_start_that_cannot_begin_leaves_the_earlier_run(ghost, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = json.loads(ghost(*ONE, "--json").out)["run"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told = ghost(*ONE, "--no-resume", "--on", "slurm")
+    assert told.code == 2 and (tmp_path / "runs" / run / "result.json").exists()
+    again = ghost(*ONE, "--no-resume", "--quiet")
+    assert again.code == 0 and "renamed" not in again.err

@@ -373,11 +373,15 @@ def test_the_groups_of_a_cohort_share_their_conditions(runs: Path) -> None:
 def test_runs_of_one_job_whose_weights_started_differently_are_not_pooled(tmp_path: Path) -> None:
     """ImageNet weights that could not be had: such a run starts from scratch, under the same id."""
     for seed, start in enumerate(("pretrained", "pretrained", "kaiming")):
-        write_run(tmp_path, "efficientnetv2", seed=seed, accuracy=95.0 if seed < 2 else 70.0, start=start)
+        accuracy = 95.0 if seed < 2 else 70.0
+        write_run(tmp_path, "efficientnetv2", seed=seed, accuracy=accuracy, start=start, planned=(0, 1, 2, 3))
+    write_run(tmp_path, "efficientnetv2", seed=4, status="failed", error="the loss became non-finite in epoch 3")
     found = build(tmp_path, "I")
     best = row(found, "efficientnetv2")
+    [cohort] = cohorts(admitted(tmp_path).runs, admitted(tmp_path).failed)
+    assert [(group.missing, len(group.failed)) for group in cohort.groups] == [((3,), 1), ((3,), 0)]
     assert (best.ours.n, best.ours.mean) == (2, pytest.approx(95.0, abs=0.1))
-    assert reasons(found) == {"another recipe for the same row (a kaiming start)": 1}
+    assert reasons(found) == {"another recipe for the same row (a kaiming start)": 1, "non-finite": 1}
     besides = tables.also_run(admitted(tmp_path), [found])
     assert [r.ours.n for r in besides.rows] == [1]
     names = [r.name for r in tables.also_run(admitted(tmp_path), []).rows]

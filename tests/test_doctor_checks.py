@@ -61,11 +61,11 @@ def test_a_run_directory_that_cannot_be_one_fails(ghost, tmp_path):
 
 @pytest.mark.parametrize(("code", "word"), [(errno.ENOSPC, "space"), (errno.EACCES, "ermission")])
 def test_a_full_or_locked_disk_fails_and_nothing_is_left_behind(ghost, tmp_path, monkeypatch, code, word):
-    def reached(point):
+    def passing(point):
         if point == "doctor:written":
             raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(storage, "reached", reached)
+    monkeypatch.setattr(storage, "passing", passing)
     done = ghost("doctor", "--runs", tmp_path / "runs", "--json")
     assert done.code == 1
     level, message = levels(done)["run directory"]

@@ -148,6 +148,7 @@ def test_pictures_come_in_every_usual_way(digits_runs: Path, tmp_path: Path, mon
     expected = net(files)
     np.testing.assert_array_equal(net(file for file in files), expected)
     np.testing.assert_array_equal(net(map(Image.open, files)), expected)
+    np.testing.assert_array_equal(net(np.array(list(map(str, files)), dtype=object)), expected)
     grey = np.full((32, 32), 70, np.uint8)
     np.testing.assert_array_equal(net(grey), net(np.stack([grey] * 3, axis=-1)))
     monkeypatch.chdir(run.record.path.parent)
@@ -163,6 +164,6 @@ def test_what_is_no_picture_and_no_seed_is_a_line(digits_runs: Path, tmp_path: P
             net(wrong)
     with pytest.raises(UsageError, match="goes with a model's name"):
         ghostcli.load(ghostcli.runs(digits_runs)[0], pretrained="digits")
-    for seeds in ([-1], [0.0], [], [0, 0], [True]):
+    for seeds in ([-1], [0.0], [], [0, 0], [True], 1.0, None):
         with pytest.raises(UsageError, match="different whole numbers from 0"):
             ghostcli.train("gns:0.1", recipe="smoke", seeds=seeds, runs=tmp_path)

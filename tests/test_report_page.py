@@ -368,3 +368,5 @@ def test_the_folder_of_a_training_names_its_seeds(ghost, runs: Path, tmp_path: P
     folder = next(runs.glob("*/s0")).parent
     done = ghost("report", folder.relative_to(runs.parent), "--runs", runs.name, "-o", tmp_path / "page.html")
     assert done.code == 0 and folder.name in (tmp_path / "page.html").read_text()
+    told = ghost("report", next(runs.glob("*/s0")), "--runs", tmp_path, "-o", tmp_path / "page.html")
+    assert told.code == 2 and folder.name in told.err, "a run elsewhere is named, not left out"

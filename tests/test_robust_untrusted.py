@@ -321,7 +321,7 @@ def test_a_process_that_has_lost_a_table_marks_nothing_in_it(tmp_path, monkeypat
         if lost and point == "table:values":
             held.rename(held.with_name("f" * 32))
 
-    monkeypatch.setattr(table, "reached", freeze)
+    monkeypatch.setattr(table, "passing", freeze)
     if not lost:
         assert own.fill(np.zeros(6, np.int64), answer, 4) == 6 and own.filled[:, 0].all()
         return

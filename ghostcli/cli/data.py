@@ -70,7 +70,7 @@ def verify(name: Name, as_json: Json = False) -> None:
         for check in checks:
             typer.echo(f"BAD {check['problem']}" if check["problem"] else f"ok  {check['file']}")
     if bad:
-        raise UsageError(f"{printable(name)}: {len(bad)} of {len(checks)} checks failed")
+        raise UsageError(f"{printable(name)}: {len(bad)} file{'s' * (len(bad) != 1)} failed")
 
 
 Folder = Annotated[str, typer.Argument(metavar="PATH", help="A folder with one folder per class, or folder:PATH.")]
@@ -151,7 +151,7 @@ def _sets() -> list[dict[str, Any]]:
 
 
 def _checks(name: str) -> list[dict[str, str | None]]:
-    """One entry per file (or one for the whole set): `file` and `problem`, which is None if the file is good."""
+    """`file` and `problem` (None if it is good): each file of a named set; of a folder the bad files, or one entry."""
     folder = folder_of(name)
     if folder is None:
         return [{"file": file, "problem": problem} for file, problem in SETS[name].checks(data_root())]

@@ -18,7 +18,10 @@ def push(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.", autocompletion=complete.runs)],
     repository: Repository,
     onnx: Annotated[
-        list[Path] | None, typer.Option("--onnx", metavar="FILE", help="Exported .onnx files to send too; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            "--onnx", metavar="FILE", help="Exported .onnx files to send too; repeatable. Those of an earlier push go."
+        ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     paths: Annotated[

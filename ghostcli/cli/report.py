@@ -76,7 +76,7 @@ def gather(names: Sequence[str], runs: Path) -> Asked:
     from ghostcli.records.record import RUN_ID
     from ghostcli.report.page import Asked
 
-    folders = [Path(name) for name in names if Path(name).is_dir() and not RUN_ID.fullmatch(_id_of(name, runs))]
+    folders = [Path(name) for name in names if _holds_runs(Path(name)) and not RUN_ID.fullmatch(_id_of(name, runs))]
     ids = [name for name in names if Path(name) not in folders]
     places = [*folders, *([runs] if ids or not names else [])]
     records = [run for place in places for run in scanned(place)]
@@ -90,6 +90,10 @@ def gather(names: Sequence[str], runs: Path) -> Asked:
     chosen = {run.id for name in ids for run in named(_id_of(name, runs), unique, runs)}
     chosen |= {run.id for folder in folders for run in scanned(folder)}
     return Asked(unique, frozenset(chosen), runs if not folders else None)
+
+
+def _holds_runs(path: Path) -> bool:
+    return path.is_dir() and not (path / "status.json").exists()
 
 
 def _id_of(name: str, runs: Path) -> str:

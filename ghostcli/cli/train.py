@@ -310,6 +310,7 @@ def draw_curves(done: list[record.RunRecord], runs: Path) -> None:
             os.replace(drawn, run.path / "curves.png")
         except (GhostError, OSError) as error:
             console.print(printable(f"ghost: no learning curve was drawn: {error}"), style="yellow", markup=False)
+            drawn.unlink(missing_ok=True)
             return
 
 

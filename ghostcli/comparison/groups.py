@@ -35,10 +35,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class RunGroup:
-    """The finished and admitted runs of one job, by seed, and the `failed` runs, which became non-finite."""
+    """The finished and admitted runs of one job, by seed, and the `failed` runs, which became non-finite.
+
+    `elsewhere`: seeds of the job that are in another group, since their weights started differently.
+    """
 
     runs: tuple[RunRecord, ...]
     failed: tuple[RunRecord, ...] = ()
+    elsewhere: frozenset[int] = frozenset()
 
     @property
     def about(self) -> RunResult:
@@ -153,7 +157,7 @@ class RunGroup:
     def missing(self) -> tuple[int, ...]:
         """Planned seeds without a result, so the plan is not complete (yet)."""
         planned = {seed for run in self.runs for seed in run.result.planned}
-        return tuple(sorted(planned - {*self.seeds, *(run.setup.seed for run in self.failed)}))
+        return tuple(sorted(planned - {*self.seeds, *self.elsewhere, *(run.setup.seed for run in self.failed)}))
 
     @cached_property
     def correct(self) -> np.ndarray | None:
@@ -359,15 +363,19 @@ def cohorts(runs: Sequence[RunRecord], failed: Sequence[RunRecord] = (), mixed: 
     """One cohort per protocol. If mixing is allowed: one cohort of all runs, whose groups also pool recipes.
 
     Untaught runs with different label smoothing are never pooled, nor are runs of one job whose weights started
-    differently: a network whose ImageNet weights could not be had starts from scratch. `failed` runs go to the groups
-    of their job.
+    differently: a network whose ImageNet weights could not be had starts from scratch. `failed` runs go to the largest
+    group of their job.
     """
     lost = grouped(failed, lambda run: _group_of(run.setup, mixed))
     all_cohorts = []
     for together in grouped(runs, lambda run: None if mixed else same_conditions(run.result)).values():
-        jobs = grouped(together, lambda run: (_group_of(run.result, mixed), None if mixed else run.result.start))
-        ordered = [(job, sorted(seeds, key=lambda run: (run.result.seed, run.id))) for (job, _), seeds in jobs.items()]
-        groups = (RunGroup(tuple(seeds), tuple(lost.get(job, ()))) for job, seeds in ordered)
+        groups: list[RunGroup] = []
+        for job, runs_of_job in grouped(together, lambda run: _group_of(run.result, mixed)).items():
+            starts = grouped(runs_of_job, lambda run: None if mixed else run.result.start).values()
+            for place, seeds in enumerate(sorted(starts, key=len, reverse=True)):
+                ordered = tuple(sorted(seeds, key=lambda run: (run.result.seed, run.id)))
+                elsewhere = frozenset(run.result.seed for run in runs_of_job if run not in seeds)
+                groups.append(RunGroup(ordered, tuple(lost.get(job, ())) if place == 0 else (), elsewhere))
         all_cohorts.append(Cohort(tuple(groups), mixed))
     return all_cohorts
 

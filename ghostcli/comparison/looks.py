@@ -46,7 +46,8 @@ def _record_looks(tables: Sequence[Table], file: Path) -> tuple[Table, ...]:
         counts = len(row.group.runs), len(row.baseline.runs)
         baseline = row.baseline.about
         key = baseline.of_group if row.baseline.teachers else baseline.protocol
-        seen = known.setdefault(f"{row.group.about.of_group} {key}", [])
+        start = f" {row.group.about.start}" if row.group.elsewhere else ""
+        seen = known.setdefault(f"{row.group.about.of_group} {key}{start}", [])
         earlier = tuple(look for look in seen if sum(look) < sum(counts))
         if counts not in seen:
             seen.append(counts)

@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from ghostcli import signals
-from ghostcli.data.pictures import FORMATS, PARTS, SUFFIXES, decode, decoders, entries, tree
+from ghostcli.data.pictures import FORMATS, SUFFIXES, decode, decoders, entries, tree
 from ghostcli.errors import UsageError, printable
 
 #: Images are compared at this side in pixels, so copies of a picture in two formats are equal.
@@ -158,33 +158,40 @@ def _remarks(counts: dict[str, dict[str, int]], broken: int) -> Iterator[str]:
 
 
 def _passed_over(folder: Path) -> Iterator[str]:
-    """What a training does not see: other kinds of files, pictures in deeper folders, folders that are no part."""
-    parts = [name for name in PARTS if (folder / name).is_dir()]
-    if parts:
-        others = [path.name for path in entries(folder) if path.is_dir() and path.name not in parts]
-        others += ["val"] if {"test", "val"} <= set(parts) else []
-        if others:
-            listed = ", ".join(f"{printable(name)}/" for name in others)
-            yield f"Not used: {listed}. A training reads train/ and test/, or val/ where there is no test/."
-    kinds: Counter[str] = Counter()
-    deeper: Counter[Path] = Counter()
-    labels = [label for name in parts or [""] for label in entries(folder / name) if label.is_dir()]
-    for label in labels:
-        for path in entries(label):
-            if path.is_dir():
-                deeper[path] += sum(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
-            elif path.suffix.lower() not in SUFFIXES:
-                kinds[path.suffix.lower() or path.name] += 1
+    """What a training does not see: other kinds of files, pictures in deeper folders, folders that are no part.
+
+    Links are not followed; `tree` names those that lead out of the folder.
+    """
+    used = [name for name in tree(folder)[0] if name]
+
+    def inner(place: Path) -> list[Path]:
+        return [path for path in entries(place) if path.is_dir() and not path.is_symlink()]
+
+    if used and (others := [path.name for path in inner(folder) if path.name not in used]):
+        listed = ", ".join(f"{printable(name)}/" for name in others)
+        yield f"Not used: {listed}. A training reads train/ and test/, or val/ where there is no test/."
+    labels = [label for name in used or [""] for label in inner(folder / name)]
+    kinds = Counter(
+        path.suffix.lower() or path.name
+        for label in labels
+        for path in entries(label)
+        if path.suffix.lower() not in SUFFIXES and path.is_file()
+    )
     if kinds:
         listed = ", ".join(f"{printable(kind)} ({n:,})" for kind, n in kinds.most_common(5)) + ", ..." * (
             len(kinds) > 5
         )
         yield f"Files of other kinds are not read: {listed}. Convert pictures among them, for example to .png or .jpg."
-    if sum(deeper.values()):
+    deeper = {
+        path: sum(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
+        for label in labels
+        for path in inner(label)
+    }
+    if count := sum(deeper.values()):
         first = next(path for path, n in deeper.items() if n)
         yield (
-            f"{sum(deeper.values()):,} pictures in folders inside a class are not read, as in {printable(first)}: move "
-            "them into the folder of their class."
+            f"Pictures in folders inside a class are not read: {count:,}, as in {printable(first)}. Move them into the "
+            "folder of their class."
         )
 
 

@@ -22,7 +22,6 @@ from ghostcli.machine import cores
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
-PARTS = ("train", "test", "val")
 
 #: Pillow's plain decoders: without this list a file named .png could start Ghostscript.
 #: JPEG's opens MPO too, which is no name of Pillow's own.
@@ -73,7 +72,7 @@ def tree(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], dict[Path, str
         faults.update(dict.fromkeys(odd, "is named as an image but is not a file: remove it"))
         return [path for path in named if path not in odd]
 
-    parts = [name for name in PARTS if os.path.isdir(folder / name)]
+    parts = [name for name in ("train", "test", "val") if os.path.isdir(folder / name)]
     if "test" in parts and "val" in parts:
         parts.remove("val")
     files = {

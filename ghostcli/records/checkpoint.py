@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ghostcli.errors import GhostError, printable
-from ghostcli.records.storage import reached, sync_folder, write_bytes
+from ghostcli.records.storage import passing, sync_folder, write_bytes
 from ghostcli.records.tensorfile import encode
 
 LAST, PREVIOUS = "last.safetensors", "previous.safetensors"
@@ -27,10 +27,10 @@ def write(folder: Path, tensors: dict[str, torch.Tensor], meta: dict[str, Any]) 
         raise GhostError(f"{printable(fresh)}: the content read back is not what was written; check the disk")
     if last.exists():
         os.replace(last, previous)
-    reached("checkpoint:between")
+    passing("checkpoint:between")
     os.replace(fresh, last)
     sync_folder(folder)
-    reached("checkpoint:after")
+    passing("checkpoint:after")
 
 
 def candidates(folder: Path) -> list[Path]:

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ghostcli import signals
 from ghostcli.errors import GhostError, printable
-from ghostcli.records.storage import reached
+from ghostcli.records.storage import passing
 
 #: Seconds between two heartbeats. An owner on another machine counts as dead after STALE seconds without one.
 BEAT, STALE = 15.0, 120.0
@@ -233,7 +233,7 @@ def _make(folder: Path, mine: Lease) -> bool:
     fresh = folder.with_name(f".{folder.name}.{mine.owner}")
     try:
         fresh.mkdir(parents=True, exist_ok=True)
-        reached(f"{folder.name}:before")
+        passing(f"{folder.name}:before")
         _write(fresh / mine.owner, mine, create=True)
         os.rename(fresh, folder)
         return True

@@ -155,8 +155,7 @@ class Answers(_Frozen):
         )
 
     def same_images(self, other: Answers, same_data: bool) -> bool:
-        """Whether both are on the same images. `same_data`: whether the data have one name, which decides in older
-        records."""
+        """Whether both are on the same images. In older records `same_data` decides: whether the data are the same."""
         if (self.images, self.labels) != (other.images, other.labels):
             return False
         return self.pixels == other.pixels if self.pixels and other.pixels else same_data
@@ -273,7 +272,8 @@ class RunResult(RunSetup):
 
     def tested_like(self, other: RunResult) -> bool:
         """Whether both were tested on the same images."""
-        return bool(self.test and other.test and self.test.same_images(other.test, self.data == other.data))
+        same_data = self.data == other.data or self.data_checksum == other.data_checksum
+        return bool(self.test and other.test and self.test.same_images(other.test, same_data))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from ghostcli.records import lease
 from ghostcli.records.model import Environment, Part, Refused, RunResult, RunSetup, read
 from ghostcli.records.storage import (
     cannot_write,
-    reached,
+    passing,
     read_or_empty,
     refuse_link,
     sweep,
@@ -357,7 +357,7 @@ class RunWriter:
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Append one line for a finished epoch, and sync."""
         self.require_lease()
-        reached("metrics:before")
+        passing("metrics:before")
         path = self.path / "metrics.jsonl"
         try:
             with open(path, "ab") as out:
@@ -366,7 +366,7 @@ class RunWriter:
                 os.fsync(out.fileno())
         except OSError as error:
             raise GhostError(cannot_write(path, error)) from error
-        reached("metrics:after")
+        passing("metrics:after")
 
     def metrics_mark(self) -> tuple[int, str]:
         """Length and sha256 of the metrics file, for the checkpoint that is written next."""

@@ -21,7 +21,7 @@ from ghostcli.errors import GhostError, UsageError, printable
 Kind = TypeVar("Kind")
 
 
-def reached(point: str) -> None:
+def passing(point: str) -> None:
     """Announce a stage of a write, as an event of `sys.audit`. The crash tests kill the program there."""
     sys.audit("ghost.write", point)
 
@@ -43,17 +43,17 @@ def write_bytes(path: Path, content: bytes | memoryview, what: str = "file") -> 
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        reached(f"{what}:before")
+        passing(f"{what}:before")
         with open(temporary, "wb") as out:
             half = len(content) // 2
             out.write(content[:half])
-            reached(f"{what}:half")
+            passing(f"{what}:half")
             out.write(content[half:])
             out.flush()
             os.fsync(out.fileno())
-        reached(f"{what}:written")
+        passing(f"{what}:written")
         os.replace(temporary, path)
-        reached(f"{what}:renamed")
+        passing(f"{what}:renamed")
         sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):

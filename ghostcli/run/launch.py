@@ -60,12 +60,12 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
     """
     options = replace(options, seeds=plan.seeds)
     prepare(plan, options)
-    if not options.resume:
-        _set_aside(plan, options)
     number = {job.id: place for place, job in enumerate(plan.jobs)}
     failed: dict[str, GhostError] = {}
     ready: list[int] = []  # a heap of places in the plan
     with executor or executor_for(plan, options) as place:
+        if not options.resume and not options.place.remote:  # a cluster's jobs of earlier attempts are cancelled first
+            _set_aside(plan, options, place.show)
         graph = TopologicalSorter[str]()
         for job in plan.jobs:
             graph.add(job.id, *(t.id for t in job.teachers if t.id in number and not place.ahead))
@@ -95,7 +95,7 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
                 yield Outcome(job, error)
 
 
-def _set_aside(plan: Plan, options: Options) -> None:
+def _set_aside(plan: Plan, options: Options, show: Display) -> None:
     """Rename the earlier runs of all requested jobs (--no-resume) before the first job starts.
 
     So after a stop the same command without --no-resume trains all of them, and finds none of the earlier ones.
@@ -103,8 +103,9 @@ def _set_aside(plan: Plan, options: Options) -> None:
     for job in plan.requested:
         run = RunWriter(options.runs, job.id)
         if run.path.exists():
-            with run.locked(lambda text: console.print(text, markup=False)):
-                console.print(f"{job.id}: the earlier run was renamed to {run.set_aside()}", markup=False)
+            with run.locked(show.line):
+                if aside := run.set_aside():
+                    show.line(f"{job.id}: the earlier run was renamed to {printable(aside)}")
 
 
 def detach(plan: Plan, options: Options) -> int:

@@ -7,6 +7,8 @@ user's own network, whose code need not know the meta device.
 from __future__ import annotations
 
 import copy
+import sys
+from contextlib import redirect_stdout
 
 import torch
 from torch import nn
@@ -53,6 +55,6 @@ def count_macs(model: nn.Module, image: tuple[int, int, int] = (3, 32, 32)) -> i
     for module in shadow.modules():
         if isinstance(module, RepConv):
             module.mode = "plain"
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), redirect_stdout(sys.stderr):  # its code may print
         shadow(torch.zeros(1, *image, device=device, dtype=next(shadow.parameters()).dtype))
     return counter.get_total_flops() // 2

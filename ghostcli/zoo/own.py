@@ -76,7 +76,7 @@ def trust(name: str) -> None:
     digest = hashlib.sha256(content).hexdigest()
     _TRUSTED.add(digest)
     try:
-        if not _copy(digest).exists():
+        if not _kept(digest):
             _copy(digest).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(_copy(digest), content)
     except (OSError, GhostError):
@@ -100,7 +100,7 @@ def copy_of(name: str, digest: str) -> Path | None:
         if not _kept(digest):
             raise
     if not _kept(digest):
-        raise wrong(name, "the source has changed since these weights were trained; put it back, or train again")
+        raise wrong(name, "the source has changed since, and no copy of it is here; put it back, or train anew")
     return _copy(digest)
 
 
@@ -115,7 +115,7 @@ def _kept(digest: str) -> bool:
     """Whether there is a whole copy of the source."""
     try:
         return hashlib.sha256(_copy(digest).read_bytes()).hexdigest() == digest
-    except OSError:
+    except (OSError, ValueError):  # a record may hold anything, and \0 is in no file's name
         return False
 
 
