@@ -117,6 +117,6 @@ def test_a_table_without_room_leaves_nothing_and_says_how_large_it_is(tmp_path, 
     digits = load(DataSection(name="digits", limit=20, limit_test=10))
     network = zoo.build("gns:0.1", 10).eval().requires_grad_(False)
     teacher = Teacher("teacher/s0", "gns:0.1", tmp_path, network, (digits.mean, digits.std), "0" * 64)
-    with pytest.raises(GhostError, match=r"no room for this table of \S+ GB; make room, or .*distill.source=live"):
+    with pytest.raises(GhostError, match=r"no room for this table of \S+ MB .*; make room, or .*distill.source=live"):
         open_table(teacher, digits, AugmentSection(pad=4))
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and file.stat().st_size]

@@ -107,8 +107,7 @@ def quantise(
         name: (float(a.min()), float(a.max())) for name, a in constants.items() if a.dtype == np.float32 and a.size
     }
     parts = [(*node.input, *node.output) for node in model.graph.node if node.op_type == "Concat"]
-    # What has no range holds whole numbers, such as a shape.
-    ranges = joined(ranges, [part for part in parts if all(name in ranges or name in fixed for name in part)], fixed)
+    ranges = joined(ranges, parts, fixed)
     batches = iter([{INPUT: images[:AT_A_TIME]}])
     with tempfile.TemporaryDirectory() as folder, silent():
         path = Path(folder) / "int8.onnx"
@@ -167,12 +166,15 @@ def _pool_by_convolution(model: onnx.ModelProto) -> onnx.ModelProto:
 def joined(ranges: Ranges, parts: Iterable[Sequence[str]], fixed: Ranges) -> dict[str, tuple[float, float]]:
     """One range for all `parts` of a concatenation, its result among them: with one scale it is a copy of bytes.
 
-    `fixed`: the ranges of constants, which get no range of their own.
+    `fixed`: the ranges of constants, which get no range of their own. Parts that have no range are whole numbers, such
+    as a shape, and stay as they are.
     """
     merged = dict(ranges)
     for names in parts:
-        low, high = zip(*(merged[name] if name in merged else fixed[name] for name in names), strict=True)
-        merged |= {name: (min(low), max(high)) for name in names if name in merged}
+        known = [merged.get(name) or fixed.get(name) for name in names]
+        if None not in known:
+            low, high = zip(*known, strict=True)
+            merged |= {name: (min(low), max(high)) for name in names if name in merged}
     return merged
 
 

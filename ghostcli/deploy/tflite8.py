@@ -80,7 +80,8 @@ def _statistics(low: float, high: float, depth: int) -> dict[str, Any]:
 def _joined(interpreter: Any, ranges: Ranges) -> dict[str, tuple[float, float]]:
     names = {one["index"]: one["name"] for one in interpreter.get_tensor_details()}
     nodes = [node for node in _nodes(interpreter) if node["op_name"] == "CONCATENATION"]
-    return joined(ranges, [[names[int(index)] for index in (*node["inputs"], *node["outputs"])] for node in nodes])
+    parts = [[names[int(index)] for index in (*node["inputs"], *node["outputs"])] for node in nodes]
+    return joined(ranges, parts, {})
 
 
 def _integers(content: bytes) -> tuple[int, int]:

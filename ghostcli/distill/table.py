@@ -96,10 +96,10 @@ class TeacherTable:
             for name in self._sizes():  # what was allocated would fill the disk for all other runs
                 (self.folder / name).unlink(missing_ok=True)
             if error.errno == errno.ENOSPC:
-                needed = f"{sum(self._sizes().values()) / 1e9:.2g} GB"
+                needed = f"{sum(self._sizes().values()) / 1e6:,.1f} MB"
                 raise GhostError(
-                    f"{printable(self.folder)}: the disk has no room for this table of {needed}; make room, or compute "
-                    "the teacher at each step with -s distill.source=live"
+                    f"{printable(self.folder)}: no room for this table of {needed} ({error.strerror}); make room, or "
+                    "compute the teacher at each step with -s distill.source=live"
                 ) from error
             raise
         write_json(self.folder / "meta.json", self.meta, "table")
