@@ -61,12 +61,12 @@ def front() -> Figure:
 
 
 def _draw(axes: Axes, points: list[Point], what: str, **style: str) -> None:
-    """Names stand to the right of a mark, or to the left if another mark is there, or a line."""
+    """Names stand to the right of a mark, or to the left if another mark is there, or a line: then above it."""
     axes.plot([macs for _, macs, _ in points], [accuracy for *_, accuracy in points], label=what, **style)
     for name, macs, accuracy in points:
         near = any(macs < x < 2 * macs and abs(y - accuracy) < 0.5 for _, x, y in points)
-        left = near or style["linestyle"] != "none"
-        at, side = ((-6, 0), "right") if left else ((6, 0), "left")
+        line = style["linestyle"] != "none"
+        at, side = ((-6, 5 * line), "right") if near or line else ((6, 0), "left")
         axes.annotate(
             name,
             (macs, accuracy),
