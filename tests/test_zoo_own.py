@@ -104,13 +104,13 @@ def test_an_own_network_trains_teaches_and_loads_again(ghost, net, monkeypatch):
     assert again[0]["state"] == "trained"
 
 
-@pytest.mark.parametrize("name", ["py:net.py:tiny", "py:shop.nets:tiny"])
+@pytest.mark.parametrize("name", ["py:net.py:tiny", "py:store.nets:tiny"])
 def test_a_trained_network_keeps_its_source_when_the_file_changes(ghost, net, monkeypatch, name):
-    (net.parent / "shop").mkdir()
-    (net.parent / "shop" / "__init__.py").write_text("")
-    (net.parent / "shop" / "sizes.py").write_text("WIDTH = 8\n")
+    (net.parent / "store").mkdir()
+    (net.parent / "store" / "__init__.py").write_text("")
+    (net.parent / "store" / "sizes.py").write_text("WIDTH = 8\n")
     source = NET if name.startswith("py:net") else NET.replace("import nn\n", "import nn\nfrom .sizes import WIDTH\n")
-    file = net if name.startswith("py:net") else net.parent / "shop" / "nets.py"
+    file = net if name.startswith("py:net") else net.parent / "store" / "nets.py"
     file.write_text(source)
     run = json.loads(ghost("train-teacher", name, *TINY, "--json").out)["run"]
     before = json.loads(ghost("evaluate", f"run/{run}", "--json").out)
@@ -349,3 +349,16 @@ def test_a_program_with_the_number_of_images_in_a_shape_is_read_again(ghost, net
     run = json.loads(ghost("train-teacher", "py:net.py:folded", *TINY, "--json").out)["run"]
     assert ghost("export", run, "--out", "net.pt2", "--no-timing").code == 0
     assert ghost("evaluate", "net.pt2").code == 0
+
+
+def test_a_module_that_was_imported_before_a_change_is_imported_anew(net):
+    """In a notebook a second training took the old code under the new id."""
+    (net.parent / "mill").mkdir()
+    (net.parent / "mill" / "__init__.py").write_text("")
+    sizes = []
+    for width in (32, 320):
+        (net.parent / "mill" / "nets.py").write_text(
+            NET.replace("3 * 32 * 32, 16", f"3 * 32 * 32, {width}").replace("Linear(16", f"Linear({width}")
+        )
+        sizes.append(sum(p.numel() for p in own.build("py:mill.nets:wide", 10).parameters()))
+    assert sizes == [3 * 32 * 32 * width + width + 10 * width + 10 for width in (32, 320)]

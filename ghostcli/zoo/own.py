@@ -184,6 +184,7 @@ def wrong(name: str, problem: str) -> UsageError:
 
 
 _TRUSTED: set[str] = set()
+_IMPORTED: dict[str, str] = {}  # module -> sha256 of the source that was imported
 
 
 def _importable(folder: Path) -> None:
@@ -196,8 +197,7 @@ def _module(name: str, file: Path, is_copy: bool) -> ModuleType:
     is_file = where.endswith(".py")
     try:
         if not is_file and not is_copy:
-            with redirect_stdout(sys.stderr):
-                return importlib.import_module(where)
+            return _imported(where, hashlib.sha256(file.read_bytes()).hexdigest())
         # A copy of a package's module still belongs to the package, for its relative imports.
         key = f"ghost_own_{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
         key = key if is_file else f"{where.rpartition('.')[0]}.{key}".lstrip(".")
@@ -215,6 +215,17 @@ def _module(name: str, file: Path, is_copy: bool) -> ModuleType:
         return module
     except (Exception, SystemExit) as error:
         raise _usage_error(name, file, error, "importing it") from error
+
+
+def _imported(where: str, digest: str) -> ModuleType:
+    """The module of this name, as its source is now: in a notebook it may have been imported before a change."""
+    with redirect_stdout(sys.stderr):
+        before = where in sys.modules
+        module = importlib.import_module(where)
+        if before and _IMPORTED.get(where) != digest:
+            module = importlib.reload(module)
+    _IMPORTED[where] = digest
+    return module
 
 
 def _usage_error(name: str, file: Path, error: BaseException, doing: str) -> UsageError:
