@@ -6,9 +6,10 @@ import json
 
 import crash
 import pytest
+from report_runs import write_run
 
 from ghostcli.recipe.digest import digest
-from ghostcli.records import contents
+from ghostcli.records import contents, record
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +112,12 @@ def test_a_study_is_no_folder_of_the_runs_themselves(ghost, runs):
     told = ghost("runs", "study", student, "--runs", runs, "--out", f"{runs}/.")
     assert told.code == 2 and "is the folder of the runs" in told.err
     assert (runs / student / "result.json").read_bytes() == before
+
+
+def test_a_study_takes_all_seeds_of_an_id(ghost, tmp_path):
+    made = [write_run(tmp_path / "runs", seed=seed) for seed in range(3)]
+    job = made[0].rpartition("/")[0]
+    assert ghost("runs", "study", job, "--runs", tmp_path / "runs", "--out", tmp_path / "study").code == 0
+    assert [run.id for run in record.scan(tmp_path / "study")] == made
+    assert ghost("runs", "study", made[1], "--runs", tmp_path / "runs", "--out", tmp_path / "one").code == 0
+    assert [run.id for run in record.scan(tmp_path / "one")] == made[1:2]

@@ -149,7 +149,9 @@ def verify(
 
 @app.command("study")
 def study(
-    ids: Annotated[list[str], typer.Argument(metavar="ID", help="Finished runs, with their seeds.")],
+    ids: Annotated[
+        list[str], typer.Argument(metavar="ID", help="Finished runs; an id without a seed: all of its seeds.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The study's folder: runs/studies/NAME.")],
     runs: Runs = Path("runs"),
 ) -> None:
@@ -157,7 +159,10 @@ def study(
 
     Of an absolute path in a run's command only the last part is kept: a study may be published.
     """
-    chosen = [record.find(runs, run) for run in ids]
+    from ghostcli.cli.plot import named
+
+    known = scanned(runs)
+    chosen = [run for name in ids for run in named(name, known, runs)]
     for run in chosen:
         if run.status != "done":
             raise UsageError(f"{run.id}: cannot be part of a study ({run.problem}); finish it first")
