@@ -70,7 +70,8 @@ def verify(name: Name, as_json: Json = False) -> None:
         for check in checks:
             typer.echo(f"BAD {check['problem']}" if check["problem"] else f"ok  {check['file']}")
     if bad:
-        raise UsageError(f"{printable(name)}: {len(bad)} file{'s' * (len(bad) != 1)} failed")
+        of_all = f" of {len(checks)}" if name in SETS else ""  # of a folder only the bad files are listed
+        raise UsageError(f"{printable(name)}: files that failed: {len(bad)}{of_all}")
 
 
 Folder = Annotated[str, typer.Argument(metavar="PATH", help="A folder with one folder per class, or folder:PATH.")]
