@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # What each ingredient of ghost/fast is worth: GN-S 0.25 on all of CIFAR-10 for 8 epochs, three seeds, as it is and with
-# one ingredient left out: none of it, or the usual value (of PyTorch or `paper`; 0.1 as a rate). docs/networks.md shows
-# the result.
+# one ingredient left out: none of it, or the usual value (of PyTorch or `paper`; 0.1 as a rate).
 # The values of ghost/fast were chosen on held-out images (benchmarks/search.py) before these runs, whose accuracies
 # are those of the test images.
 #

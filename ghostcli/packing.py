@@ -26,7 +26,6 @@ from ghostcli.zoo.own import cache_folder
 
 #: Numbers of processes to compare, as far as there are cores, or without that limit on a GPU.
 NUMBERS = (1, 2, 3, 4, 6, 8, 12, 16)
-SIDE = 32  # pixels of the images of the named data sets
 #: Seconds of steps in each process, after two that warm up.
 SECONDS = 4.0
 #: A number of processes must be faster by this share to be chosen instead of a smaller one, or to try a larger one.
@@ -50,8 +49,8 @@ def choose(jobs: list[Job], options: Options) -> tuple[int, str]:
         return 1, "--jobs auto: 1 at a time, since one run is left"
     (student, batch, side), _ = Counter(map(_steps, jobs)).most_common(1)[0]
     device, cores = _device(options.device)
-    images = f"batch {batch}" + f" of {side} pixels" * (side != SIDE)
-    key = f"{device}, {student}, {images}, {options.place.cpus or 'shared'} threads, ghost {__version__}"
+    threads = f"{options.place.cpus or 'shared'} threads"
+    key = f"{device}, {student}, batch {batch} of {side} pixels, {threads}, ghost {__version__}"
     file, host = cache_folder() / "packing.json", socket.gethostname()
     known = read_or_empty(file, dict[str, dict[str, Curve]])
     curve, how = known.get(host, {}).get(key), "measured earlier"
@@ -74,8 +73,7 @@ def choose(jobs: list[Job], options: Options) -> tuple[int, str]:
 
 def _steps(job: Job) -> tuple[str, int, int]:
     """What decides the speed of a job's steps: network, batch size, side of an image in pixels."""
-    recipe = job.recipe
-    return job.student, recipe.train.batch_size, recipe.data.size if job.data.startswith("folder:") else SIDE
+    return job.student, job.recipe.train.batch_size, job.recipe.data.side
 
 
 def best(curve: Curve) -> int:

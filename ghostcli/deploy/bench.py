@@ -67,8 +67,7 @@ def resolve(asked: Iterable[str], classes: int, runs: Path) -> list[Network]:
                 f"{run.id}: its network's source has changed; to measure it as it is now, type ghost bench "
                 f"{result.student}"
             )
-        side = data.size if data.name.startswith("folder:") else SIDE
-        networks.append(Network(trained.named(run.id), result.student, result.classes, side))
+        networks.append(Network(trained.named(run.id), result.student, result.classes, data.side))
     return networks
 
 

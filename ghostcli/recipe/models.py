@@ -87,6 +87,11 @@ class DataSection(Section):
     )
     size: int = Field(32, ge=8, le=512, description="folder data only: images are resized to SIZE x SIZE")
 
+    @property
+    def side(self) -> int:
+        """Pixels of a side of an image: 32 of every named set."""
+        return self.size if self.name.startswith("folder:") else 32
+
 
 @dataclass(frozen=True)
 class Views:
@@ -373,7 +378,7 @@ class Recipe(Section):
 
 def _conflicts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     data, augment, train, distill = recipe.data, recipe.augment, recipe.train, recipe.distill
-    side = data.size if data.name.startswith("folder:") else 32
+    side = data.side
     if augment.fill == "reflect" and augment.pad >= side:
         text = f"an image of {side} pixels reflects at most {side - 1}; make it smaller, or augment.fill zeros"
         yield ("augment.pad", "augment.fill"), text
