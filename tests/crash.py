@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from faults.sitecustomize import arm
+
 from ghostcli.recipe import UNDIGESTED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +36,8 @@ TINY = ("--data", "digits", "--epochs", "2", "--device", "cpu", "-s", "data.limi
 TINY += ("-s", "train.batch_size=16")
 
 #: One thread everywhere, and no commit in the records: the checkout may move while the tests run.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200", "GIT_DIR": os.devnull}
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "GIT_DIR": os.devnull}
+ENVIRONMENT["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT, ROOT / "tests/faults")))
 ENVIRONMENT.pop("GHOST_FAULT", None)
 
 #: Everything that reads a clock (neither an epoch's duration nor a run's is the same twice), and the command line.
@@ -93,36 +96,13 @@ def serve() -> None:
     os._exit(0)
 
 
-def _fault(planned: str) -> Callable[[str, tuple[Any, ...]], None]:
-    """An audit hook that ends or fails at a stage of a write: POINT[@N]=kill|term|enospc|eacces, at the Nth time."""
-    point, _, action = planned.partition("=")
-    name, _, nth = point.partition("@")
-    left = int(nth or 1)
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal left
-        if event != "ghost.write" or arguments != (name,):
-            return
-        left -= 1
-        if left:
-            return
-        if action == "enospc":
-            raise OSError(28, "No space left on device")
-        if action == "eacces":
-            raise PermissionError(13, "Permission denied")
-        os.kill(os.getpid(), signal.SIGTERM if action == "term" else signal.SIGKILL)
-
-    return hook
-
-
 def _child(order: dict[str, Any]) -> None:
     code = 1
     try:
         os.setsid()
         os.chdir(order["cwd"])
         os.environ.update(order["env"])
-        if planned := os.environ.get("GHOST_FAULT"):
-            sys.addaudithook(_fault(planned))
+        arm()
         nothing = os.open(os.devnull, os.O_RDWR)
         out = os.open(order["out"] + ".out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         err = os.open(order["out"] + ".err", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

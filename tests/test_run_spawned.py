@@ -46,6 +46,15 @@ def test_two_workers_do_five_jobs(tmp_path, monkeypatch):
     assert (tmp_path / "many" / path).read_bytes() == (tmp_path / "alone" / path).read_bytes()
 
 
+def test_a_job_that_ends_between_two_looks_shows_its_last_epoch(tmp_path, capsys):
+    one = job(0)
+    launch.carry_out(plan.order([one]), launch.Options(tmp_path, "cpu", quiet=True, place=Place(cpus=1)))
+    capsys.readouterr()
+    Spawned(launch.Options(tmp_path, "cpu", jobs=2), 1)._told(one, None)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"{one.id}  epoch 1/1") and last.startswith(f"{one.id}: done")
+
+
 @pytest.mark.parametrize(
     ("device", "visible", "cards", "seen"),
     [

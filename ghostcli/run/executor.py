@@ -77,8 +77,9 @@ class Executor(ABC):
                 self.show.epoch(job.id, row, job.recipe.train.last_epoch)
 
     def _told(self, job: Job, error: GhostError | None) -> tuple[Job, GhostError | None]:
-        """A job that ended, with its error: it is printed if it went well, and counted."""
+        """A job that ended, with its error: if it went well, its last epoch and result are printed. It is counted."""
         if error is None:
+            self._follow([job])  # it may have ended between two looks
             self.show.line(reached(job, self.options.runs))
         self.show.advance()
         return job, error
