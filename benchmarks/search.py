@@ -1,7 +1,6 @@
 """The search behind the `ghost` recipes: every trial, its settings, and its accuracy on held-out images.
 
     nice -n 19 python benchmarks/search.py [STAGE...]      goes on where it was stopped; a trial is a run of ghost's own
-    python benchmarks/search.py --table                    the record as Markdown
 
 Trials are judged by the last epoch's accuracy on 5,000 images held out of the training set. The test set plays no part:
 only 100 of its images are looked at, because a run needs some, and their figure is not kept. The record is
@@ -135,30 +134,13 @@ def carry_out(trial: Trial, runs: Path) -> dict[str, object]:
     return line
 
 
-def table(lines: dict[str, dict]) -> str:
-    rows = [
-        "| stage | trial | student | epochs | seed | validation, % | training, % |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for line in lines.values():
-        reached = f"{line['validation']:.2f} | {line['train']:.2f}" if "validation" in line else f"{line['status']} |"
-        rows.append(
-            f"| {line['stage']} | {line['name']} | {line['student']} | {line['epochs']} | {line['seed']} | {reached} |"
-        )
-    return "\n".join(rows)
-
-
 def main() -> None:
     asks = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asks.add_argument("stages", nargs="*", help="only these stages")
     asks.add_argument("--runs", type=Path, default=ROOT / "runs" / "search", help="where the runs lie")
     asks.add_argument("--jobs", type=int, default=1, help="how many trials run side by side, each with one thread")
-    asks.add_argument("--table", action="store_true", help="print the record as Markdown and leave")
     chosen = asks.parse_args()
     lines: dict[str, dict] = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    if chosen.table:
-        print(table(lines))
-        return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     left = [t for t in trials() if t.key not in lines and (not chosen.stages or t.stage in chosen.stages)]
 

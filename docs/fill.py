@@ -40,12 +40,15 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
 
 
+def rows_of(runs: list[record.RunRecord]) -> list[Row]:
+    """The rows that some run fills, of all tables."""
+    return [row for one in tables.judged(tables.every(admit(runs))) for row in one.filled]
+
+
 def students(study: str) -> list[Row]:
     """The rows of a study's students `gns:0.2`, the untaught first."""
-    admitted = admit(record.scan(STUDIES / study))
-    found = [row for one in tables.judged(tables.every(admitted)) for row in one.filled]
     order = list(WAYS)
-    mine = [row for row in found if row.student == "gns:0.2"]
+    mine = [row for row in rows_of(record.scan(STUDIES / study)) if row.student == "gns:0.2"]
     return sorted(mine, key=lambda row: order.index(row.group.about.strategy))
 
 
@@ -72,8 +75,7 @@ def demo() -> str:
 
 def study(name: str = "cifar10") -> str:
     """The students of a study of docs/study.md, the untaught first. Each control follows what it is the control of."""
-    admitted = admit(record.scan(STUDIES / name))
-    found = [row for one in tables.judged(tables.every(admitted)) for row in one.filled if row.student == "gns:0.25"]
+    found = [row for row in rows_of(record.scan(STUDIES / name)) if row.student == "gns:0.25"]
     rows = []
     for row in sorted(found, key=lambda row: (row.taught, row.group.strategy)):
         how = f"taught: {row.group.how}" if row.taught else "alone"
@@ -88,7 +90,7 @@ def study(name: str = "cifar10") -> str:
 def together() -> str:
     """What one correction over all studies of docs/study.md makes of the first one's verdict."""
     runs = {run.id: run for study in CIFAR10 for run in record.scan(STUDIES / study)}
-    rows = [row for one in tables.judged(tables.every(admit(list(runs.values())))) for row in one.filled]
+    rows = rows_of(list(runs.values()))
     deltas = [row.delta for row in rows] + [row.control.delta for row in rows if row.control]
     several = [delta for delta in deltas if delta and not delta.of_two_networks]
     [mine] = (row for row in rows if row.delta and row.group.strategy == "kd" and row.group.about.epochs == 16)
@@ -185,17 +187,8 @@ def networks() -> str:
         recipe = f"`{found.recipe_name}`, {found.epochs} epochs"
         size = f"{run.weights.stat().st_size / 1e6:.2f}"
         rows.append([f"`{name}`", found.data, *costs, *reached, recipe, taught, size])
-    titles = [
-        "network",
-        "data",
-        "parameters, deployed",
-        "MACs, deployed",
-        "accuracy, %",
-        "all seeds, %",
-        "recipe",
-        "taught by",
-        "MB",
-    ]
+    costs = ["parameters, deployed", "MACs, deployed"]
+    titles = ["network", "data", *costs, "accuracy, %", "all seeds, %", "recipe", "taught by", "MB"]
     return table(titles, rows)
 
 
@@ -208,15 +201,8 @@ def formats() -> str:
         speed = row["images_per_second"]
         cells = [f"`{row['format']}`", row["runtime"], f"{row['bytes'] / 1000:,.0f}", f"{row['accuracy']:.2f}", within]
         rows.append([*cells, f"{row['latency_ms']['median']:.2f}", f"{speed:,.0f}" if speed else "-"])
-    titles = [
-        "format",
-        "runtime",
-        "kB",
-        "accuracy, %",
-        "difference [95 %]",
-        "ms, one image",
-        "images/s, batches of 256",
-    ]
+    times = ["ms, one image", "images/s, batches of 256"]
+    titles = ["format", "runtime", "kB", "accuracy, %", "difference [95 %]", *times]
 
     def least(value: Callable[[Any], float], int8: bool) -> float:
         return min(value(row) for row in proven if row["format"].endswith("int8") == int8 and row["images_per_second"])

@@ -14,6 +14,7 @@ import re
 import sys
 import textwrap
 import time
+from contextlib import redirect_stdout
 from html import escape
 from typing import Any
 
@@ -64,6 +65,11 @@ def table(first: str, *titles: str, numbers: bool = False) -> Table:
     for title in titles:
         view.add_column(Text(title), justify="right" if numbers else "left", no_wrap=True)
     return view
+
+
+def apart() -> redirect_stdout[Any]:
+    """Standard output is for results: what code of one's own prints meanwhile goes to stderr."""
+    return redirect_stdout(sys.stderr)
 
 
 def tell(view: Table) -> None:

@@ -385,9 +385,6 @@ def test_the_search_keeps_each_trial_and_goes_on_with_the_next(tmp_path, monkeyp
     capsys.readouterr()
     search.main()
     assert capsys.readouterr().out == ""  # nothing is trained twice
-    monkeypatch.setattr(sys, "argv", ["search.py", "--table"])
-    search.main()
-    assert "| a | two | gns:0.2 | 1 | 1 |" in capsys.readouterr().out
 
 
 def test_the_calibration_counts_verdicts_where_nothing_differs_and_where_something_does(tmp_path):

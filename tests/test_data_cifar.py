@@ -237,7 +237,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(name, published, tmp_path, monk
 def test_a_half_downloaded_archive_is_named_and_mended_by_fetch(name, published, server, tmp_path, keep):
     packed = tmp_path / Archive(name, tmp_path).filename
     packed.write_bytes(published[: int(keep * len(published))])
-    refused(name, tmp_path, str(packed), "half downloaded", Archive(name, tmp_path).md5, f"`ghost data fetch {name}`")
+    refused(name, tmp_path, str(packed), "cut short", Archive(name, tmp_path).md5, f"`ghost data fetch {name}`")
     assert everything(tmp_path) == [packed.name]
     assert server.requests == 0
     fetch(name, tmp_path)

@@ -300,3 +300,7 @@ def test_a_photo_with_an_odd_tag_is_turned_upright_all_the_same(tmp_path: Path, 
                 ImageOps.exif_transpose(odd)
     for name in ("plain", "odd"):
         np.testing.assert_array_equal(decode(tmp_path / f"{name}.png", 16), expected)
+    tags = Image.Exif()
+    tags[0x0112] = turn
+    shown.save(tmp_path / "turned.tif", exif=tags)  # Pillow turns it when it reads the pixels
+    np.testing.assert_array_equal(decode(tmp_path / "turned.tif", 16), expected)

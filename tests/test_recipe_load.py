@@ -195,6 +195,10 @@ def test_all_mistakes_are_told_at_once_each_with_its_line() -> None:
         ("extends = ['paper']", "extends: needs one recipe's name or file"),
         ("extends = ''", "extends: "),
         ("augment = {fill = 'reflect', pad = 32}", "augment.pad: an image of 32 pixels reflects at most 31"),
+        (
+            "data = {name = 'folder:pets', size = 256}\ndistill = {view = 'patch'}",
+            "distill.view: a patch is cut from an image of 224 pixels",
+        ),
         ("train = {stop = 3, epochs = 2}", "train.stop: 3 is past the last of 2 epochs"),
         ("distill.teacher_epochs = 201", "distill.teacher_epochs: 201 is past the last of 200 epochs"),
         (
@@ -275,6 +279,10 @@ def test_what_is_no_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("a" * 5000 + ".toml")
     assert refusal("a\0b.toml")
     assert refusal("\udcff.toml")
+    write("child.json", '{"train": {"epochs": 3}, "extends": "paper"}')
+    assert refusal("child.json") == [
+        "child.json: extends: a recipe in JSON has all keys itself; write this one in TOML"
+    ]
     write("broken.json", "{")
     assert refusal("broken.json")[0].startswith("broken.json:1: not JSON")
     for text in ("[]", "3", "{}", '{"recipe": 3, "run": "x"}', "[" * 50_000, '{"train": {"epochs": NaN}}'):

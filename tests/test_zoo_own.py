@@ -302,6 +302,7 @@ class Viewed(nn.Module):
         self.register_buffer("one", torch.ones(1, 1))
 
     def forward(self, x):
+        print("asked")
         maps = self.maps(x)
         flat = maps.view(x.size(0), -1)
         return self.line(torch.cat([flat, torch.ones(len(flat), 1)], 1))

@@ -15,7 +15,7 @@ from ghostcli.cli.options import Device, Json, Runs
 from ghostcli.deploy import bench as deploy_bench
 from ghostcli.deploy.bench import THROUGHPUTS
 from ghostcli.deploy.formats import choose
-from ghostcli.display import Display, table, tell, tell_json
+from ghostcli.display import Display, apart, table, tell, tell_json
 from ghostcli.errors import UsageError, printable
 from ghostcli.records import trained
 
@@ -79,7 +79,7 @@ def bench(
         from ghostcli.engine.device import pick
 
         where = pick(device)
-        with Display() as show:
+        with apart(), Display() as show:
             turns = len(networks) * (2 + len(deploy_bench.FIGURES) * (rounds + 1))
             show.begin("bench", turns)
             measurements = deploy_bench.measure(networks, batch, where, rounds, lambda note: show.advance(note=note))
@@ -123,7 +123,7 @@ def _formats(
 
     from ghostcli.deploy import export
 
-    with Display() as show:
+    with apart(), Display() as show:
         show.begin("bench", len(files))
         network = export.prepare(run)
         rows, errors = export.prove(

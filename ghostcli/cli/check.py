@@ -13,6 +13,7 @@ import typer
 
 from ghostcli import signals
 from ghostcli.cli.options import Common
+from ghostcli.display import apart
 from ghostcli.errors import UsageError, printable
 from ghostcli.plan import Finished, Job, commands, is_done, record_of
 from ghostcli.records import trained
@@ -43,7 +44,7 @@ def report(job: Job, common: Common) -> None:
 
 def inspect(job: Job, common: Common) -> list[Finding]:
     """The findings of the check that the engine makes before the first step of `job`."""
-    with signals.handled():
+    with apart(), signals.handled():
         from ghostcli.check import findings
         from ghostcli.distill import teacher
         from ghostcli.engine.device import pick

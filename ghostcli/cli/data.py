@@ -157,10 +157,11 @@ def _checks(name: str) -> list[dict[str, str | None]]:
     if folder is None:
         return [{"file": file, "problem": problem} for file, problem in SETS[name].checks(data_root())]
     from ghostcli.data import inspect as inspection
-    from ghostcli.data.folder import read_folder
+    from ghostcli.data.folder import list_images
 
     if broken := inspection.inspect(folder).broken:
         return [{"file": file, "problem": f"{file}: {why}"} for file, why in broken]
-    classes, train, test = read_folder(folder, size=8)
-    summary = f"{len(classes)} classes, {len(train):,} training and {len(test):,} test images"
+    train, test = list_images(folder)
+    images, held_out = (sum(map(len, part.values())) for part in (train, test))
+    summary = f"{len(train)} classes, {images:,} training and {held_out:,} test images"
     return [{"file": f"{printable(folder)}: {summary}", "problem": None}]

@@ -10,7 +10,7 @@ import typer
 
 from ghostcli.cli.options import Json, Runs
 from ghostcli.cli.predict import Model
-from ghostcli.display import table, tell, tell_json
+from ghostcli.display import apart, table, tell, tell_json
 from ghostcli.errors import printable
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ def evaluate(
     """
     from ghostcli.deploy import ask, source
 
-    network = source.open_network(model, runs)
-    evaluation, counts = ask.evaluate(network, data)
+    with apart():
+        network = source.open_network(model, runs)
+        evaluation, counts = ask.evaluate(network, data)
     classes = ask.by_class(network.about.classes, counts)
     if as_json:
         more = {"confusion": counts.tolist(), "classes": network.about.classes} if confusion else {}

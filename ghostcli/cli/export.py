@@ -11,7 +11,7 @@ import typer
 from ghostcli.cli import proofs
 from ghostcli.cli.options import Json, Runs
 from ghostcli.deploy import formats
-from ghostcli.display import Display, tell_json
+from ghostcli.display import Display, apart, tell_json
 from ghostcli.errors import printable
 from ghostcli.records import trained
 
@@ -51,7 +51,7 @@ def export(
 
     from ghostcli.deploy.export import from_train_form, prepare, prove
 
-    with Display() as show:
+    with apart(), Display() as show:
         show.begin("export", len(files))
         network = prepare(chosen)
         formats.make_folders(files)

@@ -9,7 +9,7 @@ import typer
 
 from ghostcli.cli import complete
 from ghostcli.cli.options import Json, Runs
-from ghostcli.display import table, tell, tell_json
+from ghostcli.display import apart, table, tell, tell_json
 from ghostcli.errors import UsageError, printable
 
 Model = Annotated[
@@ -36,7 +36,8 @@ def predict(
     from ghostcli.deploy import ask, source
 
     files = ask.list_pictures(images)
-    rows = ask.predict(source.open_network(model, runs), files, top)
+    with apart():
+        rows = ask.predict(source.open_network(model, runs), files, top)
     unread = [row["error"] for row in rows if "error" in row]
     if as_json:
         tell_json(rows)

@@ -76,14 +76,15 @@ def place(name: str, root: Path) -> str:
 
 def checks(name: str, root: Path) -> list[tuple[str, str | None]]:
     source = Archive(name, root)
-    return [(printable(source.folder / file), _problem(source, file)) for file in source.files]
+    paths = {source.folder / file: md5 for file, md5 in source.files.items()}
+    return [(printable(path), _problem(name, path, md5)) for path, md5 in paths.items()]
 
 
 def fetch(name: str, root: Path) -> None:
     """Write every missing or wrong file of the set. A damaged archive is downloaded again."""
     source = Archive(name, root)
     with _lock(source):
-        wrong = [file for file in source.files if _problem(source, file)]
+        wrong = [file for file, md5 in source.files.items() if _problem(name, source.folder / file, md5)]
         if not wrong:
             return
         had_archive = source.packed.exists()
@@ -102,19 +103,7 @@ def fetch(name: str, root: Path) -> None:
 def problem_of_archive(name: str, root: Path) -> str | None:
     """What is wrong with the archive, in one line. None if it is right or absent."""
     source = Archive(name, root)
-    if not os.path.isfile(source.packed):
-        return None
-    where = printable(source.packed)
-    try:
-        content = source.packed.read_bytes()
-    except OSError as error:
-        return f"{where}: cannot be read ({error.strerror})"
-    if md5_of(content) == source.md5:
-        return None
-    return (
-        f"{where}: damaged or half downloaded ({len(content):,} bytes, MD5 {md5_of(content)}, published {source.md5}); "
-        f"`ghost data fetch {name}` downloads it again"
-    )
+    return _problem(name, source.packed, source.md5) if os.path.isfile(source.packed) else None
 
 
 @contextlib.contextmanager
@@ -191,32 +180,26 @@ def _unpack(source: Archive, wanted: list[str]) -> None:
                 part.replace(targets[member.name])
 
 
-def _problem(source: Archive, file: str) -> str | None:
-    """What is wrong with one file of the set, in one line. None if it is the published file."""
+def _problem(name: str, path: Path, md5: str) -> str | None:
+    """What is wrong with a file, in one line."""
     try:
-        _checked_bytes(source, file)
+        _checked_bytes(name, path, md5)
     except UsageError as error:
         return str(error)
     return None
 
 
-def md5_of(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def _checked_bytes(source: Archive, file: str) -> bytes:
-    path = source.folder / file
-    mend = f"`ghost data fetch {source.name}` downloads it again"
+def _checked_bytes(name: str, path: Path, md5: str) -> bytes:
+    mend = f"`ghost data fetch {name}` downloads it again"
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise UsageError(f"{printable(path)}: is missing; {mend}") from error
     except OSError as error:
         raise UsageError(f"{printable(path)}: cannot be read ({error.strerror})") from error
-    if md5_of(content) != source.files[file]:
+    if (there := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
         raise UsageError(
-            f"{printable(path)}: damaged or cut short ({len(content):,} bytes, MD5 {md5_of(content)}, "
-            f"published {source.files[file]}); {mend}"
+            f"{printable(path)}: damaged or cut short ({len(content):,} bytes, MD5 {there}, published {md5}); {mend}"
         )
     return content
 
@@ -241,7 +224,7 @@ def _read_images(source: Archive, files: dict[str, str]) -> Images:
 
 def _unpickle(source: Archive, file: str) -> dict[str, Any]:
     """The content of a published file. Its checksum has matched, so its keys and types are the authors'."""
-    content = _checked_bytes(source, file)
+    content = _checked_bytes(source.name, source.folder / file, source.files[file])
     try:
         return _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except pickle.UnpicklingError as error:

@@ -20,7 +20,6 @@ from ghostcli.data.split import stratified
 TEST_IMAGES = 360
 
 FILE = Path(__file__).with_name("digits.npz")
-PLACE = "within ghost"
 CLASSES = tuple("0123456789")
 
 #: Checksum of the 8 x 8 images and the labels, as bytes.

@@ -137,6 +137,7 @@ TURNS = {
 
 def _upright(image: Image.Image) -> Image.Image:
     """The picture as its EXIF orientation says. Pillow's own way writes the tags again, and fails at odd ones."""
+    image.load()  # Pillow turns a TIFF itself here
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # tags that cannot be read say nothing

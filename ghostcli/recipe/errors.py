@@ -21,9 +21,6 @@ class Problems:
         self._found: dict[tuple[str, int, str], None] = {}
         self._more = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._found)
-
     @property
     def full(self) -> bool:
         return len(self._found) >= SHOWN

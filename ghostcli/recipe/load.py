@@ -98,10 +98,13 @@ def _files(name: str, problems: Problems) -> tuple[files.Source | None, list[_La
             return line[0], layers, False
         layer = _Layer(source.label, tree, {} if is_json else key_lines(text))
         layers.insert(0, layer)
-        if is_json or "extends" not in tree:
+        if "extends" not in tree:
             return line[0], layers, True
         parent = tree.pop("extends")
         at = layer.where("extends")
+        if is_json:
+            problems.add(*at, "extends: a recipe in JSON has all keys itself; write this one in TOML")
+            return line[0], layers, False
         if not isinstance(parent, str):
             problems.add(*at, f"extends: needs one recipe's name or file, as a string; got {shown_value(parent)}")
             return line[0], layers, False

@@ -234,7 +234,7 @@ class DistillBase(Section):
         0, ge=0, description="dense: how many of the teachers' terms are dropped each step; one is always kept"
     )
     view: Literal["student", "patch"] = Field(
-        "student", description="patch: the teacher sees its own 32-pixel patch of the enlarged image, as published"
+        "student", description="patch: the teacher sees a patch of its own, cut from the enlarged image, as published"
     )
     blind: Annotated[bool, Before(False)] = Field(
         False,
@@ -377,8 +377,7 @@ class Recipe(Section):
 
 
 def _conflicts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
-    data, augment, train, distill = recipe.data, recipe.augment, recipe.train, recipe.distill
-    side = data.side
+    data, augment, train, distill, side = recipe.data, recipe.augment, recipe.train, recipe.distill, recipe.data.side
     if augment.fill == "reflect" and augment.pad >= side:
         text = f"an image of {side} pixels reflects at most {side - 1}; make it smaller, or augment.fill zeros"
         yield ("augment.pad", "augment.fill"), text
@@ -391,6 +390,8 @@ def _conflicts(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     if distill.dense and distill.weighting == "adaptive":
         text = "dense teaches a chain term by term, adaptive weighs an ensemble; set one of them"
         yield ("distill.weighting", "distill.dense"), text
+    if distill.view == "patch" and side > 224:
+        yield ("distill.view", "data.size"), "a patch is cut from an image of 224 pixels; make data.size smaller"
     if distill.view == "patch" and distill.needs_features:
         text = "features are compared on the student's own view; use view student"
         yield ("distill.view", "distill.kind"), text

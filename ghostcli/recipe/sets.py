@@ -52,7 +52,7 @@ class DataSet:
 
     def place(self, root: Path) -> str:
         """Where the files are."""
-        return self.reader.place(self.name, root) if self.downloaded else getattr(self.reader, "PLACE", "built in")
+        return self.reader.place(self.name, root) if self.downloaded else "within ghost"
 
     def checks(self, root: Path) -> list[tuple[str, str | None]]:
         """(file, what is wrong with it or None) for each file of the set."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ghostcli import signals
+from ghostcli import display, signals
 from ghostcli.errors import GhostError
 from ghostcli.plan import Job
 from ghostcli.run.executor import Executor
@@ -29,7 +29,8 @@ class InProcess(Executor):
         (job, fresh), self.next = self.next, None
         signals.raise_if_received()
         try:
-            run_job(job, self.options, fresh)
+            with display.apart():
+                run_job(job, self.options, fresh)
         except GhostError as error:
             return [(job, error)]
         return [(job, None)]

@@ -119,6 +119,7 @@ def _work(threads: int, environment: dict[str, str], line: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # between jobs; the parent ends its workers itself
     signals.end_with_parent()
     os.environ |= environment
+    sys.stdout = sys.stderr  # code of one's own may print; standard output is for results
     import torch
 
     torch.set_num_threads(threads)
