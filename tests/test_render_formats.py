@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import crash
 import pytest
 import typer
 from report_runs import CHAIN, study, write_run
@@ -175,6 +176,16 @@ def test_no_number_is_cut_however_long_the_other_cells_are(tmp_path, width):
         assert number in text
     lines = formats.text(tables, width).splitlines()
     assert max(map(len, lines[: lines.index("")])) <= width, "the table itself; commands below it may be longer"
+
+
+@pytest.mark.parametrize("width", [40, 60, 64])
+def test_no_number_of_a_committed_study_is_cut(width: int) -> None:
+    shown = judged(every(admit(record.scan(crash.ROOT / "runs/studies/cifar10"))))
+    text = " ".join(formats.text([text_table.results(made) for made in shown if made.filled], width).split())
+    for row in (row for made in shown for row in made.filled):
+        for delta in filter(None, (row.delta, row.control and row.control.delta)):
+            assert f"[{delta.low:+.2f}, {delta.high:+.2f}]" in text, text
+    assert "minus control" in text
 
 
 def test_without_a_name_only_the_tables_with_own_runs_are_printed(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 from report_runs import study
+
+from ghostcli.report.live import Server
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -63,4 +66,33 @@ def test_wide_and_narrow_light_and_dark(files: list[Path]) -> None:
         page.click("td a >> nth=0")
         opened = page.evaluate("document.querySelector('details[open]').id")
         assert opened.startswith("group-") and page.url.endswith(f"#{opened}") and errors == []
+        browser.close()
+
+
+def test_a_live_page_shows_what_changed_before_it_first_asked_and_that_its_command_stopped() -> None:
+    """The record that changed last did so between the page and the first question: it was never shown."""
+    from ghostcli.report.page import Asked, render
+
+    made = [render(Asked(()), live=True).replace("<main>", f"<main><b id='n'>{i}</b>") for i in range(2)]
+    turns = [0]
+
+    def stamp() -> int:
+        turns[0] += 1
+        return min(turns[0], 2)
+
+    server = Server(0, stamp, lambda: made[min(turns[0], 2) - 1])
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(server.address)
+        page.wait_for_function("document.getElementById('n').textContent === '1'")
+        assert "no longer changes" not in page.evaluate(
+            "getComputedStyle(document.querySelector('header'), '::after').content"
+        )
+        server.shutdown()
+        server.server_close()
+        page.wait_for_function(
+            "getComputedStyle(document.querySelector('header'), '::after').content.includes('no longer changes')"
+        )
         browser.close()

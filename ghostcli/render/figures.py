@@ -112,8 +112,8 @@ def curves(found: Sequence[Curve]) -> Figure:
         for curve in own:
             _draw(axis, curve, GREY if curve.baseline else next(colours))
         # Without the first tenth of the training: otherwise the differences at the end would be too small.
-        low = min(float(curve.accuracy[:, len(curve.mean) // 10 :].min()) for curve in own)
-        high = max(float(curve.accuracy.max()) for curve in own)
+        low = min(curve.lowest(after=0.1) for curve in own)
+        high = max(float(curve.values.max()) for curve in own)
         last = max(len(curve.mean) for curve in own)
         axis.set_ylim(low - 1, high + 0.04 * (high - low) + 0.1)
         axis.set_xlim(*((0, last * 1.02) if last > 1 else (0.5, 1.5)))
@@ -214,7 +214,7 @@ def front(points: Sequence[Point], cost: str = "Parameters, train form (millions
         style = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 2}
         axes.errorbar(*zip(*own, strict=True), label=name or None, **style)
     above = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-    for point in gather.first_by_name(reversed(best)):  # of one name the best
+    for point in {point.name: point for point in best}.values():  # of one name the best
         axes.annotate(point.name, (point.cost, point.accuracy), fontsize=7.5, **above)
     axes.margins(0.08, 0.12)
     axes.set_title(title)

@@ -39,7 +39,13 @@ def text(tables: Iterable[TextTable], width: int = WIDTH, colour: bool = False) 
     tables = [_printable(table) for table in tables]
     for table in tables:
         console.print(Text(table.title, "bold"))
-        console.print(_rich(*fitted(table, width)) if table.rows else Text("(no rows)"))
+        if table.rows:
+            shown, space, widths = fitted(table, width)
+            console.width = max(width, sum(widths) + (space + 1) * len(widths))  # no number is cut: lines wrap
+            console.print(_rich(shown, space, widths))
+            console.width = width
+        else:
+            console.print(Text("(no rows)"))
         for note in table.notes:
             console.print(Padding(Text(note, "dim"), (0, 0, 0, 1)))
         if table.commands:

@@ -18,22 +18,26 @@ from ghostcli.records.record import RunRecord
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy by epoch of one run group: `accuracy` [n, epochs] in percent; `panel` is the title of its panel."""
+    """Values by epoch of one run group: `values` [n, epochs]; `panel` is the title of its panel."""
 
     panel: str
     name: str
-    accuracy: np.ndarray
+    values: np.ndarray
     baseline: bool = False
 
     @property
     def mean(self) -> np.ndarray:
         """The mean over the runs, by epoch."""
-        return self.accuracy.mean(axis=0)
+        return self.values.mean(axis=0)
 
     @property
     def range(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The lowest and the highest run, by epoch; None for one run."""
-        return (self.accuracy.min(axis=0), self.accuracy.max(axis=0)) if len(self.accuracy) > 1 else None
+        return (self.values.min(axis=0), self.values.max(axis=0)) if len(self.values) > 1 else None
+
+    def lowest(self, after: float) -> float:
+        """The lowest value of any run after this share of the epochs."""
+        return float(self.values[:, int(after * self.values.shape[1]) :].min())
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,3 @@ def pareto(found: Sequence[Point]) -> list[Point]:
         if not front or point.accuracy > front[-1].accuracy:
             front.append(point)
     return front
-
-
-def first_by_name(found: Iterable[Point]) -> list[Point]:
-    """The points that get a label: the first of each name."""
-    firsts: dict[str, Point] = {}
-    for point in found:
-        firsts.setdefault(point.name, point)
-    return list(firsts.values())

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ghostcli.comparison.calibration import calibration, ece
 from ghostcli.comparison.stats import Difference
-from ghostcli.render.gather import Point, first_by_name, pareto
+from ghostcli.render.gather import Curve, Point, pareto
 from ghostcli.report.svg import element, log_ticks, points, scale, ticks
 
 WIDTH, HEIGHT = 440, 280
@@ -29,17 +29,6 @@ WIDE = 300
 
 
 @dataclass(frozen=True)
-class Series:
-    """A line: `values` by epoch; `low` and `high` bound a band around it. `base` lines are grey and dashed."""
-
-    name: str
-    values: Sequence[float]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-    base: bool = False
-
-
-@dataclass(frozen=True)
 class Chart:
     """`legend`: (class of the colour, text) of each series."""
 
@@ -50,16 +39,16 @@ class Chart:
 
 
 def lines(
-    title: str, found: Sequence[Series], what: str, zoom: bool = False, wide: bool = False, note: str = ""
+    title: str, found: Sequence[Curve], what: str, zoom: bool = False, wide: bool = False, note: str = ""
 ) -> Chart:
-    """Values by epoch. With `zoom` the first tenth of a training does not set the lower end of the scale.
+    """Values by epoch: the mean of each curve, and the range of its runs as a band. Baselines are grey and dashed.
 
-    With `wide` the axis is logarithmic if one line would hide all others: the loss of a new network can be huge.
+    With `zoom` the first tenth of a training does not set the lower end of the scale. With `wide` the axis is
+    logarithmic if one line would hide all others: the loss of a new network can be huge.
     """
-    epochs = max(len(series.values) for series in found)
-    begin = [len(series.values) // 10 if zoom else 0 for series in found]
-    low = min(min((series.low or series.values)[i:]) for series, i in zip(found, begin, strict=True))
-    high = max(max(series.high or series.values) for series in found)
+    epochs = max(len(curve.mean) for curve in found)
+    low = min(curve.lowest(after=0.1 if zoom else 0.0) for curve in found)
+    high = max(float(curve.values.max()) for curve in found)
     if log := wide and low > 0 and high / low > WIDE:
         low, high, what = low / 1.1, high * 1.1, f"{what}, logarithmic"
     else:
@@ -67,19 +56,19 @@ def lines(
         low, high = low - margin, high + margin
     x, y = scale(1, max(epochs, 2), LEFT, WIDTH - RIGHT), scale(low, high, HEIGHT - BOTTOM, TOP, log)
     drawn, legend, colours = [], [], itertools.cycle(f"s{i}" for i in range(COLOURS))
-    for series in found:
-        colour = "base" if series.base else next(colours)
-        legend.append((colour, f"{series.name}, {series.values[-1]:.4g}"))
-        n = len(series.values)
-        at = sorted({round(i) for i in np.linspace(0, n - 1, min(n, MOST_POINTS))})
-        xs, ys = [x(i + 1) for i in at], [y(series.values[i]) for i in at]
-        if series.low is not None:
-            edge = points([*xs, *xs[::-1]], [*(y(series.low[i]) for i in at), *(y(series.high[i]) for i in at[::-1])])
+    for curve in found:
+        colour, mean = "base" if curve.baseline else next(colours), curve.mean.tolist()
+        legend.append((colour, f"{curve.name}, {mean[-1]:.4g}"))
+        at = sorted({round(i) for i in np.linspace(0, len(mean) - 1, min(len(mean), MOST_POINTS))})
+        xs, ys = [x(i + 1) for i in at], [y(mean[i]) for i in at]
+        if curve.range is not None:
+            lower, upper = (edge.tolist() for edge in curve.range)
+            edge = points([*xs, *xs[::-1]], [*(y(lower[i]) for i in at), *(y(upper[i]) for i in at[::-1])])
             drawn.append(element("polygon", points=edge, class_=f"band {colour}"))
         read = {
-            "data_name": series.name,
+            "data_name": curve.name,
             "data_epochs": " ".join(str(i + 1) for i in at),
-            "data_values": " ".join(f"{series.values[i]:.4g}" for i in at),
+            "data_values": " ".join(f"{mean[i]:.4g}" for i in at),
         }
         if len(at) == 1:
             drawn.append(element("circle", cx=xs[0], cy=ys[0], r=3, class_=f"line dot {colour}", **read))
@@ -142,7 +131,7 @@ def front(title: str, found: Sequence[Point], what: str) -> Chart:
         parts.append(element("line", x1=cx, x2=cx, **reach, class_=f"whisker {colour}"))
         tip = f"{text} at {point.cost:.3g}"
         parts.append(element("circle", cx=cx, cy=cy, r=4.5, class_=f"dot {colour}", data_tip=tip))
-    for point in first_by_name(best):
+    for point in {point.name: point for point in best}.values():  # of one name the best
         place = min(max(x(point.cost), LEFT + 30), WIDTH - RIGHT - 30)
         parts.append(element("text", point.name, x=place, y=y(point.accuracy) - 9, text_anchor="middle"))
     x_ticks = log_ticks(left, right) if log else [tick for tick in ticks(left, right) if tick >= 0]

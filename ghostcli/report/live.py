@@ -5,7 +5,6 @@ Invariant: it listens on the loopback address, answers requests for the page and
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -25,20 +24,19 @@ class Server(ThreadingHTTPServer):
         super().__init__((HOST, port), _Handler)
         self._stamp, self._make = stamp, make
         self._lock = threading.Lock()
-        self._made: tuple[object, bytes, str] | None = None
+        self._made: tuple[object, bytes] | None = None
 
     @property
     def address(self) -> str:
         return f"http://{HOST}:{self.server_port}/"
 
-    def page(self) -> tuple[bytes, str]:
-        """The page as it is now, and its version."""
+    def page(self) -> bytes:
+        """The page as it is now."""
         with self._lock:
             now = self._stamp()
             if self._made is None or self._made[0] != now:
-                content = self._make().encode()
-                self._made = (now, content, f'"{hashlib.sha256(content).hexdigest()[:32]}"')
-            return self._made[1:]
+                self._made = now, self._make().encode()
+            return self._made[1]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -52,23 +50,19 @@ class _Handler(BaseHTTPRequestHandler):
             f"localhost:{self.server.server_port}",
         ):
             return self.send_error(HTTPStatus.FORBIDDEN)
-        if self.path not in ("/", "/content"):
+        if self.path != "/":
             return self.send_error(HTTPStatus.NOT_FOUND)
         try:
-            content, version = self.server.page()
+            content = self.server.page()
         except GhostError as error:
             return self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, "the records cannot be read", printable(error))
-        same = self.headers.get("If-None-Match") == version
-        self.send_response(HTTPStatus.NOT_MODIFIED if same else HTTPStatus.OK)
-        self.send_header("ETag", version)
+        self.send_response(HTTPStatus.OK)
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
-        if not same:
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if not same:
-            self.wfile.write(content)
+        self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
         """Requests are not news."""

@@ -71,18 +71,17 @@
   });
 
   if ("live" in document.body.dataset) {
-    let version = null;
+    let shown = null;
     const ask = async () => {
       try {
-        const answer = await fetch("content", { headers: version ? { "If-None-Match": version } : {}, cache: "no-store" });
-        if (answer.status === 200) {
-          if (version !== null) {
-            const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("main");
-            const open = new Set([...document.querySelectorAll("details[open][id]")].map((part) => part.id));
-            for (const part of fresh.querySelectorAll("details[id]")) part.open = open.has(part.id);
-            document.querySelector("main").replaceWith(fresh);
-          }
-          version = answer.headers.get("ETag");
+        const answer = await fetch("", { cache: "no-store" });
+        const text = answer.ok ? await answer.text() : shown;
+        if (text !== shown) {
+          const fresh = new DOMParser().parseFromString(text, "text/html").querySelector("main");
+          const open = new Set([...document.querySelectorAll("details[open][id]")].map((part) => part.id));
+          for (const part of fresh.querySelectorAll("details[id]")) part.open = open.has(part.id);
+          document.querySelector("main").replaceWith(fresh);
+          shown = text;
         }
         document.body.classList.remove("gone");
       } catch {

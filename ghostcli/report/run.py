@@ -22,8 +22,9 @@ from ghostcli.records.contents import content_problems
 from ghostcli.records.model import RunResult, dump
 from ghostcli.records.record import RunRecord
 from ghostcli.render import facts, sentence
+from ghostcli.render.gather import Curve
 from ghostcli.report import charts
-from ghostcli.report.charts import Chart, Series
+from ghostcli.report.charts import Chart
 
 #: How many of the test images that it gets most wrong are shown.
 HARDEST = 24
@@ -100,7 +101,7 @@ def _training_charts(run: RunRecord) -> list[Chart]:
     ]
 
 
-def _series(rows: Sequence[dict[str, Any]], paths: dict[str, tuple[str, ...]]) -> list[Series]:
+def _series(rows: Sequence[dict[str, Any]], paths: dict[str, tuple[str, ...]]) -> list[Curve]:
     """A line for each name, of the value at its path in every epoch; none where an epoch lacks it."""
     lines = []
     for name, path in paths.items():
@@ -108,7 +109,7 @@ def _series(rows: Sequence[dict[str, Any]], paths: dict[str, tuple[str, ...]]) -
         for key in path:
             values = [value.get(key) if isinstance(value, dict) else None for value in values]
         if values and all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-            lines.append(Series(name, values))
+            lines.append(Curve("", name, np.array([values], float)))
     return lines
 
 

@@ -22,7 +22,7 @@ from ghostcli.render import facts, gather, sentence, text_table
 from ghostcli.render.notes import lacking
 from ghostcli.render.text_table import TextTable
 from ghostcli.report import charts
-from ghostcli.report.charts import Chart, Forest, Series
+from ghostcli.report.charts import Chart, Forest
 
 #: So many panels of learning curves are drawn; the rest would hide what matters.
 MOST_PANELS = 24
@@ -97,12 +97,8 @@ def _fronts(all_cohorts: Sequence[Cohort], known: dict[str, Cost]) -> Iterable[C
 
 def _curves(all_cohorts: Sequence[Cohort]) -> Iterable[Chart]:
     for panel, curves in list(gather.panels(gather.curves(all_cohorts)).items())[:MOST_PANELS]:
-        lines = [
-            Series(curve.name, curve.mean.tolist(), *(edge.tolist() for edge in curve.range or ()), base=curve.baseline)
-            for curve in curves
-        ]
         note = "Mean over seeds; the band is their range." if any(curve.range for curve in curves) else ""
-        yield charts.lines(panel.replace("\n", " · "), lines, "test accuracy (%)", zoom=True, note=note)
+        yield charts.lines(panel.replace("\n", " · "), curves, "test accuracy (%)", zoom=True, note=note)
 
 
 def _group(anchor: str, cohort: Cohort, group: RunGroup) -> dict[str, Any]:
@@ -130,7 +126,7 @@ def _group(anchor: str, cohort: Cohort, group: RunGroup) -> dict[str, Any]:
 def _progress(run: RunRecord) -> dict[str, Any]:
     seen, accuracies, chart = facts.overview(run), gather.accuracies([run]), None
     if accuracies is not None:
-        chart = charts.lines(f"{run.id} so far", [Series("test", accuracies[0].tolist())], "test accuracy (%)")
+        chart = charts.lines(f"{run.id} so far", [gather.Curve("", "test", accuracies)], "test accuracy (%)")
     share = min(1.0, seen["epoch"] / seen["epochs"]) if seen["epochs"] else 0.0
     note = f"epoch {seen['epoch']} of {seen['epochs'] or '?'}"
     return {"id": run.id, "status": run.status, "share": share, "note": note, "chart": chart}
