@@ -86,13 +86,11 @@ def test_a_live_page_shows_what_changed_before_it_first_asked_and_that_its_comma
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page()
         page.goto(server.address)
-        page.wait_for_function("document.getElementById('n').textContent === '1'")
-        assert "no longer changes" not in page.evaluate(
-            "getComputedStyle(document.querySelector('header'), '::after').content"
-        )
+        page.wait_for_selector("#n:text-is('1')")
+        note = "getComputedStyle(document.querySelector('header'), '::after').content"
+        assert page.evaluate(note) == "none"
         server.shutdown()
         server.server_close()
-        page.wait_for_function(
-            "getComputedStyle(document.querySelector('header'), '::after').content.includes('no longer changes')"
-        )
+        page.wait_for_selector("body.gone")
+        assert "no longer changes" in page.evaluate(note)
         browser.close()
