@@ -197,6 +197,34 @@ def test_verify_finds_it_too(fraud: Callable[[Path], None], runs: Path) -> None:
     assert any(FRAUDS[fraud] in problem for problem in verify_run(found))
 
 
+@pytest.mark.parametrize("epoch", [-7, 0, 999, 10**30])
+def test_a_selected_epoch_that_was_not_trained(tmp_path: Path, epoch: int) -> None:
+    run = tmp_path / write_run(tmp_path, "gns:1.0", sections={"data": {"validation": 100}})
+    accuracy(run, selected_epoch=epoch, selected_by="validation")
+    [refused] = build(tmp_path).left_out
+    assert refused.reason == f"its result is epoch {epoch} of 200"
+
+
+SHAPES = {
+    "one axis": (np.zeros(1000, np.float16), np.zeros(1000, np.int64)),
+    "no axis": (np.float16(1), np.int64(1)),
+    "text": (np.full((1000, 10), "a"), np.zeros(1000, np.int64)),
+    "fewer labels": (np.zeros((1000, 10), np.float16), np.zeros(5, np.int64)),
+    "no classes": (np.zeros((1000, 0), np.float16), np.zeros(1000, np.int64)),
+    "labels in letters": (np.zeros((1000, 10), np.float16), np.full(1000, "cat")),
+}
+
+
+@pytest.mark.parametrize("arrays", SHAPES.values(), ids=SHAPES)
+def test_arrays_that_are_no_predictions_are_damage(arrays: tuple[np.ndarray, np.ndarray], runs: Path) -> None:
+    run = taught(runs)
+    np.savez(run / "predictions.npz", logits=arrays[0], labels=arrays[1])
+    refused = [out for out in build(runs).left_out if "predictions.npz has changed" in out.reason]
+    assert refused
+    found = next(one for one in record.scan(runs) if one.path == run)
+    assert found.predictions() is None and "predictions.npz is damaged" in verify_run(found)
+
+
 def test_logits_that_do_not_give_the_recorded_answers(runs: Path) -> None:
     """Sealed by their checksum. A table takes no number from the logits; `ghost runs verify` reads them."""
     run = taught(runs)

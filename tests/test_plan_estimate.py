@@ -52,6 +52,11 @@ def test_a_networks_own_largest_run_is_taken_without_its_first_epoch(tmp_path):
     assert rates.basis["gns:1.0"] == "measured in finished runs"
 
 
+def test_a_rate_that_is_no_number_is_passed_over(tmp_path):
+    a_run(tmp_path, "gns:1.0", [1.0, 100.0, "fast"])
+    assert Rates(scan(tmp_path), "cpu", never).seconds("gns:1.0") == pytest.approx(1 / 100)
+
+
 @pytest.mark.parametrize("unfit", [{"device": "cuda"}, {"strategy": "kd"}, {"images": 100}])
 def test_runs_that_tell_nothing_of_this_are_not_taken(unfit, tmp_path):
     a_run(tmp_path, "gns:1.0", [7.0], **unfit)

@@ -37,6 +37,8 @@ WRONG = {
     "control characters": (["--on", "slurm", "--slurm", "comment=a\nb"], "has control characters"),
     "a part of a GPU on Slurm": (["--on", "slurm", "--gpus-per-job", "0.5"], "Slurm gives whole GPUs"),
     "one and a half GPUs": (["--on", "ray", "--gpus-per-job", "1.5"], "must be a whole number, or a fraction below 1"),
+    "endless GPUs": (["--on", "slurm", "--gpus-per-job", "inf"], "--gpus-per-job inf: must be a whole number"),
+    "no number of GPUs": (["--on", "ray", "--gpus-per-job", "nan"], "--gpus-per-job nan: must be a whole number"),
     "GPUs here": (["--gpus-per-job", "1"], "here --device chooses the GPU"),
     "nobody there": (["--on", "ray://127.0.0.1:1"], "nobody answers at ray://127.0.0.1:1"),
 }

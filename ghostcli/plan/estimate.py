@@ -78,7 +78,9 @@ class Rates:
             # The rate of a taught run includes the time of its teachers.
             if result is None or result.strategy != "plain" or result.environment.device_type != device:
                 continue
-            rates = [row["images_per_second"] for row in run.metrics() if row.get("images_per_second", 0) > 0]
+            rates = [
+                rate for row in run.metrics() if isinstance(rate := row.get("images_per_second"), float) and rate > 0
+            ]
             images = result.train_images * len(rates)
             if images > largest.get(result.student, ENOUGH - 1):
                 largest[result.student] = images

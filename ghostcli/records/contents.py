@@ -93,6 +93,8 @@ def _against_metrics(run: RunRecord) -> list[str]:
     )
     if scores.selected_by != by or not last:
         return [f"its result is epoch {scores.selected_epoch} by '{scores.selected_by}', its recipe says '{by}'"]
+    if not 1 <= scores.selected_epoch <= run.result.epochs:
+        return [f"its result is epoch {scores.selected_epoch} of {run.result.epochs}"]
     if not rows and not (run.path / "metrics.jsonl").exists():
         return []
     if len(rows) != run.result.epochs:

@@ -187,7 +187,7 @@ def _values(lines: list[bytes]) -> list[Any]:
 
 
 def predictions(content: bytes) -> tuple[np.ndarray, np.ndarray] | None:
-    """Logits [n, C] and labels [n] from the content of predictions.npz; None if it is damaged or holds a pickle."""
+    """Logits [n, C] and labels [n] from the content of predictions.npz; None if it holds anything else."""
     from numpy.lib.format import read_array  # numpy is loaded only where it is needed
 
     try:
@@ -196,7 +196,8 @@ def predictions(content: bytes) -> tuple[np.ndarray, np.ndarray] | None:
         logits, labels = (read_array(file, allow_pickle=False) for file in files)
     except Exception:  # the zip, its compression and numpy raise nearly anything on a damaged file
         return None
-    return logits, labels
+    fits = logits.ndim == 2 and logits.size and labels.shape == logits.shape[:1]
+    return (logits, labels) if fits and logits.dtype.kind == "f" and labels.dtype.kind in "iu" else None
 
 
 def _read(path: Path, kind: type[Part]) -> tuple[Part | None, str]:

@@ -5,6 +5,7 @@ Invariant: nothing here changes a result. A wrong flag is one UsageError before 
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,7 @@ def place(
             raise UsageError(f"{flag}: is for --on slurm; add it, or leave {flag} out")
     if gpus and name == LOCAL:
         raise UsageError("--gpus-per-job: is for --on ray and --on slurm; here --device chooses the GPU")
-    if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
+    if not 0 <= gpus < math.inf or (gpus > 1 and gpus != int(gpus)):
         raise UsageError(f"--gpus-per-job {gpus:g}: must be a whole number, or a fraction below 1 such as 0.5")
     options: dict[str, str | None] = {}
     if name == SLURM:
