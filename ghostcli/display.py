@@ -14,6 +14,7 @@ import re
 import sys
 import textwrap
 import time
+from collections.abc import Collection
 from contextlib import redirect_stdout
 from html import escape
 from typing import Any
@@ -52,18 +53,17 @@ def live() -> bool:
 
 
 class _Results(Table):
-    """A table whose strings are text as it stands: a name with brackets is no markup of rich."""
+    """A table whose strings are text as it stands: no markup of rich, and no commands to the terminal."""
 
-    def add_row(self, *cells: Any, **how: Any) -> None:
-        super().add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), **how)
+    def add_row(self, *cells: str, **how: Any) -> None:
+        super().add_row(*(Text("\n".join(map(printable, cell.split("\n")))) for cell in cells), **how)
 
 
-def table(first: str, *titles: str, numbers: bool = False) -> Table:
-    """An empty table of results. The columns after the first hold numbers (if `numbers`) or words."""
-    view = _Results(box=None, pad_edge=False, header_style="bold", show_header=numbers)
-    view.add_column(Text(first), no_wrap=True)
-    for title in titles:
-        view.add_column(Text(title), justify="right" if numbers else "left", no_wrap=True)
+def table(first: str, *titles: str, words: Collection[str] = (), header: bool = True) -> Table:
+    """An empty table of results. The columns after the first hold numbers, but for those with these titles `words`."""
+    view = _Results(box=None, pad_edge=False, header_style="bold", show_header=header)
+    for title in (first, *titles):
+        view.add_column(Text(title), justify="left" if title in (first, *words) else "right", no_wrap=True)
     return view
 
 
@@ -80,12 +80,14 @@ def tell(view: Table) -> None:
 
 
 def tell_json(value: Any) -> None:
-    """Print a JSON value on standard output. Characters stay as they are, but for lone surrogates.
+    """Print a JSON value on standard output. NaN and infinities become null.
 
-    A file's name may hold such, and no encoding has them. NaN and infinities become null.
+    Characters stay as they are where standard output has them all. Lone surrogates, which a file's name may hold, and
+    what commands a terminal are written as JSON's escapes.
     """
-    text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write(re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n")
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(_finite(value), indent=1, ensure_ascii=ascii_only, allow_nan=False)
+    sys.stdout.write(re.sub("[\x7f-\x9f\ud800-\udfff]", lambda one: f"\\u{ord(one[0]):04x}", text) + "\n")
 
 
 def _finite(value: Any) -> Any:

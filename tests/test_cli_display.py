@@ -87,14 +87,31 @@ def test_no_cell_of_a_table_is_cut(columns, monkeypatch, capsys):
     from ghostcli.display import table, tell
 
     monkeypatch.setenv("COLUMNS", str(columns))
-    view = table("how it learnt", "accuracy (%)", "against alone [95 %]", numbers=True)
+    view = table("how it learnt", "accuracy (%)", "against alone [95 %]")
     view.add_row("via an assistant", "69.67 ± 2.59 (5)", "+17.72 [+11.49, +23.95]")
     tell(view)
     assert "via an assistant  69.67 ± 2.59 (5)  +17.72 [+11.49, +23.95]" in capsys.readouterr().out
 
 
 def test_json_has_neither_infinities_nor_halves_of_a_character(capsys):
-    tell_json({"a\udce9": [float("nan"), (float("inf"), 1.5)], "é": {"x": "\ud83d"}})
+    tell_json({"a\udce9": [float("nan"), (float("inf"), 1.5)], "é": {"x": "\ud83d\x9b31m"}})
     out = capsys.readouterr().out
     out.encode("utf-8")
-    assert "é" in out and json.loads(out) == {"a\udce9": [None, [None, 1.5]], "é": {"x": "\ud83d"}}
+    assert "é" in out and "\x9b" not in out, "a byte that commands some terminals"
+    assert json.loads(out) == {"a\udce9": [None, [None, 1.5]], "é": {"x": "\ud83d\x9b31m"}}
+
+
+def test_json_is_ascii_where_standard_output_has_no_more():
+    code = "from ghostcli.display import tell_json; tell_json({'a': 'é'})"
+    environment = crash.ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert json.loads(done.stdout) == {"a": "é"}
+
+
+def test_what_a_table_holds_cannot_command_the_terminal(capsys):
+    from ghostcli.display import table, tell
+
+    view = table("image", "class", words=("class",))
+    view.add_row("[red]cat[/red].png", "cat\x1b]0;owned\x07")
+    tell(view)
+    assert "[red]cat[/red].png  cat\\x1b]0;owned\\x07" in capsys.readouterr().out

@@ -164,7 +164,7 @@ def test_hours_of_work_are_asked_about_at_a_terminal(ghost, tmp_path, monkeypatc
 
 
 def test_too_little_disk_is_warned_of(ghost, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     assert "has less free space" in ghost("reproduce", "I", "--runs", tmp_path / "a/b", "--dry-run").out
 
 

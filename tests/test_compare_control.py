@@ -75,10 +75,9 @@ def test_holm_counts_the_controls(runs: Path) -> None:
     assert (found.p_adjusted, found.control.p_adjusted) == pytest.approx(tuple(min(1, 2 * value) for value in p))
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_the_control_is_never_pooled_into_the_row(runs: Path, mixed: bool) -> None:
-    assert taught(build(runs, mixed=mixed)).ours.n == 3
-    assert next(r for r in build(runs, "I", mixed=mixed).rows if r.student == "gns:1.0").ours.n == 3
+def test_the_control_is_never_pooled_into_the_row(runs: Path) -> None:
+    assert taught(build(runs)).ours.n == 3
+    assert next(r for r in build(runs, "I").rows if r.student == "gns:1.0").ours.n == 3
 
 
 def test_what_differs_in_more_than_blind_teachers_is_no_control(tmp_path: Path) -> None:

@@ -98,10 +98,9 @@ def test_unshuffled_rows_of_other_families_are_left_out_where_the_baseline_was_s
     table = build(tmp_path)
     assert row(table, "gns:1.0", "vgg13").ours is None
     assert reasons(table) == {"not shuffled, while its baseline is": 1}
-    assert row(build(tmp_path, mixed=True), "gns:1.0", "vgg13").ours.n == 1
 
 
-def test_protocols_are_never_mixed_unless_asked(tmp_path: Path) -> None:
+def test_protocols_are_never_mixed(tmp_path: Path) -> None:
     for epochs in (10, 20):
         write_run(tmp_path, "gns:1.0", accuracy=80 + epochs / 2, epochs=epochs)
     write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), epochs=10, accuracy=85)
@@ -111,9 +110,6 @@ def test_protocols_are_never_mixed_unless_asked(tmp_path: Path) -> None:
     assert row(table, "gns:1.0", "resnet50").delta.mean == pytest.approx(0.0)
     assert reasons(table) == {"other protocol (50,000 images × 10 epochs)": 1}
     assert not table.full_budget
-    mixed = build(tmp_path, mixed=True)
-    assert row(mixed, "gns:1.0", "vgg13").delta.mean == pytest.approx(85 - 87.5)
-    assert not mixed.left_out
 
 
 def test_other_images_under_one_protocol_are_no_peers(tmp_path: Path) -> None:
@@ -137,8 +133,6 @@ def test_the_papers_own_settings_keep_their_row(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), seed=seed, accuracy=93.0, distill={"temperature": 4.0})
     assert row(build(tmp_path), "gns:1.0", "vgg13").ours.mean == pytest.approx(91.0)
-    pooled = row(build(tmp_path, mixed=True), "gns:1.0", "vgg13").ours
-    assert (pooled.n, pooled.mean) == (4, pytest.approx(92.5))
 
 
 def test_most_seeds_stand_for_a_ghost_row(tmp_path: Path) -> None:

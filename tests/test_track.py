@@ -89,12 +89,14 @@ def test_a_tracker_that_is_not_there(ghost, tmp_path: Path, monkeypatch) -> None
     assert done.code == 2 and "--to wandb: is not installed; type pip install 'ghostcli[track]'" in done.err
 
 
-def test_tensorboard_reads_back_what_was_sent(ghost, tmp_path: Path) -> None:
+def test_tensorboard_reads_back_what_was_sent(ghost, tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = write_run(tmp_path / "runs", epochs=3)
     assert ghost("runs", "sync", "--runs", tmp_path / "runs").code == 0
+    monkeypatch.chdir(tmp_path)
+    assert ghost("runs", "sync", "--runs", "runs").out == "", "the same folder, spelled otherwise"
     found = EventAccumulator(str(tmp_path / "runs" / "tensorboard" / run))
     found.Reload()
     rows = [json.loads(line) for line in (tmp_path / "runs" / run / "metrics.jsonl").read_text().splitlines()]

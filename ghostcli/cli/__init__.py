@@ -27,7 +27,6 @@ from ghostcli.cli import (
     recipe,
     report,
     reproduce,
-    run_job,
     runs,
     table,
     teach,
@@ -36,6 +35,7 @@ from ghostcli.cli import (
     welcome,
 )
 from ghostcli.errors import GhostError, Interrupted, meant, nearest, printable
+from ghostcli.run import carry
 
 #: What typer raises for a wrong command, flag or argument.
 WrongUsage = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -107,7 +107,7 @@ app.command(rich_help_panel=PREPARE)(export.export)
 app.command(rich_help_panel=PREPARE)(hub.push)
 app.command(rich_help_panel=PREPARE)(hub.pull)
 app.command(rich_help_panel=PREPARE)(doctor.doctor)
-app.command(name="run-job", hidden=True)(run_job.run_job)
+app.command(name="run-job", hidden=True)(carry.run)
 volume.everywhere(app)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -85,7 +84,7 @@ def bench(
             measurements = deploy_bench.measure(networks, batch, where, rounds, lambda note: show.advance(note=note))
         rows = [row | more for row, more in zip(rows, measurements, strict=True)]
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        tell_json(rows)
     else:
         _print(rows)
     if plot is not None:
@@ -173,7 +172,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 
 def _tell(titles: Sequence[str], rows: Sequence[tuple[str, list[str]]]) -> None:
-    view = table("model", *titles, numbers=True)
+    view = table("model", *titles)
     for model, cells in rows:
         view.add_row(model, *cells)
     tell(view)

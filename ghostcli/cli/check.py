@@ -5,15 +5,11 @@ Invariant: nothing is trained. The findings printed are those that the run's rec
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import typer
-
-from ghostcli import signals
 from ghostcli.cli.options import Common
-from ghostcli.display import apart
+from ghostcli.display import apart, tell_json
 from ghostcli.errors import UsageError, printable
 from ghostcli.plan import Finished, Job, commands, is_done, record_of
 from ghostcli.records import trained
@@ -37,14 +33,14 @@ def report(job: Job, common: Common) -> None:
         )
     findings = inspect(job, common)
     if common.json:
-        typer.echo(json.dumps([finding.model_dump() for finding in findings], indent=1, allow_nan=False))
+        tell_json([finding.model_dump() for finding in findings])
     else:
         _print(job, findings)
 
 
 def inspect(job: Job, common: Common) -> list[Finding]:
     """The findings of the check that the engine makes before the first step of `job`."""
-    with apart(), signals.handled():
+    with apart():
         from ghostcli.check import findings
         from ghostcli.distill import teacher
         from ghostcli.engine.device import pick

@@ -5,7 +5,6 @@ Invariant: results go to stdout; with --json they are one JSON value. Only `fetc
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,23 +29,15 @@ def list_sets(as_json: Json = False) -> None:
     """The named data sets: folder, whether the files are there, number of images and classes."""
     rows = _sets()
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        tell_json(rows)
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("name", "on disk", box=None, pad_edge=False)
-    for heading in ("training", "test", "classes"):
-        table.add_column(heading, justify="right")
-    table.add_column("folder", overflow="fold")
+    view = table("name", "on disk", "training", "test", "classes", "folder", words=("on disk", "folder"))
     for row in rows:
         counts = (f"{row[key]:,}" for key in ("train_images", "test_images", "classes"))
-        table.add_row(row["name"], MEANING[row["state"]], *counts, Text(row["path"]))
-    console = Console()
-    console.print(table)
-    console.print("A missing set is downloaded at first use, or by `ghost data fetch NAME`.")
-    console.print("Your own images: folder:PATH, with PATH/train/CLASS/*.png and PATH/test/CLASS/*.png (or val/).")
+        view.add_row(row["name"], MEANING[row["state"]], *counts, row["path"])
+    tell(view)
+    typer.echo("A missing set is downloaded at first use, or by `ghost data fetch NAME`.")
+    typer.echo("Your own images: folder:PATH, with PATH/train/CLASS/*.png and PATH/test/CLASS/*.png (or val/).")
 
 
 @app.command()
@@ -56,7 +47,7 @@ def fetch(name: Name, as_json: Json = False) -> None:
         raise UsageError(f"{printable(name)}: your own images need no download; `ghost data verify` checks them")
     SETS[name].fetch(data_root())
     row = next(row for row in _sets() if row["name"] == name)
-    typer.echo(json.dumps(row, indent=1) if as_json else f"{name}: ready, {row['path']}")
+    tell_json(row) if as_json else typer.echo(f"{name}: ready, {row['path']}")
 
 
 @app.command()
@@ -65,7 +56,7 @@ def verify(name: Name, as_json: Json = False) -> None:
     checks = _checks(name)
     bad = [check for check in checks if check["problem"]]
     if as_json:
-        typer.echo(json.dumps({"name": printable(name), "ok": not bad, "files": checks}, indent=1))
+        tell_json({"name": printable(name), "ok": not bad, "files": checks})
     else:
         for check in checks:
             typer.echo(f"BAD {check['problem']}" if check["problem"] else f"ok  {check['file']}")
@@ -93,7 +84,7 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
         data = {key: value for key, value in asdict(contents).items() if key != "settings"}
         tell_json(data | {"command": command})
         return
-    view = table("class", *contents.counts, numbers=True)
+    view = table("class", *contents.counts)
     for name in dict.fromkeys(name for part in contents.counts.values() for name in part):
         view.add_row(printable(name), *(f"{part.get(name, 0):,}" for part in contents.counts.values()))
     totals = {part: sum(classes.values()) for part, classes in contents.counts.items()}

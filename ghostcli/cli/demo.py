@@ -5,7 +5,6 @@ Invariant: it is made of the same engine, records and comparisons as everything 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ import typer
 from ghostcli import plan
 from ghostcli.cli.options import Device, Json, Runs, Where, with_common, words
 from ghostcli.cli.train import leave
+from ghostcli.display import tell_json
 from ghostcli.errors import printable
 from ghostcli.machine import cores
 from ghostcli.plan import Job, record_of
@@ -71,7 +71,7 @@ def demo(
     prediction = _predict_first(ways[ONE][0], runs)
     seconds = time.perf_counter() - began
     if as_json:
-        typer.echo(json.dumps(_object(rows, seconds, forest, prediction), indent=1))
+        tell_json(_object(rows, seconds, forest, prediction))
     else:
         _show(rows, few, forest, prediction, runs)
         from ghostcli.display import console
@@ -149,8 +149,7 @@ def _show(rows: Mapping[str, Row], few: Resolved, forest: Path, prediction: Mapp
         f"Its teacher ({TEACHER}) saw all {whole:,}.\n"
         f"Accuracy on {tested} test digits, mean ± standard deviation (seeds):\n"
     )
-    view = table("how it learnt", "accuracy (%)", "against alone [95 %]", "verdict", numbers=True)
-    view.columns[-1].justify = "left"
+    view = table("how it learnt", "accuracy (%)", "against alone [95 %]", "verdict", words=("verdict",))
     for way, row in rows.items():
         against = "" if row.delta is None else text_table.interval(row.delta)
         verdict = (row.verdict or "") + " (1 run)" * bool(row.delta and row.delta.of_two_networks)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import typer
 
 from ghostcli.cli.options import Json, Runs
+from ghostcli.display import tell_json
 from ghostcli.errors import printable
 
 COLOURS = {"ok": "green", "note": "yellow", "FAIL": "bold red"}
@@ -32,6 +32,6 @@ def doctor(runs: Runs = Path("runs"), as_json: Json = False) -> None:
             console.print(line + Text(printable(f"{finding.name}: {finding.message}"), style="default"))
     ok = all(finding.level != "FAIL" for finding in findings)
     if as_json:
-        typer.echo(json.dumps({"ok": ok, "checks": [asdict(finding) for finding in findings]}, indent=1))
+        tell_json({"ok": ok, "checks": [asdict(finding) for finding in findings]})
     if not ok:
         raise typer.Exit(1)

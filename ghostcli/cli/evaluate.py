@@ -62,7 +62,7 @@ def evaluate(
 def _print_classes(rows: list[dict[str, Any]]) -> None:
     from ghostcli.deploy.ask import class_mean
 
-    view = table("class", "test images", "accuracy (%)", "95 % interval", numbers=True)
+    view = table("class", "test images", "accuracy (%)", "95 % interval")
     for row in rows:
         interval = f"{row['low']:.2f} to {row['high']:.2f}"
         view.add_row(printable(row["class"]), f"{row['images']:,}", f"{row['accuracy']:.2f}", interval)
@@ -71,7 +71,7 @@ def _print_classes(rows: list[dict[str, Any]]) -> None:
 
 
 def _print(classes: tuple[str, ...], counts: np.ndarray) -> None:
-    view = table("true \\ said", *map(printable, classes), numbers=True)
+    view = table("true \\ said", *map(printable, classes))
     for name, row in zip(classes, counts, strict=True):
         view.add_row(printable(name), *(str(count) if count else "." for count in row))
     tell(view)

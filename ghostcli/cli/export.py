@@ -31,7 +31,6 @@ def export(
             show_default="by the ending of --out",
         ),
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Weights as float16 (.safetensors).")] = False,
     int8: Annotated[
         bool, typer.Option("--int8", help="In 8-bit integers: the file --out, or one more file in the folder.")
     ] = False,
@@ -47,7 +46,7 @@ def export(
     ghost export gns-1.0-kd-1a2b3c4d/s0 --out student.onnx        ghost export ... --format onnx,pt2 --out folder
     """
     chosen = trained.find(runs, run)
-    files = formats.destinations(chosen.id, out, form, half, int8)
+    files = formats.destinations(chosen.id, out, form, int8)
 
     from ghostcli.deploy.export import from_train_form, prepare, prove
 

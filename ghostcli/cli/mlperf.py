@@ -27,7 +27,7 @@ def compare(models: list[str], runs: Path, as_json: bool) -> None:
         measurements = [{key: value for key, value in asdict(row).items() if key != "right"} for row in rows]
         tell_json({"networks": measurements, "verdicts": verdicts})
         return
-    view = table("network", "parameters", "MACs", "200 images [95 %]", "10,000 images [95 %]", "target", numbers=True)
+    view = table("network", "parameters", "MACs", "200 images [95 %]", "10,000 images [95 %]", "target")
     for row in rows:
         view.add_row(
             printable(row.model) + (" (published)" if row.reference else ""),

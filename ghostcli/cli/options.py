@@ -228,7 +228,7 @@ def with_common(function: Callable[..., Any]) -> Callable[..., Any]:
         chosen = {flag.name: kwargs.pop(flag.name) for flag in flags}
         return function(*args, **{common.name: common.annotation(**chosen)}, **kwargs)
 
-    return _as_command(command, [*own, *flags])
+    return as_command(command, [*own, *flags])
 
 
 #: The flags of `Common` that say how training goes on.
@@ -244,10 +244,10 @@ def without(verb: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any
     def command(*args: Any, **kwargs: Any) -> Any:
         return verb(*args, **kwargs, **defaults)
 
-    return _as_command(command, [parameter for name, parameter in known.items() if name not in names])
+    return as_command(command, [parameter for name, parameter in known.items() if name not in names])
 
 
-def _as_command(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
+def as_command(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
     """`function`, made by `functools.wraps`, with these parameters for typer to see."""
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     function.__annotations__ = {p.name: p.annotation for p in parameters}

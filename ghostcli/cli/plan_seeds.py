@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghostcli.cli.options import Json, Runs
+from ghostcli.display import tell_json
 from ghostcli.errors import UsageError, printable
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def plan_seeds(
     error = 0.0 if images is None else IMAGES_ERROR * math.sqrt(10_000 / images)
     typed = [Pilot("as typed", (0, 0), Spread(spread, spread, error))] if spread is not None else []
     rows = [_row(pilot, effect, comparisons) for pilot in typed or _recorded(runs)]
-    typer.echo(json.dumps(rows, indent=1) if as_json else "\n".join(_lines(rows, effect, comparisons)))
+    tell_json(rows) if as_json else typer.echo("\n".join(_lines(rows, effect, comparisons)))
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def tell(rows: Sequence[Proof], markdown: bool = False) -> None:
         for line in lines:
             typer.echo("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in line) + " |")
     else:
-        view = table("format", *TITLES, numbers=True)
+        view = table("format", *TITLES)
         for line in lines:
             view.add_row(*line)
         show(view)

@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ghostcli.cli import complete
 from ghostcli.cli.options import Json
+from ghostcli.display import tell_json
 from ghostcli.errors import UsageError, printable
 from ghostcli.recipe import canonical, digest, files, keys, load, names
 from ghostcli.recipe.toml import dumps
@@ -38,7 +39,7 @@ def list_(as_json: Json = False) -> None:
     """The shipped recipes: name, family and purpose."""
     known = [(name, load(name).recipe) for name in names()]
     if as_json:
-        _print_json([{"name": name, "family": recipe.family, "summary": recipe.summary} for name, recipe in known])
+        tell_json([{"name": name, "family": recipe.family, "summary": recipe.summary} for name, recipe in known])
         return
     table = Table("recipe", "family", "summary", box=None, pad_edge=False, header_style="bold")
     for name, recipe in known:
@@ -63,7 +64,7 @@ def show(
     recipe, provenance = resolved.recipe, resolved.provenance
     if as_json:
         header = {"name": resolved.name, "digest": digest(canonical(recipe))}
-        _print_json({**header, "recipe": recipe.model_dump(mode="json"), "provenance": provenance})
+        tell_json({**header, "recipe": recipe.model_dump(mode="json"), "provenance": provenance})
     else:
         typer.echo(dumps(recipe, provenance), nl=False)
 
@@ -97,7 +98,7 @@ def keys_(
     wanted = [word.lower() for word in words or ()]
     chosen = [key for key in keys.explained() if all(word in f"{key.name} {key.purpose}".lower() for word in wanted)]
     if as_json:
-        _print_json([asdict(key) for key in chosen])
+        tell_json([asdict(key) for key in chosen])
         return
     if not chosen:
         raise UsageError(
@@ -113,7 +114,7 @@ def keys_(
 @app.command()
 def schema() -> None:
     """The JSON schema of a recipe file, for editors that complete and check TOML."""
-    _print_json(keys.file_schema())
+    tell_json(keys.file_schema())
 
 
 @app.command()
@@ -154,7 +155,3 @@ def _own(name: str) -> str:
         if not files.is_file_name(files.parse(text, is_json=False).get("extends", "")):
             return text
     return f"# Written out from {printable(source.name)}.\n" + dumps(load(name).recipe)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))

@@ -5,19 +5,17 @@ Invariant: the printed tables contain only runs of this plan.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ghostcli import signals
+from ghostcli import display
 from ghostcli.cli.options import Data, Epochs, Running, Set, quoted, with_common
 from ghostcli.cli.train import TeacherSeeds, leave, planned, show_scripts
-from ghostcli.display import console, tell_json
+from ghostcli.display import console, tell, tell_json
 from ghostcli.errors import UsageError
 from ghostcli.machine import free_disk
 from ghostcli.packing import packed
@@ -68,27 +66,26 @@ def reproduce(
     chosen = [*settings(quoted(data) if data is not None else None, limit, epochs), *overrides]
     options, runs = how.options(), how.runs
     todo = study(tables, family, seeds, chosen, skip, runs, controls, teacher_seeds)
-    with signals.handled():
-        from ghostcli.engine.device import pick
+    from ghostcli.engine.device import pick
 
-        here = "auto" if options.place.remote else how.device  # a machine of the cluster may have what this one lacks
-        rates = Rates(record.scan(runs), pick(here).type, lambda model: measure(model, here))
-        expected = costs(todo.plan, rates, runs)
-        if how.dry_run:
-            _show_plan(todo, expected, options, how.json)
-            show_scripts(todo.plan, options)
-            return
-        for line in _summary(todo, expected, options):
-            console.print(line, markup=False)
-        total = sum(cost.seconds for cost in expected.values())
-        if total > LONG and not yes and sys.stdin.isatty() and not typer.confirm("Go ahead?", err=True):
-            raise typer.Exit
-        if total > DAY and not yes and not sys.stdin.isatty():
-            raise UsageError(f"about {hours(total)} of work and no terminal to confirm it: add --yes to start")
-        if options.place.detach:
-            leave(todo.plan, options)
-            return
-        failed = _run(todo, packed(todo.plan, options), expected, how.json)
+    here = "auto" if options.place.remote else how.device  # a machine of the cluster may have what this one lacks
+    rates = Rates(record.scan(runs), pick(here).type, lambda model: measure(model, here))
+    expected = costs(todo.plan, rates, runs)
+    if how.dry_run:
+        _show_plan(todo, expected, options, how.json)
+        show_scripts(todo.plan, options)
+        return
+    for line in _summary(todo, expected, options):
+        console.print(line, markup=False)
+    total = sum(cost.seconds for cost in expected.values())
+    if total > LONG and not yes and sys.stdin.isatty() and not typer.confirm("Go ahead?", err=True):
+        raise typer.Exit
+    if total > DAY and not yes and not sys.stdin.isatty():
+        raise UsageError(f"about {hours(total)} of work and no terminal to confirm it: add --yes to start")
+    if options.place.detach:
+        leave(todo.plan, options)
+        return
+    failed = _run(todo, packed(todo.plan, options), expected, how.json)
     if how.json:
         tell_json(_result(todo, runs))
     if failed:
@@ -207,17 +204,16 @@ def _show_plan(todo: Study, expected: dict[str, Cost], options: launch.Options, 
             "left_out": _skipped_rows(todo),
             **total,
         }
-        typer.echo(json.dumps(document, indent=1))
+        tell_json(document)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    view = Table("", "run", "tables", "taught by", "epochs", "", "about", box=None, pad_edge=False)
+    view = display.table(
+        "", "run", "tables", "taught by", "epochs", "plan", "about", words=("run", "tables", "taught by", "plan")
+    )
     for number, (row, job) in enumerate(zip(rows, todo.plan.jobs, strict=True), 1):
         about = hours(row["seconds"]) if row["seconds"] else ""
         taught = joined(job.path, job.strategy) or "-"
         view.add_row(str(number), row["run"], " ".join(row["tables"]), taught, str(row["epochs"]), row["state"], about)
-    Console(width=max(120, shutil.get_terminal_size().columns)).print(view)
+    tell(view)
     for line in _summary(todo, expected, options):
         typer.echo(line)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from ghostcli import signals
 from ghostcli.cli import complete
 from ghostcli.cli.options import Json, Runs
+from ghostcli.display import tell_json
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.records import lease, record
 from ghostcli.records.contents import without_places
@@ -35,7 +35,7 @@ def list_runs(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """All runs: status, epochs, accuracy and problems."""
     rows = with_queue([overview(run) for run in scanned(runs)], runs)
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        tell_json(rows)
     elif rows:
         _print(rows)
     else:
@@ -103,7 +103,7 @@ def show(run: Id, runs: Runs = Path("runs"), as_json: Json = False) -> None:
     if as_json:
         parts = {"result": chosen.result, "recipe": chosen.setup, "env": chosen.environment}
         contents = {name: dump(part) if part else None for name, part in parts.items()}
-        typer.echo(json.dumps(overview(chosen) | contents, indent=1))
+        tell_json(overview(chosen) | contents)
         return
     from rich.console import Console
     from rich.table import Table
@@ -137,7 +137,7 @@ def verify(
         rows.append({"run": one.id, "status": one.status, "problems": list(dict.fromkeys(problems))})
     broken = [row for row in rows if row["problems"]]
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        tell_json(rows)
     else:
         if not rows:
             typer.echo(f"{printable(runs)}: no runs")

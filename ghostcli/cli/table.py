@@ -67,9 +67,6 @@ def table(
             "--equal-budget", help="Compare with baselines trained as long as a row and its teachers together."
         ),
     ] = False,
-    allow_mixed: Annotated[
-        bool, typer.Option("--allow-mixed", help="Pool runs with different data, budgets and recipes in one row.")
-    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -94,7 +91,7 @@ def table(
     if which is not None:
         upper = which.upper()
         which = one_of("table", {name.upper(): name for name in NAMES}.get(upper, upper), NAMES)
-    options = Options("best" if paper_metric else "selected", margin, allow_mixed, equal_budget, runs)
+    options = Options("best" if paper_metric else "selected", margin, equal_budget, runs)
     if not runs.is_dir() and runs != Path("runs"):
         console.print(f"ghost: --runs {printable(runs)}: there is no such folder, so no runs are in the tables")
     with uncollected():

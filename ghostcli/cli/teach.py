@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from ghostcli import signals
 from ghostcli.cli.options import Device, Json, Runs
-from ghostcli.display import Display
+from ghostcli.display import Display, tell_json
 from ghostcli.errors import UsageError
 from ghostcli.records import trained
 from ghostcli.run.job import load_data
@@ -33,26 +32,23 @@ def fill(
     if chosen.status != "done" or chosen.result is None:
         raise UsageError(f"{chosen.id}: cannot teach ({chosen.problem}); finish it first")
     recipe = chosen.result.recipe
-    with signals.handled():
-        from ghostcli.distill import teacher
-        from ghostcli.engine.device import pick
+    from ghostcli.distill import teacher
+    from ghostcli.engine.device import pick
 
-        where = pick(device)
-        data = load_data(recipe.data)
-        if data.checksum != chosen.result.data_checksum:
-            raise UsageError(
-                f"{chosen.id}: the images of {recipe.data.name} have changed since its training; restore them"
-            )
-        loaded = teacher.load(chosen.id, runs, len(data.classes), where)
-        views = recipe.augment.view_count
-        if views is None:
-            raise UsageError(
-                f"{chosen.id}: views with augment.cutout={recipe.augment.cutout} cannot be numbered, so no table is "
-                "possible"
-            )
-        with Display() as show, signals.polled():
-            show.begin(f"{chosen.id} table", views * len(data.train))
-            table = teacher.fill_table(loaded, data, recipe.augment, where, show.advance)
+    where = pick(device)
+    data = load_data(recipe.data)
+    if data.checksum != chosen.result.data_checksum:
+        raise UsageError(f"{chosen.id}: the images of {recipe.data.name} have changed since its training; restore them")
+    loaded = teacher.load(chosen.id, runs, len(data.classes), where)
+    views = recipe.augment.view_count
+    if views is None:
+        raise UsageError(
+            f"{chosen.id}: views with augment.cutout={recipe.augment.cutout} cannot be numbered, so no table is "
+            "possible"
+        )
+    with Display() as show, signals.polled():
+        show.begin(f"{chosen.id} table", views * len(data.train))
+        table = teacher.fill_table(loaded, data, recipe.augment, where, show.advance)
     filled = {
         "run": chosen.id,
         "table": str(table.folder),
@@ -61,7 +57,7 @@ def fill(
         "filled": table.coverage(),
     }
     if as_json:
-        typer.echo(json.dumps(filled, indent=1))
+        tell_json(filled)
     else:
         typer.echo(
             f"{chosen.id}: {filled['filled']:.1%} of {views} views x {len(data.train):,} images, in {table.folder}"

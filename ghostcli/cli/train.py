@@ -5,7 +5,6 @@ Invariant: a verb only defines who teaches whom. Everything else is in the recip
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from ghostcli import plan
 from ghostcli.cli import complete
 from ghostcli.cli.check import report
 from ghostcli.cli.options import TRAINING, Common, with_common, without
-from ghostcli.display import console
+from ghostcli.display import console, table, tell, tell_json
 from ghostcli.errors import GhostError, Interrupted, UsageError, printable
 from ghostcli.packing import packed
 from ghostcli.plan import Job, commands, record_of
@@ -233,7 +232,6 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
 
 def leave(todo: plan.Plan, options: launch.Options) -> None:
     """Submit a plan to Slurm and say how to follow it."""
-    from ghostcli.display import console
     from ghostcli.run.on_slurm import jobs
 
     if count := launch.detach(todo, options):
@@ -254,11 +252,9 @@ def show_results(todo: plan.Plan, common: Common) -> None:
     """Print the requested runs: each finished one and its accuracy; with --json all of them, finished or not."""
     if common.json:
         results = [told(job, common.runs) for job in todo.requested]
-        typer.echo(json.dumps(results[0] if len(results) == 1 else results, indent=1))
+        tell_json(results[0] if len(results) == 1 else results)
         return
-    from ghostcli.display import table, tell
-
-    view = table("run", "test accuracy (%)", numbers=True)
+    view = table("run", "test accuracy (%)")
     for job in todo.requested:
         run = record_of(job, common.runs)
         if run.result:
@@ -338,13 +334,10 @@ def show_plan(todo: plan.Plan, options: launch.Options, as_json: bool) -> None:
     """Print what will be trained and what is reused, in order."""
     rows = [planned(job, options.runs, is_fresh(job, todo, options)) for job in todo.jobs]
     if as_json:
-        typer.echo(json.dumps(rows, indent=1))
+        tell_json(rows)
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    view = Table("", "run", "taught by", "epochs", "plan", box=None, pad_edge=False)
+    view = table("", "run", "taught by", "epochs", "plan", words=("run", "taught by", "plan"))
     for number, row in enumerate(rows, 1):
         state = PLANNED[row["state"]]
         view.add_row(str(number), row["run"], "\n".join(row["teachers"]) or "-", str(row["epochs"]), state)
-    Console(soft_wrap=True).print(view)
+    tell(view)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ghostcli import display
+from ghostcli.cli.options import as_command
 from ghostcli.errors import UsageError
 
 FLAGS = {
@@ -37,19 +38,13 @@ def choose(quiet: bool, verbose: bool) -> None:
 
 
 def _with_flags(function: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(function, eval_str=True)
-    flags = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint)
-        for name, hint in FLAGS.items()
-    ]
+    parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+    for name, hint in FLAGS.items():
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint))
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> Any:
         choose(*(kwargs.pop(name) for name in FLAGS))
         return function(*args, **kwargs)
 
-    parameters = [*signature.parameters.values(), *flags]
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    del command.__wrapped__  # typer must see the new signature, not the old one
-    return command
+    return as_command(command, parameters)

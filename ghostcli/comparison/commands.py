@@ -15,7 +15,7 @@ from ghostcli.records import trained
 def of_row(row: PaperRow, family: str, cohort: Cohort | None, runs: Path = RUNS) -> str:
     """The command for a printed row: the family's recipe, and the settings of the cohort that differ from it."""
     recipe, flags = row.recipe(family), ()
-    if cohort is not None and not cohort.mixed:
+    if cohort is not None:
         flags = settings(recipe, cohort.about.recipe, taught=False)
     return training(row.student, row.strategy, row.teachers, recipe, flags, runs=runs)
 

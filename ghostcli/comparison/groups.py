@@ -230,10 +230,9 @@ class RunGroup:
 
 @dataclass(frozen=True)
 class Cohort:
-    """Run groups of one protocol on the same images (of several protocols, if mixing is allowed)."""
+    """Run groups of one protocol on the same images."""
 
     groups: tuple[RunGroup, ...]
-    mixed: bool = False
 
     @property
     def about(self) -> RunResult:
@@ -251,8 +250,6 @@ class Cohort:
 
     def describe(self) -> str:
         """Data, budget and differences from the shipped recipe, in a phrase."""
-        if self.mixed:
-            return "mixed protocols"
         soft = self.groups[0].smoothing
         smoothed = f"labels smoothed by {soft:g}" if soft else ""
         budget = budget_of(self.about.train_images, self.about.epochs)
@@ -351,32 +348,23 @@ def of_family(runs: Sequence[RunRecord], family: str) -> list[RunRecord]:
     return own + [run for run in runs if lent(run)]
 
 
-def _group_of(about: RunSetup, mixed: bool) -> tuple[Any, ...]:
-    """A key that is equal for runs of one group: of one job, or if mixing is allowed of one row of a table."""
-    job = job_of(about)
-    if not mixed:
-        return job
-    return *job[:3], about.recipe.distill.blind if about.teachers else about.recipe.train.label_smoothing
+def cohorts(runs: Sequence[RunRecord], failed: Sequence[RunRecord] = ()) -> list[Cohort]:
+    """One cohort per protocol.
 
-
-def cohorts(runs: Sequence[RunRecord], failed: Sequence[RunRecord] = (), mixed: bool = False) -> list[Cohort]:
-    """One cohort per protocol. If mixing is allowed: one cohort of all runs, whose groups also pool recipes.
-
-    Untaught runs with different label smoothing are never pooled, nor are runs of one job whose weights started
-    differently: a network whose ImageNet weights could not be had starts from scratch. `failed` runs go to the largest
-    group of their job.
+    Runs of one job whose weights started differently are not pooled: a network whose ImageNet weights could not be had
+    starts from scratch. `failed` runs go to the largest group of their job.
     """
-    lost = grouped(failed, lambda run: _group_of(run.setup, mixed))
+    lost = grouped(failed, lambda run: job_of(run.setup))
     all_cohorts = []
-    for together in grouped(runs, lambda run: None if mixed else same_conditions(run.result)).values():
+    for together in grouped(runs, lambda run: same_conditions(run.result)).values():
         groups: list[RunGroup] = []
-        for job, runs_of_job in grouped(together, lambda run: _group_of(run.result, mixed)).items():
-            starts = grouped(runs_of_job, lambda run: None if mixed else run.result.start).values()
+        for job, runs_of_job in grouped(together, lambda run: job_of(run.result)).items():
+            starts = grouped(runs_of_job, lambda run: run.result.start).values()
             for place, seeds in enumerate(sorted(starts, key=len, reverse=True)):
                 ordered = tuple(sorted(seeds, key=lambda run: (run.result.seed, run.id)))
                 elsewhere = frozenset(run.result.seed for run in runs_of_job if run not in seeds)
                 groups.append(RunGroup(ordered, tuple(lost.get(job, ())) if place == 0 else (), elsewhere))
-        all_cohorts.append(Cohort(tuple(groups), mixed))
+        all_cohorts.append(Cohort(tuple(groups)))
     return all_cohorts
 
 

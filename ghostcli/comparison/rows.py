@@ -97,7 +97,6 @@ class Options:
 
     metric: str = "selected"
     margin: float = MARGIN
-    mixed: bool = False
     equal_budget: bool = False
     runs: Path = commands.RUNS
 
@@ -129,4 +128,4 @@ class Table:
 
     @property
     def full_budget(self) -> bool:
-        return self.cohort is None or self.cohort.mixed or self.cohort.budget >= paper().source.budget
+        return self.cohort is None or self.cohort.budget >= paper().source.budget

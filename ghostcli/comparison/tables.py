@@ -104,7 +104,7 @@ def families(admitted: Admitted) -> tuple[str, ...]:
 def built(names: Iterable[str], admitted: Admitted, family: str, options: Options = Options()) -> list[Table]:
     """Tables by name (I to IV) from the runs of one family, without verdicts. UsageError if there is no such table."""
     runs = of_family(admitted.runs, family)
-    family_cohorts = cohorts(runs, of_family(admitted.failed, family), options.mixed)
+    family_cohorts = cohorts(runs, of_family(admitted.failed, family))
     refused = [out for out in admitted.left_out if out.family in ("", family)]
     baselines = Baselines.among(family_cohorts, admitted, options)
     return [_build(paper().table(name), family, runs, refused, baselines) for name in names]
@@ -276,7 +276,7 @@ def placed(tables: Iterable[Table]) -> set[str]:
 
 def _other_protocols(runs: Sequence[RunRecord], table: str, cohort: Cohort | None) -> list[LeftOut]:
     """Runs that belong to a row of the table but have another protocol than the one shown."""
-    if cohort is None or cohort.mixed:
+    if cohort is None:
         return []
     out, reference = [], cohort.about
     conditions = same_conditions(reference)
@@ -308,8 +308,7 @@ def _left_out(group: RunGroup, reason: str) -> list[LeftOut]:
 def _order_differs(group: RunGroup, cohort: Cohort) -> bool:
     """Whether a taught group was not shuffled but its baseline was. In `published` this is intended."""
     baseline = cohort.baseline(group)
-    allowed = cohort.mixed or group.family == "published"
-    return not allowed and baseline is not None and group.about.shuffled != baseline.about.shuffled
+    return group.family != "published" and baseline is not None and group.about.shuffled != baseline.about.shuffled
 
 
 def only(table: Table, ids: set[str]) -> Table:

@@ -46,10 +46,10 @@ BATCH = 256  # images that a throughput is measured with
 SUFFIXES = tuple(dict.fromkeys(form.suffix for form in FORMATS.values()))
 
 
-def choose(text: str, half: bool = False, int8: bool = False) -> list[Format]:
+def choose(text: str, int8: bool = False) -> list[Format]:
     """The formats of a list such as `onnx,pt2`, or of `all`; UsageError for a name that is none.
 
-    `half` takes the float16 form in place of one that has it; `int8` adds the int8 form of each that has one.
+    `int8` adds the int8 form of each that has one.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
     if words == [ALL]:
@@ -61,13 +61,13 @@ def choose(text: str, half: bool = False, int8: bool = False) -> list[Format]:
         if word not in FORMATS:
             raise UsageError(f"--format {printable(word)}: is no format{nearest(word, list(FORMATS))}")
         form = FORMATS[word]
-        formats.append(FORMATS.get(f"{form.name}-float16", form) if half else form)
+        formats.append(form)
         if int8 and f"{form.name}-int8" in FORMATS:
             formats.append(FORMATS[f"{form.name}-int8"])
     return list(dict.fromkeys(formats))
 
 
-def destinations(run: str, out: Path, text: str | None, half: bool, int8: bool = False) -> list[tuple[Format, Path]]:
+def destinations(run: str, out: Path, text: str | None, int8: bool = False) -> list[tuple[Format, Path]]:
     """The file of each format: `out` itself for one whose ending it has, otherwise files in the folder `out`.
 
     The folder need not be there where several formats are asked for, or where its name has no ending: `make_folders`
@@ -80,15 +80,12 @@ def destinations(run: str, out: Path, text: str | None, half: bool, int8: bool =
         if form is None:
             raise UsageError(f"--out {where}: its name must end in {', '.join(SUFFIXES)}; or add --format")
         text = form.name
-    forms = choose(text, half, int8)
+    forms = choose(text, int8)
     if int8:
         whole = [form for form in forms if form.int8]
         if not whole:
             raise UsageError(f"--int8: {forms[0].name} has no int8 form; add --format onnx or tflite")
         forms = whole if one_file else forms
-    if half and not any(form.name.endswith("-float16") for form in forms):
-        other = printable(out.with_suffix(".safetensors"))
-        raise UsageError(f"--half: {forms[0].name} computes in float32; use --format safetensors, or --out {other}")
     if one_file:
         if {form.suffix for form in forms} != {out.suffix} or len(forms) > 1:
             named = " and ".join(form.name for form in forms)

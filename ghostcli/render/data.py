@@ -19,19 +19,17 @@ PROTOCOL = ("family", "data", "epochs", "train_images", "protocol", "kind")
 def objects(table: Table, known: dict[str, Cost] | None = None, more: bool = False) -> dict[str, Any]:
     """A table as JSON values."""
     about = table.cohort.about if table.cohort else None
-    mixed = table.options.mixed
     return {
         "table": table.name,
         "title": table.title,
         "family": table.family,
-        "protocol": about.protocol if about and not mixed else None,
+        "protocol": about.protocol if about else None,
         "data": about.data if about else None,
         "epochs": about.epochs if about else None,
         "train_images": about.train_images if about else None,
         "metric": table.options.metric,
         "margin": table.options.margin,
-        "mixed": mixed,
-        "config_diff": table.cohort.changes if table.cohort and not mixed else {},
+        "config_diff": table.cohort.changes if table.cohort else {},
         "rows": [row_object(row, known, more, table.options.metric) for row in table.rows],
         "left_out": [asdict(out) for out in table.left_out],
     }

@@ -103,9 +103,7 @@ def _remarks(table: Table) -> Iterable[str]:
                 f"{len(row.baseline.runs)} now). Adding seeds until there is a verdict makes more than 5 % of verdicts "
                 "wrong: decide their number first (`--seeds N`), or repeat the study with new seeds."
             )
-    if table.options.mixed and rows:
-        yield "Mixed (--allow-mixed): rows pool runs of different protocols and recipes, which alone can cause a Δ."
-    elif not table.full_budget:
+    if not table.full_budget:
         source = paper().source
         yield (
             f"Not the paper's budget ({source.train_images:,} images × {source.epochs} epochs): compare these rows "

@@ -252,7 +252,7 @@ def empty_commands(table: Table) -> Iterable[tuple[str, str]]:
     """The command for each empty row."""
     empty = [(row.name, row.command) for row in table.rows if row.ours is None and row.command]
     yield from empty
-    if len(empty) > 1 and table.full_budget and not table.options.mixed:
+    if len(empty) > 1 and table.full_budget:
         yield ALL, table.command
 
 

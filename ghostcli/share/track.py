@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import NonNegativeInt, TypeAdapter, ValidationError
-
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.recipe.diff import flat
 from ghostcli.records.record import RunRecord
-from ghostcli.records.storage import read_json, write_json
+from ghostcli.records.storage import read_or_empty, write_json
 
 #: Tracker -> (the module that it needs, the extra of `pip install` that brings it).
 TRACKERS = {
@@ -41,7 +39,7 @@ class Place:
 
     @property
     def key(self) -> str:
-        return f"{self.tracker} {self.folder if self.tracker == 'tensorboard' else self.project}"
+        return f"{self.tracker} {self.folder.resolve() if self.tracker == 'tensorboard' else self.project}"
 
 
 @contextlib.contextmanager
@@ -71,7 +69,7 @@ def sync(runs: Path, chosen: Sequence[RunRecord], place: Place) -> Iterator[tupl
     UsageError where the tracker is not installed; GhostError, naming it, where it refuses.
     """
     module = _module(place.tracker)
-    known = _read_sent(runs)
+    known = read_or_empty(runs / FILE, dict[str, dict[str, int]])
     had = known.setdefault(place.key, {})
     for run in chosen:
         rows = run.metrics()
@@ -110,12 +108,3 @@ def _module(tracker: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(f"--to {tracker}: is not installed; type pip install 'ghostcli[{extra}]'") from error
-
-
-def _read_sent(runs: Path) -> dict[str, dict[str, int]]:
-    file = runs / FILE
-    value = read_json(file) if file.exists() else {}
-    try:
-        return TypeAdapter(dict[str, dict[str, NonNegativeInt]]).validate_python(value, strict=True)
-    except ValidationError as error:
-        raise UsageError(f"{printable(file)}: is damaged; remove it, and all runs are sent again") from error
