@@ -21,6 +21,7 @@ STOP = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") 
 
 _received: str | None = None
 _depth = 0
+_saves = False  # whether what is stopped has saved something
 _taken = False
 _leave_at_second = True
 
@@ -37,7 +38,8 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _interruption() -> Interrupted:
-    return Interrupted(f"stopped by {_received}. Finished work is saved, and the same command goes on from there")
+    rest = ". Finished work is saved, and the same command goes on from there" if _saves else ""
+    return Interrupted(f"stopped by {_received}{rest}")
 
 
 def end_with_parent() -> None:
@@ -69,14 +71,15 @@ def handled() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _received, _taken = None, False
+        _received, _taken, _saves = None, False, False
 
 
 @contextlib.contextmanager
 def polled() -> Iterator[None]:
-    """Only record signals in this context. The body calls `received()` where it can stop."""
-    global _depth
+    """Only record signals in this context. The body calls `received()` where it can stop, and has saved then."""
+    global _depth, _saves
     _depth += 1
+    _saves = True
     try:
         yield
     finally:

@@ -80,6 +80,19 @@ def test_the_beginning_of_an_id_names_the_runs_that_begin_so(ghost, runs):
     assert done.code == 2 and f"{begun}: is not a run id; these begin so: {first}" in done.err
 
 
+def test_a_path_that_a_command_printed_names_its_run(ghost, runs):
+    run = next(run for run in ids(runs) if run.endswith("s0"))
+    assert ghost("runs", "show", runs / run, "--runs", runs).out == ghost("runs", "show", run, "--runs", runs).out != ""
+    done = ghost("distill", runs / run, "--student", "gns:0.1", "--dry-run", "--runs", runs)
+    assert done.code == 2 and done.err.endswith(f"looks like a run's id; type run/{run}\n"), done.err
+
+
+def test_an_untaught_run_shows_no_change_of_how_it_was_taught(ghost, tmp_path):
+    done = ghost("train-teacher", "gns:0.1", *crash.TINY, "--recipe", "smoke/demo", "--runs", tmp_path, "--json")
+    shown = ghost("runs", "show", json.loads(done.out)["run"], "--runs", tmp_path).out
+    assert "data.limit = 48" in shown and "distill." not in shown
+
+
 def test_a_study_holds_what_its_tables_need_and_no_more(ghost, runs, tmp_path):
     done = [run for run in ids(runs) if run.endswith("s0")]
     out = tmp_path / "studies" / "mine"

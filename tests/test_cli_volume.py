@@ -136,4 +136,4 @@ def test_the_result_is_on_stdout_whether_it_was_trained_or_found(ghost, tmp_path
     title, *lines = first.out.splitlines()
     assert "test accuracy (%)" in title and len(lines) == 2
     for line, run in zip(lines, record.scan(tmp_path), strict=True):
-        assert line.split() == [str(run.path), f"{run.result.accuracy.selected:.2f}"]
+        assert line.split() == [f"run/{run.id}", f"{run.result.accuracy.selected:.2f}"]

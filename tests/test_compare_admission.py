@@ -202,7 +202,6 @@ def test_a_selected_epoch_that_was_not_trained(tmp_path: Path, epoch: int) -> No
     run = tmp_path / write_run(tmp_path, "gns:1.0", sections={"data": {"validation": 100}})
     accuracy(run, selected_epoch=epoch, selected_by="validation")
     assert f"its result is epoch {epoch} of 200" in verify_run(record.scan(tmp_path)[0])
-    assert f"its result is epoch {epoch} of 200" in reasons(build(tmp_path, "also"))
 
 
 SHAPES = {

@@ -39,6 +39,7 @@ def test_a_class_without_images_is_named_since_a_training_refuses_it(ghost, phot
     found = inspected(ghost, photos)
     assert found["counts"]["train"] == {"cat": 40, "dog": 5, "empty": 0}
     assert any("No images in train/ for empty" in remark for remark in found["remarks"])
+    assert not any("Uneven" in remark and "empty" in remark for remark in found["remarks"])
     assert ghost("train-teacher", "gns:0.1", "--data", f"folder:{photos}", "--epochs", "1").code == 2
 
 
@@ -130,13 +131,24 @@ def test_a_split_refuses_files_that_cannot_be_read_and_pictures_in_two_classes(g
     command = ["data", "split", f"folder:{tmp_path / 'all'}", "--out", tmp_path / "out"]
     done = ghost(*command)
     assert done.code == 2 and "bad.png" in done.err and "remove it" in done.err and len(done.err.splitlines()) == 1
-    (tmp_path / "all/cat/bad.png").unlink()
+    for k in range(8):
+        (tmp_path / f"all/cat/bad{k}.png").write_text("no image")
+    assert "and 6 more (ghost data inspect lists them): cannot be read" in ghost(*command).err
+    for file in (tmp_path / "all/cat").glob("bad*.png"):
+        file.unlink()
     (tmp_path / "all/dog/a cat.png").write_bytes((tmp_path / "all/cat/2.png").read_bytes())
     done = ghost(*command)
     assert done.code == 2 and "cat/2.png" in done.err and "a cat.png" in done.err and len(done.err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
     (tmp_path / "all/dog/a cat.png").unlink()
-    assert ghost(*command).code == 0
+    for k in range(3):
+        picture(tmp_path / f"all/bird/{k}.png", 999)
+    done = ghost(*command)
+    assert done.code == 2 and "bird: has one picture in 3 equal files" in done.err, done.err
+    picture(tmp_path / "all/bird/other.png", 998)
+    (tmp_path / "all/cat/phone.heic").write_bytes(b"")
+    done = ghost(*command)
+    assert done.code == 0 and "Files of other kinds are not read: .heic (1)." in done.out
 
 
 @pytest.mark.parametrize(

@@ -242,7 +242,9 @@ def test_a_program_that_holds_code_is_refused(ghost, files, tmp_path):
 
 def test_half_precision_weights_load_as_the_deploy_form(ghost, digits_runs, files, tmp_path, digits_run, images):
     half = tmp_path / "half.safetensors"
-    done = ghost("export", digits_run.id, "-o", half, "--format", "safetensors-float16", "--runs", digits_runs, "--no-timing")
+    done = ghost(
+        "export", digits_run.id, "-o", half, "--format", "safetensors-float16", "--runs", digits_runs, "--no-timing"
+    )
     assert done.code == 0, done.err
     assert f"recorded {digits_run.result.accuracy.selected:.2f} %" in done.out
     assert half.stat().st_size < 0.6 * (tmp_path / "network.safetensors").stat().st_size

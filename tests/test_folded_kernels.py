@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import crash
 import pytest
 import torch
 import torch.nn.functional as F
@@ -344,6 +345,19 @@ def test_with_a_broken_compiler_pytorch_runs(tmp_path):
     broken.chmod(0o755)
     done = python(STATUS, CXX=str(broken), GHOST_CACHE=str(tmp_path / "cache"))
     assert done.stdout.startswith("pytorch | ") and "internal error" in done.stdout, done.stderr
+
+
+def test_a_training_says_why_it_has_no_kernels_and_when_it_compiles_them(tmp_path):
+    """It took many times as long, and only the record said so."""
+    broken = tmp_path / "g++"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && echo 1 && exit\necho "internal error" >&2\nexit 1\n')
+    broken.chmod(0o755)
+    words = [*crash.COMMANDS["plain"], *crash.TINY, "--runs", str(tmp_path)]
+    environment = crash.ENVIRONMENT | {"CXX": str(broken), "GHOST_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-m", "ghostcli", *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "compiling the kernels for this processor; this is done once" in done.stderr
+    assert "its steps run in plain PyTorch, which is slower." in done.stderr and "internal error" in done.stderr
 
 
 @needs_compiler

@@ -13,7 +13,7 @@ from ghostcli.errors import NonFiniteError
 from ghostcli.recipe import load
 from ghostcli.run import launch
 from ghostcli.run.place import Place
-from ghostcli.run.spawned import Spawned
+from ghostcli.run.spawned import Spawned, Worker
 
 TINY = ("data.name=digits", "data.limit=48", "data.limit_test=20", "train.batch_size=16", "train.epochs=1")
 
@@ -53,6 +53,42 @@ def test_a_job_that_ends_between_two_looks_shows_its_last_epoch(tmp_path, capsys
     Spawned(launch.Options(tmp_path, "cpu", jobs=2), 1)._told(one, None)
     first, last = capsys.readouterr().err.splitlines()
     assert first.startswith(f"{one.id}  epoch 1/1") and last.startswith(f"{one.id}: done")
+
+
+def test_two_workers_that_fail_together_are_both_heard(tmp_path):
+    """While the end of one was awaited the other failed, and its answer was thrown away: the plan waited for ever."""
+
+    class Process:
+        exitcode = None
+
+        def __init__(self, meanwhile=lambda: None):
+            self.meanwhile = meanwhile
+
+        def join(self):
+            self.exitcode = 2
+            self.meanwhile()
+
+    class Line:
+        ready = False
+
+        def poll(self):
+            return self.ready
+
+        def recv(self):
+            return 2, "not writable"
+
+    executor = Spawned(launch.Options(tmp_path, "cpu", jobs=2, quiet=True), 2)
+    first = Worker(0, Process(), Line(), job(0))
+
+    def fails():
+        first.line.ready, first.process.exitcode = True, 2
+
+    other = Worker(1, Process(fails), Line(), job(1))
+    other.line.ready = True
+    executor.workers = [first, other]
+    ended = [*executor.wait(), *executor.wait()]
+    assert {one.seed: str(error) for one, error in ended} == {0: "not writable", 1: "not writable"}
+    assert executor.workers == []
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,8 @@ def split(
 
     counts = inspection.split(_path(folder), out, share, seed)
     typer.echo(f"{printable(out)}: {counts['train']:,} training and {counts['test']:,} test images (seed {seed})")
+    for remark in inspection.passed_over(_path(folder)):
+        typer.echo(remark)
 
 
 def _path(name: str) -> Path:

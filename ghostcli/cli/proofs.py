@@ -91,13 +91,8 @@ def integers(rows: Sequence[Proof]) -> str | None:
     if slower:
         from ghostcli.deploy import int8
 
-        why = "small layers are bound by the cost of a call, not by arithmetic"
-        if int8.narrow():
-            why = f"without VNNI instructions 8-bit products are hardly faster than float ones, and {why}"
-        sentence += (
-            f" On this CPU integers are no gain everywhere: {why}. A phone or a microcontroller saves six to seven "
-            "tenths of the bytes, and gains operations that need no float unit."
-        )
+        why = ", which has no VNNI instructions for 8-bit products" if int8.narrow() else ""
+        sentence += f" Integers are no gain everywhere on this CPU{why}; other devices may need no float unit."
     return sentence
 
 

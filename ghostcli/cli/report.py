@@ -73,10 +73,10 @@ def gather(names: Sequence[str], runs: Path) -> Asked:
     """
     from ghostcli.cli.plot import named
     from ghostcli.cli.runs import scanned
-    from ghostcli.records.record import RUN_ID
+    from ghostcli.records.record import RUN_ID, id_of
     from ghostcli.report.page import Asked
 
-    folders = [Path(name) for name in names if _holds_runs(Path(name)) and not RUN_ID.fullmatch(_id_of(name, runs))]
+    folders = [Path(name) for name in names if _holds_runs(Path(name)) and not RUN_ID.fullmatch(id_of(name, runs))]
     ids = [name for name in names if Path(name) not in folders]
     places = [*folders, *([runs] if ids or not names else [])]
     records = [run for place in places for run in scanned(place)]
@@ -87,19 +87,13 @@ def gather(names: Sequence[str], runs: Path) -> Asked:
     unique = tuple(by_id.values())
     if not ids:
         return Asked(unique, looked=places[0] if len(places) == 1 else None)
-    chosen = {run.id for name in ids for run in named(_id_of(name, runs), unique, runs)}
+    chosen = {run.id for name in ids for run in named(id_of(name, runs), unique, runs)}
     chosen |= {run.id for folder in folders for run in scanned(folder)}
     return Asked(unique, frozenset(chosen), runs if not folders else None)
 
 
 def _holds_runs(path: Path) -> bool:
     return path.is_dir() and not (path / "status.json").exists()
-
-
-def _id_of(name: str, runs: Path) -> str:
-    """A run's id; a path that TAB completed, as runs/ID/s0, names its run too."""
-    path = Path(name)
-    return path.relative_to(runs).as_posix() if path.is_relative_to(runs) else name
 
 
 def _serve(names: Sequence[str], runs: Path, port: int, show: bool) -> None:

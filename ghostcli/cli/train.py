@@ -258,7 +258,7 @@ def show_results(todo: plan.Plan, common: Common) -> None:
     for job in todo.requested:
         run = record_of(job, common.runs)
         if run.result:
-            view.add_row(str(run.path), f"{run.result.accuracy.selected:.2f}")
+            view.add_row(f"run/{run.id}", f"{run.result.accuracy.selected:.2f}")
     if view.row_count:
         tell(view)
 
@@ -268,7 +268,8 @@ def told(job: Job, runs: Path) -> dict[str, Any]:
     run = record_of(job, runs)
     result, absent = run.result, run.status == "absent"
     facts = result or job
-    error = ("its teacher is not done" if job.taught else None) if absent else run.problem
+    waits = any(not plan.is_done(teacher, runs) for teacher in job.teachers)
+    error = ("its teacher is not done" if waits else "not started") if absent else run.problem
     accuracy = result and {key: getattr(result.accuracy, key) for key in ("last", "best", "selected")}
     return {
         "run": job.id,

@@ -87,7 +87,7 @@ def inspect(folder: Path) -> Found:
         broken,
         _equal(good, lambda picture: picture.part),
         _equal(good, lambda picture: picture.label),
-        (*_remarks(counts, len(broken)), *_passed_over(folder)),
+        (*_remarks(counts, len(broken)), *passed_over(folder)),
         _settings(folder, counts, sides, bool(broken)),
     )
 
@@ -132,7 +132,7 @@ def _remarks(counts: dict[str, dict[str, int]], broken: int) -> Iterator[str]:
     if not train:
         yield "There is no train/, so there is nothing to train on."
     if not test:
-        yield "There is no test/: `ghost data split` makes one, stratified by class."
+        yield "There is no test/: `ghost data split PATH --out NEW` makes one, stratified by class."
     for part, other, names in (
         ("train", "test", train.keys() - test.keys()),
         ("test", "train", test.keys() - train.keys()),
@@ -141,7 +141,7 @@ def _remarks(counts: dict[str, dict[str, int]], broken: int) -> Iterator[str]:
             yield f"Only {part}/ has {', '.join(map(printable, sorted(names)))}: {other}/ needs the same classes."
     if len(train) == 1:
         yield "There is one class: a classifier needs two or more."
-    most, small = max(train.values(), default=0), _small(train)
+    most, small = max(train.values(), default=0), {name: n for name, n in _small(train).items() if n}
     if small:
         listed = ", ".join(f"{printable(name)} ({n:,})" for name, n in sorted(small.items(), key=lambda item: item[1]))
         yield (
@@ -157,7 +157,7 @@ def _remarks(counts: dict[str, dict[str, int]], broken: int) -> Iterator[str]:
         yield f"{broken} file{'s' * (broken != 1)} cannot be read: a training stops at the first such file."
 
 
-def _passed_over(folder: Path) -> Iterator[str]:
+def passed_over(folder: Path) -> Iterator[str]:
     """What a training does not see: other kinds of files, pictures in deeper folders, folders that are no part.
 
     Links are not followed; `tree` names those that lead out of the folder.
@@ -244,7 +244,9 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
     copies: list[tuple[Path, Path]] = []
     for label, groups in by_class.items():
         if len(groups) < 2:
-            raise UsageError(f"{printable(label)}: has {len(groups)} picture; a split needs two or more of each class")
+            alike = sum(map(len, groups.values()))
+            what = "one picture" if alike < 2 else f"one picture in {alike:,} equal files"
+            raise UsageError(f"{printable(label)}: has {what}; a split needs two or more pictures of each class")
         order = sorted(groups.values())
         random.Random(f"{seed} {label}").shuffle(order)
         count = min(len(order) - 1, max(1, round(share * len(order))))
@@ -267,7 +269,9 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
 def _require_sound(seen: Sequence[_Picture], faults: dict[Path, str]) -> None:
     """UsageError if a file cannot be read, or if equal pictures lie in two classes: they could come to both parts."""
     if broken := [f"{file} ({why})" for file, why in _unreadable(seen, faults)]:
-        raise UsageError(f"{', '.join(broken)}: cannot be read; repair or remove {'them' if broken[1:] else 'it'}")
+        more = f" and {len(broken) - 3} more (ghost data inspect lists them)" if broken[3:] else ""
+        pronoun = "them" if broken[1:] else "it"
+        raise UsageError(f"{', '.join(broken[:3])}{more}: cannot be read; repair or remove {pronoun}")
     if doubtful := _equal(seen, lambda picture: picture.label):
         first, other = doubtful[0][0], doubtful[0][-1]
         more = f", and so have {len(doubtful) - 1} other pictures" * (len(doubtful) > 1)

@@ -32,7 +32,8 @@ def require(extra: str, *packages: str) -> None:
 
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(f"{', '.join(missing)} is not installed: pip install 'ghostcli[{extra}]'")
+        verb = "are" if missing[1:] else "is"
+        raise UsageError(f"{', '.join(missing)} {verb} not installed: pip install 'ghostcli[{extra}]'")
 
 
 def threads() -> int:

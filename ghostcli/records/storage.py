@@ -63,10 +63,9 @@ def write_bytes(path: Path, content: bytes | memoryview, what: str = "file") -> 
 
 def cannot_write(path: Path, error: OSError) -> str:
     """The message for a `path` that could not be written."""
-    return (
-        f"{printable(path)}: could not be written ({error.strerror or error}); "
-        "its old content is intact. Remove the cause and give the same command again"
-    )
+    kept = "; its old content is intact" if path.exists() else ""
+    why = f"{printable(path)}: could not be written ({error.strerror or error}){kept}"
+    return f"{why}. Remove the cause and give the same command again"
 
 
 def write_json(path: Path, value: Any, what: str = "json") -> None:

@@ -74,4 +74,5 @@ def changes(setup: RunSetup) -> list[str]:
     except UsageError:
         return [f"the recipe {setup.recipe_name} is not found here; --json prints every key"]
     diff = config_diff(setup.recipe, named)
-    return [f"{key} = {json.dumps(value)} ({json.dumps(theirs)})" for key, (value, theirs) in diff.items()]
+    shown = [key for key in diff if setup.teachers or not key.startswith("distill.")]
+    return [f"{key} = {json.dumps(diff[key][0])} ({json.dumps(diff[key][1])})" for key in shown]

@@ -170,12 +170,18 @@ def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: 
     from ghostcli.engine.device import slow_precision
     from ghostcli.engine.train import train
     from ghostcli.run import results
-    from ghostcli.zoo import weights
+    from ghostcli.zoo import kernels, weights
+    from ghostcli.zoo.names import is_ghost
 
     data = load_data(job.recipe.data)
+    if job.recipe.engine.branches == "folded" and is_ghost(job.student) and kernels.unbuilt(device.type):
+        show.line("compiling the kernels for this processor; this is done once")
     verdict = selfcheck.verdict_for(job.student, job.recipe.engine.branches, device)
     slow = slow_precision(job.recipe.engine, device, verdict is not None and "kernels" in verdict.tried)
-    for warning in (*(verdict.warnings if verdict else ()), *([slow] if slow else [])):
+    plain = None
+    if verdict is not None and not verdict.tried and kernels.choice() != "pytorch":
+        plain = f"its steps run in plain PyTorch, which is slower. {kernels.status(device.type)['why']}"
+    for warning in filter(None, (*(verdict.warnings if verdict else ()), slow, plain)):
         show.warn(f"{job.id}: {warning}")
     now = environment.now(device, data.checksum, verdict.record if verdict else None)
     surroundings, notes = environment.note(run, now, show)

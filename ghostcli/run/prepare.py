@@ -150,8 +150,8 @@ def _require_same_images(run: RunRecord, data: Data, runs: Path) -> None:
     """UsageError if the images in the folder have changed since a finished run was trained."""
     if run.result is None or run.result.data_checksum != data.checksum:
         raise UsageError(
-            f"{run.id}: the images of {data.name} have changed since its training; restore them, or remove the run "
-            f"({_remove(run.id, runs)}) to train it on the new images"
+            f"{run.id}: the images of {data.name} have changed since its training; restore them, give "
+            f"another --runs, or remove the run ({_remove(run.id, runs)}) to train it on the new images"
         )
 
 

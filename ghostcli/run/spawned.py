@@ -98,7 +98,8 @@ class Spawned(Executor):
         time.sleep(PAUSE)
         self._follow(worker.job for worker in self.busy)
         outcomes = [self._told(*answer) for worker in self.busy if (answer := worker.answer())]
-        self.workers = [worker for worker in self.workers if worker.process.exitcode is None]
+        # One that ended in the meantime with a job has an answer that is not read yet.
+        self.workers = [one for one in self.workers if one.job is not None or one.process.exitcode is None]
         self._end_if_told()
         return outcomes
 

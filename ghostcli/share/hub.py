@@ -150,7 +150,7 @@ def card(
     taught = "Without a teacher."
     if result.path:
         taught = f"Taught by {_text(', '.join(map(label, result.path)))} ({result.strategy})."
-    data = LICENCES.get(result.data, "of the images of the owner's folder: not known to ghost")
+    data = LICENCES.get(result.data, "the owner's own images, whose licence ghost does not know")
     lines = [
         "---",
         "library_name: ghostcli",

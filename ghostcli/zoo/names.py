@@ -89,7 +89,7 @@ def parse(name: str) -> ModelName:
     if name in _TEACHERS:
         return ModelName(name, "teacher")
     if _RUN.search(name):
-        raise UsageError(f"model '{name}' looks like a run's id; type run/{name}")
+        raise UsageError(f"model '{name}' looks like a run's id; type run/{'/'.join(name.split('/')[-2:])}")
     hint = nearest(name.lower(), (*_GHOSTS, *KNOWN))
     raise UsageError(
         f"model '{name}' is unknown{hint} (or gns:WIDTH, gnd:WIDTH, timm/NAME, py:FILE.py:FUNCTION, run/ID, "

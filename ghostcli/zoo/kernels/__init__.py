@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from ghostcli.errors import one_of
-from ghostcli.zoo.kernels import native, pytorch
+from ghostcli.zoo.kernels import library, native, pytorch
 from ghostcli.zoo.kernels.pytorch import pitch
 
-__all__ = ["choice", "of", "pitch", "plain", "status", "switch_off"]
+__all__ = ["choice", "of", "pitch", "plain", "status", "switch_off", "unbuilt"]
 
 CHOICES = ("auto", "pytorch", "cpp")
 _off: dict[str, str] = {}  # kind of device -> why its kernels are not used in this process
@@ -62,6 +62,11 @@ def plain() -> Iterator[None]:
     finally:
         _off.clear()
         _off.update(before)
+
+
+def unbuilt(device: str) -> bool:
+    """Whether the first step on `device` must wait for a C++ compiler."""
+    return device == "cpu" and choice() != "pytorch" and library.unbuilt()
 
 
 def status(device: str = "cpu") -> dict[str, str]:

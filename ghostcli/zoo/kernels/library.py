@@ -6,6 +6,7 @@ its inputs. If no library is available, the caller gets the reason, and nothing 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -26,7 +27,8 @@ from ghostcli.zoo.own import cache_folder
 SOURCES = ("algebra.cpp", "depthwise.cpp", "pointwise.cpp", "weigh.cpp", "norm.cpp")
 HEADERS = ("algebra.h", "rows.h", "vector.h")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-fopenmp")
-BUILD_SECONDS = 120
+#: Seconds for one source; on a busy machine it takes minutes.
+BUILD_SECONDS = 600
 NARROW, WIDE = 8, 16  # floats in a vector; WIDE needs AVX-512
 
 
@@ -39,6 +41,18 @@ def reason() -> str:
     return _library(NARROW)[1]
 
 
+def unbuilt() -> bool:
+    """Whether the first use compiles the kernels. That takes half a minute, or minutes on a busy machine."""
+    compiler = _compiler()
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return compiler is not None and not _path(compiler, NARROW).exists()
+    return False
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
+
+
 def _cpu() -> str:
     """The processor's name and features, which -march=native depends on."""
     lines = {line for line in cpuinfo().splitlines() if line.startswith(("model name", "flags", "Features"))}
@@ -48,7 +62,7 @@ def _cpu() -> str:
 @functools.cache
 def _library(lanes: int) -> tuple[ctypes.CDLL | None, str]:
     """The loaded library for vectors of `lanes` floats, or None, and a sentence about it. Tried once per process."""
-    compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
+    compiler = _compiler()
     if compiler is None:
         return None, "No C++ compiler (g++ or clang++) was found, so plain PyTorch is used."
     try:
@@ -61,17 +75,25 @@ def _library(lanes: int) -> tuple[ctypes.CDLL | None, str]:
         return None, f"The compiled kernels are not available ({e})."
 
 
-def _build(compiler: str, lanes: int) -> Path:
-    """The path of the library in the cache. It is built if it is missing."""
-    here, flags = Path(__file__).parent, (*FLAGS, f"-DWIDTH={lanes}")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=20)
+def _flags(lanes: int) -> tuple[str, ...]:
+    return (*FLAGS, f"-DWIDTH={lanes}")
+
+
+def _path(compiler: str, lanes: int) -> Path:
+    """Where the library is in the cache, once it is built: its name has the digest of all that it is built from."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=60)
     digest = hashlib.sha256()
-    for part in (*flags, version.stdout, _cpu(), torch.__version__):
+    for part in (*_flags(lanes), version.stdout, _cpu(), torch.__version__):
         digest.update(part.encode() + b"\0")
     for name in SOURCES + HEADERS:
-        digest.update((here / name).read_bytes() + b"\0")
-    folder = cache_folder()
-    path = folder / f"kernels-{digest.hexdigest()[:16]}.so"
+        digest.update((Path(__file__).parent / name).read_bytes() + b"\0")
+    return cache_folder() / f"kernels-{digest.hexdigest()[:16]}.so"
+
+
+def _build(compiler: str, lanes: int) -> Path:
+    """The path of the library in the cache. It is built if it is missing."""
+    here, flags, path = Path(__file__).parent, _flags(lanes), _path(compiler, lanes)
+    folder = path.parent
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
