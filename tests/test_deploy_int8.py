@@ -157,4 +157,4 @@ def test_the_table_says_in_words_where_integers_are_no_gain(monkeypatch):
     assert "0.50 x as fast at batch 1" in proofs.integers(slow) and "no gain" in proofs.integers(slow)
     for lacking in (True, False):  # the reason is one that holds here
         monkeypatch.setattr(int8, "narrow", lambda lacking=lacking: lacking)
-        assert ("without VNNI" in proofs.integers(slow)) == lacking
+        assert ("no VNNI" in proofs.integers(slow)) == lacking

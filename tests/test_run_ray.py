@@ -110,6 +110,16 @@ def test_a_chain_and_an_ensemble_have_the_same_bytes(ghost, tmp_path):
 
 
 @pytest.mark.long
+def test_a_fresh_start_renames_all_runs_before_the_first_begins(ghost, tmp_path):
+    """So the same command without --no-resume, after a stop, finds none of them."""
+    seeds = [*crash.COMMANDS["plain"], *crash.TINY, "--seed", "0", "--seed", "1"]
+    assert ghost(*seeds).returncode == 0
+    done = ghost(*seeds, "--on", "ray", "--jobs", "1", "--no-resume")
+    assert done.returncode == 0 and done.err.count("was renamed to") == 2, done.err
+    assert done.err.rindex("was renamed to") < done.err.index("epoch 2/2")
+
+
+@pytest.mark.long
 def test_through_rays_client(ghost, cluster, tmp_path):
     done = ghost(*KD, "--on", cluster.client)
     assert done.returncode == 0, done.err

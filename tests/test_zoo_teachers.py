@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ghostcli import zoo
 from ghostcli.engine import saving
-from ghostcli.errors import Interrupted, UsageError
+from ghostcli.errors import GhostError, Interrupted, UsageError
+from ghostcli.zoo import weights
 
 TEACHERS = zoo.KNOWN[8:]
 COUNTS = {
@@ -192,6 +193,13 @@ def test_timm_keeps_its_own_size_and_normalisation(timm, offline) -> None:
     assert scratch.spec.note == "the weights of timm/tiny24 are not available (hub is away): it starts from scratch"
     with pytest.raises(UsageError, match="did you mean tiny24"):
         zoo.build("timm/tiny42")
+
+
+def test_weights_whose_network_cannot_be_built_say_why(timm, tmp_path, monkeypatch):
+    (tmp_path / "tiny.safetensors").write_bytes(weights.encode(zoo.build("timm/tiny24"), ((0.5,) * 3, (0.2,) * 3)))
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(GhostError, match=r"tiny\.safetensors: refused: .*pip install 'ghostcli\[timm\]'"):
+        weights.load(tmp_path / "tiny.safetensors")
 
 
 def test_weights_that_come_late_do_not_continue_a_run_that_began_without(ghost, timm, offline, tmp_path, monkeypatch):

@@ -11,7 +11,6 @@ from ghostcli import display, signals
 from ghostcli.display import Display
 from ghostcli.errors import GhostError
 from ghostcli.plan import Job, record_of
-from ghostcli.records.record import RunWriter
 from ghostcli.run.job import Options, reached
 
 
@@ -83,9 +82,3 @@ class Executor(ABC):
             self.show.line(reached(job, self.options.runs))
         self.show.advance()
         return job, error
-
-    def _set_aside(self, job: Job) -> None:
-        """Rename the run of an earlier attempt."""
-        run = RunWriter(self.options.runs, job.id)
-        with run.locked(self.show.line):
-            run.set_aside()

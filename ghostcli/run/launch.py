@@ -64,7 +64,7 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
     failed: dict[str, GhostError] = {}
     ready: list[int] = []  # a heap of places in the plan
     with executor or executor_for(plan, options) as place:
-        if not options.resume and not options.place.remote:  # a cluster's jobs of earlier attempts are cancelled first
+        if not options.resume and options.place.on != SLURM:  # there the jobs of earlier attempts are cancelled first
             _set_aside(plan, options, place.show)
         graph = TopologicalSorter[str]()
         for job in plan.jobs:

@@ -197,12 +197,7 @@ class Ray(Executor):
             if wrong:
                 raise UsageError(wrong)
 
-    def start(self, job: Job, fresh: bool) -> None:
-        if fresh:
-            self._set_aside(job)
-        self._submit(job)
-
-    def _submit(self, job: Job) -> None:
+    def start(self, job: Job, fresh: bool = False) -> None:
         place, runs = self.options.place, self.options.runs
         file = spec.write(job, self.options, self.seen)
         spec.path(runs, job.id, "node").unlink(missing_ok=True)
@@ -259,7 +254,7 @@ class Ray(Executor):
             times = losses.nodes.total()
             return GhostError(f"{why}, {times} times, and no other machine is left; the same command goes on")
         self.show.warn(f"{job.id}: {why} ({node[:8]}); it goes on from its last checkpoint")
-        self._submit(job)
+        self.start(job)
         return False
 
     def _end(self) -> None:

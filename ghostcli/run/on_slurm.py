@@ -15,6 +15,7 @@ from typing import Literal
 from ghostcli import signals
 from ghostcli.errors import GhostError, UsageError
 from ghostcli.plan import Job, is_done
+from ghostcli.records.record import RunWriter
 from ghostcli.run import queue, spec
 from ghostcli.run.executor import Executor
 from ghostcli.run.job import Options
@@ -63,7 +64,9 @@ class Slurm(Executor):
         elif there is not None and there.name == job.id:
             queue.cancel([number or ""])
         if fresh:
-            self._set_aside(job)
+            run = RunWriter(runs, job.id)
+            with run.locked(self.show.line):
+                run.set_aside()
         lost = number is not None and spec.outcome(runs, job.id) is False
         after = [self.numbers[teacher.id] for teacher in job.teachers if teacher.id in self.numbers]
         try:

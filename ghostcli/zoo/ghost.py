@@ -121,16 +121,9 @@ class GhostModule(nn.Module):
         return self.training and isinstance(self.primary, RepConv) and self.primary.mode == "folded"
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.folding:
-            return self.gated(x)
         y = self.primary(x)
         y = torch.cat([y, self.cheap(y)], dim=1)[:, : self.out_channels]
         return y if self.gate is None else y * F.interpolate(self.gate(x), y.shape[-2:], mode="nearest")
-
-    @folded.uncompiled
-    def gated(self, x: Tensor) -> Tensor:
-        y, _, gate = self.folded(x)
-        return y if gate is None else folded.weigh(y, gate)
 
     def folded(self, x: Tensor, add: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """In training: both convolutions written side by side into one map, + `add`, not yet gated; see folded.py.

@@ -92,7 +92,9 @@ def load(
         network = zoo.build(name, count, source=source)
         network = zoo.deploy(network) if form == "deploy" else network
         network.load_state_dict(tensors)
-    except (UsageError, ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+    except UsageError as error:  # a package that is missing, a fault in the user's own code
+        raise GhostError(f"{where}: refused: {printable(error)}") from error
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
         raise GhostError(f"{where}: its tensors are not those of {printable(name)}; refused") from error
     sha256 = tensorfile.checksum(tensors, meta)
     network = zoo.laid_out(network, device).eval()
