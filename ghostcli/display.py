@@ -123,14 +123,19 @@ def clock(seconds: float | None) -> str:
 
 
 def progress(task: Task, named: bool = True) -> tuple[float, list[str]]:
-    """The finished share of `task` (0 to 1), and in words: run (if `named`), epoch, percent, time left, speed, note."""
-    share = min(task.completed / task.total, 1) if task.total else 0.0
+    """The finished share of `task` (0 to 1), and in words: run (if `named`), epoch, percent, time left, speed, note.
+
+    Of work whose length is not known (a total of 0) only its name and note.
+    """
+    if not task.total:
+        return 0.0, [part for part in (task.description, task.fields["note"]) if part]
+    share = min(task.completed / task.total, 1)
     epochs, images = task.fields["epochs"], task.fields["images"]
     what = shorten(task.description, 24)
     if epochs:
         what = f"epoch {min(int(share * epochs) + 1, epochs)}/{epochs}"
     elif task.description == "runs":
-        what = f"runs {task.completed:.0f}/{task.total or 0:.0f}"
+        what = f"runs {task.completed:.0f}/{task.total:.0f}"
     speed = f"{images * epochs * task.speed / task.total:.0f} images/s" if epochs and task.speed else ""
     parts = [what, f"{share:.0%}", f"ETA {clock(task.time_remaining)}", speed, task.fields["note"]]
     name = [task.description] if named and epochs else []
@@ -142,9 +147,9 @@ class _Live(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         width = console.width
-        if not task.total:
-            return Text(shorten(task.description, width))
         share, parts = progress(task, named=False)
+        if not task.total:
+            return Text(shorten("  ".join(parts), width))
         text = "  ".join(parts)[: width - 8]
         room = max(min(24, width - len(text) - 2), 4)
         done, left = "━─" if console.encoding.startswith("utf") else "#-"

@@ -66,6 +66,19 @@ def test_epochs_scroll_above_a_live_line_and_all_fit(columns):
     assert live and re.fullmatch(r"[━─]{4,}  epoch 4/200  2%  ETA [\d:]+  \d+ images/s", live[-1]), live[-1]
 
 
+def test_work_of_unknown_length_shows_what_it_does_and_no_share():
+    program = """
+import time
+from ghostcli.display import Display
+with Display() as show:
+    show.begin("export", 0)
+    show.advance(0, note="onnx")
+    time.sleep(0.3)
+"""
+    seen = on_terminal(60, program)
+    assert "export  onnx" in seen and "ETA" not in seen and "%" not in seen
+
+
 def test_an_id_loses_its_middle():
     assert shorten(RUN, 26) == RUN
     assert shorten(RUN, 16) == "gns-0.25~3212/s0"

@@ -123,7 +123,7 @@ def _formats(
     from ghostcli.deploy import export
 
     with apart(), Display() as show:
-        show.begin("bench", len(files))
+        show.begin("bench", 0)
         network = export.prepare(run)
         rows, errors = export.prove(
             network, files, timing, everywhere=True, rounds=rounds, say=lambda note: show.advance(0, note=note)

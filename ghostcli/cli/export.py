@@ -51,7 +51,7 @@ def export(
     from ghostcli.deploy.export import from_train_form, prepare, prove
 
     with apart(), Display() as show:
-        show.begin("export", len(files))
+        show.begin("export", 0)
         network = prepare(chosen)
         formats.make_folders(files)
         rows, errors = prove(network, files, timing, say=lambda note: show.advance(0, note=note))
