@@ -199,17 +199,20 @@ def spoiled(kind, file):
     if kind == "other input":
         model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
         return model.SerializeToString(), "images are not"
+    entry = next(entry for entry in model.metadata_props if entry.key == description.KEY)
     if kind == "other classes":
-        entry = next(entry for entry in model.metadata_props if entry.key == description.KEY)
         entry.value = json.dumps(json.loads(entry.value) | {"classes": ["cat", "dog"]})
         return model.SerializeToString(), "logits are not"
+    if kind == "a data set that is no name":
+        entry.value = json.dumps(json.loads(entry.value) | {"data": {"name": "digits"}})
+        return model.SerializeToString(), "says nothing"
     del model.metadata_props[:]
     return model.SerializeToString(), "ghost export"
 
 
 KINDS = [
     *("cut short", "no model", "empty", "custom operator", "weights elsewhere", "huge", "other input"),
-    *("other classes", "undescribed"),
+    *("other classes", "undescribed", "a data set that is no name"),
 ]
 
 

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from ghostcli.data.pictures import STEPS
 from ghostcli.errors import UsageError, printable
@@ -30,8 +34,8 @@ class About:
     model: str
     data: str
     data_licence: str
-    classes: tuple[str, ...]
-    size: int
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    size: Annotated[int, Field(ge=8, le=4096)]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     accuracy: float
@@ -54,15 +58,16 @@ def encode(about: About) -> str:
     return json.dumps(asdict(about), indent=1, ensure_ascii=False)
 
 
+@cache
+def _reader() -> TypeAdapter[About]:
+    return TypeAdapter(About)
+
+
 def decode(text: str | bytes, file: str) -> About:
     """UsageError naming the file where the text is no such description."""
     try:
-        content = json.loads(text)
-        about = About(**{**content, "classes": tuple(map(str, content["classes"])), "size": int(content["size"])})
-        if not about.classes or not 8 <= about.size <= 4096:
-            raise ValueError("no classes, or a size out of range")
-        return about
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return _reader().validate_json(text)
+    except ValueError as error:
         raise UsageError(
             f"{printable(file)}: says nothing that ghost understands of its classes and its images; name a file that "
             "ghost export wrote"
