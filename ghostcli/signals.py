@@ -60,7 +60,7 @@ def stay() -> None:
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
     """Handle these signals in this context. Does nothing in other threads and in a nested call."""
-    global _received, _taken, _leave_at_second
+    global _received, _taken, _leave_at_second, _saves
     if _taken or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -85,6 +85,19 @@ def test_a_path_that_a_command_printed_names_its_run(ghost, runs):
     assert ghost("runs", "show", runs / run, "--runs", runs).out == ghost("runs", "show", run, "--runs", runs).out != ""
     done = ghost("distill", runs / run, "--student", "gns:0.1", "--dry-run", "--runs", runs)
     assert done.code == 2 and done.err.endswith(f"looks like a run's id; type run/{run}\n"), done.err
+    job, _, _ = run.rpartition("/")
+    assert f"type run/{job}\n" in ghost("distill", f"runs/{job}/", "--student", "gns:0.1", "--dry-run").err
+    assert ghost("report", "--runs", runs, "--out", runs / ("a" * 300 + ".html")).err.count("could not be written") == 1
+
+
+@pytest.mark.parametrize("spelling", ["relative", "absolute"])
+def test_a_path_and_its_folder_may_be_spelled_differently(ghost, runs, monkeypatch, spelling):
+    monkeypatch.chdir(runs.parent)
+    run = next(run for run in ids(runs) if run.endswith("s0"))
+    words = (runs / run, runs.name) if spelling == "relative" else (f"{runs.name}/{run}", runs)
+    assert ghost("runs", "show", words[0], "--runs", words[1]).code == 0
+    job = str(words[0]).rpartition("/")[0]
+    assert ghost("plot", "curves", job, "--runs", words[1], "--out", runs.parent / "curves.png").code == 0
 
 
 def test_an_untaught_run_shows_no_change_of_how_it_was_taught(ghost, tmp_path):

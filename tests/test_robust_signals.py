@@ -175,3 +175,15 @@ def test_a_reader_that_leaves_ends_no_training(tmp_path):
         process.stderr.close()
         assert process.wait() == 0
     assert statuses(tmp_path / "runs") == {"done"}
+
+
+def test_only_what_saves_promises_to_go_on():
+    for saves in (True, False):
+        with signals.handled():
+            if saves:
+                with signals.polled():
+                    pass
+            with pytest.raises(Interrupted) as stopped:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+        assert ("the same command goes on" in str(stopped.value)) == saves

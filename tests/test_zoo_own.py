@@ -320,6 +320,11 @@ def test_code_that_reshapes_with_view_and_prints_is_trained_asked_and_measured(g
     assert done.code == 0, done.err
     run = f"run/{json.loads(done.out)['run']}"
     assert json.loads(ghost("evaluate", run, "--json").out)["images"] > 0
+    assert json.loads(ghost("teach", "fill", run, "--json").out)["filled"] > 0
+    several = ghost(
+        "train-teacher", "py:net.py:viewed", *TINY, "--json", "--seed", "5", "--seed", "6", "--streams", "2"
+    )
+    assert [row["status"] for row in json.loads(several.out)] == ["done", "done"]
     measured = ghost("bench", run, "py:net.py:viewed", "--batch", "8", "--rounds", "1", "--json")
     assert measured.code == 0, measured.err
     assert all(row["peak_memory_mb"] > 0 for row in json.loads(measured.out))

@@ -86,7 +86,7 @@ def inspect(folder: Folder, as_json: Json = False) -> None:
         return
     view = table("class", *contents.counts)
     for name in dict.fromkeys(name for part in contents.counts.values() for name in part):
-        view.add_row(printable(name), *(f"{part.get(name, 0):,}" for part in contents.counts.values()))
+        view.add_row(name, *(f"{part.get(name, 0):,}" for part in contents.counts.values()))
     totals = {part: sum(classes.values()) for part, classes in contents.counts.items()}
     view.add_row("all", *(f"{total:,}" for total in totals.values()), style="bold")
     tell(view)

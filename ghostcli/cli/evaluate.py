@@ -65,7 +65,7 @@ def _print_classes(rows: list[dict[str, Any]]) -> None:
     view = table("class", "test images", "accuracy (%)", "95 % interval")
     for row in rows:
         interval = f"{row['low']:.2f} to {row['high']:.2f}"
-        view.add_row(printable(row["class"]), f"{row['images']:,}", f"{row['accuracy']:.2f}", interval)
+        view.add_row(row["class"], f"{row['images']:,}", f"{row['accuracy']:.2f}", interval)
     tell(view)
     typer.echo(f"mean over the classes {class_mean(rows):.2f} %")
 
@@ -73,5 +73,5 @@ def _print_classes(rows: list[dict[str, Any]]) -> None:
 def _print(classes: tuple[str, ...], counts: np.ndarray) -> None:
     view = table("true \\ said", *map(printable, classes))
     for name, row in zip(classes, counts, strict=True):
-        view.add_row(printable(name), *(str(count) if count else "." for count in row))
+        view.add_row(name, *(str(count) if count else "." for count in row))
     tell(view)

@@ -8,15 +8,14 @@ from pathlib import Path
 import typer
 
 from ghostcli.deploy import mlperf, source
-from ghostcli.display import Display, table, tell, tell_json
-from ghostcli.errors import printable
+from ghostcli.display import Display, apart, table, tell, tell_json
 
 
 def compare(models: list[str], runs: Path, as_json: bool) -> None:
     """Runs and exported files on the benchmark's 200 test images and on all 10,000, then the published references."""
-    networks = [source.open_network(model, runs) for model in models]
     rows = []
-    with Display() as show:
+    with apart(), Display() as show:
+        networks = [source.open_network(model, runs) for model in models]
         show.begin("bench", len(networks))
         for network in networks:
             rows.append(mlperf.measure(network))
@@ -30,7 +29,7 @@ def compare(models: list[str], runs: Path, as_json: bool) -> None:
     view = table("network", "parameters", "MACs", "200 images [95 %]", "10,000 images [95 %]", "target")
     for row in rows:
         view.add_row(
-            printable(row.model) + (" (published)" if row.reference else ""),
+            row.model + (" (published)" if row.reference else ""),
             "-" if row.parameters is None else f"{row.parameters:,}",
             "-" if row.macs is None else f"{row.macs / 1e6:.2f} M",
             f"{row.on_200:.1f} [{row.on_200_low:.1f}, {row.on_200_high:.1f}]",

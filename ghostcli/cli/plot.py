@@ -56,5 +56,5 @@ def plot(
 
 def named(name: str, records: Sequence[RunRecord], runs: Path) -> list[RunRecord]:
     """The runs of an id: one seed, or all seeds of a job."""
-    wanted = name.removeprefix("run/").rstrip("/")
+    wanted = record.id_of(name, runs)
     return [run for run in records if wanted in (run.id, run.id.rpartition("/")[0])] or [record.find(runs, name)]

@@ -87,7 +87,7 @@ def gather(names: Sequence[str], runs: Path) -> Asked:
     unique = tuple(by_id.values())
     if not ids:
         return Asked(unique, looked=places[0] if len(places) == 1 else None)
-    chosen = {run.id for name in ids for run in named(id_of(name, runs), unique, runs)}
+    chosen = {run.id for name in ids for run in named(name, unique, runs)}
     chosen |= {run.id for folder in folders for run in scanned(folder)}
     return Asked(unique, frozenset(chosen), runs if not folders else None)
 

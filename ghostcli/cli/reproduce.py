@@ -5,6 +5,7 @@ Invariant: the printed tables contain only runs of this plan.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from pathlib import Path
@@ -85,7 +86,8 @@ def reproduce(
     if options.place.detach:
         leave(todo.plan, options)
         return
-    failed = _run(todo, packed(todo.plan, options), expected, how.json)
+    with display.apart() if how.json else contextlib.nullcontext():
+        failed = _run(todo, packed(todo.plan, options), expected, how.json)
     if how.json:
         tell_json(_result(todo, runs))
     if failed:

@@ -9,7 +9,7 @@ import typer
 
 from ghostcli import signals
 from ghostcli.cli.options import Device, Json, Runs
-from ghostcli.display import Display, tell_json
+from ghostcli.display import Display, apart, tell_json
 from ghostcli.errors import UsageError
 from ghostcli.records import trained
 from ghostcli.run.job import load_data
@@ -39,14 +39,14 @@ def fill(
     data = load_data(recipe.data)
     if data.checksum != chosen.result.data_checksum:
         raise UsageError(f"{chosen.id}: the images of {recipe.data.name} have changed since its training; restore them")
-    loaded = teacher.load(chosen.id, runs, len(data.classes), where)
     views = recipe.augment.view_count
     if views is None:
         raise UsageError(
             f"{chosen.id}: views with augment.cutout={recipe.augment.cutout} cannot be numbered, so no table is "
             "possible"
         )
-    with Display() as show, signals.polled():
+    with apart(), Display() as show, signals.polled():
+        loaded = teacher.load(chosen.id, runs, len(data.classes), where)
         show.begin(f"{chosen.id} table", views * len(data.train))
         table = teacher.fill_table(loaded, data, recipe.augment, where, show.advance)
     filled = {

@@ -269,7 +269,7 @@ def told(job: Job, runs: Path) -> dict[str, Any]:
     result, absent = run.result, run.status == "absent"
     facts = result or job
     waits = any(not plan.is_done(teacher, runs) for teacher in job.teachers)
-    error = ("its teacher is not done" if waits else "not started") if absent else run.problem
+    error = ("its teacher is not done" if waits else "the command ended before it began") if absent else run.problem
     accuracy = result and {key: getattr(result.accuracy, key) for key in ("last", "best", "selected")}
     return {
         "run": job.id,

@@ -18,7 +18,7 @@ from ghostcli.errors import UsageError, nearest, printable
 from ghostcli.paper import joined, label
 from ghostcli.recipe.diff import config_diff, untaught
 from ghostcli.recipe.models import UNDIGESTED
-from ghostcli.records import trained
+from ghostcli.records.record import id_of
 
 
 def table(chosen: Sequence[str], admitted: Admitted, options: Options = Options()) -> Table:
@@ -52,7 +52,7 @@ def _named(name: str, groups: Sequence[RunGroup], admitted: Admitted, options: O
 
     A path in the runs folder is an id too, as a shell completes it.
     """
-    wanted = name.removeprefix(trained.RUN).removeprefix(f"{options.runs}/").rstrip("/")
+    wanted = id_of(name, options.runs)
     if found := [group for group in groups if wanted in {run.id.rpartition("/")[0] for run in group.runs}]:
         return found
     for group in groups:

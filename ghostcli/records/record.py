@@ -243,7 +243,7 @@ def _folders(path: Path | str) -> list[os.DirEntry[str]]:
 def find(runs: Path, run_id: str) -> RunRecord:
     """The run with this id (`NAME-STRATEGY-DIGEST8[/sSEED]`). UsageError if there is none or more than one."""
     known = scan(runs)
-    name = id_of(run_id, runs).removeprefix("run/").rstrip("/")
+    name = id_of(run_id, runs)
     if not RUN_ID.fullmatch(name):
         begun = [run.id for run in known if run.id.startswith(name)] if name else []
         hint = f"; these begin so: {', '.join(begun[:5])}" if begun else ", such as gns-1.0-plain-1a2b3c4d/s0"
@@ -258,9 +258,11 @@ def find(runs: Path, run_id: str) -> RunRecord:
 
 
 def id_of(name: str, runs: Path) -> str:
-    """A run's id; a path in the folder of runs, as commands print it and TAB completes it, names its run too."""
-    path = Path(name)
-    return path.relative_to(runs).as_posix() if path.is_relative_to(runs) else name
+    """A run's id, of `run/ID` and of a path in the folder of runs, as commands print it and TAB completes it."""
+    for path, folder in ((Path(name), runs), (Path(name).absolute(), runs.absolute())):
+        if path.is_relative_to(folder):
+            name = path.relative_to(folder).as_posix()
+    return name.removeprefix("run/").rstrip("/")
 
 
 def metrics_begin_with(run: Path, length: int, checksum: str) -> bool:

@@ -63,7 +63,7 @@ def write_bytes(path: Path, content: bytes | memoryview, what: str = "file") -> 
 
 def cannot_write(path: Path, error: OSError) -> str:
     """The message for a `path` that could not be written."""
-    kept = "; its old content is intact" if path.exists() else ""
+    kept = "; its old content is intact" if os.path.exists(path) else ""
     why = f"{printable(path)}: could not be written ({error.strerror or error}){kept}"
     return f"{why}. Remove the cause and give the same command again"
 

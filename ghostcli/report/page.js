@@ -73,19 +73,22 @@
   if ("live" in document.body.dataset) {
     let shown = null;
     const ask = async () => {
+      let answer = null;
+      let text = shown;
       try {
-        const answer = await fetch("", { cache: "no-store" });
-        const text = answer.ok ? await answer.text() : shown;
-        if (text !== shown) {
-          const fresh = new DOMParser().parseFromString(text, "text/html").querySelector("main");
-          const open = new Set([...document.querySelectorAll("details[open][id]")].map((part) => part.id));
-          for (const part of fresh.querySelectorAll("details[id]")) part.open = open.has(part.id);
-          document.querySelector("main").replaceWith(fresh);
-          shown = text;
-        }
-        document.body.classList.remove("gone");
+        answer = await fetch("", { cache: "no-store" });
+        if (answer.ok) text = await answer.text();
       } catch {
-        document.body.classList.add("gone"); // the command was stopped: the page stays as it is
+        answer = null; // the command was stopped: the page stays as it is
+      }
+      document.body.classList.toggle("gone", !answer);
+      document.body.classList.toggle("unread", Boolean(answer) && !answer.ok);
+      if (text !== shown) {
+        const fresh = new DOMParser().parseFromString(text, "text/html").querySelector("main");
+        const open = new Set([...document.querySelectorAll("details[open][id]")].map((part) => part.id));
+        for (const part of fresh.querySelectorAll("details[id]")) part.open = open.has(part.id);
+        document.querySelector("main").replaceWith(fresh);
+        shown = text;
       }
       setTimeout(ask, 2000);
     };

@@ -175,14 +175,13 @@ def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: 
 
     data = load_data(job.recipe.data)
     if job.recipe.engine.branches == "folded" and is_ghost(job.student) and kernels.unbuilt(device.type):
-        show.line("compiling the kernels for this processor; this is done once")
+        show.line("compiling the kernels for this processor; they are kept for the next time")
     verdict = selfcheck.verdict_for(job.student, job.recipe.engine.branches, device)
     slow = slow_precision(job.recipe.engine, device, verdict is not None and "kernels" in verdict.tried)
-    plain = None
-    if verdict is not None and not verdict.tried and kernels.choice() != "pytorch":
-        plain = f"its steps run in plain PyTorch, which is slower. {kernels.status(device.type)['why']}"
-    for warning in filter(None, (*(verdict.warnings if verdict else ()), slow, plain)):
+    for warning in (*(verdict.warnings if verdict else ()), *([slow] if slow else [])):
         show.warn(f"{job.id}: {warning}")
+    if verdict is not None and "kernels" not in verdict.tried:
+        _say_why_plain(device.type, show)
     now = environment.now(device, data.checksum, verdict.record if verdict else None)
     surroundings, notes = environment.note(run, now, show)
     show.detail(f"{job.id}: {environment.described(now)}")
@@ -204,6 +203,19 @@ def _train(job: Job, setup: RunSetup, run: RunWriter, options: Options, device: 
     run.write("result.json", results.result(job, setup, data, state, model, run, surroundings, findings, notes, files))
     run.set_status("done")
     show.line(reached(job, options.runs))
+
+
+#: Kinds of device of which `_say_why_plain` has spoken in this process.
+_TOLD: set[str] = set()
+
+
+def _say_why_plain(device: str, show: Display) -> None:
+    """Once: why steps run in plain PyTorch, which is slower, where kernels could run."""
+    from ghostcli.zoo import kernels
+
+    if kernels.choice() != "pytorch" and device in ("cpu", "cuda") and device not in _TOLD:
+        _TOLD.add(device)
+        show.warn(f"trains slower than it could, in plain PyTorch: {kernels.status(device)['why']}")
 
 
 def _start(job: Job, runs: Path, device: torch.device) -> Loaded | None:

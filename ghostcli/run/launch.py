@@ -14,7 +14,7 @@ from graphlib import TopologicalSorter
 
 from rich.text import Text
 
-from ghostcli import signals
+from ghostcli import display, signals
 from ghostcli.display import Display, console
 from ghostcli.errors import GhostError, printable
 from ghostcli.plan import Job, Plan, is_done, record_of
@@ -136,7 +136,7 @@ def carry_out(plan: Plan, options: Options) -> list[RunRecord]:
     error is raised.
     """
     failed: list[Outcome] = []
-    with signals.handled():
+    with display.apart(), signals.handled():
         for count, outcome in enumerate(run(plan, options), 1):
             if outcome.error is None:
                 continue

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+
 from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.recipe.diff import flat
 from ghostcli.records.record import RunRecord
-from ghostcli.records.storage import read_or_empty, write_json
+from ghostcli.records.storage import read_json, write_json
 
 #: Tracker -> (the module that it needs, the extra of `pip install` that brings it).
 TRACKERS = {
@@ -69,7 +71,7 @@ def sync(runs: Path, chosen: Sequence[RunRecord], place: Place) -> Iterator[tupl
     UsageError where the tracker is not installed; GhostError, naming it, where it refuses.
     """
     module = _module(place.tracker)
-    known = read_or_empty(runs / FILE, dict[str, dict[str, int]])
+    known = _read_sent(runs)
     had = known.setdefault(place.key, {})
     for run in chosen:
         rows = run.metrics()
@@ -108,3 +110,12 @@ def _module(tracker: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(f"--to {tracker}: is not installed; type pip install 'ghostcli[{extra}]'") from error
+
+
+def _read_sent(runs: Path) -> dict[str, dict[str, int]]:
+    file = runs / FILE
+    value = read_json(file) if file.exists() else {}
+    try:
+        return TypeAdapter(dict[str, dict[str, NonNegativeInt]]).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise UsageError(f"{printable(file)}: is damaged; remove it, and all runs are sent again") from error

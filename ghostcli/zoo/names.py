@@ -41,7 +41,7 @@ _FOLDERS: dict[str, tuple[Family, str]] = {
     "pretrained/": ("trained", "pretrained/gns-1.0"),
 }
 #: The end of a run's id.
-_RUN = re.compile(r"-[0-9a-f]{8}(/s\d+)?$")
+_RUN = re.compile(r"([^/]+-[0-9a-f]{8}(/s\d+)?)/?$")
 _TEACHERS = tuple(name for name in KNOWN if ":" not in name)
 
 
@@ -88,8 +88,8 @@ def parse(name: str) -> ModelName:
         return _ghost(name, head, width if colon else "1.0")
     if name in _TEACHERS:
         return ModelName(name, "teacher")
-    if _RUN.search(name):
-        raise UsageError(f"model '{name}' looks like a run's id; type run/{'/'.join(name.split('/')[-2:])}")
+    if run := _RUN.search(name):
+        raise UsageError(f"model '{name}' looks like a run's id; type run/{run[1]}")
     hint = nearest(name.lower(), (*_GHOSTS, *KNOWN))
     raise UsageError(
         f"model '{name}' is unknown{hint} (or gns:WIDTH, gnd:WIDTH, timm/NAME, py:FILE.py:FUNCTION, run/ID, "

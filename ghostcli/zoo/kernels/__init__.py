@@ -79,4 +79,6 @@ def status(device: str = "cpu") -> dict[str, str]:
         return {"name": "c++" if native.available() else "pytorch", "why": native.reason()}
     if device == "cuda" and choice() == "auto" and _triton():
         return {"name": "triton", "why": "Compiled by Triton on first use."}
+    if device == "cuda" and choice() == "auto":
+        return {"name": "pytorch", "why": "Triton is not installed."}
     return {"name": "pytorch", "why": f"There are no other kernels for {device} here."}

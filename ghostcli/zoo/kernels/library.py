@@ -43,7 +43,7 @@ def reason() -> str:
 
 def unbuilt() -> bool:
     """Whether the first use compiles the kernels. That takes half a minute, or minutes on a busy machine."""
-    compiler = _compiler()
+    compiler = None if _library.cache_info().currsize else _compiler()  # asked once, whatever came of it
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         return compiler is not None and not _path(compiler, NARROW).exists()
     return False
@@ -64,7 +64,7 @@ def _library(lanes: int) -> tuple[ctypes.CDLL | None, str]:
     """The loaded library for vectors of `lanes` floats, or None, and a sentence about it. Tried once per process."""
     compiler = _compiler()
     if compiler is None:
-        return None, "No C++ compiler (g++ or clang++) was found, so plain PyTorch is used."
+        return None, "No C++ compiler was found; install g++ or clang++."
     try:
         path = _build(compiler, lanes)
         return ctypes.CDLL(str(path)), f"Compiled by {compiler}, kept at {path}."
