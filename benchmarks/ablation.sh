@@ -2,9 +2,10 @@
 # What each ingredient of ghost/fast is worth: GN-S 0.25 on all of CIFAR-10 for 8 epochs, three seeds, as it is and with
 # one ingredient left out: none of it, or the usual value (of PyTorch or `paper`; 0.1 as a rate).
 # The values of ghost/fast were chosen on held-out images (benchmarks/search.py) before these runs, whose accuracies
-# are those of the test images.
+# are those of the test images. docs/networks.md shows the result.
 #
-#   benchmarks/ablation.sh          trains in runs/ablation, two at a time; give it again after a stop: it goes on
+#   benchmarks/ablation.sh          trains what runs/studies/ablation lacks in runs/ablation, two at a time; give it again
+#                                   after a stop: it goes on
 #   benchmarks/ablation.sh keep     copies what a comparison needs to runs/studies/ablation
 #   benchmarks/ablation.sh compare  compares what lies there
 set -euo pipefail
@@ -26,25 +27,32 @@ without=(
   model.init=native
 )
 
-# The ids of the finished trainings of a folder, the whole recipe first.
+# The ids of a folder with three finished seeds, the whole recipe first.
 names() {
   $ghost runs list --runs "$1" --json | python3 -c '
-import json, pathlib, sys
-done = {}
+import collections, json, pathlib, sys
+done = collections.defaultdict(list)
 for run in json.load(sys.stdin):
     if run["status"] == "done":
-        name = run["run"].split("/")[0]
-        made = json.loads(pathlib.Path(sys.argv[1], run["run"], "recipe.json").read_text())
-        done.setdefault(name, "-s" in made["command"])
-print(*sorted(done, key=lambda name: (done[name], name)))' "$1"
+        result = json.loads(pathlib.Path(sys.argv[1], run["run"], "result.json").read_text())
+        done[run["run"].split("/")[0]].append("-s" in result["command"])
+print(*sorted((name for name in done if len(done[name]) == 3), key=lambda name: (done[name], name)))' "$1"
+}
+
+train() {
+  local name
+  name=$($ghost train-teacher gns:0.25 $with "$@" --dry-run --json | python3 -c '
+import json, sys
+print(json.load(sys.stdin)[0]["run"].split("/")[0])')
+  [ -d "$study/$name" ] || $ghost train-teacher gns:0.25 $with "$@"
 }
 
 case "${1:-}" in
   keep) for name in $(names "$runs"); do $ghost runs study "$name" --runs "$runs" --out "$study"; done ;;
   compare) $ghost compare $(names "$study") --runs "$study" "${@:2}" ;;
   "")
-    $ghost train-teacher gns:0.25 $with
-    for key in "${without[@]}"; do $ghost train-teacher gns:0.25 $with -s "$key"; done
+    train
+    for key in "${without[@]}"; do train -s "$key"; done
     ;;
-  *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

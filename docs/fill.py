@@ -110,7 +110,7 @@ def compared(study: str, whole: str) -> str:
     base, *others = judged.rows
     rows = [[whole, accuracy(base), "", ""]]
     for row in sorted(others, key=lambda row: row.delta.mean):
-        keys = ", ".join(f"`{key} = {json.dumps(value)}`" for key, (_, value) in row.differs.items())
+        keys = ", ".join(f"`{key} = {json.dumps(value)}`" for key, (_, value) in row.differs.items() if "." in key)
         rows.append([keys, accuracy(row), against_base(row), verdict(row)])
     return table(["training", "accuracy, %", "difference [95 %]", "verdict"], rows)
 
@@ -316,6 +316,7 @@ MADE: dict[str, Callable[[], str]] = {
     "study-ways": functools.partial(study, "cifar10-ways"),
     "study-together": together,
     "confound": functools.partial(compared, "confound", "shuffled, as the paper says"),
+    "ablation": functools.partial(compared, "ablation", "`ghost/fast` as it is"),
     "again": again,
     "certain": certain,
     "choice": choice,
