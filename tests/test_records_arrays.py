@@ -13,6 +13,8 @@ RNG = np.random.default_rng(0)
 GOOD = {
     "as ghost writes them": (RNG.normal(size=(7, 10)).astype(np.float16), np.arange(7)),
     "by column": (np.asfortranarray(RNG.normal(size=(7, 10))), np.arange(7, dtype=">i4")),
+}
+NO_PREDICTIONS = {
     "no rows": (np.zeros((0, 10), np.float32), np.zeros(0, np.int64)),
     "a number": (np.float64(3.5), np.int64(2)),
     "a name beyond ASCII": (np.zeros(3, [("é", "<f4")]), np.arange(3)),
@@ -25,12 +27,17 @@ def packed(logits: object, labels: object, save=np.savez) -> bytes:
     return content.getvalue()
 
 
-@pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("name", GOOD)
 def test_it_reads_what_numpy_wrote(name, save):
     for found, wanted in zip(predictions(packed(*GOOD[name], save)), GOOD[name], strict=True):
         assert found.dtype == wanted.dtype and found.shape == wanted.shape and found.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:Stored array in format 3.0")
+@pytest.mark.parametrize("name", NO_PREDICTIONS)
+def test_what_numpy_wrote_and_is_no_predictions_is_refused(name):
+    assert predictions(packed(*NO_PREDICTIONS[name])) is None
 
 
 def test_pickled_objects_are_refused():

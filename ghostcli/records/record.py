@@ -259,10 +259,12 @@ def find(runs: Path, run_id: str) -> RunRecord:
 
 def id_of(name: str, runs: Path) -> str:
     """A run's id, of `run/ID` and of a path in the folder of runs, as commands print it and TAB completes it."""
-    for path, folder in ((Path(name), runs), (Path(name).absolute(), runs.absolute())):
-        if path.is_relative_to(folder):
-            name = path.relative_to(folder).as_posix()
-    return name.removeprefix("run/").rstrip("/")
+    plain = name.removeprefix("run/").rstrip("/")
+    if not RUN_ID.fullmatch(plain):
+        for path, folder in ((Path(name), runs), (Path(name).absolute(), runs.absolute())):
+            if path.is_relative_to(folder):
+                return path.relative_to(folder).as_posix()
+    return plain
 
 
 def metrics_begin_with(run: Path, length: int, checksum: str) -> bool:
