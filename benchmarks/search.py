@@ -108,6 +108,20 @@ def trials() -> list[Trial]:
         Trial("teaching", name, BEST | changed, epochs=16, teacher="pretrained/gns-1.0")
         for name, changed in kinds.items()
     ]
+    # What is best for a taught network that has more time? The same teacher, so again: compare these with each other.
+    taught = BEST | kinds["kd, T = 2"]
+    longer: dict[str, dict[str, object]] = {
+        "kd, T = 2": {},
+        "decay 2e-4": {"optim.weight_decay": 2e-4},
+        "padding 4": {"augment.pad": 4},
+        "rate 0.4": {"optim.lr": 0.4},
+        "standardised": {"distill.standardize": True},
+        "muon 0.05, rest 0.8": {"optim.name": "muon", "optim.lr": 0.05, "optim.rest_lr": 0.8},
+    }
+    made += [
+        Trial("taught for longer", name, taught | changed, epochs=32, teacher="pretrained/gns-1.0")
+        for name, changed in longer.items()
+    ]
     return made
 
 

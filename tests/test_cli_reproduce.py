@@ -109,9 +109,9 @@ def test_a_reproduction_in_streams_of_one_process(ghost, tmp_path, monkeypatch):
     seen = []
 
     class Seen(launch.Streams):
-        def start(self, job, fresh):
+        def start(self, job):
             seen.append((self.options.streams, job.student))
-            super().start(job, fresh)
+            super().start(job)
 
     monkeypatch.setattr(launch, "Streams", Seen)
     command = ["reproduce", "II", "--data", "digits", *ROW, *TINY, "--runs", tmp_path / "runs", "--streams", 2]

@@ -183,7 +183,7 @@ class Scripted:
     def free(self) -> bool:
         return len(self.alive) < self.width
 
-    def start(self, job: Job, fresh: bool) -> None:
+    def start(self, job: Job) -> None:
         self.started.append(job)
         self.alive.append(job)
 

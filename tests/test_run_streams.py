@@ -110,10 +110,10 @@ def test_a_run_that_another_process_has_keeps_no_other_waiting(tmp_path):
 def test_a_fault_ends_the_command_and_the_other_run_saves(tmp_path, monkeypatch):
     whole = launch.Streams._run
 
-    def faulty(self, one, fresh):
+    def faulty(self, one):
         if one.seed:
             raise ZeroDivisionError("a fault")
-        whole(self, one, fresh)
+        whole(self, one)
 
     monkeypatch.setattr(launch.Streams, "_run", faulty)
     good, bad = job(0, "train.epochs=500"), job(1)

@@ -9,8 +9,9 @@ from typing import Self
 
 from ghostcli import display, signals
 from ghostcli.display import Display
-from ghostcli.errors import GhostError
+from ghostcli.errors import GhostError, printable
 from ghostcli.plan import Job, record_of
+from ghostcli.records.record import RunWriter
 from ghostcli.run.job import Options, reached
 
 
@@ -45,9 +46,17 @@ class Executor(ABC):
     def free(self) -> bool:
         """Whether another job can start now."""
 
+    def forget(self, job: Job) -> None:
+        """Rename the earlier run of a job, which then begins anew."""
+        run = RunWriter(self.options.runs, job.id)
+        if run.path.exists():
+            with run.locked(self.show.line):
+                if aside := run.set_aside():
+                    self.show.line(f"{job.id}: the earlier run was renamed to {printable(aside)}")
+
     @abstractmethod
-    def start(self, job: Job, fresh: bool) -> None:
-        """Start a job whose teachers are done, or were started. `fresh`: do not continue an earlier attempt."""
+    def start(self, job: Job) -> None:
+        """Start a job whose teachers are done, or were started. It goes on where an earlier attempt ended."""
 
     @abstractmethod
     def wait(self) -> list[tuple[Job, GhostError | None]]:

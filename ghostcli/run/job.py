@@ -69,7 +69,7 @@ def load_data(section: DataSection) -> Data:
     return data.load(section)
 
 
-def run_job(job: Job, options: Options, fresh: bool = False) -> None:
+def run_job(job: Job, options: Options) -> None:
     """Run one job, unless another process has finished it. The run's status records how it ended."""
     import torch
 
@@ -84,11 +84,9 @@ def run_job(job: Job, options: Options, fresh: bool = False) -> None:
         with contextlib.ExitStack() as ours:
             with turns.away():  # another process may work on it for long
                 ours.enter_context(run.locked(show.line))
-            if not fresh and is_done(job, options.runs):  # another process finished it while this one waited
+            if is_done(job, options.runs):  # another process finished it while this one waited
                 show.line(reached(job, options.runs, "finished by another process"))
                 return
-            if fresh and (aside := run.set_aside()):
-                show.line(f"{job.id}: the earlier run was renamed to {aside}")
             run.open()
             try:
                 with memory_errors(job.recipe.train.batch_size), signals.polled():
@@ -96,7 +94,7 @@ def run_job(job: Job, options: Options, fresh: bool = False) -> None:
                     run.write("recipe.json", dump(setup := setup_of(job, options, record_of(job, options.runs).setup)))
                     _train(job, setup, run, options, device, show)
             except BaseException as error:
-                noted = _note(error, job, run, fresh)
+                noted = _note(error, job, run, options.resume)
                 if noted is error:
                     raise
                 raise noted from error
@@ -138,7 +136,7 @@ def _teacher_run(teacher: Job | Finished, runs: Path) -> TeacherRun:
     )
 
 
-def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseException:
+def _note(error: BaseException, job: Job, run: RunWriter, resume: bool) -> BaseException:
     """Record why a run ended, if the disk allows it. Returns the error to raise.
 
     A fault, of ghost or of a user's own network, is an error of this job alone. Its traceback is printed.
@@ -158,7 +156,7 @@ def _note(error: BaseException, job: Job, run: RunWriter, fresh: bool) -> BaseEx
     except GhostError:
         pass  # the disk failed; the user gets the first error
     if isinstance(error, Interrupted):
-        return Interrupted(f"{job.id}: {error}{', without --no-resume' if fresh else ''}")
+        return Interrupted(f"{job.id}: {error}{'' if resume else ', without --no-resume'}")
     if isinstance(error, OSError) and not isinstance(error, GhostError):
         return GhostError(f"{job.id}: {error}. Remove the cause and give the same command again")
     return GhostError(f"{job.id}: {message}") if fault else error

@@ -18,9 +18,9 @@ from ghostcli import display, signals
 from ghostcli.display import Display, console
 from ghostcli.errors import GhostError, printable
 from ghostcli.plan import Job, Plan, is_done, record_of
-from ghostcli.records.record import RunRecord, RunWriter
+from ghostcli.records.record import RunRecord
 from ghostcli.run.executor import Executor
-from ghostcli.run.job import Options, is_fresh, left, reached
+from ghostcli.run.job import Options, left, reached
 from ghostcli.run.local import InProcess
 from ghostcli.run.on_slurm import Slurm
 from ghostcli.run.place import RAY, SLURM
@@ -64,8 +64,7 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
     failed: dict[str, GhostError] = {}
     ready: list[int] = []  # a heap of places in the plan
     with executor or executor_for(plan, options) as place:
-        if not options.resume and options.place.on != SLURM:  # there the jobs of earlier attempts are cancelled first
-            _set_aside(plan, options, place.show)
+        _forget(plan, options, place)
         graph = TopologicalSorter[str]()
         for job in plan.jobs:
             graph.add(job.id, *(t.id for t in job.teachers if t.id in number and not place.ahead))
@@ -77,7 +76,7 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
                 lost = next((teacher.id for teacher in job.teachers if teacher.id in failed), None)
                 if lost is not None:
                     ended.append((job, GhostError(f"{NOT_STARTED} {lost} failed", failed[lost].exit_code)))
-                elif is_done(job, options.runs) and not is_fresh(job, plan, options):
+                elif is_done(job, options.runs):
                     _say_found(job, options, place.show)
                     ended.append((job, None))
                 else:
@@ -85,8 +84,7 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
             if not ended:
                 while ready and place.free:
                     signals.raise_if_received()
-                    job = plan.jobs[heapq.heappop(ready)]
-                    place.start(job, is_fresh(job, plan, options))
+                    place.start(plan.jobs[heapq.heappop(ready)])
                 ended = place.wait()
             for job, error in ended:
                 if error is not None:
@@ -95,17 +93,13 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
                 yield Outcome(job, error)
 
 
-def _set_aside(plan: Plan, options: Options, show: Display) -> None:
-    """Rename the earlier runs of all requested jobs (--no-resume) before the first job starts.
+def _forget(plan: Plan, options: Options, place: Executor) -> None:
+    """With --no-resume: rename the earlier runs of all requested jobs before the first job starts.
 
     So after a stop the same command without --no-resume trains all of them, and finds none of the earlier ones.
     """
-    for job in plan.requested:
-        run = RunWriter(options.runs, job.id)
-        if run.path.exists():
-            with run.locked(show.line):
-                if aside := run.set_aside():
-                    show.line(f"{job.id}: the earlier run was renamed to {printable(aside)}")
+    for job in () if options.resume else plan.requested:
+        place.forget(job)
 
 
 def detach(plan: Plan, options: Options) -> int:
@@ -115,8 +109,9 @@ def detach(plan: Plan, options: Options) -> int:
     jobs = left(plan, options)
     if jobs:
         with signals.handled(), Slurm(options, len(jobs)) as place:
+            _forget(plan, options, place)
             for job in jobs:
-                place.start(job, is_fresh(job, plan, options))
+                place.start(job)
             place.tell()
             place.refuse_stuck()
     return len(jobs)

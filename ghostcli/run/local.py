@@ -14,23 +14,23 @@ class InProcess(Executor):
 
     def __init__(self, options: Options) -> None:
         super().__init__(options, total=1)
-        self.next: tuple[Job, bool] | None = None
+        self.next: Job | None = None
 
     @property
     def free(self) -> bool:
         return self.next is None
 
-    def start(self, job: Job, fresh: bool) -> None:
-        self.next = job, fresh
+    def start(self, job: Job) -> None:
+        self.next = job
 
     def wait(self) -> list[tuple[Job, GhostError | None]]:
         if self.next is None:
             return []
-        (job, fresh), self.next = self.next, None
+        job, self.next = self.next, None
         signals.raise_if_received()
         try:
             with display.apart():
-                run_job(job, self.options, fresh)
+                run_job(job, self.options)
         except GhostError as error:
             return [(job, error)]
         return [(job, None)]

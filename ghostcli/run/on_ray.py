@@ -197,7 +197,7 @@ class Ray(Executor):
             if wrong:
                 raise UsageError(wrong)
 
-    def start(self, job: Job, fresh: bool = False) -> None:
+    def start(self, job: Job) -> None:
         place, runs = self.options.place, self.options.runs
         file = spec.write(job, self.options, self.seen)
         spec.path(runs, job.id, "node").unlink(missing_ok=True)

@@ -15,7 +15,6 @@ from typing import Literal
 from ghostcli import signals
 from ghostcli.errors import GhostError, UsageError
 from ghostcli.plan import Job, is_done
-from ghostcli.records.record import RunWriter
 from ghostcli.run import queue, spec
 from ghostcli.run.executor import Executor
 from ghostcli.run.job import Options
@@ -51,22 +50,25 @@ class Slurm(Executor):
     def __exit__(self, *_: object) -> None:
         self.stack.close()  # what is in the queue stays there
 
-    def start(self, job: Job, fresh: bool) -> None:
+    def forget(self, job: Job) -> None:
+        number = queue.number_of(self.options.runs, job.id)
+        if number in self.there and self.there[number].name == job.id:
+            queue.cancel([number])
+        spec.path(self.options.runs, job.id, "slurm.json").unlink(missing_ok=True)
+        super().forget(job)
+
+    def start(self, job: Job) -> None:
         """Submit a job, or find it in the queue. Its teachers were started before."""
         runs = self.options.runs
         signals.raise_if_received()
         number = queue.number_of(runs, job.id)
         there = self.there.get(number or "")
-        if there is not None and there.name == job.id and not there.never and not fresh:
+        if there is not None and there.name == job.id and not there.never:
             if spec.outcome(runs, job.id) is False:
                 self._accept(job, number or "", "queued" if there.state == "PENDING" else "running")
                 return
         elif there is not None and there.name == job.id:
             queue.cancel([number or ""])
-        if fresh:
-            run = RunWriter(runs, job.id)
-            with run.locked(self.show.line):
-                run.set_aside()
         lost = number is not None and spec.outcome(runs, job.id) is False
         after = [self.numbers[teacher.id] for teacher in job.teachers if teacher.id in self.numbers]
         try:

@@ -74,10 +74,10 @@ class Spawned(Executor):
     def free(self) -> bool:
         return len(self.busy) < self.options.jobs
 
-    def start(self, job: Job, fresh: bool) -> None:
+    def start(self, job: Job) -> None:
         idle = (worker for worker in self.workers if worker.job is None and worker.process.is_alive())
         worker = next(idle, None) or self._hire()
-        worker.line.send((job, fresh, replace(self.options, quiet=True)))
+        worker.line.send((job, replace(self.options, quiet=True)))
         worker.job = job
 
     def _hire(self) -> Worker:
@@ -126,11 +126,11 @@ def _work(threads: int, environment: dict[str, str], line: Connection) -> None:
     torch.set_num_threads(threads)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
-            job, fresh, options = line.recv()
+            job, options = line.recv()
             try:
                 with signals.handled():
                     signals.stay()
-                    run_job(job, options, fresh)
+                    run_job(job, options)
             except (GhostError, Interrupted) as error:
                 line.send((error.exit_code, str(error)))
                 sys.exit(error.exit_code)

@@ -45,10 +45,10 @@ class Streams(Executor):
     def free(self) -> bool:
         return len(self.running) < self.options.streams
 
-    def start(self, job: Job, fresh: bool) -> None:
-        self.running[self.pool.submit(self._run, job, fresh)] = job
+    def start(self, job: Job) -> None:
+        self.running[self.pool.submit(self._run, job)] = job
 
-    def _run(self, job: Job, fresh: bool) -> None:
+    def _run(self, job: Job) -> None:
         import torch
 
         from ghostcli.engine.device import pick
@@ -57,7 +57,7 @@ class Streams(Executor):
         with self.turns.taking():
             device = pick(self.options.device)
             with own_stream(device):
-                run_job(job, replace(self.options, quiet=True), fresh)
+                run_job(job, replace(self.options, quiet=True))
             gc.collect()
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # the next job looks at the free memory
