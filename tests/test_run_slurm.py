@@ -149,6 +149,21 @@ def test_the_command_is_killed_and_slurmd_too(ghost, queue, tmp_path):
 
 
 @pytest.mark.long
+def test_a_fresh_start_waits_until_the_running_job_has_saved(ghost, tmp_path):
+    """Else the end of the cancelled job would pass for that of the new one."""
+    plain = [*crash.COMMANDS["plain"], *LONG[len(crash.COMMANDS["kd"]) :], "--on", "slurm", "--detach"]
+    assert ghost(*plain).returncode == 0
+    until(lambda: trains(tmp_path))
+    done = ghost(*plain, "--no-resume", "--json")
+    assert done.returncode == 0 and "Slurm: 1 submitted" in done.err and "was renamed to" in done.err, done.err
+    told = json.loads(done.out)
+    assert told["status"] in ("queued", "running") and "error" not in told, told
+    statuses = {row["run"]: row["status"] for row in json.loads(ghost("runs", "list", "--json").out)}
+    assert statuses[told["run"]] in ("queued", "running"), statuses
+    assert not list(tmp_path.glob("runs/.jobs/*/*.outcome.json"))
+
+
+@pytest.mark.long
 def test_ctrl_c_cancels_and_saves(ghost, queue, tmp_path):
     command = ghost(*LONG, "--on", "slurm", wait=False)
     until(lambda: trains(tmp_path))

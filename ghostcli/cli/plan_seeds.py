@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Standard error of a difference from the choice of 10,000 test images, in points: twice that of runs/studies/cifar10.
 IMAGES_ERROR = 0.1
+#: The smallest effect, in points: one image of 100,000.
+SMALLEST = 0.001
 
 
 def plan_seeds(
@@ -49,10 +51,10 @@ def plan_seeds(
     as_json: Json = False,
 ) -> None:
     """Print how many seeds per side detect an effect with 80 % probability, given the spread of recorded runs."""
-    if not effect > 0:
-        raise UsageError(f"--effect {effect:g}: must be above 0 points, as in --effect 0.5")
-    if spread is not None and not spread >= 0:
-        raise UsageError(f"--spread {spread:g}: must be a standard deviation in points, as in --spread 0.5")
+    if not SMALLEST <= effect <= 100:
+        raise UsageError(f"--effect {effect:g}: must be from {SMALLEST:g} to 100 points, as in --effect 0.5")
+    if spread is not None and not 0 <= spread <= 100:
+        raise UsageError(f"--spread {spread:g}: must be a standard deviation from 0 to 100 points, as in --spread 0.5")
     if images is not None and spread is None:
         raise UsageError("--images: is for --spread; recorded runs say how much their test images add")
     from ghostcli.comparison.power import Spread
@@ -145,9 +147,11 @@ def _lines(rows: list[dict[str, Any]], effect: float, comparisons: int) -> list[
         if row["finds_now"]:
             line += f"; {row['runs'][0]} and {row['runs'][1]} runs detect {row['finds_now']:.2f}"
         lines.append(printable(line + ")"))
-    if any(row["runs"] == [0, 0] and not row["images_error"] for row in rows):
+    if uncounted := [row for row in rows if not row["images_error"]]:
+        ways = " (--images N)" if uncounted[0]["runs"] == [0, 0] else "; these runs do not show how much it adds"
+        where = "" if len(uncounted) == len(rows) else " where the line does not name it"
         lines.append(
-            "The choice of the test images is not counted: with few images more seeds are needed (--images N)."
+            f"The choice of the test images is not counted{where}: with few images more seeds are needed{ways}."
         )
     if any(min(row["runs"]) in (2, 3) for row in rows):
         lines.append(

@@ -6,7 +6,7 @@ Invariant: a verb only defines who teaches whom. Everything else is in the recip
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -217,7 +217,9 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
         show_scripts(todo, options)
     elif options.place.detach:
         leave(todo, options)
-        show_results(todo, common)
+        from ghostcli.run.queue import told as queued
+
+        show_results(todo, common, queued(options.runs))
     else:
         try:
             done = launch.carry_out(todo, packed(todo, options))
@@ -248,10 +250,13 @@ def show_scripts(todo: plan.Plan, options: launch.Options) -> None:
     typer.echo("\n" + scripts(left(todo, options), options), nl=False, err="--json" in options.command)
 
 
-def show_results(todo: plan.Plan, common: Common) -> None:
-    """Print the requested runs: each finished one and its accuracy; with --json all of them, finished or not."""
+def show_results(todo: plan.Plan, common: Common, queued: Mapping[str, tuple[str, str]] = {}) -> None:
+    """Print the requested runs: each finished one and its accuracy; with --json all of them, finished or not.
+
+    `queued`: run id -> its state in Slurm's queue, and a phrase.
+    """
     if common.json:
-        results = [told(job, common.runs) for job in todo.requested]
+        results = [told(job, common.runs, queued.get(job.id)) for job in todo.requested]
         tell_json(results[0] if len(results) == 1 else results)
         return
     view = table("run", "test accuracy (%)")
@@ -263,18 +268,22 @@ def show_results(todo: plan.Plan, common: Common) -> None:
         tell(view)
 
 
-def told(job: Job, runs: Path) -> dict[str, Any]:
-    """The --json value of a run. Of one that is not done: the reason, and no accuracy."""
+def told(job: Job, runs: Path, queued: tuple[str, str] | None = None) -> dict[str, Any]:
+    """The --json value of a run. Of one that is not done: the reason, and no accuracy. One in a queue has no error."""
     run = record_of(job, runs)
     result, absent = run.result, run.status == "absent"
     facts = result or job
     waits = any(not plan.is_done(teacher, runs) for teacher in job.teachers)
     error = ("its teacher is not done" if waits else "the command ended before it began") if absent else run.problem
+    status, why = ("not started" if absent else run.status), {"error": error}
+    if queued:
+        status, phrase = queued
+        why = {"error" if status == "lost" else "queue": phrase}
     accuracy = result and {key: getattr(result.accuracy, key) for key in ("last", "best", "selected")}
     return {
         "run": job.id,
-        "status": "not started" if absent else run.status,
-        **({} if result else {"error": error}),
+        "status": status,
+        **({} if result else why),
         "student": facts.student,
         "strategy": facts.strategy,
         "teachers": list(facts.path),

@@ -24,6 +24,8 @@ from ghostcli.run.queue import Queued
 PAUSE, ASK = 0.5, 3.0
 #: Seconds until a file that another machine wrote last is seen here.
 ARRIVES = 15.0
+#: Seconds until a job that was cancelled has saved.
+SAVES = 60.0
 
 
 class Slurm(Executor):
@@ -51,10 +53,14 @@ class Slurm(Executor):
         self.stack.close()  # what is in the queue stays there
 
     def forget(self, job: Job) -> None:
-        number = queue.number_of(self.options.runs, job.id)
+        """Also cancel it in the queue, and wait until it has written its outcome, which would pass for the next one's."""
+        runs = self.options.runs
+        number = queue.number_of(runs, job.id)
         if number in self.there and self.there[number].name == job.id:
-            queue.cancel([number])
-        spec.path(self.options.runs, job.id, "slurm.json").unlink(missing_ok=True)
+            self.show.line(f"{job.id}: cancelling Slurm job {number}")
+            _cancel({number})
+        for kind in ("slurm.json", "outcome.json"):
+            spec.path(runs, job.id, kind).unlink(missing_ok=True)
         super().forget(job)
 
     def start(self, job: Job) -> None:
@@ -178,11 +184,16 @@ class Slurm(Executor):
         """Cancel the jobs of this plan and wait until those that ran have saved."""
         mine = {self.numbers[run] for run in self.jobs}
         self.show.line(f"Slurm: cancelling {jobs(len(mine))}; what runs is saved first")
-        queue.cancel(sorted(mine))
-        end = time.monotonic() + 60
-        with contextlib.suppress(queue.Silent):
-            while mine & queue.states().keys() and time.monotonic() < end:
-                time.sleep(PAUSE)
+        _cancel(mine)
+
+
+def _cancel(numbers: set[str]) -> None:
+    """Cancel jobs and wait until those that ran have saved."""
+    queue.cancel(sorted(numbers))
+    end = time.monotonic() + SAVES
+    with contextlib.suppress(queue.Silent):
+        while numbers & queue.states().keys() and time.monotonic() < end:
+            time.sleep(PAUSE)
 
 
 def jobs(count: int) -> str:
