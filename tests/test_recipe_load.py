@@ -360,3 +360,4 @@ q = { x = {y = 1}, z = 2 } # 18
     }  # fmt: skip
     top = key_lines("data = {limit = 1, 'size' = 2}\n\ntrain = {\tepochs = 1}\n")
     assert top == {("data",): 1, ("data", "limit"): 1, ("data", "size"): 1, ("train",): 3, ("train", "epochs"): 3}
+    assert key_lines("a = 1\nb = [\n" + "1,\n" * 20_000 + "]\nc = 1\n") == {("a",): 1}, "in no time"
