@@ -232,7 +232,7 @@ class GhostNet(nn.Module):
 
     def __init__(self, rows: tuple[Row, ...], width: float, classes: int = 10, *, mode: Mode = "folded") -> None:
         super().__init__()
-        self.rows = rows
+        self.shrinks = math.prod(row.stride for row in rows)
         channels = divisible(STEM * width)
         self.stem = ConvBN(3, channels, 3, mode=mode)
         self.bottlenecks = nn.ModuleList()
@@ -246,25 +246,14 @@ class GhostNet(nn.Module):
         self.classifier = nn.Linear(HEAD, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.shape[0] == 1 and not self.deployed:
-            self._refuse_single_values(*x.shape[-2:])
+        # the gate of the last row sees half of each side, and its batch norm needs two pixels
+        if self.training and not self.deployed and x.shape[0] == 1 and max(x.shape[2:]) <= 3 * self.shrinks:
+            raise ValueError(
+                f"batch norm needs at least two values per channel in training, and a batch of one image of "
+                f"{x.shape[2]} x {x.shape[3]} leaves one: train on two images at a time or more, or on larger ones"
+            )
         x = self.stem(x)
         for bottleneck in self.bottlenecks:
             x = bottleneck(x)
         x = F.relu(self.head(_means(self.tail(x)) if self.training else F.adaptive_avg_pool2d(self.tail(x), 1)))
         return self.classifier(x.flatten(1))
-
-    def _refuse_single_values(self, height: int, width: int) -> None:
-        """ValueError if a batch of one image gives some batch norm a single value per channel."""
-        h, w = height, width
-        for i, row in enumerate(self.rows):
-            if i >= FIRST_GATED and max(h, w) < 4:  # the gate halves the side once more
-                break
-            h, w = math.ceil(h / row.stride), math.ceil(w / row.stride)
-        else:
-            if h * w > 1:
-                return
-        raise ValueError(
-            f"batch norm needs at least two values per channel in training, and a batch of one image of "
-            f"{height} x {width} leaves one: train on two images at a time or more, or on larger ones"
-        )
