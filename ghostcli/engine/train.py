@@ -105,9 +105,8 @@ def make_state(
             zoo.init_kaiming(model, torch.Generator().manual_seed(seed))
         if start is not None:
             weights.begin_from(model, start)
-        size = data.train.pixels.shape[1]
-        objective = distill.build_for(recipe, model, [t.model for t in teachers], size)
-    if must_recompute(recipe, model, size, device):
+        objective = distill.build_for(recipe, model, [t.model for t in teachers], data.train.pixels.shape[1])
+    if must_recompute(recipe, model, device):
         zoo.recompute(model)
     model = zoo.laid_out(model, device).train()
     objective = objective.to(device)
@@ -125,12 +124,11 @@ def start_of(recipe: Recipe, model: nn.Module) -> str:
     return "pretrained" if model.spec.pretrained else recipe.model.init
 
 
-def must_recompute(recipe: Recipe, model: nn.Module, size: int, device: torch.device) -> bool:
+def must_recompute(recipe: Recipe, model: nn.Module, device: torch.device) -> bool:
     """Whether to run blocks again in the backward pass: the recipe's value, or else if memory is short."""
     if recipe.engine.recompute is not None:
         return recipe.engine.recompute
-    activation_bytes = zoo.kept_bytes(model, (3, size, size)) * recipe.train.batch_size
-    return activation_bytes > MEMORY_SHARE * free_bytes(device)
+    return zoo.kept_bytes(model) * recipe.train.batch_size > MEMORY_SHARE * free_bytes(device)
 
 
 def make_update(recipe: Recipe, state: State, data: Data, teachers: Sequence[Teacher], seed: int) -> Update:
