@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghostcli.zoo.kernels import algebra, pytorch
-from ghostcli.zoo.kernels.algebra import Branches, Fold, Running
+from ghostcli.zoo.kernels.algebra import Branches, Running
 from ghostcli.zoo.kernels.library import NARROW, WIDE, Argument, address, available, call, reason
 from ghostcli.zoo.kernels.pytorch import DENSE, Step, Window, pitch
 
@@ -58,46 +58,6 @@ def _covering(x: Tensor, gate: Tensor | None) -> tuple[Argument, ...]:
     return gate, h, w, _nearest(x.shape[1], h), _nearest(x.shape[2], w)
 
 
-def moments(x: Tensor, k: Window, stride: int) -> tuple[Tensor, Tensor]:
-    c, t = x.shape[3], math.prod(k)
-    if k == DENSE:
-        mean, cov = x.new_empty(c), x.new_empty(c, c)
-        call("pointwise_moments", *_map(x), *_rows(x), mean, cov, wide=_wide(c))
-        return mean, cov
-    mean, cov = x.new_empty(c, t), x.new_empty(c, t, t)
-    call("depthwise_moments", *_map(x), *x.shape, *k, stride, mean, cov)
-    return mean, cov
-
-
-def _dense_float32(branches: Branches) -> Branches | None:
-    """The tensors as the kernels read them; None if one has another precision."""
-    if any(p is not None and p.dtype != torch.float32 for p in branches):
-        return None
-    return Branches(*(None if p is None else p.contiguous() for p in branches))
-
-
-def fold(branches: Branches, mean: Tensor, cov: Tensor, running: Running | None = None, count: int = 0) -> Fold:
-    p = _dense_float32(branches)
-    if p is None:
-        return algebra.fold(branches, mean, cov, running, count)
-    b, o, t = p.weight.flatten(2).shape
-    norms = p.scale_gamma is not None, p.identity_gamma is not None
-    every = b + sum(norms)
-    kernel, bias = mean.new_empty(o, t), mean.new_empty(o)
-    gain, rstd, means, vars = mean.new_empty(4, every, o).unbind()
-    sizes, out = (b, o, t), (gain, rstd, means, vars)
-    if mean.dim() == 1:
-        rows_cov = mean.new_empty(b, o, t)
-        parameters = p.weight, p.gamma, p.beta, p.identity_gamma, p.identity_beta
-        call("dense_fold", *parameters, *sizes, mean, cov, kernel, bias, rows_cov, *out)
-    else:
-        rows_cov = mean.new_empty(every, o, t)
-        call("depthwise_fold", *p, *sizes, mean, cov, kernel, bias, rows_cov, *out)
-    if running is not None:
-        track(means, vars, count, running)
-    return Fold(kernel, bias, None, rows_cov, *out, mean)
-
-
 def _gradients(branches: Branches, dbias: Tensor) -> list[Tensor | None]:
     """Memory for the gradient of each parameter; those of the betas are that of the bias."""
     return [
@@ -112,33 +72,16 @@ def _norms(running: Running) -> list[Argument]:
     return [*itertools.chain(*norms), *(0, None, None) * (3 - len(norms))]
 
 
-def unfold(
-    branches: Branches, fold: Fold, dkernel: Tensor, dbias: Tensor, count: int
-) -> tuple[list[Tensor | None], Tensor, Tensor]:
-    p, new = _dense_float32(branches), dkernel.new_empty
-    if p is None:
-        return algebra.unfold(branches, fold, dkernel, dbias, count)
-    b, o, t = p.weight.flatten(2).shape
-    sizes, known = (b, o, t), (fold.patch_mean, fold.rows_cov, fold.gain, fold.rstd, fold.mean)
-    grads = _gradients(p, dbias)
-    dweight, dgamma, _, dscale_weight, dscale, _, didentity, _ = grads
-    gradients = (dkernel, dbias, float(count), dweight, dgamma)
-    if fold.patch_mean.dim() == 1:
-        S, out = new(t, t), new(t)
-        call("dense_unfold", p.weight, *sizes, *known, *gradients, didentity, S, out)
-    else:
-        S, out = new(o, t, t), new(o, t)
-        gradients = (*gradients, dscale_weight, dscale, didentity)
-        call("depthwise_unfold", p.weight, p.scale_weight, *sizes, *known, *gradients, S, out)
-    return grads, S, out
-
-
 def track(mean: Tensor, var: Tensor, count: int, running: Running) -> None:
     if any(statistic.dtype != mean.dtype for pair in running.norms for statistic in pair):
         return algebra.track(mean, var, count, running)
     call("track", mean, var, float(running.momentum), count / (count - 1), *_norms(running))
     if running.batches is not None:
         running.batches.add_(1)
+
+
+def whole(x: Tensor) -> Tensor:
+    return x  # a slice needs no copy
 
 
 def convolve(
@@ -156,52 +99,27 @@ def convolve(
     return out
 
 
-def beside(x: Tensor, kernel: Tensor, bias: Tensor, add: Tensor) -> Tensor:
-    out, c = x.new_empty(add.shape), x.shape[3]
-    arguments = *_map(x), *x.shape, kernel.contiguous(), bias.contiguous(), *_map(add), out
-    call("depthwise_beside", *arguments, wide=_wide(c))
-    return out
-
-
-def whole(x: Tensor) -> Tensor:
-    return x  # a slice needs no copy
+# ---- the backward pass of a depthwise convolution alone ----------------------------------------------------------
 
 
 def reduce(
     dz: Tensor, z: Tensor | None, x: Tensor, kernel: Tensor, bias: Tensor | None, k: Window, stride: int
 ) -> Step:
-    o = dz.shape[3]
-    dkernel, dbias = x.new_empty(kernel.shape), x.new_empty(o)
-    if k == DENSE:
-        call("pointwise_reduce", *_map(dz), *_map(z), *_map(x), *_rows(x), o, dkernel, dbias, wide=_wide(o, x.shape[3]))
-    else:
-        call("depthwise_reduce", *_map(dz), *_map(z), *_map(x), *x.shape, *k, stride, dkernel, dbias, wide=_wide(o))
+    c = x.shape[3]
+    dkernel, dbias = x.new_empty(kernel.shape), x.new_empty(c)
+    maps = *_map(dz), *_map(z), *_map(x)
+    call("depthwise_reduce", *maps, *x.shape, *k, stride, dkernel, dbias, wide=_wide(c))
     return Step(dkernel, dbias, dz, z)
 
 
-def adjoint(
-    step: Step,
-    x: Tensor,
-    kernel: Tensor,
-    S: Tensor | None,
-    t: Tensor | None,
-    k: Window,
-    stride: int,
-    add: Tensor | None = None,
-    mask: bool = False,
-    pooled: Tensor | None = None,
-) -> Tensor:
-    dx = x.new_empty(x.shape)
-    maps = (*_map(step.dz), *_map(step.z), *_map(x))
-    statistics = (None, None) if S is None else (S.contiguous(), t.contiguous())
-    rest = (kernel.contiguous(), *statistics, *_map(add), mask, *_map(dx))
-    if k == DENSE:
-        pool = (None, 1, 1) if pooled is None else (pooled.contiguous(), *pytorch.window(x))
-        sizes = (*x.shape[1:3], x.shape[0] * x.shape[1] * x.shape[2], x.shape[3], step.dz.shape[3])
-        call("pointwise_adjoint", *maps, *sizes, *pool, *rest, wide=x.shape[3] > NARROW)
-    else:
-        call("depthwise_adjoint", *maps, *x.shape, *k, stride, *rest, wide=_wide(x.shape[3]))
+def adjoint(step: Step, x: Tensor, kernel: Tensor, S: None, t: None, k: Window, stride: int) -> Tensor:
+    dx, no_statistics, nothing_added, mask = x.new_empty(x.shape), (None, None), _map(None), False
+    arguments = *_map(step.dz), *_map(step.z), *_map(x), *x.shape, *k, stride, kernel.contiguous()
+    call("depthwise_adjoint", *arguments, *no_statistics, *nothing_added, mask, *_map(dx), wide=_wide(x.shape[3]))
     return dx
+
+
+# ---- a sum of branches, and the rest ----------------------------------------------------------------------------
 
 
 def reads(branches: Branches, running: Running) -> bool:

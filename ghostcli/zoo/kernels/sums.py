@@ -1,6 +1,7 @@
 """One sum of branches in training, forward and backward: moments, fold, running statistics, convolution, and back.
 
-Invariant: the C++ kernels compute it in one call each way where they can, with the results of the single steps.
+Invariant: the C++ kernels compute it in one call each way where they can, elsewhere plain PyTorch step by step: for
+maps of one or two pixels a side, and for parameters that the kernels cannot read as they are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ghostcli.zoo.kernels import native
+from ghostcli.zoo.kernels import native, pytorch
 from ghostcli.zoo.kernels.algebra import Branches, Fold, Running
 from ghostcli.zoo.kernels.pytorch import Window
 
@@ -58,6 +59,10 @@ def count(x: Tensor, stride: int) -> int:
     return patches
 
 
+def _stepwise(ops: ModuleType) -> ModuleType:
+    return pytorch if ops is native else ops
+
+
 def forward(
     ops: ModuleType,
     x: Tensor,
@@ -78,6 +83,7 @@ def forward(
     if ops is native and native.reads(branches, running) and _all_taps_seen(x, k, stride):
         z, state = native.sum_forward(x, branches, running, k, stride, relu, out, add)
         return z, (state,)
+    ops = _stepwise(ops)
     fold = ops.fold(branches, *moments(ops, x, k, stride), running, patches)
     if add is None:
         return ops.convolve(x, fold.kernel, fold.bias, k, stride, relu, out), tuple(fold)
@@ -105,7 +111,7 @@ def backward(
     """
     if len(kept) == 1:
         return native.sum_backward(dz, z, x, branches, kept[0], k, stride, needed, add, mask, pooled)
-    fold = Fold(*kept)
+    ops, fold = _stepwise(ops), Fold(*kept)
     step = ops.reduce(dz, z, x, fold.kernel, fold.bias if z is not None else None, k, stride)
     grads, S, t = ops.unfold(branches, fold, step.dkernel, step.dbias, count(x, stride))
     dx = ops.adjoint(step, x, fold.kernel, S, t, k, stride, add, mask, pooled) if needed else None
