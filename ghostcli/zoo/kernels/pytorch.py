@@ -179,26 +179,6 @@ def weigh_backward(
     return _gate(d, gate), torch.ops.aten.sigmoid_backward(dgate, gate)
 
 
-def normalise(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm of pixels [N, H, W, C] in training, then ReLU if `relu`: the output, mean and biased variance [C]."""
-    var, mean = torch.var_mean(x, (0, 1, 2), correction=0)
-    out = (x - mean) * (gamma * torch.rsqrt(var + eps)) + beta
-    return F.relu(out) if relu else out, mean, var
-
-
-def normalise_backward(
-    dout: Tensor, out: Tensor | None, x: Tensor, gamma: Tensor, eps: float, mean: Tensor, var: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of pixels, gamma and beta. `dout` counts where `out` is positive, everywhere if it is None."""
-    if out is not None:
-        dout = dout.where(out > 0, 0)
-    rstd = torch.rsqrt(var + eps)
-    away = (x - mean) * rstd
-    dgamma, dbeta = (dout * away).sum((0, 1, 2)), dout.sum((0, 1, 2))
-    count = x.shape[:3].numel()
-    return gamma * rstd * (dout - dbeta / count - away * dgamma / count), dgamma, dbeta
-
-
 def _tiles(x: Tensor, gate: Tensor) -> bool:
     return x.shape[1] % gate.shape[1] == 0 and x.shape[2] % gate.shape[2] == 0
 
