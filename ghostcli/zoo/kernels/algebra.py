@@ -51,31 +51,20 @@ class Fold(NamedTuple):
     patch_mean: Tensor  # [T], or [O, T] for a depthwise
 
 
-def _stack(branches: Branches, depthwise: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _stack(p: Branches, depthwise: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Rows [B', O, T], gamma and beta [B', O] of all branches: the given ones, scale, identity."""
-    p = branches
-    rows = p.weight.flatten(2).to(dtype)
-    gamma, beta = [p.gamma], [p.beta]
-    if p.scale_gamma is not None:
-        gamma.append(p.scale_gamma[None])
-        beta.append(p.scale_beta[None])
-    if p.identity_gamma is not None:
-        gamma.append(p.identity_gamma[None])
-        beta.append(p.identity_beta[None])
-    known = len(gamma) - 1
-    if known and depthwise:
-        extra = rows.new_zeros(known, *rows.shape[1:])
-        middle = extra[:, :, rows.shape[2] // 2]
-        if p.identity_gamma is not None:
-            middle[-1].fill_(1)
-        if p.scale_weight is not None:
-            middle[0] = p.scale_weight
-        rows = torch.cat([rows, extra])
-    elif known:
-        rows = torch.cat([rows, torch.eye(rows.shape[1], dtype=dtype, device=rows.device)[None]])
-    if not known:
-        return rows, p.gamma.to(dtype), p.beta.to(dtype)
-    return rows, torch.cat(gamma).to(dtype), torch.cat(beta).to(dtype)
+
+    def stacked(given: Tensor, *others: Tensor | None) -> Tensor:
+        return torch.cat([given.to(dtype), *(t[None].to(dtype) for t in others if t is not None)])
+
+    rows = p.weight.flatten(2)
+    o, t = rows.shape[1:]
+    unit = torch.eye(t, dtype=dtype, device=rows.device)
+    unit = unit[t // 2].expand(o, t) if depthwise else unit
+    scale = None if p.scale_weight is None else p.scale_weight[:, None] * unit
+    identity = None if p.identity_gamma is None else unit
+    gamma, beta = stacked(p.gamma, p.scale_gamma, p.identity_gamma), stacked(p.beta, p.scale_beta, p.identity_beta)
+    return stacked(rows, scale, identity), gamma, beta
 
 
 def _unstack(branches: Branches, drows: Tensor, dgamma: Tensor, dbias: Tensor) -> list[Tensor | None]:
