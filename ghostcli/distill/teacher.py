@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -140,7 +140,8 @@ class TeacherLogits:
         index = self.shown(index)
         if self.draws is not None:
             patches = patch(self.images, index, self.draws)
-            return torch.stack([logits_of_bare_network(teacher, patches) for teacher in self.teachers]), None
+            bare_ones = [replace(teacher, model=bare(teacher.model)) for teacher in self.teachers]
+            return torch.stack([teacher.logits(patches) for teacher in bare_ones]), None
         if self.partners is not None:
             pixels = self.cropper.crop(index, self.views[index], self.seed, self.epoch)
         if self.taps:
@@ -148,12 +149,6 @@ class TeacherLogits:
                 pairs = [tap(normalise(pixels, *t.norm)) for tap, t in zip(self.taps, self.teachers, strict=True)]
             return torch.stack([logits.float() for logits, _ in pairs]), [features for _, features in pairs]
         return torch.stack([teacher.logits(pixels) for teacher in self.teachers]), None
-
-
-@torch.no_grad()
-def logits_of_bare_network(teacher: Teacher, pixels: Tensor) -> Tensor:
-    """float32 [B, C] from the teacher's network without its enlargement."""
-    return bare(teacher.model)(normalise(pixels, *teacher.norm)).float()
 
 
 def patch_draws(n: int, size: int, seed: int, epoch: int) -> Tensor:
