@@ -144,27 +144,19 @@ def front(title: str, found: Sequence[Point], what: str) -> Chart:
 ROW_WIDTH, ROW_HEIGHT = 300, 22
 
 
-@dataclass(frozen=True)
-class Forest:
-    """The scale that all rows of a forest plot share: differences in points, and the margin around zero."""
+def forest(rows: Sequence[tuple[Difference, str | None, float | None, str]], margin: float) -> list[Markup]:
+    """A forest plot: each row's difference with its interval, and last their common scale, in points.
 
-    low: float
-    high: float
-    margin: float
-
-    @classmethod
-    def of(cls, deltas: Sequence[Difference], margin: float, printed: Sequence[float]) -> Forest:
-        ends = [value for d in deltas for value in (d.low, d.high, d.mean) if value is not None]
-        low, high = min([*ends, *printed, -margin]), max([*ends, *printed, margin])
-        return cls(low - 0.04 * (high - low), high + 0.04 * (high - low), margin)
-
-    def _x(self):
-        return scale(self.low, self.high, 6, ROW_WIDTH - 6)
-
-    def row(self, delta: Difference, verdict: str | None, printed: float | None, said: str) -> Markup:
-        """A difference with its interval; the paper's printed difference as a hollow diamond."""
-        x, middle = self._x(), ROW_HEIGHT / 2
-        band = {"x": x(-self.margin), "width": x(self.margin) - x(-self.margin), "y": 0, "height": ROW_HEIGHT}
+    `rows`: difference, verdict, the paper's printed difference (a hollow diamond) and what is said of the row.
+    """
+    ends = [value for delta, _, printed, _ in rows for value in (delta.low, delta.high, delta.mean, printed)]
+    ends = [-margin, margin, *(value for value in ends if value is not None)]
+    room = 0.04 * (max(ends) - min(ends))
+    low, high, middle = min(ends) - room, max(ends) + room, ROW_HEIGHT / 2
+    x, size = scale(low, high, 6, ROW_WIDTH - 6), {"width": ROW_WIDTH, "height": ROW_HEIGHT, "class_": "row"}
+    drawn = []
+    for delta, verdict, printed, said in rows:
+        band = {"x": x(-margin), "width": x(margin) - x(-margin), "y": 0, "height": ROW_HEIGHT}
         zero = element("line", x1=x(0), x2=x(0), y1=0, y2=ROW_HEIGHT, class_="zero")
         parts = [element("rect", **band, class_="margin"), zero]
         if printed is not None:
@@ -173,17 +165,15 @@ class Forest:
             parts.append(element("polygon", points=shape, class_="printed", data_tip=f"printed: {printed:+.2f} points"))
         colour = "v-" + (verdict or "none").replace(" ", "-")
         if delta.low is not None:
-            ends = {"x1": x(delta.low), "x2": x(delta.high), "y1": middle, "y2": middle}
-            parts.append(element("line", **ends, class_=f"interval {colour}"))
+            reach = {"x1": x(delta.low), "x2": x(delta.high), "y1": middle, "y2": middle}
+            parts.append(element("line", **reach, class_=f"interval {colour}"))
         parts.append(element("circle", cx=x(delta.mean), cy=middle, r=4.5, class_=f"dot {colour}", data_tip=said))
-        return _svg(said, *parts, width=ROW_WIDTH, height=ROW_HEIGHT, class_="row")
-
-    def axis(self) -> Markup:
-        x, marks = self._x(), []
-        for tick in ticks(self.low, self.high, 6):
-            place = min(max(x(tick), 12), ROW_WIDTH - 12)
-            marks.append(element("text", f"{tick:+g}" if tick else "0", x=place, y=14, text_anchor="middle"))
-        return _svg("scale, in points", *marks, width=ROW_WIDTH, height=ROW_HEIGHT, class_="row")
+        drawn.append(_svg(said, *parts, **size))
+    marks = []
+    for tick in ticks(low, high, 6):
+        place = min(max(x(tick), 12), ROW_WIDTH - 12)
+        marks.append(element("text", f"{tick:+g}" if tick else "0", x=place, y=14, text_anchor="middle"))
+    return [*drawn, _svg("scale, in points", *marks, **size)]
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str]) -> Chart:

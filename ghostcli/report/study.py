@@ -13,7 +13,7 @@ from typing import Any
 from ghostcli.comparison.admission import Admitted
 from ghostcli.comparison.cost import Cost
 from ghostcli.comparison.groups import Cohort, RunGroup, cohorts, grouped
-from ghostcli.comparison.rows import Line, Row, Table
+from ghostcli.comparison.rows import Row, Table
 from ghostcli.comparison.tables import placed
 from ghostcli.display import clock
 from ghostcli.paper import label
@@ -22,7 +22,7 @@ from ghostcli.render import facts, gather, sentence, text_table
 from ghostcli.render.notes import lacking
 from ghostcli.render.text_table import TextTable
 from ghostcli.report import charts
-from ghostcli.report.charts import Chart, Forest
+from ghostcli.report.charts import Chart
 
 #: So many panels of learning curves are drawn; the rest would hide what matters.
 MOST_PANELS = 24
@@ -62,25 +62,19 @@ def _sentences(rows: Iterable[Row]) -> list[tuple[str, str, str]]:
 
 
 def _part(table: Table, text: TextTable, anchors: dict[str, str]) -> dict[str, Any]:
-    """A table, the anchor behind each of its rows (or ''), and its forest plot if a row was compared."""
+    """A table, the anchor behind each of its rows (or ''), and its forest plot: each comparison in words and drawn."""
     links = [anchors.get(ids[0], "") if ids else "" for ids in text.behind]
-    part = {"table": text, "links": links, "forest": [], "margin": table.options.margin}
-    compared = [row for row in table.filled if row.delta is not None]
-    if not compared:
-        return part
-    printed = [row.printed.delta for row in compared if row.printed and row.printed.delta is not None]
-    scale = Forest.of([line.delta for row in compared for line in row.lines], table.options.margin, printed)
-
-    def drawn(line: Line, name: str, own: float | None = None) -> dict[str, Any]:
-        difference = text_table.interval(line.delta)
-        svg = scale.row(line.delta, line.verdict, own, f"{name}: {difference}")
-        anchor = anchors.get(line.group.runs[0].id, "")
-        return {"name": name, "svg": svg, "difference": difference, "verdict": line.verdict or "–", "anchor": anchor}
-
-    for row in compared:
-        part["forest"].append(drawn(row, row.name, row.printed.delta if row.printed else None))
-        part["forest"] += [drawn(control, "minus its control") for control in row.lines[1:]]
-    return part | {"axis": scale.axis()}
+    plotted, said = [], []
+    for row in table.filled:
+        for line in row.lines if row.delta else ():
+            own = line is row
+            name, printed = (row.name, row.printed and row.printed.delta) if own else ("minus its control", None)
+            difference = text_table.interval(line.delta)
+            plotted.append((line.delta, line.verdict, printed, f"{name}: {difference}"))
+            said.append((name, difference, line.verdict or "–", anchors.get(line.group.runs[0].id, "")))
+    *drawn, axis = charts.forest(plotted, table.options.margin)
+    forest = [(*words, svg) for words, svg in zip(said, drawn, strict=True)]
+    return {"table": text, "links": links, "forest": forest, "axis": axis, "margin": table.options.margin}
 
 
 def _fronts(all_cohorts: Sequence[Cohort], known: dict[str, Cost]) -> Iterable[Chart]:
