@@ -23,6 +23,8 @@ from ghostcli.deploy.about import About
 from ghostcli.deploy.onnxfile import INPUT, OUTPUT, read
 from ghostcli.errors import GhostError, UsageError
 
+#: Of attributes that a node may leave out.
+DEFAULTS = {"auto_pad": b"NOTSET", "dilations": [1], "group": 1, "strides": [1, 1], "pads": [0, 0, 0, 0]}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MOST_SECONDS = 600
 
@@ -75,7 +77,7 @@ class _Graph:
     def _node(self, node: Any) -> dict[str, Any]:
         import onnx
 
-        attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+        attributes = DEFAULTS | {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
         make = OPERATORS.get(node.op_type)
         operation = make(self, node, attributes) if make else None
         if operation is None:
@@ -105,41 +107,24 @@ def _as_map(array: np.ndarray) -> np.ndarray:
 
 
 def _conv(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
-    if set(attributes.get("dilations", [1])) != {1} or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+    if set(attributes["dilations"]) != {1} or attributes["auto_pad"] != b"NOTSET":
         return None
-    return {
-        "weight": graph.place(node.input[1]),
-        "bias": graph.optional(node, 2),
-        "group": attributes.get("group", 1),
-        "strides": list(attributes.get("strides", [1, 1])),
-        "pads": list(attributes.get("pads", [0, 0, 0, 0])),
-    }
+    kept = {key: attributes[key] for key in ("group", "strides", "pads")}
+    return {"weight": graph.place(node.input[1]), "bias": graph.optional(node, 2), **kept}
 
 
 def _gemm(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
-    if (
-        not attributes.get("transB")
-        or attributes.get("transA")
-        or attributes.get("alpha", 1) != 1
-        or attributes.get("beta", 1) != 1
-    ):
+    scaled = {attributes.get("alpha", 1), attributes.get("beta", 1)} != {1}
+    if scaled or attributes.get("transA") or not attributes.get("transB"):
         return None
     return {"weight": graph.place(node.input[1]), "bias": graph.optional(node, 2)}
 
 
 def _pool(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
-    pads = list(attributes.get("pads", [0, 0, 0, 0]))
-    if (
-        attributes.get("ceil_mode")
-        or set(attributes.get("dilations", [1])) != {1}
-        or (node.op_type != "MaxPool" and any(pads))
-    ):
+    padded = node.op_type != "MaxPool" and any(attributes["pads"])
+    if padded or attributes.get("ceil_mode") or set(attributes["dilations"]) != {1}:
         return None
-    return {
-        "kernel": list(attributes["kernel_shape"]),
-        "strides": list(attributes.get("strides", [1, 1])),
-        "pads": pads,
-    }
+    return {"kernel": attributes["kernel_shape"], "strides": attributes["strides"], "pads": attributes["pads"]}
 
 
 def _mean(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
