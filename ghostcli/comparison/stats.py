@@ -118,9 +118,9 @@ def summarize(accuracy: Sequence[float] | np.ndarray) -> Summary:
     return Summary(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None, len(values))
 
 
-def accuracy_interval(right: int, images: int) -> tuple[float, float]:
+def interval_of(percent: float, images: int) -> tuple[float, float]:
     """The 95 % interval, in percent, of one network's accuracy over the choice of images: Wilson's (1927)."""
-    z2 = float(quantile(LEVEL, math.inf)) ** 2
+    right, z2 = round(percent * images / 100), float(quantile(LEVEL, math.inf)) ** 2
     share = right / images
     centre = share + z2 / (2 * images)
     reach = math.sqrt(z2 * (share * (1 - share) / images + z2 / (4 * images**2)))
@@ -128,11 +128,6 @@ def accuracy_interval(right: int, images: int) -> tuple[float, float]:
     low = 0.0 if right == 0 else (centre - reach) / (1 + z2 / images)
     high = 1.0 if right == images else (centre + reach) / (1 + z2 / images)
     return 100 * low, 100 * high
-
-
-def interval_of(percent: float, images: int) -> tuple[float, float]:
-    """`accuracy_interval` of an accuracy in percent."""
-    return accuracy_interval(round(percent * images / 100), images)
 
 
 def _t_part(*sides: np.ndarray) -> Part | None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ghostcli.comparison import calibration
-from ghostcli.comparison.stats import accuracy_interval
+from ghostcli.comparison.stats import interval_of
 from ghostcli.data import load
 from ghostcli.data.pictures import SUFFIXES, decode, decoders, entries
 from ghostcli.deploy.source import BATCH, Network, logits, section_of
@@ -135,13 +135,13 @@ def evaluate(network: Network, data_name: str | None) -> tuple[Evaluation, np.nd
     """
     logits, labels, name = answers_on_test(network, data_name)
     confusion = calibration.confusion(logits, labels)
-    right = int(confusion.trace())
-    low, high = accuracy_interval(right, len(labels))
+    accuracy = 100 * int(confusion.trace()) / len(labels)
+    low, high = interval_of(accuracy, len(labels))
     return Evaluation(
         model=network.label,
         data=name,
         images=len(labels),
-        accuracy=round(100 * right / len(labels), 4),
+        accuracy=round(accuracy, 4),
         low=round(low, 4),
         high=round(high, 4),
         nll=calibration.nll(logits, labels),
@@ -156,9 +156,10 @@ def by_class(classes: Sequence[str], confusion: np.ndarray) -> list[dict[str, An
     for name, counts, right in zip(classes, confusion, confusion.diagonal(), strict=True):
         images = int(counts.sum())
         if images:
-            low, high = accuracy_interval(int(right), images)
-            numbers = {"accuracy": 100 * right / images, "low": low, "high": high}
-            rows.append({"class": name, "images": images} | {key: round(float(x), 4) for key, x in numbers.items()})
+            accuracy = 100 * int(right) / images
+            low, high = interval_of(accuracy, images)
+            numbers = {"accuracy": accuracy, "low": low, "high": high}
+            rows.append({"class": name, "images": images} | {key: round(x, 4) for key, x in numbers.items()})
     return sorted(rows, key=lambda row: row["accuracy"])
 
 
