@@ -5,8 +5,10 @@ Invariant: nothing is drawn here, and no file is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +79,16 @@ def accuracies(runs: Sequence[RunRecord]) -> np.ndarray | None:
     by_run = [[row["test"]["accuracy"] for row in run.metrics()] for run in runs]
     epochs = min(map(len, by_run), default=0)
     return np.array([curve[:epochs] for curve in by_run]) if epochs else None
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of an epoch's line by name: `test/accuracy`, `loss`, `lr`."""
+    named: dict[str, float] = {}
+    for key, value in row.items():
+        for part, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+            if type(number) in (int, float) and key != "epoch" and math.isfinite(number):
+                named[f"{key}/{part}" if part else key] = float(number)
+    return named
 
 
 def taught_by(group: RunGroup) -> str:

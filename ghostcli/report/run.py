@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from ghostcli.records.contents import content_problems
 from ghostcli.records.model import RunResult, dump
 from ghostcli.records.record import RunRecord
 from ghostcli.render import facts, sentence
-from ghostcli.render.gather import Curve
+from ghostcli.render.gather import Curve, numbers
 from ghostcli.report import charts
 from ghostcli.report.charts import Chart
 
@@ -82,17 +81,15 @@ def _cards(run: RunRecord, seen: dict[str, Any]) -> Iterator[tuple[str, str, str
 
 def _training_charts(run: RunRecord) -> list[Chart]:
     """Accuracy, loss and learning rate by epoch; none where no epoch is finished."""
-    rows = run.metrics()
-    accuracy = {"test": ("test", "accuracy"), "training images": ("train_accuracy",)}
-    accuracy["validation"] = ("validation", "accuracy")
-    loss = {"training": ("loss",)}
+    rows = [numbers(row) for row in run.metrics()]
+    accuracy = {"test": "test/accuracy", "training images": "train_accuracy", "validation": "validation/accuracy"}
+    loss = {"training": "loss"}
     if any(row.get("soft") for row in rows):
-        loss |= {"labels (hard)": ("hard",), "teachers (soft)": ("soft",)}
-    loss["test"] = ("test", "loss")
+        loss |= {"labels (hard)": "hard", "teachers (soft)": "soft"}
     drawn = {
         "Accuracy": (_series(rows, accuracy), "accuracy (%)"),
-        "Loss": (_series(rows, loss), "loss (nats)"),
-        "Learning rate": (_series(rows, {"learning rate": ("lr",)}), "learning rate"),
+        "Loss": (_series(rows, loss | {"test": "test/loss"}), "loss (nats)"),
+        "Learning rate": (_series(rows, {"learning rate": "lr"}), "learning rate"),
     }
     return [
         charts.lines(f"{name} by epoch", series, what, wide=name == "Loss")
@@ -101,16 +98,10 @@ def _training_charts(run: RunRecord) -> list[Chart]:
     ]
 
 
-def _series(rows: Sequence[dict[str, Any]], paths: dict[str, tuple[str, ...]]) -> list[Curve]:
-    """A line for each name, of the value at its path in every epoch; none where an epoch lacks it."""
-    lines = []
-    for name, path in paths.items():
-        values: list[Any] = list(rows)
-        for key in path:
-            values = [value.get(key) if isinstance(value, dict) else None for value in values]
-        if values and all(isinstance(value, int | float) and math.isfinite(value) for value in values):
-            lines.append(Curve("", name, np.array([values], float)))
-    return lines
+def _series(rows: Sequence[dict[str, float]], keys: dict[str, str]) -> list[Curve]:
+    """A line for each name, of the number at its key in every epoch; none where an epoch lacks it."""
+    columns = {name: [row.get(key) for row in rows] for name, key in keys.items()}
+    return [Curve("", name, np.array([column])) for name, column in columns.items() if column and None not in column]
 
 
 def _answers(predictions: Predictions | None, names: Sequence[str]) -> list[Chart]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ghostcli.errors import GhostError, UsageError, printable
 from ghostcli.recipe.diff import flat
 from ghostcli.records.record import RunRecord
 from ghostcli.records.storage import read_json, write_json
+from ghostcli.render.gather import numbers
 
 #: Tracker -> (the module that it needs, the extra of `pip install` that brings it).
 TRACKERS = {
@@ -83,25 +83,13 @@ def sync(runs: Path, chosen: Sequence[RunRecord], place: Place) -> Iterator[tupl
         try:
             with _mirror(module, run, place) as log:
                 for row in rows[begin:]:
-                    log(values(row), row["epoch"])
+                    log(numbers(row), row["epoch"])
         except Exception as error:  # a tracker may raise anything, and none of it is the run's affair
             reason = printable(str(error).partition("\n")[0] or type(error).__name__)
             raise GhostError(f"{place.tracker}: refused {run.id} ({reason}); the run itself is not affected") from error
         had[run.id] = len(rows)
         write_json(runs / FILE, known, "synced")
         yield run.id, len(rows) - begin
-
-
-def values(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of an epoch's line by name: `test/accuracy`, `loss`, `lr`."""
-    numbers: dict[str, float] = {}
-    for key, value in row.items():
-        parts = value.items() if isinstance(value, Mapping) else [("", value)]
-        for part, number in parts:
-            if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number):
-                numbers[f"{key}/{part}" if part else key] = float(number)
-    numbers.pop("epoch", None)
-    return numbers
 
 
 def _module(tracker: str) -> Any:
