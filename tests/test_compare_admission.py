@@ -429,6 +429,22 @@ def test_networks_that_collapsed_to_one_class_are_not_called_copies(tmp_path):
     assert len(admitted.runs) == 3 and not admitted.left_out
 
 
+def test_a_network_with_the_errors_of_a_collapsed_one_is_not_called_its_copy(tmp_path):
+    """It gives one image another class, and is wrong there too."""
+    labels = np.arange(1000) % 10
+    for seed in range(2):
+        run = tmp_path / write_run(tmp_path, "gns:1.0", seed=seed, epochs=1)
+        logits = np.random.default_rng(seed).normal(size=(1000, 10))
+        logits[:, 4] += 20
+        logits[0, 1] += 40 * seed
+        replace_predictions(run, logits.astype(np.float16), labels)
+        edit(run / "result.json", accuracy=result(run)["accuracy"] | dict.fromkeys(("last", "best", "selected"), 10.0))
+        epoch = json.loads((run / "metrics.jsonl").read_text())
+        epoch["test"]["accuracy"] = 10.0
+        (run / "metrics.jsonl").write_text(json.dumps(epoch) + "\n")
+    assert not admit(record.scan(tmp_path)).left_out
+
+
 def test_networks_that_are_wrong_everywhere_are_not_called_copies(tmp_path):
     for seed in range(3):
         write_run(tmp_path, "gns:1.0", seed=seed, accuracy=0.0, test_images=12, epochs=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,6 +79,19 @@ def test_holm_counts_the_controls(runs: Path) -> None:
 def test_the_control_is_never_pooled_into_the_row(runs: Path) -> None:
     assert taught(build(runs)).ours.n == 3
     assert next(r for r in build(runs, "I").rows if r.student == "gns:1.0").ours.n == 3
+
+
+def test_a_control_without_a_baseline_has_the_notes_of_any_comparison(tmp_path: Path, ghost) -> None:
+    study(tmp_path)
+    for folder in tmp_path.glob("gns-1.0-plain-*"):
+        shutil.rmtree(folder)
+    text = " ".join(said("II", "--runs", tmp_path).split())
+    assert "Verdict for" in text and "this teacher" in text and "Verdicts are for this teacher" in text
+    assert "Finds: the smallest true difference" in text and "≥" in text
+    assert "Δ ours: the taught row minus its control, 95 % interval" in text and "after one correction" in text
+    page = tmp_path / "page.html"
+    assert ghost("report", "--runs", tmp_path, "--out", page).code == 0
+    assert "GN-S 1.0x &lt; ResNet-50 minus its control" in page.read_text()
 
 
 def test_what_differs_in_more_than_blind_teachers_is_no_control(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from report_runs import write_run
 from typer.testing import CliRunner
 
 from ghostcli.cli import app
-from ghostcli.comparison import power, stats
+from ghostcli.comparison import power, stats, verdicts
 from ghostcli.comparison.stats import Sample
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "verdicts.py"
@@ -126,6 +126,14 @@ def test_a_plan_is_the_smallest_number_of_seeds_that_suffices() -> None:
     assert power.plan_seeds(0.3, power.Spread(0.5, 0.5, 0.1, pairs=0.4)) < power.plan_seeds(0.3, spread)
 
 
+def test_one_run_on_a_side_is_never_distinguished_with_predictions_or_without() -> None:
+    for correct in (None, np.ones((1, 20), dtype=bool)):
+        one = Sample(np.array([90.0]), correct)
+        three = Sample(np.array([91.0, 92.0, 93.0]), None if correct is None else np.ones((3, 20), dtype=bool))
+        deltas = [stats.difference(one, three), stats.difference(one, one)]
+        assert [judged.verdict for judged in verdicts.judge(deltas, 0.3)] == ["not distinguished"] * 2
+
+
 def run(*words: str) -> tuple[int, str]:
     found = CliRunner().invoke(app, ["plan-seeds", *words])
     return found.exit_code, str(found.exception or found.output)
@@ -142,11 +150,23 @@ def test_plan_seeds_reads_recorded_spreads(tmp_path: Path) -> None:
     assert f"{row['seeds']} seeds" in run("--effect", "2", "--runs", str(tmp_path))[1]
 
 
-@pytest.mark.parametrize("words", [("--effect", "0"), ("--effect", "nan"), ("--effect", "1", "--spread", "-1")])
+@pytest.mark.parametrize("words", [
+    ("--effect", "0"), ("--effect", "nan"), ("--effect", "inf"), ("--effect", "1e-300"),
+    ("--effect", "1", "--spread", "-1"), ("--effect", "1", "--spread", "inf"), ("--effect", "1", "--spread", "1e200"),
+])  # fmt: skip
 def test_what_cannot_be_planned_is_told(words: tuple[str, ...], tmp_path: Path) -> None:
     code, text = run(*words)
-    assert code != 0 and words[-2] in text
+    assert code != 0 and f"{words[-2]} " in text and "must be" in text
     assert "pilot" in run("--effect", "1", "--runs", str(tmp_path))[1]
+
+
+def test_where_the_test_images_add_nothing_that_could_be_measured_it_is_told(tmp_path: Path) -> None:
+    """Accuracies so far apart, over so few images, that their choice explains none of the spread."""
+    for seed in range(3):
+        write_run(tmp_path, "gns:1.0", seed=seed, accuracy=10.0 + 40 * seed, test_images=40)
+        write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), seed=seed, accuracy=15.0 + 40 * seed, test_images=40)
+    _, text = run("--effect", "2", "--runs", str(tmp_path))
+    assert "±" not in text and "the test images is not counted: " in text and "these runs do not show" in text
 
 
 def test_seeds_for_a_typed_spread_count_the_test_images_where_they_are_given(ghost) -> None:

@@ -220,6 +220,19 @@ def test_marks_have_their_notes(runs: Path) -> None:
     assert "Left out, non-finite: 1" in said("II", "--runs", runs, "--family", "paper")
 
 
+def test_a_finding_is_told_with_the_teacher_that_it_is_about(tmp_path: Path) -> None:
+    for teacher, percent in (("vgg13", 9.4), ("resnet50", 18.8)):
+        message = f"{teacher}: teacher accuracy {percent} % is not above chance"
+        finding = {"code": "no-better-than-chance", "level": "warn", "message": message}
+        write_run(tmp_path, "gns:1.0", "kd", (teacher,), check=[finding])
+    text = said("II", "--runs", tmp_path)
+    rows = {teacher: line for line in text.splitlines()[::-1] for teacher in ("VGG13", "ResNet-50") if teacher in line}
+    for message in ("vgg13: teacher accuracy 9.4 %", "resnet50: teacher accuracy 18.8 %"):
+        [mark] = re.findall(f"(.) Check, no-better-than-chance: {message}", text)
+        teacher = "VGG13" if "vgg13" in message else "ResNet-50"
+        assert f"†{mark}" in rows[teacher]
+
+
 def test_a_small_budget_is_said(tmp_path: Path) -> None:
     write_run(tmp_path, epochs=2, limit=2000, train_images=2000)
     text = said("I", "--runs", tmp_path)

@@ -144,7 +144,7 @@ def verify(
         for row in rows:
             typer.echo(printable(f"{row['run']}: {'; '.join(row['problems']) or 'whole'} ({row['status']})"))
     if broken:
-        raise GhostError(f"{len(broken)} of {len(rows)} runs have damaged files; the lines above name them")
+        raise GhostError(f"{len(broken)} of {len(rows)} runs are damaged or contradict others; the lines above say why")
 
 
 @app.command("study")

@@ -86,6 +86,12 @@ class Row(Line):
         """The row, and its control if that was run."""
         return (self, self.control) if self.control and self.control.group else (self,)
 
+    @property
+    def comparisons(self) -> tuple[tuple[Line, RunGroup], ...]:
+        """Each difference of this row that is known, and the group it is from: its baseline, its control."""
+        pairs = ((self, self.baseline), (self.control, self.control and self.control.group))
+        return tuple((line, other) for line, other in pairs if line and line.delta and other)
+
 
 @dataclass(frozen=True)
 class Options:

@@ -194,8 +194,8 @@ def judged(tables: Sequence[Table]) -> tuple[Table, ...]:
     """
     deltas: dict[tuple[frozenset[str], frozenset[str]], Difference] = {}
     for row in (row for table in tables for row in table.rows):
-        for line, other in ((row, row.baseline), (row.control, row.control and row.control.group)):
-            if line and line.delta and not failed(row.group, other):
+        for line, other in row.comparisons:
+            if not failed(row.group, other):
                 deltas[row.group.ids, other.ids] = line.delta
     margin = tables[0].options.margin if tables else MARGIN
     judgements = dict(zip(deltas, judge(list(deltas.values()), margin), strict=True))

@@ -52,10 +52,11 @@ def shaffer(apart: Sequence[float | None], alike: Sequence[float | None]) -> lis
 
 
 def verdict(delta: Difference, p: float | None, p_equivalent: float | None) -> str | None:
-    """better | worse | equivalent | not distinguished; None without an interval, if there are several runs. Both p are adjusted.
+    """better | worse | equivalent | not distinguished; None if there is no interval. Both p are adjusted.
 
     better, worse: the interval does not contain zero, and `p` is below 5 %. Otherwise equivalent, if `p_equivalent` is.
-    With one run on a side the verdict is always "not distinguished", because the spread over runs is unknown.
+    With one run on a side the verdict is always "not distinguished", with an interval or without: the spread over runs
+    is unknown.
     """
     if 1 in delta.units or delta.of_two_networks:
         return UNDECIDED

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ghostcli.comparison.groups import grouped
-from ghostcli.comparison.rows import Row, Table
-from ghostcli.comparison.stats import RUNS_ONLY, Difference
+from ghostcli.comparison.rows import Line, Row, Table
+from ghostcli.comparison.stats import RUNS_ONLY
 from ghostcli.comparison.tables import MOST_FAILED, failed
 from ghostcli.comparison.verdicts import UNDECIDED
 from ghostcli.paper import paper
@@ -35,24 +36,25 @@ class Marks:
     """Footnote marks of a table: letters for notes on printed rows, digits for findings of the teaching check."""
 
     printed: dict[str, str]
-    findings: dict[str, str]
+    findings: dict[tuple[str, str], str]
 
     @classmethod
     def of(cls, rows: Iterable[Row]) -> Marks:
         rows = list(rows)
         printed = dict.fromkeys(row.printed.note for row in rows if row.printed and row.printed.note)
-        codes = dict.fromkeys(finding.code for row in rows for finding in row.findings)
-        return cls(_marks(printed, LETTERS), _marks(codes, DIGITS))
+        findings = dict.fromkeys((finding.code, finding.message) for row in rows for finding in row.findings)
+        return cls(_marks(printed, LETTERS), _marks(findings, DIGITS))
 
     def of_printed(self, row: Row) -> str:
         return self.printed.get(row.printed.note or "", "") if row.printed else ""
 
     def of_ours(self, row: Row) -> str:
         single = SINGLE if row.ours and row.ours.n == 1 else ""
-        return single + MIXED * bool(row.mixed) + "".join(self.findings[finding.code] for finding in row.findings)
+        findings = (self.findings[finding.code, finding.message] for finding in row.findings)
+        return single + MIXED * bool(row.mixed) + "".join(findings)
 
 
-def _marks(keys: Iterable[str], signs: str) -> dict[str, str]:
+def _marks(keys: Iterable[Any], signs: str) -> dict[Any, str]:
     return {key: signs[i] if i < len(signs) else f"({i + 1})" for i, key in enumerate(keys)}
 
 
@@ -60,9 +62,8 @@ def footnotes(tables: Sequence[Table], marks: Marks) -> Iterable[str]:
     """The meanings of the marks."""
     for note, mark in marks.printed.items():
         yield f"{mark} {paper().notes[note]}"
-    findings = [finding for table in tables for row in table.rows for finding in row.findings]
-    for code, mark in marks.findings.items():
-        yield f"{mark} Check, {code}: {next(finding.message for finding in findings if finding.code == code)}"
+    for (code, message), mark in marks.findings.items():
+        yield f"{mark} Check, {code}: {message}"
     mixed = (row for table in tables for row in table.rows if row.mixed)
     for facts, rows in grouped(mixed, lambda row: row.mixed).items():
         names = dict.fromkeys(row.name for row in rows)
@@ -77,20 +78,22 @@ def remarks(table: Table) -> Iterable[str]:
 def _remarks(table: Table) -> Iterable[str]:
     rows, metric = table.filled, table.options.metric
     for row in rows:
-        if _welch_disagrees(row.delta):
-            yield f"Welch's test disagrees on {row.name} (p = {row.delta.welch:.3f}, not {row.delta.p:.3f})."
-        if row.delta and abs(row.delta.mean - (row.ours.mean - row.baseline.summary(metric).mean)) > VISIBLE:
-            yield (
-                f"Δ of {row.name} is a mean over teachers, which have unequal numbers of seeds: it is not the "
-                "difference of the accuracies, which are means over seeds."
-            )
-        if row.delta and failed(row.group, row.baseline):
-            yield (
-                f"No verdict for {row.name}: more than {MOST_FAILED:.0%} of the seeds of one side became non-finite, "
-                "so the others are a biased selection."
-            )
-        for group in (row.group, row.baseline if row.delta else None):
-            if group and group.missing:
+        for line, other in row.comparisons:
+            name, delta = row.name if line is row else f"{row.name} minus its control", line.delta
+            if delta.welch is not None and delta.p is not None and (delta.welch < 0.05) != (delta.p < 0.05):
+                yield f"Welch's test disagrees on {name} (p = {delta.welch:.3f}, not {delta.p:.3f})."
+            if abs(delta.mean - (row.ours.mean - other.summary(metric).mean)) > VISIBLE:
+                yield (
+                    f"Δ of {name} is a mean over teachers, which have unequal numbers of seeds: it is not the "
+                    "difference of the accuracies, which are means over seeds."
+                )
+            if failed(row.group, other):
+                yield (
+                    f"No verdict for {name}: more than {MOST_FAILED:.0%} of the seeds of one side became non-finite, "
+                    "so the others are a biased selection."
+                )
+        for group in (row.group, *(other for _, other in row.comparisons)):
+            if group.missing:
                 job, seeds = group.runs[0].id.rpartition("/")[0], ", ".join(map(str, group.missing))
                 yield (
                     f"The plan of {job} is not complete. Planned seeds without a result: {seeds}. "
@@ -130,9 +133,13 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
             "The interval covers test images only, for these networks. More seeds can distinguish it: "
             "`--seed 0 --seed 1 --seed 2` with a training command, `--seeds 3` with `ghost reproduce`."
         )
-    if any(row.delta for row in rows):
+    comparisons = [(row, line, other) for row in rows for line, other in row.comparisons]
+    if comparisons:
+        what = "the taught row minus its control"
+        if any(row.delta for row in rows):
+            what = f"the row minus its baseline ({tables[0].baseline})"
         yield (
-            f"Δ ours: the row minus its baseline ({tables[0].baseline}), {_how_wide(rows)}. "
+            f"Δ ours: {what}, {_how_wide(line for _, line, _ in comparisons)}. "
             "Verdicts: p < 5 % after one correction over all comparisons of this answer; equivalent: two one-sided "
             f"tests within ±{options.margin:g}."
         )
@@ -141,7 +148,7 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
             "Finds: the smallest true difference that this design calls better or worse with 80 % probability, given "
             f"its own spreads. `{UNDECIDED}` can miss smaller differences."
         )
-    compared = [group for row in rows if row.delta for group in (row.group, row.baseline)]
+    compared = [group for row, _, other in comparisons for group in (row.group, other)]
     if any(group.one_teacher for group in compared):
         yield (
             "Verdicts are for this teacher: all seeds of a row had the same teacher networks. The interval does not "
@@ -187,18 +194,14 @@ def lacking(found: Iterable[Lack]) -> Iterable[str]:
         yield f"{phrase.format('; '.join(names))}: {remedy}"
 
 
-def _how_wide(rows: Sequence[Row]) -> str:
-    tests = {row.delta.test for row in rows if row.delta}
+def _how_wide(lines: Iterable[Line]) -> str:
+    tests = {line.delta.test for line in lines}
     both, seeds = "95 % interval over seeds and test images (two levels)", "over seeds only"
     if not tests & {RUNS_ONLY, None}:
         return both
     if tests <= {RUNS_ONLY, None}:
         return f"95 % interval {seeds}, because there are no predictions for these accuracies"
     return f"{both}, or {seeds} if there are no predictions for the accuracies"
-
-
-def _welch_disagrees(delta: Difference | None) -> bool:
-    return bool(delta and delta.welch is not None and delta.p is not None and (delta.welch < 0.05) != (delta.p < 0.05))
 
 
 def _left_out(table: Table) -> Iterable[str]:

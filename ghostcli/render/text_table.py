@@ -76,7 +76,11 @@ def results(table: Table) -> TextTable:
     columns = [STUDENT, STRATEGY if also else PARAMETERS]
     columns += [TEACHERS] * (taught and not one_set)
     columns += [PROTOCOL] if also else [PRINTED, *[PRINTED_DELTA] * taught]
-    verdicts = [DELTA, *[FINDS] * any(row.finds is not None for row in table.rows), _verdict_column(table)]
+    verdicts = [
+        DELTA,
+        *[FINDS] * any(line.finds is not None for row in table.rows for line in row.lines),
+        _verdict_column(table),
+    ]
     columns += [OURS, *(verdicts if taught else [])]
     if any(row.differs is not None for row in table.rows):
         columns, one_set = [RUN, DIFFERS, OURS, *verdicts], False
@@ -133,7 +137,7 @@ def _comparison(line: Line) -> dict[str, str]:
 
 def _verdict_column(table: Table) -> Column:
     """The heading names the teachers' scope, if all seeds of every row had the same teachers."""
-    groups = [row.group for row in table.rows if row.delta]
+    groups = [row.group for row in table.rows if row.comparisons]
     if not groups or not all(group.one_teacher for group in groups):
         return VERDICT
     one = all(len(group.about.teachers) == 1 for group in groups)
@@ -243,7 +247,7 @@ def _count_verdicts(rows: Sequence[Row]) -> str:
 
 def _deltas(row: Row) -> str:
     """The differences below an accuracy: from the baseline, and from the control if there is one."""
-    if row.delta is None:
+    if not row.comparisons:
         return ""
     return "".join(f"\n{interval(line.delta)} {SIGNS.get(line.verdict or '', '')}".rstrip() for line in row.lines)
 

@@ -66,9 +66,10 @@ def _part(table: Table, text: TextTable, anchors: dict[str, str]) -> dict[str, A
     links = [anchors.get(ids[0], "") if ids else "" for ids in text.behind]
     plotted, said = [], []
     for row in table.filled:
-        for line in row.lines if row.delta else ():
+        for line, _ in row.comparisons:
             own = line is row
-            name, printed = (row.name, row.printed and row.printed.delta) if own else ("minus its control", None)
+            printed = row.printed.delta if own and row.printed else None
+            name = row.name if own else "minus its control" if row.delta else f"{row.name} minus its control"
             difference = text_table.interval(line.delta)
             plotted.append((line.delta, line.verdict, printed, f"{name}: {difference}"))
             said.append((name, difference, line.verdict or "–", anchors.get(line.group.runs[0].id, "")))

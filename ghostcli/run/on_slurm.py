@@ -53,7 +53,7 @@ class Slurm(Executor):
         self.stack.close()  # what is in the queue stays there
 
     def forget(self, job: Job) -> None:
-        """Also cancel it in the queue, and wait until it has written its outcome, which would pass for the next one's."""
+        """Also cancel it in the queue, and wait for its outcome, which else could pass for that of the next one."""
         runs = self.options.runs
         number = queue.number_of(runs, job.id)
         if number in self.there and self.there[number].name == job.id:
