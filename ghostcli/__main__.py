@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from types import FrameType
 
 
@@ -20,6 +21,9 @@ def main() -> None:
     """The entry point."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
+    for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, stream) is None:  # closed, as under some daemons
+            setattr(sys, stream, open(os.devnull, mode))  # noqa: SIM115 it is open to the end
     gc.set_threshold(50_000, 20, 100)  # imports make many objects that stay: seldom look for garbage
     from ghostcli.cli import main as command
 

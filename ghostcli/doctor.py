@@ -158,7 +158,8 @@ def _trial(runs: Path) -> Iterator[Finding]:
         folder.mkdir(parents=True)
         problem = _write_and_lock(folder)
     except (OSError, GhostError) as error:
-        problem = f"cannot be written ({origin(error)}); name another folder with --runs"
+        why = getattr(error, "strerror", None) or origin(error)
+        problem = f"cannot be written ({why}); name another folder with --runs"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for empty in new_folders:

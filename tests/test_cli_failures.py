@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -118,6 +120,17 @@ def test_a_full_standard_output_is_one_line():
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=crash.ROOT)
     assert done.returncode == 1
     assert done.stderr == "ghost: the output cannot be written: No space left on device\n"
+
+
+def test_closed_streams_are_empty_ones(tmp_path):
+    """Under some daemons a program begins without them."""
+    ghost = f"{shlex.quote(sys.executable)} -m ghostcli"
+    environment = os.environ | {"PYTHONPATH": str(crash.ROOT)}
+    for words, code in (("recipe list --json >&-", 0), ("predict pretrained/gns-0.25 - --json <&-", 2)):
+        words = ["sh", "-c", f"{ghost} {words}"]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("ghost: standard input: not an image"), done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

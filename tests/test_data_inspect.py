@@ -85,6 +85,14 @@ def test_broken_files_and_missing_parts_are_said_and_nothing_is_proposed(ghost, 
     assert any("There is no test/" in remark for remark in remarks) and any("one class" in remark for remark in remarks)
 
 
+def test_a_part_that_is_there_and_cannot_be_used_is_not_called_missing(ghost, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked" / "train").mkdir(parents=True)
+    (tmp_path / "linked" / "test").mkdir()
+    (tmp_path / "linked" / "train" / "cat").symlink_to(photos / "train" / "cat")
+    remarks = " ".join(inspected(ghost, tmp_path / "linked")["remarks"])
+    assert "There is no" not in remarks and "In train/ no class in it can be used" in remarks
+
+
 def test_a_folder_is_walked_as_a_training_walks_it(ghost, photos: Path, tmp_path: Path) -> None:
     """Links were left out, within the folder and out of it: a training reads the first and stops at the others."""
     (photos / "train/dog/link.png").symlink_to("0.png")
@@ -155,7 +163,7 @@ def test_a_split_refuses_files_that_cannot_be_read_and_pictures_in_two_classes(g
     ("name", "message"),
     [
         ("digits", "is not a folder"),
-        ("folder:none", "there is no such folder"),
+        ("folder:none", "there is no such folder here"),
         ("none", "there is no such folder"),
         ("folder:.", "holds no images"),
     ],
@@ -235,7 +243,7 @@ def test_a_split_is_there_once_it_is_whole(ghost, tmp_path: Path, monkeypatch) -
 
     monkeypatch.setattr(shutil, "copyfile", fail_later)
     told = ghost("data", "split", tmp_path / "flat", "--out", tmp_path / "made")
-    assert told.code == 2 and "No space left" in told.err and [p.name for p in tmp_path.iterdir()] == ["flat"]
+    assert told.code == 1 and "No space left" in told.err and [p.name for p in tmp_path.iterdir()] == ["flat"]
     told = ghost("data", "split", tmp_path / "flat", "--out", tmp_path / "flat" / "made")
     assert told.code == 2 and "is in the folder that is split" in told.err
     monkeypatch.setattr(shutil, "copyfile", real)

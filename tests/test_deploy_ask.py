@@ -72,6 +72,13 @@ def test_the_table_has_a_line_a_picture(ghost, digits_run, digits_runs, pictures
         assert f"{i:02}.png" in line and line.split()[-1] == str(logits[i].argmax()) and "%" in line
 
 
+def test_a_name_with_a_line_end_has_one_line(ghost, digits_run, digits_runs, pictures):
+    folder, _ = pictures
+    odd = (folder / "00.png").rename(folder / "a\nb.png")
+    done = ghost("predict", digits_run.id, odd, "--runs", digits_runs, "--top", 1)
+    assert done.code == 0 and len(done.out.splitlines()) == 1 and "b.png" in done.out
+
+
 def test_a_picture_is_turned_upright_as_its_camera_says(ghost, digits_run, digits_runs, tmp_path):
     from ghostcli import data
     from ghostcli.recipe.models import DataSection
@@ -194,6 +201,9 @@ def bad(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
     (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "pipes" / "pipe.png")
     (tmp_path / "model.bin").write_text("no model")
     (tmp_path / "model.pt2").write_text("no model")
     return tmp_path
@@ -206,6 +216,10 @@ def bad(tmp_path):
         ("RUN", "half.png", "not an image"),
         ("RUN", "nowhere.png", "nowhere.png: cannot be read"),
         ("RUN", "empty", "holds no images"),
+        ("RUN", "pipe.png", "is not a file"),
+        ("RUN", "pipes", "is not a file"),
+        ("RUN", "", "names no picture"),
+        ("", "good.png", "names no network"),
         ("model.bin", "good.png", "is no model"),
         ("model.pt2", "good.png", "no whole torch program"),
         ("nowhere.pt2", "good.png", "nowhere.pt2: cannot be read"),
@@ -221,6 +235,14 @@ def test_bad_input_is_one_line(ghost, digits_run, digits_runs, bad, monkeypatch,
     assert done.code == 2, done
     assert done.err.startswith("ghost: ") and len(done.err.strip().splitlines()) == 1 and told in done.err
     assert done.out == "" and sorted(path.name for path in bad.iterdir()) == before
+
+
+def test_data_that_are_elsewhere_are_asked_for(ghost, photos_run, tmp_path, monkeypatch):
+    _, run, runs = photos_run
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = ghost("evaluate", run, "--runs", runs)
+    assert done.code == 2 and "there is no such folder here" in done.err and "with --data" in done.err, done.err
 
 
 def test_unknown_data_are_named_as_by_a_training(ghost, digits_run, digits_runs):

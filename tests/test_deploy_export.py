@@ -15,8 +15,10 @@ import pytest
 import torch
 from report_runs import edit
 
+from ghostcli import zoo
 from ghostcli.deploy import about as description
-from ghostcli.deploy import int8
+from ghostcli.deploy import int8, onnxwrite, page
+from ghostcli.deploy.program import Program
 from ghostcli.errors import Interrupted
 from ghostcli.records import record
 from ghostcli.zoo import weights
@@ -393,6 +395,32 @@ def test_runtimes_use_no_more_threads_than_torch_may(asked, given, monkeypatch):
 
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     assert onnxfile.threads() == (given or len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.parametrize("size", [33, 50])
+def test_a_network_of_maps_with_odd_sides_is_an_onnx_file_and_a_page(size):
+    """Where a map of 7 pixels is gated by one of 3, which no whole factor enlarges to it."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if not any(map(shutil.which, ("node", *page.BROWSERS))):
+        pytest.skip("no node and no browser is here")
+    torch.manual_seed(0)
+    network = zoo.build("gns:0.2")
+    zoo.init_kaiming(network, torch.Generator().manual_seed(0))
+    norm = ((0.5,) * 3, (0.25,) * 3)
+    with torch.no_grad():
+        for _ in range(40):  # its batch norms follow the maps, or these grow from layer to layer
+            network(torch.randn(8, 3, size, size))
+    program = Program(zoo.laid_out(zoo.deploy(network.eval())), norm).eval()
+    about = description.describe("a-plain-12345678/s0", "mine", "digits", tuple("0123456789"), size, norm, 90.0)
+    pixels = torch.randint(256, (3, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images = (pixels.permute(0, 3, 1, 2) / 255).contiguous()
+    with torch.no_grad():
+        wanted = program(images).numpy()
+    content = onnxwrite.encode(program, about)
+    found = onnxruntime.InferenceSession(content).run(None, {"images": images.numpy()})[0]
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+    shown, _, _ = page.run(page.encode(content, about, []), pixels.numpy())
+    np.testing.assert_allclose(shown, wanted, atol=3e-3 * np.abs(wanted).max())  # its weights are float16
 
 
 def test_the_page_computes_the_network_in_a_browser(files, images, digits_run, tmp_path):

@@ -58,6 +58,9 @@ class Pair(nn.Module):
     def forward(self, x):
         return self.net(x), x
 
+def lazy(classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+
 def pair(classes):
     return Pair(classes)
 
@@ -256,6 +259,7 @@ WRONG = {
     "py:net.py:early": "early(10) raised RuntimeError: net.py:20: no such width",
     "py:net.py:broken": "raised RuntimeError: net.py:28:",
     "py:net.py:pair": "forward returned tuple",
+    "py:net.py:lazy": "the network has lazy layers",
     "py:no_such_package.net:tiny": "there is no module no_such_package",
     "py:bad.py:tiny": "importing it raised ModuleNotFoundError: bad.py:1: No module named 'not_there'",
     "py:worse.py:tiny": "importing it raised SyntaxError: worse.py:1:",
@@ -353,6 +357,24 @@ def test_a_program_with_the_number_of_images_in_a_shape_is_read_again(ghost, net
         )
     )
     run = json.loads(ghost("train-teacher", "py:net.py:folded", *TINY, "--json").out)["run"]
+    assert ghost("export", run, "--out", "net.pt2", "--no-timing").code == 0
+    assert ghost("evaluate", "net.pt2").code == 0
+
+
+def test_a_program_of_attention_is_read_again(ghost, net):
+    """torch clamps a slice at the end of a map, which depends on the number of images: Min(32, 4 N)."""
+    net.write_text(
+        NET.replace(
+            "def wide",
+            "class Attentive(nn.Module):\n    def __init__(self, classes):\n        super().__init__()\n"
+            "        self.cut = nn.Conv2d(3, 16, 8, 8)\n"
+            "        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)\n"
+            "        self.last = nn.Linear(16, classes)\n    def forward(self, x):\n"
+            "        return self.last(self.layer(self.cut(x).flatten(2).transpose(1, 2)).mean(1))\n\n"
+            "def attentive(classes):\n    return Attentive(classes)\n\ndef wide",
+        )
+    )
+    run = json.loads(ghost("train-teacher", "py:net.py:attentive", *TINY, "--json").out)["run"]
     assert ghost("export", run, "--out", "net.pt2", "--no-timing").code == 0
     assert ghost("evaluate", "net.pt2").code == 0
 

@@ -10,7 +10,7 @@ import typer
 from ghostcli.cli import complete
 from ghostcli.cli.options import Json, Runs
 from ghostcli.display import apart, table, tell, tell_json
-from ghostcli.errors import UsageError
+from ghostcli.errors import UsageError, printable
 
 Model = Annotated[
     str,
@@ -51,5 +51,5 @@ def _print(rows: list[dict[str, Any]]) -> None:
     view = table("image", *[""] * len(rows[0]["predictions"]), words=("",), header=False)
     for row in rows:
         cells = [f"{100 * each['probability']:5.1f} % {each['class']}" for each in row["predictions"]]
-        view.add_row(row["image"], *cells)
+        view.add_row(printable(row["image"]), *map(printable, cells))
     tell(view)

@@ -63,7 +63,7 @@ def tell(rows: Sequence[Proof], markdown: bool = False) -> None:
         show(view)
     for row in rows:
         if row.problem or row.note:
-            typer.echo(f"{row.format}: {printable(row.problem or row.note)}")
+            typer.echo(f"{row.format}: {printable((row.problem or row.note).removeprefix(f'{row.format}: '))}")
     if sentence := integers(rows):
         typer.echo(sentence)
 

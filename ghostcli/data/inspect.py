@@ -20,7 +20,7 @@ from PIL import Image
 
 from ghostcli import signals
 from ghostcli.data.pictures import FORMATS, SUFFIXES, decode, decoders, entries, tree
-from ghostcli.errors import UsageError, printable
+from ghostcli.errors import GhostError, UsageError, printable
 
 #: Images are compared at this side in pixels, so copies of a picture in two formats are equal.
 COMPARED_AT = 32
@@ -87,7 +87,7 @@ def inspect(folder: Path) -> Found:
         broken,
         _equal(good, lambda picture: picture.part),
         _equal(good, lambda picture: picture.label),
-        (*_remarks(counts, len(broken)), *passed_over(folder)),
+        (*_remarks(counts, len(broken), set(os.listdir(folder))), *passed_over(folder)),
         _settings(folder, counts, sides, bool(broken)),
     )
 
@@ -127,11 +127,15 @@ def _equal(pictures: Sequence[_Picture], apart: Callable[[_Picture], str]) -> tu
     return tuple(tuple(printable(picture.file) for picture in group) for group in mixed)
 
 
-def _remarks(counts: dict[str, dict[str, int]], broken: int) -> Iterator[str]:
+def _remarks(counts: dict[str, dict[str, int]], broken: int, there: set[str]) -> Iterator[str]:
     train, test = counts.get("train", {}), counts.get("test", {})
+    unread = "no class in it can be used" if broken else "there are no classes in it"
     if not train:
-        yield "There is no train/, so there is nothing to train on."
-    if not test:
+        what = f"In train/ {unread}" if "train" in there else "There is no train/"
+        yield f"{what}, so there is nothing to train on."
+    if not test and {"test", "val"} & there:
+        yield f"In test/ {unread}."
+    elif not test:
         yield "There is no test/: `ghost data split PATH --out NEW` makes one, stratified by class."
     for part, other, names in (
         ("train", "test", train.keys() - test.keys()),
@@ -260,7 +264,7 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
             shutil.copyfile(source, unfinished / target)
         os.rename(unfinished, out)
     except OSError as error:
-        raise UsageError(f"{printable(out)}: cannot be written ({error.strerror or error})") from error
+        raise GhostError(f"{printable(out)}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Counter(target.parts[0] for _, target in copies)

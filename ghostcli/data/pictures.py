@@ -52,7 +52,7 @@ def tree(folder: Path) -> tuple[dict[str, dict[str, list[Path]]], dict[Path, str
     """
     if not os.path.isdir(folder):
         raise UsageError(
-            f"folder:{printable(folder)}: there is no such folder; a training needs train/ and test/ (or val/) in it"
+            f"folder:{printable(folder)}: there is no such folder here; name one with train/ and test/ (or val/) in it"
         )
     inside = folder.resolve()
     faults: dict[Path, str] = {}

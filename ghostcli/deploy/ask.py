@@ -6,6 +6,7 @@ Invariant: a picture goes through the steps that the training images went throug
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ def list_pictures(asked: Sequence[str]) -> list[str]:
     """The files that arguments name: a folder stands for every picture below it, sorted by name; `-` for itself."""
     files: list[str] = []
     for name in asked:
+        if not name:
+            raise UsageError('IMAGE: "" names no picture; had a variable no value?')
         path = Path(name)
         if name == STDIN or not path.is_dir():
             files.append(name)
@@ -87,6 +90,8 @@ def _read(name: str, size: int) -> np.ndarray | str:
     """The pixels of a picture, or what is wrong with it."""
     try:
         if name != STDIN:
+            if os.path.exists(name) and not os.path.isfile(name):
+                return f"{printable(name)}: is named as an image but is not a file"
             return decode(Path(name), size)
         return decode(io.BytesIO(sys.stdin.buffer.read()), size, "standard input")
     except UsageError as error:
@@ -114,7 +119,13 @@ def answers_on_test(network: Network, data_name: str | None) -> tuple[np.ndarray
     Its own data may have changed: a warning says so. UsageError where the data has other classes.
     """
     section = network.section if data_name is None else section_of(data_name, network.about.size)
-    data = load(section)
+    try:
+        data = load(section)
+    except UsageError as error:
+        if data_name is not None:
+            raise
+        where = f"{error}. {printable(network.label)} was tested on {printable(section.name)}"
+        raise UsageError(f"{where}: name its place now with --data") from error
     if data_name is None and network.checksum not in ("", data.checksum):
         changed = f"{printable(network.label)}: the images of {data.name} are no longer those of its record"
         console.print(changed, style="yellow", markup=False)

@@ -64,9 +64,11 @@ def _ghost(module: GhostModule) -> Callable[[Tensor], Tensor]:
         if module.gate is None:
             return y
         gate = module.gate(x)
-        if all(2 * small == large for small, large in zip(gate.shape[-2:], y.shape[-2:], strict=True)):
-            return y * F.interpolate(gate, scale_factor=2.0, mode="nearest")
-        return y * F.interpolate(gate, y.shape[-2:], mode="nearest")
+        sides = zip(gate.shape[-2:], y.shape[-2:], strict=True)
+        # By constant factors, since sizes would be computed in the graph. One that is no whole number is a trifle too
+        # large: no runtime's rounding loses the last row, and no pixel gets another neighbour.
+        factors = [large / small if large % small == 0 else (large + 1e-3) / small for small, large in sides]
+        return y * F.interpolate(gate, scale_factor=factors, mode="nearest")
 
     return forward
 

@@ -149,9 +149,10 @@ def _slice(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, An
 
 def _resize(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
     scales = graph.tensors.get(node.input[2]) if len(node.input) > 2 else None
-    if attributes.get("mode") != b"nearest" or scales is None or len(scales) != 4 or (scales != scales.round()).any():
+    spelled = [attributes.get(key) for key in ("mode", "coordinate_transformation_mode", "nearest_mode")]
+    if spelled != [b"nearest", b"asymmetric", b"floor"] or scales is None or len(scales) != 4 or (scales < 1).any():
         return None
-    return {"factors": [int(factor) for factor in scales[2:]]}
+    return {"factors": scales[2:].tolist()}
 
 
 def _clip(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:

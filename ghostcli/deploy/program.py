@@ -26,10 +26,13 @@ from ghostcli.zoo.evaluate import Norm
 if TYPE_CHECKING:
     from ghostcli.zoo.weights import Loaded
 
-#: The only expressions that a program of ours holds: the number of images, whole numbers, and their sums and products.
-#: torch evaluates these strings, so no other is let through.
+#: The only expressions that a program of ours holds: the number of images, whole numbers, and what is computed of them
+#: in at most three steps. torch evaluates these strings, so no other is let through.
 TERM = r"(?:Symbol\('[a-z]\d+', positive=True, integer=True\)|Integer\(-?\d+\))"
-SYMBOL = re.compile(rf"{TERM}|(?:Add|Mul)\({TERM}(?:, {TERM})*\)")
+EXPRESSION = TERM
+for _ in range(3):
+    EXPRESSION = rf"(?:{TERM}|(?:Add|Mul|Min|Max)\({EXPRESSION}(?:, {EXPRESSION})*\))"
+SYMBOL = re.compile(EXPRESSION)
 #: The only operations: torch's own, and those of whole numbers.
 OPERATION = re.compile(r"torch\.ops\.aten\.[a-z0-9_]+\.[A-Za-z0-9_]+|_operator\.(?:add|sub|mul|floordiv|getitem)")
 MOST = 1 << 30  # bytes that an archive may unpack to

@@ -140,6 +140,10 @@ def build(name: str, classes: int, source_file: Path | None = None) -> nn.Module
         raise _usage_error(name, file, error, f"{function_name}({classes})") from error
     if not isinstance(model, nn.Module):
         raise wrong(name, f"{function_name}({classes}) returned {type(model).__name__}, not a torch.nn.Module")
+    if any(map(nn.parameter.is_lazy, model.parameters())):
+        raise wrong(
+            name, "the network has lazy layers, whose sizes are unknown before training; give their input sizes"
+        )
     if not any(p.requires_grad for p in model.parameters()):
         raise wrong(name, "the network has no parameter to train")
     if "spec" in dir(model) and not isinstance(model.spec, Spec):
