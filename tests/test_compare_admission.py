@@ -153,6 +153,7 @@ def older(run: Path) -> None:
 FRAUDS: dict[Callable[[Path], None], str] = {
     lambda run: edit(run / "result.json", seal=False, nll=0.1): "changed after it was written",
     lambda run: accuracy(run, selected=99.0, last=99.0): "metrics.jsonl 92.00 %",
+    lambda run: accuracy(run, selected=99.0): "its result is 99.0 %, and the accuracy of its last epoch 92.0 %",
     lambda run: accuracy(run, best=99.0): "result.json says 99.00 % (best)",
     swapped_predictions: "has changed since the result was written",
     swapped_and_sealed: "its predictions give 70.00 %, result.json says 92.00 %",

@@ -79,6 +79,8 @@ def test_the_last_override_wins_and_overrides_beat_files() -> None:
         ("data.limit=none", "data", "limit", None),
         ("augment.flip=none", "augment", "flip", "none"),
         ("optim.lr=1e-3", "optim", "lr", 1e-3),
+        ("optim.lr=.5", "optim", "lr", 0.5),
+        ("optim.lr=1.", "optim", "lr", 1.0),
         ("optim.lr=1", "optim", "lr", 1.0),
         ("optim={lr = 0.25}", "optim", "lr", 0.25),
         ("engine.deterministic=false", "engine", "deterministic", False),

@@ -74,7 +74,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
         "run": [row["run"] for row in rows],
         "status": [_status(row, most) for row in rows],
         "accuracy": [f"{row['accuracy']:.2f}" if row["accuracy"] is not None else "-" for row in rows],
-        "epoch": [f"{row['epoch']}/{row['epochs']}" for row in rows],
+        "epoch": [f"{row['epoch']}/{row['epochs'] or '-'}" for row in rows],
         "teaching": [f"{row['kind']} by {', '.join(row['teachers'])}" if row["kind"] else "-" for row in rows],
         "data": [row["data"] or "-" for row in rows],
         "recipe": [row["recipe"] or "-" for row in rows],

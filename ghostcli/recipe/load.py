@@ -6,6 +6,7 @@ other exception.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,14 +152,17 @@ def _no_section(name: str, value: Any) -> str:
     return f"{name}: is a section, with keys such as {name}.{keys.FIELDS[name][0]}; got {shown_value(value)}"
 
 
+BARE = re.compile(r"[+-]?(\d+\.|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
 def _value(text: str) -> Any:
-    """`text` as a TOML value. Text that is not TOML is a string."""
+    """`text` as a TOML value. Text that is not TOML is a string, but for `.1` and `1.`, which are numbers elsewhere."""
     if len(text) > files.MOST_COLUMNS:
         return text
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
-        return text.strip()
+        return float(text) if BARE.fullmatch(text.strip()) else text.strip()
     return parsed["value"] if len(parsed) == 1 else text.strip()
 
 

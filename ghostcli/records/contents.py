@@ -87,12 +87,11 @@ def _against_metrics(run: RunRecord) -> list[str]:
     """Compare the accuracies with metrics.jsonl, and the selection of the epoch with the recipe."""
     scores, rows = run.result.accuracy, run.metrics()
     by = "validation" if run.result.recipe.data.validation else "last"
-    last = scores.selected_by == "validation" or (scores.selected_epoch, scores.selected) == (
-        run.result.epochs,
-        scores.last,
-    )
-    if scores.selected_by != by or not last:
+    is_last = scores.selected_epoch == run.result.epochs
+    if scores.selected_by != by or not (is_last or by == "validation"):
         return [f"its result is epoch {scores.selected_epoch} by '{scores.selected_by}', its recipe says '{by}'"]
+    if by == "last" and scores.selected != scores.last:
+        return [f"its result is {scores.selected} %, and the accuracy of its last epoch {scores.last} %"]
     if not 1 <= scores.selected_epoch <= run.result.epochs:
         return [f"its result is epoch {scores.selected_epoch} of {run.result.epochs}"]
     if not rows and not (run.path / "metrics.jsonl").exists():

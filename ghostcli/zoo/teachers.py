@@ -188,7 +188,7 @@ def _answers(url: str) -> bool:
         urlopen(Request(url, method="HEAD"), timeout=DOWNLOAD_TIMEOUT).close()
     except HTTPError:
         return True
-    except (OSError, HTTPException):
+    except (OSError, HTTPException, ValueError):  # ValueError: it is no address
         return False
     return True
 
