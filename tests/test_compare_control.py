@@ -92,6 +92,7 @@ def test_a_control_without_a_baseline_has_the_notes_of_any_comparison(tmp_path: 
     page = tmp_path / "page.html"
     assert ghost("report", "--runs", tmp_path, "--out", page).code == 0
     assert "GN-S 1.0x &lt; ResNet-50 minus its control" in page.read_text()
+    assert ghost("table", "II", "--runs", tmp_path, "--plot", tmp_path / "forest.svg").code == 0
 
 
 def test_what_differs_in_more_than_blind_teachers_is_no_control(tmp_path: Path) -> None:

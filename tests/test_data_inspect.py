@@ -90,7 +90,10 @@ def test_a_part_that_is_there_and_cannot_be_used_is_not_called_missing(ghost, ph
     (tmp_path / "linked" / "test").mkdir()
     (tmp_path / "linked" / "train" / "cat").symlink_to(photos / "train" / "cat")
     remarks = " ".join(inspected(ghost, tmp_path / "linked")["remarks"])
-    assert "There is no" not in remarks and "In train/ no class in it can be used" in remarks
+    assert "There is no" not in remarks and "train/ has no class that can be used" in remarks
+    shutil.rmtree(tmp_path / "linked" / "test")
+    (tmp_path / "linked" / "val").mkdir()
+    assert "val/ has no class" in " ".join(inspected(ghost, tmp_path / "linked")["remarks"])
 
 
 def test_a_folder_is_walked_as_a_training_walks_it(ghost, photos: Path, tmp_path: Path) -> None:

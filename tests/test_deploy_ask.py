@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -70,6 +71,14 @@ def test_the_table_has_a_line_a_picture(ghost, digits_run, digits_runs, pictures
     assert len(lines) == 2
     for line, i in zip(lines, (3, 0), strict=True):
         assert f"{i:02}.png" in line and line.split()[-1] == str(logits[i].argmax()) and "%" in line
+
+
+def test_a_pipe_of_the_shell_is_a_picture(digits_run, digits_runs, pictures):
+    folder, logits = pictures
+    ghost = [sys.executable, "-m", "ghostcli", "predict", digits_run.id, "/dev/stdin", "--runs", digits_runs]
+    with subprocess.Popen(["cat", folder / "03.png"], stdout=subprocess.PIPE) as cat:
+        done = subprocess.run([*ghost, "--top", "1"], stdin=cat.stdout, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split()[-1] == str(logits[3].argmax()), done.stderr
 
 
 def test_a_name_with_a_line_end_has_one_line(ghost, digits_run, digits_runs, pictures):

@@ -102,6 +102,16 @@ def test_a_study_has_the_cells_of_its_tables_and_every_run(ghost, runs: Path, tm
     assert counts["chart lines"] == 4 and counts["chart"] == 2 and counts["row"] == 6 + 5  # rows, scales
 
 
+def test_a_run_on_each_side_without_an_interval_is_told_apart_by_nothing(ghost, tmp_path: Path) -> None:
+    """Tested on different images, so that no test compares them; nothing was looked at, either."""
+    write_run(tmp_path, "gns:1.0", test_images=1000)
+    write_run(tmp_path, "gns:1.0", "kd", ("vgg13",), test_images=500)
+    assert "not distinguished, because one side has one run" in " ".join(
+        made(ghost, tmp_path, "--runs", tmp_path).texts
+    )
+    assert not (tmp_path / ".looks.json").exists()
+
+
 def test_it_fetches_nothing_and_every_link_leads_somewhere(ghost, runs: Path, tmp_path: Path) -> None:
     page = made(ghost, tmp_path, "--runs", runs)
     ids = [a["id"] for _, a in page.elements if a.get("id")]

@@ -61,6 +61,9 @@ class Pair(nn.Module):
 def lazy(classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
 
+def lazier(classes):
+    return nn.Sequential(nn.LazyBatchNorm2d(affine=False), nn.Flatten(), nn.Linear(3072, classes))
+
 def pair(classes):
     return Pair(classes)
 
@@ -260,6 +263,7 @@ WRONG = {
     "py:net.py:broken": "raised RuntimeError: net.py:28:",
     "py:net.py:pair": "forward returned tuple",
     "py:net.py:lazy": "the network has lazy layers",
+    "py:net.py:lazier": "the network has lazy layers",
     "py:no_such_package.net:tiny": "there is no module no_such_package",
     "py:bad.py:tiny": "importing it raised ModuleNotFoundError: bad.py:1: No module named 'not_there'",
     "py:worse.py:tiny": "importing it raised SyntaxError: worse.py:1:",

@@ -217,9 +217,9 @@ def act(ctx: typer.Context, common: Common, job_of: Callable[[int], Job]) -> Non
         show_scripts(todo, options)
     elif options.place.detach:
         leave(todo, options)
-        from ghostcli.run.queue import told as queued
+        from ghostcli.run import queue
 
-        show_results(todo, common, queued(options.runs))
+        show_results(todo, common, queue.told(options.runs) if common.json else {})
     else:
         try:
             done = launch.carry_out(todo, packed(todo, options))

@@ -101,7 +101,7 @@ class Difference:
     @property
     def of_two_networks(self) -> bool:
         """Whether a side has one run, so its spread over runs is unknown."""
-        return self.covers == IMAGES_ONLY
+        return self.covers == IMAGES_ONLY or 1 in self.units
 
     def p_equivalent(self, margin: float) -> float | None:
         """p of "they differ by `margin` points or more": the larger of two one-sided tests (Schuirmann 1987)."""

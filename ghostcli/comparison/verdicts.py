@@ -58,7 +58,7 @@ def verdict(delta: Difference, p: float | None, p_equivalent: float | None) -> s
     With one run on a side the verdict is always "not distinguished", with an interval or without: the spread over runs
     is unknown.
     """
-    if 1 in delta.units or delta.of_two_networks:
+    if delta.of_two_networks:
         return UNDECIDED
     if delta.low is None:
         return None

@@ -5,6 +5,7 @@ Invariant: a folder with faults is described, and each fault is named. It is an 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -129,12 +130,12 @@ def _equal(pictures: Sequence[_Picture], apart: Callable[[_Picture], str]) -> tu
 
 def _remarks(counts: dict[str, dict[str, int]], broken: int, there: set[str]) -> Iterator[str]:
     train, test = counts.get("train", {}), counts.get("test", {})
-    unread = "no class in it can be used" if broken else "there are no classes in it"
+    unusable = "has no class that can be used" if broken else "has no classes"
     if not train:
-        what = f"In train/ {unread}" if "train" in there else "There is no train/"
+        what = f"train/ {unusable}" if "train" in there else "There is no train/"
         yield f"{what}, so there is nothing to train on."
-    if not test and {"test", "val"} & there:
-        yield f"In test/ {unread}."
+    if not test and (held := [part for part in ("test", "val") if part in there]):
+        yield f"{held[0]}/ {unusable}."
     elif not test:
         yield "There is no test/: `ghost data split PATH --out NEW` makes one, stratified by class."
     for part, other, names in (
@@ -264,7 +265,8 @@ def split(folder: Path, out: Path, share: float, seed: int) -> Counter[str]:
             shutil.copyfile(source, unfinished / target)
         os.rename(unfinished, out)
     except OSError as error:
-        raise GhostError(f"{printable(out)}: cannot be written ({error.strerror or error})") from error
+        kind = GhostError if error.errno in (errno.ENOSPC, errno.EDQUOT) else UsageError
+        raise kind(f"{printable(out)}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return Counter(target.parts[0] for _, target in copies)

@@ -31,7 +31,7 @@ def list_pictures(asked: Sequence[str]) -> list[str]:
     files: list[str] = []
     for name in asked:
         if not name:
-            raise UsageError('IMAGE: "" names no picture; had a variable no value?')
+            raise UsageError('IMAGE: "" names no picture; is a variable empty?')
         path = Path(name)
         if name == STDIN or not path.is_dir():
             files.append(name)
@@ -90,7 +90,8 @@ def _read(name: str, size: int) -> np.ndarray | str:
     """The pixels of a picture, or what is wrong with it."""
     try:
         if name != STDIN:
-            if os.path.exists(name) and not os.path.isfile(name):
+            named = Path(name).suffix.lower() in SUFFIXES  # a pipe of the shell has another name, and is read
+            if named and os.path.exists(name) and not os.path.isfile(name):
                 return f"{printable(name)}: is named as an image but is not a file"
             return decode(Path(name), size)
         return decode(io.BytesIO(sys.stdin.buffer.read()), size, "standard input")
@@ -122,7 +123,7 @@ def answers_on_test(network: Network, data_name: str | None) -> tuple[np.ndarray
     try:
         data = load(section)
     except UsageError as error:
-        if data_name is not None:
+        if data_name is not None or os.path.isdir(section.name.removeprefix("folder:")):
             raise
         where = f"{error}. {printable(network.label)} was tested on {printable(section.name)}"
         raise UsageError(f"{where}: name its place now with --data") from error

@@ -86,13 +86,14 @@ function pair(a, b, f) {
 }
 
 function resize(x, [fy, fx]) {
-  const [channels, height, width] = x.shape, [rows, columns] = [Math.floor(height * fy), Math.floor(width * fx)];
+  const [channels, height, width] = x.shape, scaled = (side, factor) => Math.floor(Math.fround(side * factor));
+  const [rows, columns] = [scaled(height, fy), scaled(width, fx)];
   const out = value([channels, rows, columns]);
   let at = 0;
   for (let c = 0; c < channels; c++)
     for (let y = 0; y < rows; y++)
       for (let z = 0; z < columns; z++)
-        out.data[at++] = x.data[(c * height + Math.floor(y / fy)) * width + Math.floor(z / fx)];
+        out.data[at++] = x.data[(c * height + Math.floor(Math.fround(y / fy))) * width + Math.floor(Math.fround(z / fx))];
   return out;
 }
 

@@ -150,7 +150,9 @@ def _slice(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, An
 def _resize(graph: _Graph, node: Any, attributes: dict[str, Any]) -> dict[str, Any] | None:
     scales = graph.tensors.get(node.input[2]) if len(node.input) > 2 else None
     spelled = [attributes.get(key) for key in ("mode", "coordinate_transformation_mode", "nearest_mode")]
-    if spelled != [b"nearest", b"asymmetric", b"floor"] or scales is None or len(scales) != 4 or (scales < 1).any():
+    if spelled != [b"nearest", b"asymmetric", b"floor"] or scales is None or len(scales) != 4:
+        return None
+    if (scales[:2] != 1).any() or (scales < 1).any():
         return None
     return {"factors": scales[2:].tolist()}
 

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from ghostcli.zoo.weights import Loaded
 
 #: The only expressions that a program of ours holds: the number of images, whole numbers, and what is computed of them
-#: in at most three steps. torch evaluates these strings, so no other is let through.
+#: in at most three steps. torch evaluates these strings, so no other is let through, and no long one: the minimum of a
+#: hundred symbols takes it seconds.
 TERM = r"(?:Symbol\('[a-z]\d+', positive=True, integer=True\)|Integer\(-?\d+\))"
 EXPRESSION = TERM
 for _ in range(3):
     EXPRESSION = rf"(?:{TERM}|(?:Add|Mul|Min|Max)\({EXPRESSION}(?:, {EXPRESSION})*\))"
-SYMBOL = re.compile(EXPRESSION)
+SYMBOL = re.compile(rf"(?=.{{0,300}}$){EXPRESSION}")
 #: The only operations: torch's own, and those of whole numbers.
 OPERATION = re.compile(r"torch\.ops\.aten\.[a-z0-9_]+\.[A-Za-z0-9_]+|_operator\.(?:add|sub|mul|floordiv|getitem)")
 MOST = 1 << 30  # bytes that an archive may unpack to

@@ -25,7 +25,7 @@ def key_lines(text: str) -> dict[Path, int]:
         try:
             tree = tomllib.loads(statement)
         except tomllib.TOMLDecodeError:  # the value ends on a later line
-            if number - start == LONGEST:
+            if number - start + 1 == LONGEST:
                 break
             continue
         statement = ""

@@ -32,7 +32,7 @@ def find(runs: Path, name: str) -> RunRecord:
     UsageError if there is none. GhostError if the files of a network that comes with ghost have changed.
     """
     if not name:
-        raise UsageError('"" names no network; had a variable no value?')
+        raise UsageError('"" names no network; is a variable empty?')
     if not name.startswith(PRETRAINED):
         return record.find(runs, name)
     known = shipped()

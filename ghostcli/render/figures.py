@@ -227,8 +227,10 @@ def front(points: Sequence[Point], cost: str = "Parameters, train form (millions
 @styled
 def forest(tables: Sequence[Table]) -> Figure:
     """Differences with 95 % intervals, one panel per table and family. Printed differences are hollow diamonds."""
-    table_rows = [(table, [row for row in table.rows if row.delta or (row.taught and row.printed)]) for table in tables]
-    table_rows = [(table, rows) for table, rows in table_rows if any(row.delta for row in rows)]
+    table_rows = [
+        (table, [row for row in table.rows if row.comparisons or (row.taught and row.printed)]) for table in tables
+    ]
+    table_rows = [(table, rows) for table, rows in table_rows if any(row.comparisons for row in rows)]
     _needs(table_rows, "a forest plot needs a taught run and its baseline; `ghost table` says which commands make them")
     counts = [len(rows) for _, rows in table_rows]
     chosen = any(row.differs for _, rows in table_rows for row in rows)  # then the title names the baseline

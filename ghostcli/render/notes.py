@@ -130,7 +130,7 @@ def general(tables: Sequence[Table]) -> Iterable[str]:
     if any(line.delta and line.delta.of_two_networks for line in lines):
         yield (
             f"{SINGLE} at a Δ: one run on a side: seed noise alone can cause this gap, so it is {UNDECIDED}. "
-            "The interval covers test images only, for these networks. More seeds can distinguish it: "
+            "An interval covers test images only, for these networks. More seeds can distinguish it: "
             "`--seed 0 --seed 1 --seed 2` with a training command, `--seeds 3` with `ghost reproduce`."
         )
     comparisons = [(row, line, other) for row in rows for line, other in row.comparisons]
@@ -195,11 +195,13 @@ def lacking(found: Iterable[Lack]) -> Iterable[str]:
 
 
 def _how_wide(lines: Iterable[Line]) -> str:
-    tests = {line.delta.test for line in lines}
+    tests = {line.delta.test for line in lines if line.delta.low is not None}
     both, seeds = "95 % interval over seeds and test images (two levels)", "over seeds only"
-    if not tests & {RUNS_ONLY, None}:
+    if not tests:
+        return "without an interval, because there are no predictions for these accuracies"
+    if RUNS_ONLY not in tests:
         return both
-    if tests <= {RUNS_ONLY, None}:
+    if tests == {RUNS_ONLY}:
         return f"95 % interval {seeds}, because there are no predictions for these accuracies"
     return f"{both}, or {seeds} if there are no predictions for the accuracies"
 

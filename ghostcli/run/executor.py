@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 from ghostcli import display, signals
@@ -46,13 +46,19 @@ class Executor(ABC):
     def free(self) -> bool:
         """Whether another job can start now."""
 
-    def forget(self, job: Job) -> None:
-        """Rename the earlier run of a job, which then begins anew."""
-        run = RunWriter(self.options.runs, job.id)
-        if run.path.exists():
-            with run.locked(self.show.line):
-                if aside := run.set_aside():
-                    self.show.line(f"{job.id}: the earlier run was renamed to {printable(aside)}")
+    def forget(self, jobs: Sequence[Job]) -> None:
+        """Rename the earlier runs of jobs, which then begin anew.
+
+        It is done before the first job starts. So after a stop the same command without --no-resume trains all of them,
+        and finds none of the earlier ones.
+        """
+        for job in jobs:
+            signals.raise_if_received()
+            run = RunWriter(self.options.runs, job.id)
+            if run.path.exists():
+                with run.locked(self.show.line):
+                    if aside := run.set_aside():
+                        self.show.line(f"{job.id}: the earlier run was renamed to {printable(aside)}")
 
     @abstractmethod
     def start(self, job: Job) -> None:

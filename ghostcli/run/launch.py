@@ -64,7 +64,8 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
     failed: dict[str, GhostError] = {}
     ready: list[int] = []  # a heap of places in the plan
     with executor or executor_for(plan, options) as place:
-        _forget(plan, options, place)
+        if not options.resume:
+            place.forget(plan.requested)
         graph = TopologicalSorter[str]()
         for job in plan.jobs:
             graph.add(job.id, *(t.id for t in job.teachers if t.id in number and not place.ahead))
@@ -93,15 +94,6 @@ def run(plan: Plan, options: Options, executor: Executor | None = None) -> Itera
                 yield Outcome(job, error)
 
 
-def _forget(plan: Plan, options: Options, place: Executor) -> None:
-    """With --no-resume: rename the earlier runs of all requested jobs before the first job starts.
-
-    So after a stop the same command without --no-resume trains all of them, and finds none of the earlier ones.
-    """
-    for job in () if options.resume else plan.requested:
-        place.forget(job)
-
-
 def detach(plan: Plan, options: Options) -> int:
     """Submit all jobs of a plan that are not done to Slurm, and leave. Returns how many there are."""
     options = replace(options, seeds=plan.seeds)
@@ -109,7 +101,8 @@ def detach(plan: Plan, options: Options) -> int:
     jobs = left(plan, options)
     if jobs:
         with signals.handled(), Slurm(options, len(jobs)) as place:
-            _forget(plan, options, place)
+            if not options.resume:
+                place.forget(plan.requested)
             for job in jobs:
                 place.start(job)
             place.tell()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -52,16 +53,15 @@ class Slurm(Executor):
     def __exit__(self, *_: object) -> None:
         self.stack.close()  # what is in the queue stays there
 
-    def forget(self, job: Job) -> None:
-        """Also cancel it in the queue, and wait for its outcome, which else could pass for that of the next one."""
-        runs = self.options.runs
-        number = queue.number_of(runs, job.id)
-        if number in self.there and self.there[number].name == job.id:
-            self.show.line(f"{job.id}: cancelling Slurm job {number}")
-            _cancel({number})
-        for kind in ("slurm.json", "outcome.json"):
-            spec.path(runs, job.id, kind).unlink(missing_ok=True)
-        super().forget(job)
+    def forget(self, jobs: Sequence[Job]) -> None:
+        """Also cancel them in the queue, and wait for their outcomes, which else could pass for those of the next."""
+        numbers = {job.id: queue.number_of(self.options.runs, job.id) or "" for job in jobs}
+        with contextlib.suppress(GhostError):  # one that has ended since the queue was asked
+            self._cancel({n for run, n in numbers.items() if n in self.there and self.there[n].name == run})
+        super().forget(jobs)
+        for run in numbers:
+            for kind in ("slurm.json", "outcome.json"):
+                spec.path(self.options.runs, run, kind).unlink(missing_ok=True)
 
     def start(self, job: Job) -> None:
         """Submit a job, or find it in the queue. Its teachers were started before."""
@@ -182,18 +182,18 @@ class Slurm(Executor):
 
     def _end(self) -> None:
         """Cancel the jobs of this plan and wait until those that ran have saved."""
-        mine = {self.numbers[run] for run in self.jobs}
-        self.show.line(f"Slurm: cancelling {jobs(len(mine))}; what runs is saved first")
-        _cancel(mine)
+        self._cancel({self.numbers[run] for run in self.jobs})
 
-
-def _cancel(numbers: set[str]) -> None:
-    """Cancel jobs and wait until those that ran have saved."""
-    queue.cancel(sorted(numbers))
-    end = time.monotonic() + SAVES
-    with contextlib.suppress(queue.Silent):
-        while numbers & queue.states().keys() and time.monotonic() < end:
-            time.sleep(PAUSE)
+    def _cancel(self, numbers: set[str]) -> None:
+        """Cancel jobs and wait until those that ran have saved."""
+        if not numbers:
+            return
+        self.show.line(f"Slurm: cancelling {jobs(len(numbers))}; what runs is saved first")
+        queue.cancel(sorted(numbers))
+        end = time.monotonic() + SAVES
+        with contextlib.suppress(queue.Silent):
+            while numbers & queue.states().keys() and time.monotonic() < end:
+                time.sleep(PAUSE)
 
 
 def jobs(count: int) -> str:

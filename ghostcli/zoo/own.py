@@ -140,7 +140,7 @@ def build(name: str, classes: int, source_file: Path | None = None) -> nn.Module
         raise _usage_error(name, file, error, f"{function_name}({classes})") from error
     if not isinstance(model, nn.Module):
         raise wrong(name, f"{function_name}({classes}) returned {type(model).__name__}, not a torch.nn.Module")
-    if any(map(nn.parameter.is_lazy, model.parameters())):
+    if any(map(nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
         raise wrong(
             name, "the network has lazy layers, whose sizes are unknown before training; give their input sizes"
         )
