@@ -113,7 +113,9 @@ def trials() -> list[Trial]:
     longer: dict[str, dict[str, object]] = {
         "kd, T = 2": {},
         "decay 2e-4": {"optim.weight_decay": 2e-4},
+        "decay 1e-4": {"optim.weight_decay": 1e-4},
         "padding 4": {"augment.pad": 4},
+        "decay 5e-5": {"optim.weight_decay": 5e-5},
         "rate 0.4": {"optim.lr": 0.4},
         "standardised": {"distill.standardize": True},
         "muon 0.05, rest 0.8": {"optim.name": "muon", "optim.lr": 0.05, "optim.rest_lr": 0.8},

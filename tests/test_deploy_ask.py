@@ -254,6 +254,17 @@ def test_data_that_are_elsewhere_are_asked_for(ghost, photos_run, tmp_path, monk
     assert done.code == 2 and "there is no such folder here" in done.err and "with --data" in done.err, done.err
 
 
+def test_data_that_have_no_place_of_their_own_are_not_asked_for(ghost, monkeypatch):
+    from ghostcli.deploy import ask
+    from ghostcli.errors import UsageError
+
+    def load(section):
+        raise UsageError(f"{section.name}: cannot be fetched")
+
+    monkeypatch.setattr(ask, "load", load)
+    assert ghost("evaluate", "pretrained/gns-0.25").err == "ghost: cifar10: cannot be fetched\n"
+
+
 def test_unknown_data_are_named_as_by_a_training(ghost, digits_run, digits_runs):
     done = ghost("evaluate", f"run/{digits_run.id}", "--runs", digits_runs, "--data", "digit")
     assert done.code == 2 and "--data" in done.err and "digits" in done.err and done.err.count("\n") <= 2

@@ -123,7 +123,8 @@ def answers_on_test(network: Network, data_name: str | None) -> tuple[np.ndarray
     try:
         data = load(section)
     except UsageError as error:
-        if data_name is not None or os.path.isdir(section.name.removeprefix("folder:")):
+        folder = section.name.removeprefix("folder:")
+        if data_name is not None or folder == section.name or os.path.isdir(folder):
             raise
         where = f"{error}. {printable(network.label)} was tested on {printable(section.name)}"
         raise UsageError(f"{where}: name its place now with --data") from error
