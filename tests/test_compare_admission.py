@@ -409,6 +409,15 @@ def test_a_users_own_network_is_shown_without_its_source(tmp_path: Path, monkeyp
     assert [(r.student, r.ours.n) for r in rows] == [("py:net.py:make", 1)] * 2
 
 
+def at_chance(run: Path) -> None:
+    """Let all accuracies of a record be 10 %."""
+    edit(run / "result.json", accuracy=result(run)["accuracy"] | dict.fromkeys(("last", "best", "selected"), 10.0))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for epoch in rows:
+        epoch["test"]["accuracy"] = 10.0
+    (run / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in rows))
+
+
 def test_networks_that_collapsed_to_one_class_are_not_called_copies(tmp_path):
     """Their errors are equal and their weights and logits are not. Without them the others would be a selection."""
     labels = np.arange(1000) % 10
@@ -417,11 +426,7 @@ def test_networks_that_collapsed_to_one_class_are_not_called_copies(tmp_path):
         logits = np.random.default_rng(seed).normal(size=(1000, 10))
         logits[:, 4] += 20
         replace_predictions(run, logits.astype(np.float16), labels)
-        edit(run / "result.json", accuracy=result(run)["accuracy"] | dict.fromkeys(("last", "best", "selected"), 10.0))
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for epoch in rows:
-            epoch["test"]["accuracy"] = 10.0
-        (run / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in rows))
+        at_chance(run)
     admitted = admit(record.scan(tmp_path))
     assert len(admitted.runs) == 3 and not admitted.left_out
     for file in tmp_path.glob("*/*/predictions.npz"):  # a study holds no logits
@@ -439,10 +444,7 @@ def test_a_network_with_the_errors_of_a_collapsed_one_is_not_called_its_copy(tmp
         logits[:, 4] += 20
         logits[0, 1] += 40 * seed
         replace_predictions(run, logits.astype(np.float16), labels)
-        edit(run / "result.json", accuracy=result(run)["accuracy"] | dict.fromkeys(("last", "best", "selected"), 10.0))
-        epoch = json.loads((run / "metrics.jsonl").read_text())
-        epoch["test"]["accuracy"] = 10.0
-        (run / "metrics.jsonl").write_text(json.dumps(epoch) + "\n")
+        at_chance(run)
     assert not admit(record.scan(tmp_path)).left_out
 
 

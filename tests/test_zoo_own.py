@@ -350,6 +350,12 @@ def test_an_own_network_is_exported_with_constants_beside_its_maps(ghost, net):
         assert row["problem"] is None and ghost("predict", row["file"], "shown.png").code == 0
 
 
+def trains_and_is_read_again(ghost, name: str) -> None:
+    run = json.loads(ghost("train-teacher", f"py:net.py:{name}", *TINY, "--json").out)["run"]
+    assert ghost("export", run, "--out", "net.pt2", "--no-timing").code == 0
+    assert ghost("evaluate", "net.pt2").code == 0
+
+
 def test_a_program_with_the_number_of_images_in_a_shape_is_read_again(ghost, net):
     net.write_text(
         NET.replace(
@@ -360,9 +366,7 @@ def test_a_program_with_the_number_of_images_in_a_shape_is_read_again(ghost, net
             "def folded(classes):\n    return Folded(classes)\n\ndef wide",
         )
     )
-    run = json.loads(ghost("train-teacher", "py:net.py:folded", *TINY, "--json").out)["run"]
-    assert ghost("export", run, "--out", "net.pt2", "--no-timing").code == 0
-    assert ghost("evaluate", "net.pt2").code == 0
+    trains_and_is_read_again(ghost, "folded")
 
 
 def test_a_program_of_attention_is_read_again(ghost, net):
@@ -378,9 +382,7 @@ def test_a_program_of_attention_is_read_again(ghost, net):
             "def attentive(classes):\n    return Attentive(classes)\n\ndef wide",
         )
     )
-    run = json.loads(ghost("train-teacher", "py:net.py:attentive", *TINY, "--json").out)["run"]
-    assert ghost("export", run, "--out", "net.pt2", "--no-timing").code == 0
-    assert ghost("evaluate", "net.pt2").code == 0
+    trains_and_is_read_again(ghost, "attentive")
 
 
 def test_a_module_that_was_imported_before_a_change_is_imported_anew(net):
